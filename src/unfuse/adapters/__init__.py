@@ -1,0 +1,1 @@
+"""Where fused models are cut, one module a family."""

@@ -1,0 +1,78 @@
+"""Where a fused model is cut. An adapter is the only code that knows a model family.
+
+It gives stages 1 to 3 and the prompt that stage 4 takes, and keeps the model's own fused ``generate`` callable, so that
+the parts can be proved equal to the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from unfuse.features import Features
+from unfuse.samples import Sample
+from unfuse.stages import Loaded, Prepared, Prompt, Provenance
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """What the model's own ``generate`` gave."""
+
+    token_ids: tuple[int, ...]
+    """The new tokens, end token included."""
+    logits: torch.Tensor
+    """float32 ``[len(token_ids), V]``, what each was chosen from."""
+
+
+class Adapter(Protocol):
+    """One loaded model of one family."""
+
+    family: str
+    model: Any
+    """The Hugging Face model; an engine calls its ``forward``."""
+    fingerprint: str
+    notes: tuple[str, ...]
+    """What a reader of a report must know: random weights, added tokens, ..."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+
+    def load(self, sample: Sample) -> Loaded:
+        """Stage 1: bytes on disk to frames."""
+
+    def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
+        """Stage 2: frames to pixel values on the device, text to token ids."""
+
+    def encode(self, prepared: Prepared) -> Features:
+        """Stage 3: every frame, and everything that happens on the vision side."""
+
+    def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
+        """Text embeddings with the features in their place; never touches the tower.
+
+        Raises:
+            FeaturesError: the features are not this model's.
+        """
+
+    def tokenize(self, question: str, features: Features) -> Prepared:
+        """Stage 2 for a further question about encoded features."""
+
+    def decode_text(self, token_ids: tuple[int, ...]) -> str:
+        """Tokens to text, without special ones."""
+
+    def fused_generate(self, prepared: Prepared, *, max_new_tokens: int, ignore_eos: bool = False) -> Fused:
+        """The model's own ``generate`` from pixels, greedy."""
+
+    def expected_provenance(self) -> Provenance:
+        """What features of this model must say."""
+
+    def vision_modules(self) -> Mapping[str, tuple[Any, int]]:
+        """Modules of the vision side by name, with how often ``encode`` calls each for one sample."""

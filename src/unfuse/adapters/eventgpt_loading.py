@@ -1,0 +1,77 @@
+"""Builds an EventGPT adapter: from a checkpoint folder, or at real size with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from unfuse.adapters.eventgpt import EventGPTAdapter
+from unfuse.models.eventgpt import EventChatConfig, EventChatModel, EventGPTProcessor
+from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
+from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+
+
+def load_folder(
+    folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()
+) -> EventGPTAdapter:
+    """Loads a checkpoint in the published format.
+
+    Raises:
+        CheckpointError: it is incomplete or damaged.
+    """
+    logging.disable_progress_bar()
+    model = EventChatModel.from_pretrained(folder, dtype=dtype).to(device).eval()
+    tokenizer = load_tokenizer(folder, model.config)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (wanted := model_vocabulary(tokenizer)) != rows:
+        _resize(model, wanted)
+        notes = (*notes, f"embeddings resized from {rows} to {wanted} rows for the event tokens; new rows are untrained")
+        fingerprint = model_fingerprint(model)
+    else:
+        fingerprint = cached_model_fingerprint(model, folder, dtype)
+    return EventGPTAdapter(model, tokenizer, load_event_processor(folder, model.config), fingerprint, notes)
+
+
+def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> EventGPTAdapter:
+    """EventGPT-7b's shape (32 layers, 4096 wide, CLIP ViT-L/14 at 336) with random weights, made on the device."""
+    from unfuse.samples.demo import demo_checkpoint
+
+    demo = demo_checkpoint()
+    config = EventChatConfig(
+        vocab_size=32003,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        mm_visual_tower="openai/clip-vit-large-patch14-336",
+        event_feature_adaptor=True,
+        spatial_temporal_encoder=True,
+        mm_use_im_start_end=True,
+        mm_use_im_patch_token=True,
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        model = EventChatModel._from_config(config, dtype=dtype).to(device).eval()
+    model.generation_config.eos_token_id = config.eos_token_id
+    tokenizer = EventGPTProcessor.from_pretrained(demo).tokenizer
+    notes = ("random weights: timings only",)
+    processor = load_event_processor("", config)
+    return EventGPTAdapter(model, tokenizer, processor, model_fingerprint(model), notes)
+
+
+def _resize(model: EventChatModel, rows: int) -> None:
+    """Gives new rows the mean of the old ones, so that loading twice gives the same model."""
+    before = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if rows > before:
+                module.weight[before:] = module.weight[:before].mean(dim=0)

@@ -1,0 +1,105 @@
+"""Every exception of the package, and the one form its messages take.
+
+UnfuseError
+├── InputError                 what the user gave is at fault; exit code 2
+│   ├── FileAccessError        a file is missing or cannot be read
+│   ├── EventFileError         an event file is truncated, corrupt or of an unknown format
+│   │   └── UnsafeFileError    an event file asks for more than plain numpy arrays; nothing of it was run
+│   ├── EventStreamError       events were read, but they are not a valid stream
+│   ├── MediaError             a frame, image or video cannot be decoded
+│   ├── DatasetError           a dataset folder or its JSON is malformed
+│   ├── CheckpointError        a checkpoint folder is incomplete or does not fit the architecture
+│   ├── PromptError            a question or token sequence cannot be used
+│   ├── FeaturesError          features that do not belong to this model, dtype or width
+│   ├── DeviceError            a device, dtype or engine that does not exist here
+│   ├── RunFolderError         a run folder is occupied, damaged or belongs to another run
+│   └── MissingPackageError    an optional package is not installed
+└── VerificationError          a check, verdict or regression failed; exit code 1
+
+A message is one line: the thing, what was found, what was expected, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class UnfuseError(Exception):
+    """Root of the tree.
+
+    Args:
+        what: the thing at fault, named (a path, an argument, a tensor).
+        found: what was found there.
+        expected: what would have been right.
+        fix: the way out.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, found: object = None, expected: object = None, fix: str | None = None):
+        parts = [what]
+        if found is not None:
+            parts.append(f"found {found}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        message = ": ".join(parts[:1] + [", ".join(parts[1:])] if parts[1:] else parts)
+        if fix:
+            message = f"{message}. {fix[0].upper()}{fix[1:]}"
+        # A file may put line breaks and terminal codes into names; a message stays one printable line.
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
+
+
+class InputError(UnfuseError):
+    """What the user gave is at fault."""
+
+    exit_code = 2
+
+
+class FileAccessError(InputError):
+    """A file is missing or cannot be read."""
+
+
+class EventFileError(InputError):
+    """An event file is truncated, corrupt or of an unknown format."""
+
+
+class UnsafeFileError(EventFileError):
+    """An event file asks for more than plain numpy arrays. Nothing of it was run."""
+
+
+class EventStreamError(InputError):
+    """Events were read, but they are not a valid stream."""
+
+
+class MediaError(InputError):
+    """A frame, image or video cannot be decoded."""
+
+
+class DatasetError(InputError):
+    """A dataset folder or its JSON is malformed."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder is incomplete or does not fit the architecture."""
+
+
+class PromptError(InputError):
+    """A question or token sequence cannot be used."""
+
+
+class FeaturesError(InputError):
+    """Features that do not belong to this model, dtype or width."""
+
+
+class DeviceError(InputError):
+    """A device, dtype or engine that does not exist here."""
+
+
+class RunFolderError(InputError):
+    """A run folder is occupied, damaged or belongs to another run."""
+
+
+class MissingPackageError(InputError):
+    """An optional package is not installed."""
+
+
+class VerificationError(UnfuseError):
+    """A check, verdict or regression failed."""

@@ -1,0 +1,105 @@
+"""EventGPT ``.npy``: a pickled dict of arrays x, y, t, p; also a plain structured array with these fields.
+
+``np.load`` is not used: for the published format it would need ``allow_pickle``.
+"""
+
+from __future__ import annotations
+
+import ast
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfuse.errors import EventFileError, UnsafeFileError
+from unfuse.events.pickled_arrays import load_pickled_arrays
+from unfuse.events.stream import EventStream
+
+MAGIC: Final = b"\x93NUMPY"
+_FIELDS: Final = ("x", "y", "t", "p")
+_MAX_HEADER: Final = 10_000
+
+
+def read_npy(path: Path) -> EventStream:
+    """Reads and validates one recording.
+
+    Raises:
+        UnsafeFileError: the pickle holds anything but plain arrays.
+        EventFileError: truncated, corrupt, or without x, y, t and p.
+        EventStreamError: the columns are not a valid stream.
+    """
+    source = str(path)
+    data = path.read_bytes()
+    header, start = _header(data, source)
+    descr, shape = header["descr"], header["shape"]
+    value: Any
+    if descr == "|O":
+        value = load_pickled_arrays(data[start:], source)
+        while isinstance(value, list) and len(value) == 1:
+            value = value[0]
+    else:
+        value = _structured(descr, shape, data, start, source)
+    columns = _columns(value, source)
+    return EventStream.from_arrays(**columns, source=source)
+
+
+def _header(data: bytes, source: str) -> tuple[dict[str, Any], int]:
+    """The header's dict and where the data starts (numpy.lib.format, versions 1 to 3)."""
+    wanted = "a complete .npy header"
+    if len(data) < 10 or not data.startswith(MAGIC):
+        raise EventFileError(source, found=f"{len(data)} bytes that do not start a .npy file", expected=wanted)
+    layout, offset = ("<H", 10) if data[6] == 1 else ("<I", 12)
+    if data[6] not in (1, 2, 3) or len(data) < offset:
+        raise EventFileError(source, found=f".npy version {data[6]}", expected="1, 2 or 3")
+    (length,) = struct.unpack_from(layout, data, 8)
+    if length > _MAX_HEADER or offset + length > len(data):
+        raise EventFileError(source, found=f"a header of {length} bytes in {len(data)}", expected=wanted)
+    try:
+        text = data[offset : offset + length].decode("latin1" if data[6] < 3 else "utf-8")
+        header = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
+        raise EventFileError(source, found=f"a malformed header ({type(error).__name__})", expected=wanted) from None
+    if not isinstance(header, dict) or {"descr", "shape", "fortran_order"} - set(header):
+        raise EventFileError(source, found="a header without descr and shape", expected=wanted)
+    return header, offset + length
+
+
+def _structured(descr: Any, shape: Any, data: bytes, start: int, source: str) -> NDArray[np.void]:
+    if not isinstance(descr, list) or not all(
+        isinstance(field, tuple) and len(field) == 2 and all(isinstance(part, str) for part in field) for field in descr
+    ):
+        raise EventFileError(source, found=f"dtype {descr!r:.60}", expected="a dict or record of x, y, t and p")
+    try:
+        dtype = np.dtype(descr)
+    except (TypeError, ValueError):
+        raise EventFileError(source, found=f"dtype {descr!r:.60}", expected="fields x, y, t and p") from None
+    if any(dtype[name].kind not in "iub" for name in dtype.names or ()):
+        raise UnsafeFileError(source, found=f"dtype {dtype}"[:120], expected="integer fields")
+    if not (isinstance(shape, tuple) and len(shape) == 1 and isinstance(shape[0], int) and shape[0] >= 0):
+        raise EventFileError(source, found=f"shape {shape!r:.60}", expected="one dimension")
+    size = dtype.itemsize * shape[0]
+    if size != len(data) - start:
+        raise EventFileError(
+            source, found=f"{len(data) - start} bytes of events", expected=f"{size} for {shape[0]} events"
+        )
+    return np.frombuffer(data, dtype=dtype, count=shape[0], offset=start)
+
+
+def _columns(value: Any, source: str) -> dict[str, NDArray[np.generic]]:
+    if isinstance(value, dict):
+        names: tuple[str, ...] = tuple(value)
+    elif isinstance(value, np.ndarray) and value.dtype.names:
+        names = value.dtype.names
+    else:
+        raise EventFileError(source, found=type(value).__name__, expected="a dict or record of x, y, t and p")
+    if missing := [name for name in _FIELDS if name not in names]:
+        raise EventFileError(
+            source, found=f"fields {', '.join(map(str, names))[:80] or 'none'}", expected=f"also {', '.join(missing)}"
+        )
+    columns = {name: value[name] for name in _FIELDS}
+    for name, column in columns.items():
+        if not isinstance(column, np.ndarray):
+            raise EventFileError(f"{source}: {name}", found=type(column).__name__, expected="an array")
+    return columns

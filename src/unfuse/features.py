@@ -1,0 +1,132 @@
+"""Features: what Stage 3 computes once and Stage 4 takes, with where they come from.
+
+They are a value, not a bare tensor: giving features of another model, dtype or width to Stage 4 is an error that says
+both sides, and a file of them cannot be mistaken for another scene's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from unfuse.checksum import digest_tensors
+from unfuse.errors import FeaturesError, FileAccessError
+from unfuse.stages import Provenance
+
+if TYPE_CHECKING:
+    import torch
+
+_FORMAT: Final = "unfuse.features/1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Exactly what replaces the media placeholder, and its provenance."""
+
+    tensor: torch.Tensor
+    """``[N, H]``, or ``[items, N, H]`` where a prompt holds several media items."""
+    provenance: Provenance
+    _digests: dict[int, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        found = (str(self.tensor.dtype).removeprefix("torch."), tuple(self.tensor.shape))
+        if found != (self.provenance.dtype, self.provenance.shape):
+            raise FeaturesError(
+                "features", found=f"{found[0]} {list(found[1])}", expected=f"{self.provenance.dtype} "
+                f"{list(self.provenance.shape)} as their provenance says",
+            )  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the values' checksum; computed again after an in-place change."""
+        version = self.tensor._version
+        if version not in self._digests:
+            self._digests.clear()
+            self._digests[version] = digest_tensors([("features", self.tensor)])
+        return self._digests[version]
+
+    def to(self, device: str | torch.device) -> Features:
+        """The same features on another device."""
+        return Features(self.tensor.to(device), self.provenance)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file, whole or not at all.
+
+        Raises:
+            FileAccessError: the file cannot be written.
+        """
+        from safetensors.torch import save
+
+        target = Path(path)
+        metadata = {"format": _FORMAT, "digest": self.digest, "provenance": json.dumps(asdict(self.provenance))}
+        data = save({"features": self.tensor.detach().contiguous().cpu()}, metadata)
+        try:
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(name).replace(target)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise FileAccessError(str(path), found=error.strerror, expected="a writable place") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            FileAccessError: no such file.
+            FeaturesError: not a features file, or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileAccessError(str(path), found="no such file", expected="a file that Features.save wrote")
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise FeaturesError(str(path), found=f"format {metadata.get('format')}", expected=_FORMAT)
+                tensor = file.get_tensor("features")
+            features = cls(tensor, _provenance(json.loads(metadata["provenance"])))
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise FeaturesError(str(path), found=f"damaged ({error})", expected="a file that Features.save wrote") from None
+        if features.digest != metadata.get("digest"):
+            raise FeaturesError(str(path), found="values that differ from their digest", expected="undamaged values")
+        return features
+
+
+def _provenance(fields: dict[str, Any]) -> Provenance:
+    return Provenance(**{**fields, "shape": tuple(fields["shape"])})
+
+
+def require_fit(features: Features, expected: Provenance) -> None:
+    """Refuses features that another model, dtype or width made.
+
+    Args:
+        features: given to Stage 4.
+        expected: of the model that is to take them; its media and leading sizes are not compared.
+
+    Raises:
+        FeaturesError: says both sides.
+    """
+    given = features.provenance
+    sides = (
+        ("family", given.family, expected.family),
+        ("dtype", given.dtype, expected.dtype),
+        ("width", given.shape[-1], expected.shape[-1]),
+        ("model", given.model_fingerprint[:16], expected.model_fingerprint[:16]),
+    )
+    for what, theirs, ours in sides:
+        if theirs != ours:
+            raise FeaturesError(
+                f"features of another {what}", found=theirs, expected=f"{ours}, this model's", fix="encode the sample again with this model"
+            )  # fmt: skip

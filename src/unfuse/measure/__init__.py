@@ -1,0 +1,1 @@
+"""True numbers: clock, warm-up, environment."""

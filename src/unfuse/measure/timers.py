@@ -1,0 +1,69 @@
+"""Device timers: how one device is synchronised and how its own clock is read.
+
+The clock asks a timer for three things and knows nothing else about devices. Work on a device is asynchronous: a host
+clock read without ``synchronize`` times the launch, not the work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceTimer(Protocol):
+    """What the clock needs of a device."""
+
+    def synchronize(self) -> None:
+        """Return when all work given to the device is done."""
+
+    def record(self) -> Any | None:
+        """Mark the present end of the device's queue; None where the device has no clock."""
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Device time between two marks, in ms; call after ``synchronize``."""
+
+
+class HostTimer:
+    """The CPU: work is done when the call returns, and there is no second clock."""
+
+    def synchronize(self) -> None:
+        """Nothing is outstanding."""
+
+    def record(self) -> None:
+        """No device clock."""
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Never reached: ``record`` gives no marks."""
+        raise AssertionError("the CPU has no device clock")
+
+
+class CudaTimer:
+    """One CUDA device, through CUDA events on its current stream."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def synchronize(self) -> None:
+        """Wait for every stream of the device."""
+        import torch
+
+        torch.cuda.synchronize(self._device)
+
+    def record(self) -> torch.cuda.Event:
+        """A timing event on the current stream."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def elapsed_ms(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Between two events, in ms (resolution about 0.5 us, CUDA runtime documentation)."""
+        return float(start.elapsed_time(end))
+
+
+def timer_for(device: torch.device) -> DeviceTimer:
+    """The timer of a torch device."""
+    return CudaTimer(device) if device.type == "cuda" else HostTimer()

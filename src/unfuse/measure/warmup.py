@@ -1,0 +1,26 @@
+"""When is a model warm? Repeats of one sample until the time has settled, judged per input shape."""
+
+from __future__ import annotations
+
+from typing import Final
+
+STEADY_WITHIN: Final = 0.10
+"""A repeat is steady when it is no more than this far above the fastest so far."""
+MAX_REPEATS: Final = 10
+
+
+def is_steady(totals_ms: list[float], minimum: int) -> bool:
+    """Whether the last two repeats are near the fastest, after at least ``minimum`` of them.
+
+    Args:
+        totals_ms: time of every repeat so far, in order.
+        minimum: repeats wanted at least (``--num-warmups``).
+    """
+    if len(totals_ms) < max(minimum, 0):
+        return False
+    if len(totals_ms) >= MAX_REPEATS or minimum == 0:
+        return True
+    if len(totals_ms) < 2:
+        return False
+    limit = min(totals_ms) * (1 + STEADY_WITHIN)
+    return all(total <= limit for total in totals_ms[-2:])

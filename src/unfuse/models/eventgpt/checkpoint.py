@@ -1,0 +1,82 @@
+"""Strict loading: every key of a checkpoint is accounted for.
+
+transformers reports a missing or unexpected tensor and goes on with random weights; here it is an error that lists it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from unfuse.errors import CheckpointError
+
+
+class StrictLoading:
+    """Mixin in front of ``PreTrainedModel``: ``from_pretrained`` raises where keys do not fit."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Loads a checkpoint folder, ``.safetensors`` or ``.bin`` (weights-only), sharded or not.
+
+        Raises:
+            CheckpointError: a file is damaged, or a tensor is missing, unexpected or of another shape.
+        """
+        path = str(pretrained_model_name_or_path)
+        wants_info = kwargs.pop("output_loading_info", False)
+        verbosity = logging.get_verbosity()
+        # The report that transformers logs says the same as the error below, and as advice.
+        logging.set_verbosity_error()
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]  # the next class is PreTrainedModel
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+        except (SafetensorError, pickle.UnpicklingError, json.JSONDecodeError, EOFError) as error:
+            raise CheckpointError(
+                path, found=str(error).splitlines()[0], expected="undamaged weight files", fix="fetch them again"
+            ) from None
+        finally:
+            logging.set_verbosity(verbosity)
+        _refuse_misfits(path, info)
+        return (model, info) if wants_info else model  # type: ignore[no-any-return,return-value]
+
+
+def _refuse_misfits(path: str, info: dict[str, Any]) -> None:
+    found = []
+    for kind in ("missing", "unexpected"):
+        if keys := sorted(info.get(f"{kind}_keys") or ()):
+            found.append(f"{len(keys)} {kind} ({', '.join(keys)})")
+    if mismatched := info.get("mismatched_keys"):
+        shapes = (f"{key} is {list(there)}, not {list(here)}" for key, there, here in sorted(mismatched))
+        found.append("another shape for " + ", ".join(shapes))
+    if errors := info.get("error_msgs"):
+        found.append(str(errors))
+    if found:
+        raise CheckpointError(
+            path,
+            found="; ".join(found),
+            expected="every tensor of the architecture and no other",
+            fix="the folder is incomplete, or its config.json belongs to other weights",
+        )
+
+
+def require_folder(path: str | Path) -> Path:
+    """The checkpoint folder, before anything heavy is imported.
+
+    Raises:
+        CheckpointError: it is missing, or is no checkpoint.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise CheckpointError(str(path), found="no such folder", expected="a checkpoint folder or a hub name")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(str(path), found="no config.json", expected="a checkpoint folder")
+    return folder

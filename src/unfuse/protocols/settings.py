@@ -1,0 +1,52 @@
+"""How a benchmark is run: every option in force, checked where it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unfuse.errors import InputError
+from unfuse.stages import Sampling
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchSettings:
+    """Options of one run; all of them are written to ``run.json``."""
+
+    max_new_tokens: int = 512
+    output_length: int | None = None
+    """Exactly so many new tokens for every sample (equal work); None stops naturally."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    num_warmups: int = 2
+    """Warm-up repeats at least, per input shape."""
+    noise_repeats: int = 5
+    """Further repeats of the first sample, which alone tell noise from workload."""
+    reuse: bool = False
+    """Whether a KV prefix may be reused between samples."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("max_new_tokens", self.max_new_tokens, 1),
+            ("output_length", self.output_length, 1),
+            ("num_warmups", self.num_warmups, 0),
+            ("noise_repeats", self.noise_repeats, 0),
+        ):
+            if value is not None and value < least:
+                raise InputError(name.replace("_", "-"), found=value, expected=f"at least {least}")
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        """For the engine."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            ignore_eos=self.output_length is not None,
+        )
+
+    @property
+    def token_limit(self) -> int:
+        """New tokens at most."""
+        return self.max_new_tokens if self.output_length is None else self.output_length

@@ -1,0 +1,102 @@
+"""The record of a benchmark: what one line of ``samples.jsonl`` and one ``run.json`` hold.
+
+One schema, versioned. Units are in the field names; a number that was not measured is ``None``, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from unfuse.stages import STAGES
+
+__all__ = ["SCHEMA_VERSION", "STAGES", "Manifest", "Noise", "SampleRecord", "StageTime", "Status"]
+
+SCHEMA_VERSION: Final = "1.0"
+"""Additive changes raise the minor number; a changed or removed field raises the major one."""
+
+Status = Literal["ok", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageTime:
+    """Time of one stage or sub-span of one sample."""
+
+    host_ms: float
+    """Host wall clock between synchronised edges (sub-spans: between unsynchronised ones)."""
+    device_ms: float | None = None
+    """Between device events; None without a device clock, or where the stage gives the device no work."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRecord:
+    """One line of ``samples.jsonl``."""
+
+    sample_id: str
+    status: Status
+    warmup: bool = False
+    """True for repeats made to reach the steady state; they never enter a statistic."""
+    error: str | None = None
+    stages: Mapping[str, StageTime] = field(default_factory=dict)
+    """By stage name; written as ``<stage>_host_ms`` and ``<stage>_device_ms``."""
+    spans: Mapping[str, StageTime] = field(default_factory=dict)
+    """Sub-spans by ``stage.name``, e.g. ``load.rasterise``; written as an object of its own."""
+    staged_host_ms: float | None = None
+    """Wall clock around the staged run; with ``e2e_host_ms`` it gives the cost of the clock's own edges."""
+    e2e_host_ms: float | None = None
+    """The separate, unstaged call on the same sample."""
+    question: str | None = None
+    media: str | None = None
+    """What was given to the model: ``event_data``, ``event_image``, ``frames``, ..."""
+    media_sha256: str | None = None
+    num_events: int | None = None
+    num_frames: int | None = None
+    text_tokens: int | None = None
+    media_tokens: int | None = None
+    output_tokens: int | None = None
+    reused_prefix_tokens: int | None = None
+    token_ids: tuple[int, ...] | None = None
+    text: str | None = None
+    stop_reason: str | None = None
+    e2e_same_tokens: bool | None = None
+    """Whether the unstaged call gave the same token ids."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_host_ms(self) -> float:
+        """Sum of the stages' host times, in ms."""
+        return sum(t.host_ms for t in self.stages.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noise:
+    """Repeats of one sample in the steady state: the only spread that is noise, not workload."""
+
+    sample_id: str
+    total_host_ms: tuple[float, ...]
+    """Sums of the stages, one per repeat."""
+    e2e_host_ms: tuple[float, ...]
+    """Unstaged calls, each made next to the staged repeat of the same index."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """``run.json``: everything needed to argue with a run, or to resume it."""
+
+    run_id: str
+    created: str
+    """ISO-8601, UTC."""
+    command: tuple[str, ...]
+    protocol: str
+    config: Mapping[str, Any]
+    """Every option in force: dataset, max_samples, max_new_tokens, temperature, seed, num_warmups, ..."""
+    model: Mapping[str, Any]
+    """``name``, ``fingerprint``, ``family``, ``dtype``, ``device``, ``engine``, ``random_weights``, ``notes``."""
+    dataset: Mapping[str, Any]
+    """``path``, ``sha256`` (of every file used, hashed together), ``num_samples``."""
+    environment: Mapping[str, Any]
+    """As ``unfuse.measure.environment`` gives it; ``code_version`` and ``device_name`` among it."""
+    schema_version: str = SCHEMA_VERSION
+    clock: Mapping[str, Any] = field(default_factory=dict)
+    """``resolution_ns``, ``edge_cost_ms`` (host cost of one stage's two edges), and how it was measured."""

@@ -1,0 +1,164 @@
+"""Reads the EventGPT instruction set: a folder with one JSON and its media below.
+
+    EventGPT_Instruction_Subset.json   rows {id, event_data, event_image, video_data, mp4_data, conversations}
+    event_npy/  event_image/  video/  mp4/
+
+Everything is checked here, before a model is loaded: a defect is one error that names the row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from unfuse.errors import DatasetError, InputError
+from unfuse.events import read_events
+from unfuse.samples.media import read_image
+from unfuse.samples.question import clean_question
+from unfuse.samples.sample import Sample, file_sha256
+
+MANIFEST_NAME: Final = "EventGPT_Instruction_Subset.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """Samples in the order of their rows."""
+
+    name: str
+    samples: tuple[Sample, ...]
+
+    def sha256(self) -> str:
+        """Of every file used, the ids and the questions."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            digest.update(f"{sample.sample_id}\0{sample.question}\0".encode())
+            for path in sample.files:
+                digest.update(file_sha256(path).encode())
+        return digest.hexdigest()
+
+    def check_media(self) -> None:
+        """Reads every medium once.
+
+        Raises:
+            InputError: the first defect, and how many more there are.
+        """
+        defects: list[InputError] = []
+        for sample in self.samples:
+            try:
+                _check(sample)
+            except InputError as error:
+                defects.append(error)
+        if len(defects) == 1:
+            raise defects[0]
+        if defects:
+            raise DatasetError(f"{defects[0]} (the first of {len(defects)} defects in {self.name})")
+
+
+def read_dataset(folder: str | Path, *, max_samples: int | None = None) -> Dataset:
+    """Reads the rows of a dataset folder.
+
+    Args:
+        folder: holds ``EventGPT_Instruction_Subset.json``.
+        max_samples: only the first so many rows.
+
+    Raises:
+        DatasetError: no such folder or JSON, malformed rows, a row without media.
+        PromptError: a question with special tokens.
+    """
+    root = Path(folder)
+    manifest = root / MANIFEST_NAME
+    if not root.is_dir():
+        raise DatasetError(str(root), found="no such folder", expected=f"a dataset folder with {MANIFEST_NAME}")
+    if not manifest.is_file():
+        raise DatasetError(str(root), found=f"no {MANIFEST_NAME}", expected="the instruction-set layout")
+    try:
+        rows = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(str(manifest), found=f"malformed JSON ({error})", expected="a list of rows") from None
+    if not isinstance(rows, list):
+        raise DatasetError(str(manifest), found=type(rows).__name__, expected="a list of rows")
+    chosen = rows if max_samples is None else rows[:max_samples]
+    if not chosen:
+        raise DatasetError(str(manifest), found="no rows", expected="at least one")
+    seen: dict[str, int] = {}
+    samples = [_sample(root, row, index, seen) for index, row in enumerate(chosen)]
+    return Dataset(name=str(root), samples=tuple(samples))
+
+
+def _sample(root: Path, row: Any, index: int, seen: dict[str, int]) -> Sample:
+    where = f"{root / MANIFEST_NAME} row {index}"
+    if not isinstance(row, dict):
+        raise DatasetError(where, found=type(row).__name__, expected="an object")
+    sample_id = _unique(str(row.get("id", index)), seen)
+    event_data = _path(root / "event_npy", row.get("event_data"), f"{where} event_data")
+    images = _text_list(row.get("event_image"), f"{where} event_image")
+    event_image = tuple(p for p in (_path(root / "event_image", i, f"{where} event_image") for i in images) if p)
+    video = _path(root / "mp4", row.get("mp4_data"), f"{where} mp4_data")
+    video_frames = _path(root / "video", row.get("video_data"), f"{where} video_data")
+    if not (event_data or event_image or video or video_frames):
+        raise DatasetError(where, found="no media", expected="event_image, event_data, mp4_data or video_data")
+    human, reply = _turns(row.get("conversations"), where)
+    return Sample(
+        sample_id=sample_id,
+        question=clean_question(human),
+        event_data=event_data,
+        event_image=event_image,
+        video=video,
+        video_frames=video_frames,
+        reference=reply,
+    )
+
+
+def _unique(sample_id: str, seen: dict[str, int]) -> str:
+    seen[sample_id] = seen.get(sample_id, 0) + 1
+    if seen[sample_id] == 1:
+        return sample_id
+    return _unique(f"{sample_id}#{seen[sample_id]}", seen)
+
+
+def _text_list(value: Any, where: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DatasetError(where, found=type(value).__name__, expected="a list of file names")
+    return value
+
+
+def _path(root: Path, value: Any, where: str) -> Path | None:
+    if value is None or value in ("", []):
+        return None
+    if not isinstance(value, str):
+        raise DatasetError(where, found=type(value).__name__, expected="a file name")
+    relative = PurePosixPath(value)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in value:
+        raise DatasetError(where, found=repr(value), expected=f"a path below {root.name}/")
+    return root / relative
+
+
+def _turns(value: Any, where: str) -> tuple[str, str | None]:
+    if value is None:
+        return "", None
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise DatasetError(f"{where} conversations", found=type(value).__name__, expected="a list of turns")
+    human, reply = (_first(value, who, where) for who in ("human", "gpt"))
+    return human or "", reply
+
+
+def _first(turns: Iterable[dict[str, Any]], who: str, where: str) -> str | None:
+    for turn in turns:
+        if turn.get("from") == who:
+            if not isinstance(text := turn.get("value"), str):
+                raise DatasetError(f"{where} conversations", found=type(text).__name__, expected="text")
+            return text
+    return None
+
+
+def _check(sample: Sample) -> None:
+    if sample.event_data is not None:
+        read_events(sample.event_data, window=sample.window)
+    for path in sample.event_image:
+        read_image(path)

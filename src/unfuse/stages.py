@@ -1,0 +1,144 @@
+"""The five stages and the value that crosses each border.
+
+    Sample --load--> Loaded --preprocess--> Prepared --encode--> Features --prefill--> Prefilled --decode--> Generation
+
+Every value is immutable and says what it holds: shapes, dtypes, where it lives. This module knows no model, no file
+format and no clock; torch appears in types only.
+
+Shape letters: F frames, H height or hidden width, W width, P patches + 1 per frame, N feature positions, L token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from unfuse.errors import PromptError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+STAGES: Final = ("load", "preprocess", "encode", "prefill", "decode")
+"""In the order they run. ``generate`` of the 4-stage view is ``prefill`` + ``decode``."""
+
+DEFAULT_QUESTION: Final = "What are the key elements in this scene?"
+
+StopReason = Literal["eos", "length"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy."""
+
+    temperature: float = 0.0
+    """0 takes the largest logit."""
+    top_p: float = 1.0
+    seed: int = 0
+    """Seeds the generator of one answer; unused when greedy."""
+    ignore_eos: bool = False
+    """Never choose an end token, so that an answer has exactly ``max_new_tokens`` tokens (equal work)."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or self.temperature == float("inf"):
+            raise PromptError("temperature", found=self.temperature, expected="a number of at least 0")
+        if not 0 < self.top_p <= 1:
+            raise PromptError("top_p", found=self.top_p, expected="a number above 0 and up to 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """Out of ``load``: pictures in host memory."""
+
+    frames: list[NDArray[np.uint8]]
+    """F read-only RGB arrays ``[H, W, 3]``; sizes may differ."""
+    media: str
+    """Which medium of the sample was used: ``event_data``, ``event_image``, ``video``, ``image``, ``frames``."""
+    media_sha256: str
+    """Of the file bytes, the window and the representation together."""
+    question: str
+    num_events: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Out of ``preprocess``: what the networks take in."""
+
+    input_ids: torch.Tensor
+    """int64 ``[1, L]`` on the model's device, with the family's media placeholder."""
+    pixel_values: torch.Tensor
+    """``[F, 3, H, W]`` on the model's device in its dtype."""
+    media_sha256: str
+    question: str
+    text_tokens: int
+    """Prompt positions that are text."""
+    media_tokens: int
+    """Prompt positions that are features."""
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return int(self.pixel_values.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where features come from; two features with equal provenance are interchangeable."""
+
+    model_fingerprint: str
+    """Of the config and every tensor of the model that encoded."""
+    family: str
+    media_sha256: str
+    num_frames: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What a Stage-4 engine takes in: text embeddings with the features in their place."""
+
+    inputs_embeds: torch.Tensor
+    """``[1, L, H]``."""
+    token_keys: tuple[int, ...]
+    """One a position: the token id for text, ``-1 - i`` for the i-th feature."""
+    features_digest: str | None
+    """Of the features' values; None where no prefix is to be reused, and then nothing is hashed."""
+    model_inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the model's forward that a family needs (position ids, for one)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prefilled:
+    """Out of ``prefill``: the first token exists."""
+
+    token_id: int
+    logits: torch.Tensor
+    """float32 ``[V]``, of the last prompt position, before sampling."""
+    prompt_tokens: int
+    reused_prefix_tokens: int
+    """Of the prompt, positions whose keys and values were taken over from an earlier question."""
+    sampling: Sampling
+    state: Any
+    """The engine's own: cache, generator, position."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """Out of ``decode``: the answer."""
+
+    token_ids: tuple[int, ...]
+    """The new tokens, the end token included where the model wrote it."""
+    text: str
+    """Decoded without special tokens, stripped."""
+    stop_reason: StopReason
+    prompt_tokens: int
+    reused_prefix_tokens: int = 0
+
+    @property
+    def output_tokens(self) -> int:
+        """Number of new tokens."""
+        return len(self.token_ids)

@@ -1,0 +1,139 @@
+"""The checks. Each takes a model and one sample's stages and gives one row; each has a broken model that it catches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+
+from unfuse.features import Features
+from unfuse.samples import Sample
+from unfuse.staged_model import StagedModel
+from unfuse.stages import Prepared, Sampling
+from unfuse.verify.result import CheckResult, judged
+from unfuse.verify.watch import watch_vision
+
+LOGIT_CAP: Final = {torch.float32: 0.0, torch.bfloat16: 0.5, torch.float16: 0.1}
+"""Largest logit difference of two equal computations in another order, by dtype; float32 must agree in every token."""
+_MIN_EFFECT: Final = 1e-3
+_GREEDY: Final = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One sample on one model, prepared and encoded."""
+
+    model: StagedModel
+    sample: Sample
+    prepared: Prepared
+    max_new_tokens: int
+
+
+def subject(model: StagedModel, sample: Sample, max_new_tokens: int) -> Subject:
+    """Stages 1 and 2 of a sample."""
+    return Subject(model, sample, model.preprocess(model.load(sample)), max_new_tokens)
+
+
+def encode_once(s: Subject) -> CheckResult:
+    """The tower runs in ``encode`` as often as the adapter says, and never in Stage 4."""
+    modules = s.model.adapter.vision_modules()
+    with watch_vision(modules) as encoding:
+        features = s.model.encode(s.prepared)
+    with watch_vision(modules) as generating:
+        s.model.decode(s.model.prefill(s.prepared, features), s.max_new_tokens)
+        s.model.generate(s.prepared.question, features, max_new_tokens=2)
+    wanted = {name: calls for name, (_, calls) in modules.items()}
+    ok = encoding.by_name == wanted and generating.none
+    return judged(
+        "encode-once",
+        ok,
+        expected=f"encode: {', '.join(f'{n} {c}' for n, c in wanted.items())}; prefill and decode: none",
+        observed=f"encode: {encoding}; prefill and decode: {generating}",
+    )
+
+
+def same_output(s: Subject) -> CheckResult:
+    """The parts write what the model's own fused ``generate`` writes."""
+    features = s.model.encode(s.prepared)
+    prefilled = s.model.prefill(s.prepared, features)
+    staged = s.model.decode(prefilled, s.max_new_tokens).token_ids
+    fused = s.model.adapter.fused_generate(s.prepared, max_new_tokens=s.max_new_tokens)
+    expected = f"the {len(fused.token_ids)} tokens of the fused generate"
+    if staged == fused.token_ids:
+        return judged("same-output", bool(staged), expected=expected, observed=f"{len(staged)} equal tokens")
+    at = next((i for i, (a, b) in enumerate(zip(staged, fused.token_ids, strict=False)) if a != b), None)
+    if at is None:
+        observed = f"{len(staged)} tokens, equal as far as they go"
+        return judged("same-output", False, expected=expected, observed=observed)
+    ours = s.model.engine.score(prefilled, staged[: at + 1])[at]
+    theirs = fused.logits[at]
+    difference = float((ours - theirs).abs().max())
+    margin = max(float(abs(row[staged[at]] - row[fused.token_ids[at]])) for row in (ours, theirs))
+    cap = LOGIT_CAP[s.model.dtype]
+    return judged(
+        "same-output",
+        cap > 0 and margin <= difference <= cap,
+        expected=expected,
+        observed=(
+            f"first difference at token {at}: {staged[at]} (logit {ours[staged[at]]:.5f}) against {fused.token_ids[at]} "
+            f"(logit {theirs[fused.token_ids[at]]:.5f}), margin {margin:.5f}, paths differ by {difference:.5f}"
+        ),
+        tolerance="exact" if cap == 0 else f"near tie: margin <= difference of the paths <= {cap}",
+    )
+
+
+def features_used(s: Subject) -> CheckResult:
+    """Other features change the logits, also right after a question about the first ones; none are changed in place."""
+    features = s.model.encode(s.prepared)
+    other = _other(features)
+    digest = _digest(features)
+    logits = s.model.prefill(s.prepared, features).logits
+    effect = float((s.model.prefill(s.prepared, other).logits - logits).abs().max())
+    s.model.generate(s.prepared.question, features, max_new_tokens=s.max_new_tokens)
+    unchanged = _digest(features) == digest
+    fresh = s.model.generate(s.prepared.question, other, max_new_tokens=s.max_new_tokens, reuse=False)
+    s.model.generate(s.prepared.question, features, max_new_tokens=2)
+    after = s.model.generate(s.prepared.question, other, max_new_tokens=s.max_new_tokens)
+    stale = after.token_ids != fresh.token_ids
+    return judged(
+        "features-used",
+        effect > _MIN_EFFECT and unchanged and not stale,
+        expected="other features change the logits; features unchanged by generate; no stale prefix",
+        observed=(
+            f"logits change by {effect:.4g}; features {'unchanged' if unchanged else 'CHANGED'}; "
+            f"prefix {'STALE' if stale else 'fresh'}"
+        ),
+        tolerance=f"logits: more than {_MIN_EFFECT}",
+    )
+
+
+def backward_compatible(s: Subject) -> CheckResult:
+    """The fused call still works and writes the same before and after the stages ran; it does encode."""
+    adapter = s.model.adapter
+    with watch_vision(adapter.vision_modules()) as calls:
+        before = adapter.fused_generate(s.prepared, max_new_tokens=s.max_new_tokens).token_ids
+    features = s.model.encode(s.prepared)
+    s.model.generate(s.prepared.question, features, max_new_tokens=s.max_new_tokens)
+    after = adapter.fused_generate(s.prepared, max_new_tokens=s.max_new_tokens).token_ids
+    encoded = all(calls.by_name.values())
+    same = "equal" if before == after else f"DIFFERENT ({before[:5]}... then {after[:5]}...)"
+    return judged(
+        "backward-compatible",
+        bool(before) and before == after and encoded,
+        expected="the fused generate encodes and writes the same before and after the stages",
+        observed=f"{len(before)} tokens before, {len(after)} after, {same}; tower {'called' if encoded else 'NOT called'}",
+    )
+
+
+def _other(features: Features) -> Features:
+    """Features of the same kind and spread with other values."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(features.tensor.shape, generator=generator) * float(features.tensor.float().std())
+    tensor = (noise + float(features.tensor.float().mean())).to(features.tensor.device, features.tensor.dtype)
+    return Features(tensor, replace(features.provenance, media_sha256="other features, for a check"))
+
+
+def _digest(features: Features) -> str:
+    # A fresh value, since a cached digest could hide a change that bypassed torch's version counter.
+    return Features(features.tensor.detach().clone(), features.provenance).digest

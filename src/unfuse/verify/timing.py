@@ -1,0 +1,74 @@
+"""Check ``timing-additive``: the stages add up to the separately measured whole, and the two clocks agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from unfuse.measure.timers import DeviceTimer
+from unfuse.protocols.decoupled import Decoupled
+from unfuse.protocols.settings import BenchSettings
+from unfuse.report.statistics import balance
+from unfuse.runs.schema import SampleRecord
+from unfuse.samples import Sample
+from unfuse.staged_model import StagedModel
+from unfuse.verify.result import CheckResult, judged
+
+PAIRS: Final = 12
+CLOCKS_WITHIN: Final = 0.05
+"""Host and device time of a stage may differ by this share of the longer one ..."""
+CLOCKS_WITHIN_MS: Final = 0.3
+"""... and by this much: launching the first and seeing the last of a stage's work."""
+_BUSY: Final = ("encode", "prefill", "decode")
+
+MakeProtocol = Callable[[StagedModel, DeviceTimer, BenchSettings], Decoupled]
+
+
+def timing_additive(
+    model: StagedModel,
+    sample: Sample,
+    timer: DeviceTimer,
+    max_new_tokens: int,
+    *,
+    pairs: int = PAIRS,
+    protocol: MakeProtocol = Decoupled,
+) -> CheckResult:
+    """Staged and unstaged runs of one sample in pairs."""
+    settings = BenchSettings(max_new_tokens=max_new_tokens)
+    measuring = protocol(model, timer, settings)
+    for _ in measuring.measure(sample):
+        pass
+    records = [record for _ in range(pairs) for record in measuring.measure(sample) if not record.warmup]
+    if failed := [record for record in records if record.status == "failed"]:
+        return judged("timing-additive", False, expected="timed runs", observed=failed[0].error or "a failed run")
+    found = balance([(r.total_host_ms, r.e2e_host_ms) for r in records if r.e2e_host_ms is not None])
+    apart = clocks_apart(records)
+    return judged(
+        "timing-additive",
+        found.adds_up and not apart,
+        expected="sum of stages = end to end; host and device clocks agree where the device is busy",
+        observed=f"remainder {found.remainder_pct:+.2f} % "
+        f"[{found.ci_low_pct:+.2f}, {found.ci_high_pct:+.2f}] over {len(records)} pairs; "
+        + (apart or _clocks_line(records)),
+        tolerance=f"interval touches +-1 %; clocks within {CLOCKS_WITHIN:.0%} + {CLOCKS_WITHIN_MS} ms",
+    )
+
+
+def clocks_apart(records: Sequence[SampleRecord]) -> str | None:
+    """The first stage on which the clocks disagree in the median record, or None."""
+    for stage in _BUSY:
+        times = sorted(
+            ((t.host_ms, t.device_ms) for r in records if (t := r.stages.get(stage)) and t.device_ms is not None),
+            key=lambda pair: pair[0] - pair[1],
+        )
+        if not times:
+            continue
+        host, device = times[len(times) // 2]
+        if abs(host - device) > CLOCKS_WITHIN * max(host, device) + CLOCKS_WITHIN_MS:
+            return f"clocks disagree on {stage}: host {host:.3f} ms, device {device:.3f} ms"
+    return None
+
+
+def _clocks_line(records: Sequence[SampleRecord]) -> str:
+    has_device = any(t.device_ms is not None for r in records for t in r.stages.values())
+    return "clocks agree" if has_device else "no device clock on this device"
