@@ -1,0 +1,43 @@
+"""Take a multimodal LLM's fused ``generate()`` apart: run, time and verify each stage alone.
+
+Importing this package imports no torch and touches no device; what is heavy loads on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unfuse.adapters.registry import load
+    from unfuse.api import bench, verify
+    from unfuse.errors import UnfuseError
+    from unfuse.features import Features
+    from unfuse.samples import Sample
+    from unfuse.stages import Generation, Sampling
+
+__version__ = "0.1.0"
+__all__ = ["Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "verify"]
+
+_HOMES = {
+    "Features": "unfuse.features",
+    "Generation": "unfuse.stages",
+    "Sample": "unfuse.samples",
+    "Sampling": "unfuse.stages",
+    "UnfuseError": "unfuse.errors",
+    "bench": "unfuse.api",
+    "load": "unfuse.adapters.registry",
+    "verify": "unfuse.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

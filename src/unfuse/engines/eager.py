@@ -80,7 +80,7 @@ class EagerEngine:
                 token = int(state.choose(self._step(token, state.cache)))
         finally:
             # Later positions belong to this answer; the prompt's stay, so that it can be decoded again.
-            state.cache.crop(prefilled.prompt_tokens)
+            _crop(state.cache, prefilled.prompt_tokens)
 
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
@@ -91,7 +91,7 @@ class EagerEngine:
             for token in token_ids[:-1]:
                 rows.append(self._step(token, cache).float())
         finally:
-            cache.crop(prefilled.prompt_tokens)
+            _crop(cache, prefilled.prompt_tokens)
         return torch.stack(rows)
 
     def is_end(self, token_id: int) -> bool:
@@ -134,6 +134,12 @@ def common_prefix(a: Sequence[int], b: Sequence[int], *, same_features: bool) ->
             break
         length += 1
     return length
+
+
+def _crop(cache: DynamicCache, length: int) -> None:
+    # By the number to remove: transformers 5.18 drops the form that takes the length to keep.
+    if excess := cache.get_seq_length() - length:
+        cache.crop(-excess)
 
 
 def _layers(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:

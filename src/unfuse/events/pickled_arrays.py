@@ -87,13 +87,13 @@ def load_pickled_arrays(data: bytes, source: str) -> Any:
                 )
             handler(machine, argument)
         (result,) = machine.stack
+        return _Builder(source).value(result, 0)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
         raise EventFileError(
             f"{source} at byte {position}",
             found=f"a truncated or corrupt pickle ({type(error).__name__}: {error})",
             expected="a dict of arrays",
         ) from None
-    return _Builder(source).value(result, 0)
 
 
 def _global(m: _Machine, argument: str) -> None:

@@ -11,10 +11,26 @@ from typing import Any, Final, Literal
 
 from unfuse.stages import STAGES
 
-__all__ = ["SCHEMA_VERSION", "STAGES", "Manifest", "Noise", "SampleRecord", "StageTime", "Status"]
+__all__ = [
+    "FUSED_STAGE",
+    "RECORD_STAGES",
+    "SCHEMA_VERSION",
+    "STAGES",
+    "Manifest",
+    "Noise",
+    "SampleRecord",
+    "StageTime",
+    "Status",
+]
 
 SCHEMA_VERSION: Final = "1.0"
 """Additive changes raise the minor number; a changed or removed field raises the major one."""
+
+FUSED_STAGE: Final = "fused_generate"
+"""``encode`` + ``prefill`` + ``decode`` where they were timed as one call (protocol ``fused``)."""
+
+RECORD_STAGES: Final = (*STAGES, FUSED_STAGE)
+"""Every stage that a record may hold a time of."""
 
 Status = Literal["ok", "failed"]
 
@@ -92,7 +108,7 @@ class Manifest:
     config: Mapping[str, Any]
     """Every option in force: dataset, max_samples, max_new_tokens, temperature, seed, num_warmups, ..."""
     model: Mapping[str, Any]
-    """``name``, ``fingerprint``, ``family``, ``dtype``, ``device``, ``engine``, ``random_weights``, ``notes``."""
+    """``name``, ``family``, ``fingerprint``, ``device``, ``dtype``, ``engine``, ``notes``."""
     dataset: Mapping[str, Any]
     """``path``, ``sha256`` (of every file used, hashed together), ``num_samples``."""
     environment: Mapping[str, Any]
@@ -100,3 +116,5 @@ class Manifest:
     schema_version: str = SCHEMA_VERSION
     clock: Mapping[str, Any] = field(default_factory=dict)
     """``resolution_ns``, ``edge_cost_ms`` (host cost of one stage's two edges), and how it was measured."""
+    resumed: tuple[str, ...] = ()
+    """When a cut-off run was continued, ISO-8601, UTC; its samples then come from several processes."""

@@ -20,9 +20,10 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from unfuse.errors import FileAccessError
+from unfuse.errors import DatasetError, FileAccessError
 from unfuse.events import write_eventgpt_npy
 from unfuse.samples.dataset import MANIFEST_NAME, Dataset, read_dataset
+from unfuse.samples.sample import Sample
 from unfuse.samples.simulate import Mover, Scene, simulate
 
 _VERSION: Final = "1"
@@ -51,6 +52,18 @@ _SCENES: Final = (
 def demo_dataset(max_samples: int | None = None) -> Dataset:
     """The demo recordings in the instruction-set layout, simulated at first use."""
     return read_dataset(_built("recordings", _build_recordings), max_samples=max_samples)
+
+
+def demo_sample(name: str) -> Sample:
+    """The recording ``demo:N``.
+
+    Raises:
+        DatasetError: there is no such recording.
+    """
+    for sample in demo_dataset().samples:
+        if sample.sample_id == name:
+            return sample
+    raise DatasetError(f"recording {name!r}", found="no such demo", expected=f"demo:0 to demo:{len(_SCENES) - 1}")
 
 
 def demo_checkpoint() -> Path:

@@ -12,7 +12,7 @@ from unfuse.report.statistics import balance
 from unfuse.runs.schema import SampleRecord
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
-from unfuse.verify.result import CheckResult, judged
+from unfuse.verification.result import CheckResult, judged
 
 PAIRS: Final = 12
 CLOCKS_WITHIN: Final = 0.05

@@ -11,8 +11,8 @@ from unfuse.features import Features
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared, Sampling
-from unfuse.verify.result import CheckResult, judged
-from unfuse.verify.watch import watch_vision
+from unfuse.verification.result import CheckResult, judged
+from unfuse.verification.watch import watch_vision
 
 LOGIT_CAP: Final = {torch.float32: 0.0, torch.bfloat16: 0.5, torch.float16: 0.1}
 """Largest logit difference of two equal computations in another order, by dtype; float32 must agree in every token."""

@@ -1,0 +1,5 @@
+"""``python -m unfuse``."""
+
+from unfuse.cli import main
+
+main()

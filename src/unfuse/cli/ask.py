@@ -1,0 +1,78 @@
+"""``unfuse ask``: one scene, encoded once, and any number of questions about it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from unfuse.adapters.registry import DEMO, check_model, load
+from unfuse.cli.options import check_placement, placement
+from unfuse.errors import PromptError
+from unfuse.report import print_line
+from unfuse.report.terminal import printable
+from unfuse.stages import DEFAULT_QUESTION
+
+
+@click.command()
+@click.option("--model", default=DEMO, help="Checkpoint folder, hub name, demo or random:eventgpt-7b.")
+@placement
+@click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
+@click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
+@click.option("--seed", type=int, default=0, help="For sampled answers.")
+@click.argument("events", required=False)
+@click.argument("questions", nargs=-1)
+def ask(
+    model: str,
+    device: str,
+    dtype: str,
+    engine: str,
+    max_new_tokens: int | None,
+    temperature: float,
+    seed: int,
+    events: str | None,
+    questions: tuple[str, ...],
+) -> int:
+    """Ask QUESTIONS about EVENTS: a recording (.npy, .h5), or demo:N for a built-in one."""
+    check_model(model)
+    check_placement(device, dtype, engine)
+
+    from unfuse.events import read_events
+    from unfuse.samples import Sample, clean_question
+    from unfuse.samples.demo import demo_sample
+    from unfuse.stages import Sampling
+
+    sampling = Sampling(temperature=temperature, seed=seed)
+    asked = [clean_question(question) for question in questions] or [DEFAULT_QUESTION]
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise PromptError("max-new-tokens", found=max_new_tokens, expected="at least 1")
+    name = events if events is not None else "demo:0"
+    sample = demo_sample(name) if name.startswith("demo:") else Sample.from_events(Path(name))
+    if sample.event_data is not None:
+        read_events(sample.event_data)
+
+    from unfuse.api import default_tokens
+
+    console = Console(highlight=False, soft_wrap=True)
+    tokens = default_tokens(model) if max_new_tokens is None else max_new_tokens
+    with load(model, device=device, dtype=dtype, engine=engine) as loaded:
+        print_line(console, f"{model} on {loaded.device}, asked about {name}")
+        for note in loaded.adapter.notes:
+            print_line(console, f"Note: {note}")
+        started = time.perf_counter()
+        features = loaded.encode(sample)
+        print_line(console, f"Scene encoded once in {time.perf_counter() - started:.2f} s, {features.tensor.shape[0]} positions.")
+        for question in asked:
+            started = time.perf_counter()
+            answer = loaded.generate(question, features, max_new_tokens=tokens, sampling=sampling)
+            seconds = time.perf_counter() - started
+            print_line(console, f"\nQ: {question}")
+            print_line(console, f"A: {printable(answer.text)}")
+            print_line(
+                console,
+                f"   {answer.output_tokens} tokens in {seconds:.2f} s ({answer.stop_reason}); "
+                f"{answer.reused_prefix_tokens} of {answer.prompt_tokens} prompt positions reused",
+            )
+    return 0

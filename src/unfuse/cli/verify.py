@@ -1,0 +1,71 @@
+"""``unfuse verify``: proof that the stages compute what the whole computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from unfuse.adapters.registry import DEMO, check_model, load
+from unfuse.cli.options import check_placement, placement
+from unfuse.errors import InputError
+from unfuse.report import print_line
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--dataset", default=None, help="Check on this dataset's first sample.")
+@click.option("--events", type=click.Path(path_type=Path), default=None, help="Check on this recording.")
+@click.option("--golden", type=click.Path(path_type=Path), default=None, help="Reference outputs of this checkpoint.")
+@click.option("--max-new-tokens", type=int, default=48, help="Tokens compared.")
+@placement
+def verify(
+    model: str | None,
+    dataset: str | None,
+    events: Path | None,
+    golden: Path | None,
+    max_new_tokens: int,
+    device: str,
+    dtype: str,
+    engine: str,
+) -> int:
+    """Check MODEL (default: the built-in demo)."""
+    name = model or DEMO
+    console = Console(highlight=False, soft_wrap=True)
+    if model is None:
+        print_line(console, "No model given: using the built-in demo model.")
+    check_model(name)
+    check_placement(device, dtype, engine)
+    if dataset is not None and events is not None:
+        raise InputError("verify", found="--dataset and --events", expected="one of them")
+    if max_new_tokens < 1:
+        raise InputError("max-new-tokens", found=max_new_tokens, expected="at least 1")
+
+    from unfuse.api import open_dataset
+    from unfuse.samples import Dataset, Sample
+
+    if events is not None:
+        data = Dataset(name=str(events), samples=(Sample.from_events(events),))
+    else:
+        data = open_dataset(dataset, 1)
+    data.check_media()
+
+    from unfuse.verification import CheckResult, verify_model
+    from unfuse.verification.golden import read_golden
+
+    reference = read_golden(golden) if golden is not None else None
+
+    def show(result: CheckResult) -> None:
+        print_line(console, f"{result.status.upper():5}{result.name}")
+        print_line(console, f"     expected   {result.expected}")
+        print_line(console, f"     observed   {result.reason or result.observed}")
+        print_line(console, f"     tolerance  {result.tolerance}")
+
+    with load(name, device=device, dtype=dtype, engine=engine) as loaded:
+        outcome = verify_model(
+            loaded, data.samples[0], max_new_tokens=max_new_tokens, reference=reference, on_result=show
+        )
+    counts = {status: sum(r.status == status for r in outcome.results) for status in ("pass", "fail", "skip")}
+    print_line(console, f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped: {name}")
+    return 0 if outcome.passed else 1

@@ -1,0 +1,66 @@
+"""``report.md``: the summary with what it takes to repeat and to doubt it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from unfuse.report.rows import headlines, method_lines, number, stage_rows
+from unfuse.report.summary import FORMULAS, Summary
+from unfuse.report.terminal import printable
+from unfuse.runs.schema import Manifest
+
+
+def report_markdown(manifest: Manifest, summary: Summary) -> str:
+    """The report of one run."""
+    model = manifest.model
+    lines = [
+        f"# {_cell(model.get('name'))}: {manifest.protocol}",
+        "",
+        f"**{summary.verdict.word}** - {summary.num_ok} samples measured, {summary.num_failed} failed, "
+        f"{summary.num_warmups} warm-up repeats apart.",
+        "",
+        *[f"- because: {_cell(reason)}" for reason in summary.verdict.reasons],
+        *[f"- warning: {_cell(warning)}" for warning in summary.verdict.warnings],
+        *[f"- note: {_cell(note)}" for note in (*model.get("notes", ()), *summary.notes)],
+        "",
+        "## Where the time goes",
+        "",
+        "| stage | median ms | 95 % interval | mean ms | p90 ms | p99 ms | device ms | share |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in stage_rows(summary):
+        cells = (row.name, row.median, row.interval, row.mean, row.p90, row.p99, row.device, row.share)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"{line}  " for line in headlines(summary)), "", "### Inside the stages (host, medians)", ""]
+    lines += ["| sub-span | median ms |", "|---|--:|"]
+    lines += [f"| {name} | {number(d.p50 if d else None, 3)} |" for name, d in summary.spans_host.items()]
+    lines += ["", "## How far to trust it", "", *[f"- {line}" for line in method_lines(summary)], ""]
+    lines += ["Formulas: " + "; ".join(f"{name} = {text}" for name, text in FORMULAS.items()) + ".", ""]
+    if summary.failures:
+        lines += ["## Failed samples", ""]
+        lines += [f"- {_cell(f.sample_id)}: {_cell(f.error)}" for f in summary.failures] + [""]
+    lines += ["## How it was made", "", "```", shlex.join(manifest.command), "```", ""]
+    lines += _facts("Model", model) + _facts("Options", manifest.config) + _facts("Dataset", manifest.dataset)
+    lines += _facts("Environment", manifest.environment)
+    return "\n".join(lines)
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> list[str]:
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in _flat(facts)]
+    return [f"### {title}", "", "| | |", "|---|---|", *rows, ""]
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in facts.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+    return rows
+
+
+def _cell(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    for mark in "\\|`*_<[":
+        text = text.replace(mark, f"\\{mark}") if mark != "<" else text.replace("<", "&lt;")
+    return printable(text)

@@ -1,0 +1,96 @@
+"""The rows of the stage table, once for terminal and Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unfuse.report.statistics import Distribution
+from unfuse.report.summary import Summary
+from unfuse.runs.schema import STAGES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRow:
+    """One row, formatted."""
+
+    name: str
+    median: str
+    interval: str
+    mean: str
+    p90: str
+    p99: str
+    device: str
+    share: str
+
+
+def stage_rows(summary: Summary) -> list[StageRow]:
+    """Five stages, then Stage 4 of the 4-stage view, the sum and the separately measured whole."""
+    rows = [
+        _row(stage, summary.stages_host[stage], summary.stages_device[stage], summary.shares_pct.get(stage))
+        for stage in STAGES
+    ]
+    llm = summary.shares_pct.get("prefill", 0.0) + summary.shares_pct.get("decode", 0.0)
+    rows.append(_row("generate (S4)", summary.generate, None, llm if summary.generate else None))
+    rows.append(_row("sum of stages", summary.total, None, 100.0 if summary.total else None))
+    rows.append(_row("end to end", summary.e2e, None, None))
+    return rows
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash where nothing was measured."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _row(name: str, host: Distribution | None, device: Distribution | None, share: float | None) -> StageRow:
+    interval = "-"
+    if host and host.ci_low is not None and host.ci_high is not None:
+        interval = f"{host.ci_low:.2f} .. {host.ci_high:.2f}"
+    return StageRow(
+        name=name,
+        median=number(host.p50 if host else None),
+        interval=interval,
+        mean=number(host.mean if host else None),
+        p90=number(host.p90 if host else None),
+        p99=number(host.p99 if host else None),
+        device=number(device.p50 if device else None),
+        share="" if share is None else f"{share:.1f} %",
+    )
+
+
+def headlines(summary: Summary) -> list[str]:
+    """What a reader should take away, a line each."""
+    lines = []
+    if summary.llm_to_vision is not None:
+        lines.append(f"The LLM (prefill + decode) takes {summary.llm_to_vision:.1f} x the time of the vision encoder.")
+    if summary.ttft and summary.tpot:
+        lines.append(f"ttft {summary.ttft.p50:.2f} ms, tpot {summary.tpot.p50:.3f} ms (medians).")
+    elif summary.ttft:
+        lines.append(f"ttft {summary.ttft.p50:.2f} ms (median); one token a sample, so no tpot.")
+    if summary.output_tokens and summary.text_tokens and summary.media_tokens:
+        lines.append(
+            f"Tokens a sample: {summary.output_tokens.mean:.1f} out, {summary.text_tokens.mean:.1f} text and "
+            f"{summary.media_tokens.mean:.1f} media in."
+        )
+    if summary.samples_per_s is not None and summary.output_tokens_per_s is not None:
+        lines.append(f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s.")
+    return lines
+
+
+def method_lines(summary: Summary) -> list[str]:
+    """How far the numbers can be trusted, a line each."""
+    found = summary.balance
+    lines = [
+        f"Balance: remainder {found.remainder_pct:+.2f} % of end to end "
+        f"[{found.ci_low_pct:+.2f}, {found.ci_high_pct:+.2f}] over {found.pairs} pairs (limit 1 %)."
+    ]
+    if summary.clock_overhead_pct is not None:
+        lines.append(f"Clock: {summary.clock_overhead_pct:.3f} % of a run ({summary.clock_overhead_how}).")
+    if summary.noise_spread_pct is not None:
+        lines.append(f"Noise: repeats of one sample spread by {summary.noise_spread_pct:.1f} %.")
+    if summary.warmup_total_ms:
+        totals = ", ".join(f"{total:.1f}" for total in summary.warmup_total_ms[:6])
+        more = ", ..." if len(summary.warmup_total_ms) > 6 else ""
+        lines.append(f"Warm-up: {summary.num_warmups} repeats apart, sums {totals}{more} ms; in no statistic.")
+    if summary.reused_prefix_tokens:
+        lines.append(f"Reused prefix: {summary.reused_prefix_tokens} prompt tokens were not computed again.")
+    return lines

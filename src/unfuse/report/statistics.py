@@ -1,0 +1,161 @@
+"""The statistics that a report prints, each defined once.
+
+Bootstrap intervals are percentile intervals of the median (Efron 1979; ``scipy.stats.bootstrap``), 95 %, with a fixed
+seed so that a report can be made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+_CONFIDENCE: Final = 0.95
+_RESAMPLES: Final = 2000
+_SEED: Final = 0
+DRIFT_PCT: Final = 3.0
+NOISE_PCT: Final = 10.0
+BALANCE_PCT: Final = 1.0
+MIN_PAIRS: Final = 5
+_OUTLIER_MADS: Final = 14.826
+"""hyperfine's limit: ten normal standard deviations, estimated by the median absolute deviation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distribution:
+    """Summary of one quantity; the values stay with it."""
+
+    unit: str
+    count: int
+    mean: float
+    std: float | None
+    """Sample standard deviation; None for one value."""
+    min: float
+    max: float
+    p50: float
+    p90: float
+    p99: float
+    ci_low: float | None
+    """95 % bootstrap interval of the median; None for one value."""
+    ci_high: float | None
+    values: tuple[float, ...]
+
+
+def distribution(values: Sequence[float], unit: str) -> Distribution | None:
+    """Summarises values; None where there are none."""
+    if not values:
+        return None
+    array = np.asarray(values, dtype=np.float64)
+    low, high = median_interval(array) or (None, None)
+    p50, p90, p99 = (float(q) for q in np.percentile(array, [50, 90, 99]))
+    return Distribution(
+        unit=unit,
+        count=len(array),
+        mean=float(array.mean()),
+        std=float(array.std(ddof=1)) if len(array) > 1 else None,
+        min=float(array.min()),
+        max=float(array.max()),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        ci_low=low,
+        ci_high=high,
+        values=tuple(float(v) for v in array),
+    )
+
+
+def median_interval(array: NDArray[np.float64]) -> tuple[float, float] | None:
+    """95 % interval of the median, or None for fewer than two values."""
+    if len(array) < 2:
+        return None
+    if np.ptp(array) == 0:
+        return float(array[0]), float(array[0])
+    found = stats.bootstrap(
+        (array,),
+        np.median,
+        n_resamples=_RESAMPLES,
+        confidence_level=_CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Balance:
+    """What of the end-to-end time the stages leave unexplained, in % of it."""
+
+    pairs: int
+    remainder_pct: float
+    """Median over pairs of ``(end to end - sum of stages) / end to end``."""
+    ci_low_pct: float
+    ci_high_pct: float
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are pairs enough to judge."""
+        return self.pairs >= MIN_PAIRS
+
+    @property
+    def adds_up(self) -> bool:
+        """False only where the whole interval lies beyond 1 %: noise cannot fail it, a real gap does."""
+        return self.enough and self.ci_low_pct <= BALANCE_PCT and self.ci_high_pct >= -BALANCE_PCT
+
+
+def balance(pairs: Sequence[tuple[float, float]]) -> Balance:
+    """The balance of (sum of stages, end to end) pairs, in any one unit."""
+    if not pairs:
+        return Balance(pairs=0, remainder_pct=0.0, ci_low_pct=0.0, ci_high_pct=0.0)
+    gaps = np.array([(whole - parts) / whole * 100 for parts, whole in pairs])
+    median = float(np.median(gaps))
+    low, high = median_interval(gaps) or (median, median)
+    return Balance(pairs=len(gaps), remainder_pct=median, ci_low_pct=low, ci_high_pct=high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """Change over a run, from the slope of an ordinary least-squares line over the sample index."""
+
+    change_pct: float
+    """From the first sample to the last, in % of the mean."""
+    ci_low_pct: float
+    ci_high_pct: float
+
+    @property
+    def found(self) -> bool:
+        """The slope's 95 % interval excludes 0, and it amounts to more than 3 % over the run."""
+        return (self.ci_low_pct > 0 or self.ci_high_pct < 0) and abs(self.change_pct) > DRIFT_PCT
+
+
+def drift(values: Sequence[float]) -> Drift | None:
+    """Drift of a series; None for fewer than 10 samples, of which a slope says nothing."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 10 or array.mean() == 0:
+        return None
+    fit = stats.linregress(np.arange(len(array)), array)
+    half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(array) - 2)) * float(fit.stderr)
+    scale = (len(array) - 1) / float(array.mean()) * 100
+    slope = float(fit.slope)
+    return Drift(change_pct=slope * scale, ci_low_pct=(slope - half) * scale, ci_high_pct=(slope + half) * scale)
+
+
+def spread_pct(values: Sequence[float]) -> float | None:
+    """Standard deviation of repeats in % of their mean; None for fewer than 3."""
+    if len(values) < 3:
+        return None
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.std(ddof=1) / array.mean() * 100)
+
+
+def outliers(values: Sequence[float]) -> int:
+    """Values over 14.826 median absolute deviations from the median, as hyperfine counts them."""
+    if len(values) < 3:
+        return 0
+    array = np.asarray(values, dtype=np.float64)
+    apart = np.abs(array - np.median(array))
+    mad = float(np.median(apart))
+    return int((apart > _OUTLIER_MADS * mad).sum()) if mad > 0 else 0

@@ -1,0 +1,161 @@
+"""From records to what a report says: ``summary.json`` is this, and terminal and Markdown print it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from unfuse.report.statistics import Balance, Distribution, Drift, balance, distribution, drift, outliers, spread_pct
+from unfuse.report.verdict import Verdict, drift_warnings, noise_warnings, reasons_against
+from unfuse.runs.schema import SCHEMA_VERSION, STAGES, Manifest, Noise, SampleRecord
+
+FORMULAS: Final = {
+    "ttft": "load + preprocess + encode + prefill",
+    "tpot": "decode / (output_tokens - 1)",
+    "e2e": "one unstaged call, measured apart",
+    "share": "mean of the stage / mean of the sum of stages",
+    "remainder": "(e2e - sum of stages) / e2e",
+    "LLM to vision": "mean of prefill + decode / mean of encode",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """One failed sample."""
+
+    sample_id: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """One model's run in numbers. Warm-up repeats and failed samples enter no distribution."""
+
+    num_ok: int
+    num_failed: int
+    num_warmups: int
+    warmup_total_ms: tuple[float, ...]
+    """Sum of stages of every warm-up repeat, in order: the cold ones are among them."""
+    failures: tuple[Failure, ...]
+    stages_host: Mapping[str, Distribution | None]
+    stages_device: Mapping[str, Distribution | None]
+    spans_host: Mapping[str, Distribution | None]
+    shares_pct: Mapping[str, float]
+    generate: Distribution | None
+    """prefill + decode: Stage 4 of the 4-stage view."""
+    total: Distribution | None
+    e2e: Distribution | None
+    ttft: Distribution | None
+    tpot: Distribution | None
+    text_tokens: Distribution | None
+    media_tokens: Distribution | None
+    output_tokens: Distribution | None
+    reused_prefix_tokens: int
+    llm_to_vision: float | None
+    samples_per_s: float | None
+    output_tokens_per_s: float | None
+    balance: Balance
+    clock_overhead_pct: float | None
+    clock_overhead_how: str
+    noise_spread_pct: float | None
+    drifts: Mapping[str, Drift | None]
+    notes: tuple[str, ...]
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``summary.json``."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "formulas": dict(FORMULAS),
+            **asdict(self),
+            "verdict": {"word": self.verdict.word, **asdict(self.verdict)},
+        }
+
+
+def summarise(
+    manifest: Manifest, records: Sequence[SampleRecord], noise: Noise | None, extra_reasons: Sequence[str] = ()
+) -> Summary:
+    """Summarises one run.
+
+    Args:
+        manifest: of the run.
+        records: all lines, warm-up among them.
+        noise: repeats of one sample.
+        extra_reasons: what the protocol itself holds against the run.
+    """
+    warm = [r for r in records if r.warmup and r.status == "ok"]
+    measured = [r for r in records if not r.warmup]
+    ok = [r for r in measured if r.status == "ok"]
+    totals = [r.total_host_ms for r in ok]
+    host = {stage: distribution([r.stages[stage].host_ms for r in ok], "ms") for stage in STAGES}
+    device = {stage: distribution(_device(ok, stage), "ms") for stage in STAGES}
+    generate = [r.stages["prefill"].host_ms + r.stages["decode"].host_ms for r in ok]
+    tokens = [r.output_tokens or 0 for r in ok]
+    pairs = [(r.total_host_ms, r.e2e_host_ms) for r in ok if r.e2e_host_ms]
+    if noise is not None:
+        pairs += list(zip(noise.total_host_ms, noise.e2e_host_ms, strict=False))
+    found = balance(pairs)
+    spread = spread_pct(noise.total_host_ms) if noise else None
+    drifts = {name: drift([r.stages[name].host_ms for r in ok]) for name in STAGES} | {"total": drift(totals)}
+    encode = sum(r.stages["encode"].host_ms for r in ok)
+    overhead, how = _clock_overhead(manifest, ok)
+    warnings = noise_warnings(spread, outliers(noise.total_host_ms) if noise else 0)
+    for name, found_drift in drifts.items():
+        warnings += drift_warnings(name, found_drift)
+    return Summary(
+        num_ok=len(ok),
+        num_failed=len(measured) - len(ok),
+        num_warmups=len(warm),
+        warmup_total_ms=tuple(r.total_host_ms for r in warm),
+        failures=tuple(
+            Failure(sample_id=r.sample_id, error=r.error or "unknown") for r in measured if r.status == "failed"
+        ),
+        stages_host=host,
+        stages_device=device,
+        spans_host=_spans(ok),
+        shares_pct={s: 100 * sum(r.stages[s].host_ms for r in ok) / sum(totals) for s in STAGES} if ok else {},
+        generate=distribution(generate, "ms"),
+        total=distribution(totals, "ms"),
+        e2e=distribution([r.e2e_host_ms for r in ok if r.e2e_host_ms is not None], "ms"),
+        ttft=distribution([r.total_host_ms - r.stages["decode"].host_ms for r in ok], "ms"),
+        tpot=distribution([r.stages["decode"].host_ms / (n - 1) for r, n in zip(ok, tokens, strict=True) if n > 1], "ms"),
+        text_tokens=distribution([r.text_tokens or 0 for r in ok], "tokens"),
+        media_tokens=distribution([r.media_tokens or 0 for r in ok], "tokens"),
+        output_tokens=distribution(tokens, "tokens"),
+        reused_prefix_tokens=sum(r.reused_prefix_tokens or 0 for r in ok),
+        llm_to_vision=sum(generate) / encode if encode else None,
+        samples_per_s=1000 * len(ok) / sum(totals) if ok else None,
+        output_tokens_per_s=1000 * sum(tokens) / sum(totals) if ok else None,
+        balance=found,
+        clock_overhead_pct=overhead,
+        clock_overhead_how=how,
+        noise_spread_pct=spread,
+        drifts=drifts,
+        notes=tuple(dict.fromkeys(note for r in measured for note in r.notes)),
+        verdict=Verdict(reasons=(*extra_reasons, *reasons_against(measured, found)), warnings=warnings),
+    )
+
+
+def _device(records: Sequence[SampleRecord], stage: str) -> list[float]:
+    return [ms for r in records if (ms := r.stages[stage].device_ms) is not None]
+
+
+def _spans(records: Sequence[SampleRecord]) -> dict[str, Distribution | None]:
+    names = dict.fromkeys(name for r in records for name in r.spans)
+    return {name: distribution([r.spans[name].host_ms for r in records if name in r.spans], "ms") for name in names}
+
+
+def _clock_overhead(manifest: Manifest, records: Sequence[SampleRecord]) -> tuple[float | None, str]:
+    """What the clock's edges add to a run, in % of it."""
+    total = distribution([r.total_host_ms for r in records], "ms")
+    if total is None:
+        return None, "nothing measured"
+    if str(manifest.model.get("device", "")).startswith("cuda"):
+        pairs = [(r.staged_host_ms, r.e2e_host_ms) for r in records if r.staged_host_ms and r.e2e_host_ms]
+        gaps = distribution([100 * (staged - whole) / whole for staged, whole in pairs], "%")
+        return (gaps.p50 if gaps else None), "median of runs with edges against runs without, in pairs"
+    cost = manifest.clock.get("edge_cost_ms")
+    if cost is None:
+        return None, "not calibrated"
+    return 100 * len(STAGES) * float(cost) / total.p50, "calibrated empty stages against the median total"

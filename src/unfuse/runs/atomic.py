@@ -1,0 +1,82 @@
+"""Whole files or none: written beside their place, made durable, then moved into it.
+
+Temporary file in the same folder -> fsync -> ``os.replace`` -> fsync of the folder. A reader sees the old
+file or the new one, after a crash too; where anything fails the old one stays and the temporary file is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from unfuse.errors import RunFolderError
+from unfuse.runs.plain import to_plain
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Writes ``text`` as UTF-8; what UTF-8 cannot hold (lone surrogates) is written as an escape.
+
+    Raises:
+        RunFolderError: the file could not be written; it says why.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            _write_durably(temporary, data)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    """Writes a plain value or dataclass as indented JSON with a final line end.
+
+    Raises:
+        RunFolderError: the value holds NaN, infinity or what is not JSON, or the file could not be written.
+    """
+    plain = to_plain(value, where=str(path))
+    write_text_atomic(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the folder's entries durable.
+
+    Raises:
+        OSError: the system refused.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> RunFolderError:
+    """The error for a file that could not be written, with the system's reason."""
+    reason = error.strerror or type(error).__name__
+    return RunFolderError(
+        str(path),
+        found=f"cannot be written ({reason})",
+        expected="a writable place",
+        fix="free space or give another --output",
+    )
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
