@@ -14,6 +14,7 @@ from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.cli.options import check_placement, placement
 from unfuse.errors import InputError
 from unfuse.report import print_line, print_summary, sample_line
+from unfuse.report.terminal import printable
 from unfuse.runs import SampleRecord, read_manifest, refuse_occupied
 
 
@@ -77,6 +78,7 @@ def run_bench(
     output: Path | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
+    show_answers: bool = False,
 ) -> int:
     """Checks everything, then loads, measures and prints; returns the exit code."""
     if protocol != "decoupled":
@@ -113,6 +115,9 @@ def run_bench(
         def show(index: int, record: SampleRecord) -> None:
             if not record.warmup:
                 print_line(console, sample_line(index, record))
+                if show_answers and record.text is not None:
+                    print_line(console, f"  Q: {printable(record.question or '')}")
+                    print_line(console, f"  A: {printable(record.text)}")
                 progress.update(bar, completed=index + 1)
 
         run = bench_model(model, data, options, output=folder, resume=resume, on_record=show)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from unfuse import pipeline
 from unfuse.errors import UnfuseError
@@ -16,9 +17,13 @@ from unfuse.measure.clock import NoClock, StageClock, paused_gc
 from unfuse.measure.timers import DeviceTimer
 from unfuse.measure.warmup import is_steady
 from unfuse.protocols.settings import BenchSettings
+from unfuse.report.statistics import balance
 from unfuse.runs.schema import Noise, SampleRecord
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
+
+_NARROW_PCT: Final = 1.0
+"""Width of the balance's interval that is narrow enough to stop repeating."""
 
 ShapeKey = tuple[tuple[int, ...], int]
 
@@ -57,12 +62,24 @@ class Decoupled:
             )
 
     def noise(self, sample: Sample) -> Noise:
-        """Repeats of one warm sample, staged and unstaged in turn."""
-        pairs = [self._pair(sample) for _ in range(self._settings.noise_repeats)]
+        """Repeats of one warm sample, staged and unstaged in turn.
+
+        At least ``noise_repeats`` pairs; more of them until the balance is known to half a percent or
+        ``balance_seconds`` are spent, since on a busy machine a handful says little.
+        """
+        pairs: list[SampleRecord] = []
+        started = time.perf_counter()
+        while True:
+            if len(pairs) >= self._settings.noise_repeats:
+                found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in pairs])
+                narrow = found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT
+                if narrow or time.perf_counter() - started > self._settings.balance_seconds:
+                    break
+            pairs.append(self._pair(sample))
         return Noise(
             sample_id=sample.sample_id,
             total_host_ms=tuple(pair.total_host_ms for pair in pairs),
-            e2e_host_ms=tuple(pair.e2e_host_ms for pair in pairs if pair.e2e_host_ms is not None),
+            e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in pairs),
         )
 
     def _warm_up(self, sample: Sample) -> Iterator[SampleRecord]:

@@ -22,6 +22,8 @@ class BenchSettings:
     """Warm-up repeats at least, per input shape."""
     noise_repeats: int = 5
     """Further repeats of the first sample, which alone tell noise from workload."""
+    balance_seconds: float = 15.0
+    """Time that more of these repeats may take until the balance of the stages is known to half a percent."""
     reuse: bool = False
     """Whether a KV prefix may be reused between samples."""
 

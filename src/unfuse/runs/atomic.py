@@ -1,7 +1,7 @@
 """Whole files or none: written beside their place, made durable, then moved into it.
 
 Temporary file in the same folder -> fsync -> ``os.replace`` -> fsync of the folder. A reader sees the old
-file or the new one, after a crash too; where anything fails the old one stays and the temporary file is removed.
+file or the new one, after a crash too; where anything fails the old one stays and the temporary one goes.
 """
 
 from __future__ import annotations

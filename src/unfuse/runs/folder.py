@@ -56,6 +56,7 @@ class RunFolder:
         refuse_occupied(path)
         staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
         made = [folder for folder in path.parents if not folder.exists()]
+        home = staging
         lock: FolderLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,12 +66,13 @@ class RunFolder:
             write_text_atomic(staging / SAMPLES_FILE, "")
             refuse_occupied(path)
             staging.rename(path)
+            home = path
             sync_folder(path.parent)
             writer = SamplesWriter(path / SAMPLES_FILE, sound_bytes=0)
         except BaseException as error:
             if lock is not None:
                 lock.close()
-            take_away(staging, *made)
+            take_away(home, *made)
             if isinstance(error, OSError):
                 raise cannot_write(path, error) from error
             raise

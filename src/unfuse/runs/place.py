@@ -43,8 +43,9 @@ def refuse_occupied(path: str | Path) -> None:
 
 def take_away(run: Path, *parents: Path) -> None:
     """Removes a run's own files, its folder and the folders made for it; a folder with other files stays."""
-    with suppress(OSError):
-        for name in _OWN_FILES:
-            (run / name).unlink(missing_ok=True)
-        for folder in (run, *parents):
+    for name in _OWN_FILES:
+        with suppress(OSError):
+            (run / name).unlink()
+    for folder in (run, *parents):
+        with suppress(OSError):
             folder.rmdir()

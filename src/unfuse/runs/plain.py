@@ -1,8 +1,8 @@
 """Frozen dataclasses to plain JSON values and back, checked field by field.
 
 In: a dataclass whose fields are numbers, strings, booleans, ``None``, ``Any``, ``Literal``,
-``tuple[T, ...]``, ``Mapping[str, T]`` or such dataclasses. Out: dicts, lists and scalars that any JSON reader takes. Back again
-every type is checked against the annotation and a problem is named by its place. Knows no file and no record.
+``tuple[T, ...]``, ``Mapping[str, T]`` or such dataclasses. Out: dicts, lists and scalars that any JSON reader
+takes. Back again every type is checked against the annotation and a problem is named by its place.
 """
 
 from __future__ import annotations

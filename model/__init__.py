@@ -1,0 +1,1 @@
+"""The published package name, over ``unfuse.models.eventgpt``."""

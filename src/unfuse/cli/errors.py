@@ -1,0 +1,33 @@
+"""How a command ends: an error is one line on stderr and an exit code, never a traceback of ours for bad input.
+
+0 done; 1 a check or verdict failed; 2 usage or bad input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from unfuse.errors import UnfuseError
+
+
+def exit_code_of(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        code = command.main(args=arguments, prog_name=name, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as help_wanted:
+        click.echo(help_wanted.format_message())
+        return 2
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except UnfuseError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,51 @@
+"""Fixtures of all tests: reference material where it is there, and the demo model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache folder of this session's own, so that the demo is built by the code under test."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["UNFUSE_CACHE"] = str(folder)
+    yield folder
+    del os.environ["UNFUSE_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def shared_dir():
+    if not SHARED.is_dir():
+        pytest.skip("the reference material (../shared) is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden_dir(shared_dir):
+    return shared_dir / "golden"
+
+
+@pytest.fixture(scope="session")
+def recordings_dir(shared_dir):
+    return shared_dir / "data" / "events"
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    from unfuse.adapters.registry import load
+
+    with load("demo", device="cpu") as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def demo_sample():
+    from unfuse.samples.demo import demo_sample
+
+    return demo_sample("demo:0")

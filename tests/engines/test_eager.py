@@ -1,0 +1,144 @@
+"""Stage 4 by itself: reuse, repeatability, sampling, streaming."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unfuse.engines.eager import common_prefix
+from unfuse.engines.sampling import TokenChooser
+from unfuse.errors import DeviceError, PromptError
+from unfuse.stages import Sampling
+from unfuse.staged_model import pick_engine
+
+
+@pytest.fixture(scope="module")
+def features(demo_model, demo_sample):
+    return demo_model.encode(demo_sample)
+
+
+@pytest.fixture(scope="module")
+def prepared(demo_model, demo_sample):
+    return demo_model.preprocess(demo_model.load(demo_sample))
+
+
+def test_one_prefilled_decodes_many_times(demo_model, prepared, features):
+    prefilled = demo_model.prefill(prepared, features)
+    long = demo_model.decode(prefilled, 12)
+    short = demo_model.decode(prefilled, 5)
+    assert long.token_ids[:5] == short.token_ids
+    assert demo_model.decode(prefilled, 12) == long
+    assert short.stop_reason == "length"
+
+
+def test_prefix_is_reused_and_changes_nothing(demo_model, features):
+    questions = ["What moves?", "What moves, and where to?", "What moves?", "Is anything still?"]
+    demo_model.engine.close()
+    afresh = [demo_model.generate(q, features, max_new_tokens=10, reuse=False) for q in questions]
+    reused = [demo_model.generate(q, features, max_new_tokens=10) for q in questions]
+    assert [a.token_ids for a in afresh] == [a.token_ids for a in reused]
+    assert [a.reused_prefix_tokens for a in afresh] == [0] * 4
+    assert reused[0].reused_prefix_tokens == 0
+    assert all(a.reused_prefix_tokens > features.tensor.shape[0] for a in reused[1:])
+    assert all(a.reused_prefix_tokens < a.prompt_tokens for a in reused)
+
+
+def test_bare_stages_reuse_nothing(demo_model, prepared, features):
+    for _ in range(2):
+        assert demo_model.prefill(prepared, features).reused_prefix_tokens == 0
+
+
+def test_changed_features_are_not_served_from_the_prefix(demo_model, features):
+    from unfuse.features import Features
+
+    demo_model.generate("What moves?", features, max_new_tokens=2)
+    other = Features(features.tensor.flip(0).contiguous(), features.provenance)
+    answer = demo_model.generate("What moves?", other, max_new_tokens=8)
+    assert answer.reused_prefix_tokens < 48, "text before the scene at most"
+    assert answer.token_ids == demo_model.generate("What moves?", other, max_new_tokens=8, reuse=False).token_ids
+
+
+def test_reuse_after_a_long_answer(demo_model, features):
+    """The kept prefix is the prompt's alone: an answer's own positions must never enter it."""
+    long = demo_model.generate("What moves?", features, max_new_tokens=30)
+    again = demo_model.generate("What moves?", features, max_new_tokens=30)
+    assert again.token_ids == long.token_ids
+
+
+def test_score_is_what_decode_chose_from(demo_model, prepared, features):
+    prefilled = demo_model.prefill(prepared, features)
+    tokens = demo_model.decode(prefilled, 8).token_ids
+    logits = demo_model.engine.score(prefilled, tokens)
+    assert logits.argmax(-1).tolist() == list(tokens)
+
+
+def test_stream_joins_to_the_answer(demo_model, features):
+    text = demo_model.generate("What moves?", features, max_new_tokens=20).text
+    assert "".join(demo_model.stream("What moves?", features, max_new_tokens=20)) == text
+
+
+def test_fixed_output_length(demo_model, demo_sample):
+    """An end token that greedy decoding would choose is passed over, and the answer has exactly n tokens."""
+    model = demo_model
+    prepared = model.preprocess(model.load(demo_sample))
+    features = model.encode(prepared)
+    second = model.decode(model.prefill(prepared, features), 2).token_ids[1]
+    ends = model.engine._end_ids, model.engine._ends
+    model.engine._end_ids, model.engine._ends = torch.tensor([second]), frozenset({second})
+    try:
+        natural = model.decode(model.prefill(prepared, features), 9)
+        assert natural.token_ids[-1] == second
+        assert (natural.stop_reason, natural.output_tokens) == ("eos", 2)
+        fixed = model.decode(model.prefill(prepared, features, Sampling(ignore_eos=True)), 9)
+        assert fixed.output_tokens == 9
+        assert second not in fixed.token_ids
+    finally:
+        model.engine._end_ids, model.engine._ends = ends
+
+
+def test_sampling_is_seeded(demo_model, prepared, features):
+    def sampled(seed):
+        prefilled = demo_model.prefill(prepared, features, Sampling(temperature=1.5, seed=seed))
+        first = demo_model.decode(prefilled, 12).token_ids
+        assert demo_model.decode(prefilled, 12).token_ids == first
+        return first
+
+    assert sampled(1) == sampled(1)
+    assert len({sampled(seed) for seed in range(5)}) > 1
+
+
+def test_top_p_keeps_the_nucleus():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    choose = TokenChooser(Sampling(temperature=1.0, top_p=0.75), torch.tensor([], dtype=torch.long), torch.device("cpu"))
+    drawn = [int(choose(logits)) for _ in range(400)]
+    assert set(drawn) == {0, 1}
+    # 0.5 / 0.8 = 0.625; six standard deviations of 400 draws are 0.145.
+    assert abs(drawn.count(0) / 400 - 0.625) < 0.145
+
+
+keys = st.lists(st.integers(-3, 5), max_size=12)
+
+
+@given(keys, keys, st.booleans())
+def test_common_prefix_is_its_definition(a, b, same):
+    length = common_prefix(a, b, same_features=same)
+    assert a[:length] == b[:length]
+    assert same or all(key >= 0 for key in a[:length])
+    if length < min(len(a), len(b)):
+        assert a[length] != b[length] or (a[length] < 0 and not same)
+
+
+def test_bad_arguments(demo_model, features):
+    with pytest.raises(PromptError, match="at least 1"):
+        demo_model.generate("What?", features, max_new_tokens=0)
+    with pytest.raises(PromptError, match="temperature"):
+        Sampling(temperature=float("nan"))
+    with pytest.raises(DeviceError, match="warp"):
+        pick_engine("warp", None)
+
+
+def test_text_prompt_has_no_pixels_to_encode(demo_model, features):
+    with pytest.raises(PromptError, match="without pixels"):
+        demo_model.encode(demo_model.adapter.tokenize("What?", features))

@@ -1,0 +1,88 @@
+"""A fingerprint changes with any tensor and any config field, and with nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unfuse.checksum import tensor_checksum
+from unfuse.models.eventgpt import EventChatModel
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.samples.demo import demo_checkpoint
+
+
+def by_words(tensor):
+    """The formula of ``unfuse.checksum``, word by word in Python integers."""
+    data = tensor.contiguous().view(torch.uint8).flatten().numpy().tobytes()
+    data += bytes(-len(data) % 8)
+    words = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
+    weighted = sum(w * (2 * i + 1) for i, w in enumerate(words)) % 2**64
+    return (weighted ^ (sum(words) * 0x9E3779B97F4A7C15)) % 2**64
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=200))
+def test_checksum_is_its_formula(values):
+    tensor = torch.tensor(values, dtype=torch.uint8)
+    assert tensor_checksum(tensor) == by_words(tensor)
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=50), st.data())
+def test_a_changed_or_moved_value_shows(values, data):
+    tensor = torch.tensor(values, dtype=torch.int32)
+    at = data.draw(st.integers(0, len(values) - 1))
+    changed = tensor.clone()
+    changed[at] ^= data.draw(st.integers(1, 2**31 - 1))
+    assert tensor_checksum(changed) != tensor_checksum(tensor)
+    flipped = tensor.flip(0)
+    assert torch.equal(flipped, tensor) or tensor_checksum(flipped) != tensor_checksum(tensor)
+
+
+def test_chunks_do_not_matter(monkeypatch):
+    tensor = torch.arange(1000, dtype=torch.float32)
+    whole = tensor_checksum(tensor)
+    monkeypatch.setattr("unfuse.checksum._CHUNK_WORDS", 7)
+    assert tensor_checksum(tensor) == whole == by_words(tensor)
+
+
+def test_views_count_by_value():
+    base = torch.arange(101, dtype=torch.uint8)
+    assert tensor_checksum(base[3:]) == tensor_checksum(base[3:].clone())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return EventChatModel.from_pretrained(demo_checkpoint())
+
+
+def test_one_changed_weight(model):
+    before = model_fingerprint(model)
+    weight = model.model.visual_projector[2].bias
+    with torch.no_grad():
+        weight[0] += 1
+        assert model_fingerprint(model) != before
+        weight[0] -= 1
+    assert model_fingerprint(model) == before
+
+
+def test_config_counts(model):
+    before = model_fingerprint(model)
+    model.config.rms_norm_eps *= 2
+    assert model_fingerprint(model) != before
+    model.config.rms_norm_eps /= 2
+
+
+def test_cache_goes_by_file_identity(model, tmp_path, monkeypatch):
+    folder = shutil.copytree(demo_checkpoint(), tmp_path / "c")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = cached_model_fingerprint(model, folder, torch.float32)
+    assert first == model_fingerprint(model)
+    monkeypatch.setattr("unfuse.models.fingerprint.model_fingerprint", lambda _: "f" * 64)
+    assert cached_model_fingerprint(model, folder, torch.float32) == first, "taken from disk"
+    assert cached_model_fingerprint(model, folder, torch.bfloat16) == "f" * 64, "another dtype"
+    os.utime(folder / "model.safetensors")
+    assert cached_model_fingerprint(model, folder, torch.float32) == "f" * 64, "touched files"

@@ -1,0 +1,239 @@
+"""Every check is shown a broken model or clock, and must catch it by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unfuse.adapters.eventgpt import EventGPTAdapter
+from unfuse.engines.eager import EagerEngine
+from unfuse.features import Features
+from unfuse.staged_model import StagedModel
+from unfuse.testing import AsyncDevice
+from unfuse.verification import checks, verify_model
+from unfuse.verification.golden import golden, read_golden
+from unfuse.verification.timing import timing_additive
+
+TOKENS = 8
+
+
+def staged(demo_model, adapter_class, engine=None):
+    source = demo_model.adapter
+    adapter = adapter_class(source.model, source._tokenizer, source._event_processor, source.fingerprint)
+    return StagedModel("broken", adapter, engine or EagerEngine(adapter.model))
+
+
+class ReEncodes(EventGPTAdapter):
+    """Takes the features and encodes the pixels again."""
+
+    def prompt(self, prepared, features, *, digest):
+        if prepared.num_frames:
+            features = self.encode(prepared)
+        return super().prompt(prepared, features, digest=digest)
+
+
+class ReEncodesKept(EventGPTAdapter):
+    """Keeps the pixels of the last scene and encodes those."""
+
+    kept = None
+
+    def encode(self, prepared):
+        self.kept = prepared
+        return super().encode(prepared)
+
+    def prompt(self, prepared, features, *, digest):
+        return super().prompt(prepared, super().encode(self.kept), digest=digest)
+
+
+class ReEncodesAside(ReEncodesKept):
+    """The same, through a copy of the tower that no module list knows."""
+
+    copied = None
+
+    def prompt(self, prepared, features, *, digest):
+        self.copied = self.copied or (copy.deepcopy(self.model.model.visual_tower),)
+        self.copied[0](self.kept.pixel_values)
+        return EventGPTAdapter.prompt(self, prepared, features, digest=digest)
+
+
+class EncodesTwice(EventGPTAdapter):
+    def encode(self, prepared):
+        super().encode(prepared)
+        return super().encode(prepared)
+
+
+class Ignores(EventGPTAdapter):
+    """Puts zeros where the features belong."""
+
+    def prompt(self, prepared, features, *, digest):
+        blank = Features(torch.zeros_like(features.tensor), features.provenance)
+        return super().prompt(prepared, blank, digest=digest)
+
+
+class Mutates(EventGPTAdapter):
+    """Scales the features in place."""
+
+    def prompt(self, prepared, features, *, digest):
+        prompt = super().prompt(prepared, features, digest=digest)
+        features.tensor.data.mul_(1.001)
+        return prompt
+
+
+class FirstFrameOnly(EventGPTAdapter):
+    """The published benchmark's Stage 3: one frame stands for all."""
+
+    def encode(self, prepared):
+        first = prepared.pixel_values[:1].expand_as(prepared.pixel_values)
+        return super().encode(replace(prepared, pixel_values=first))
+
+
+class StaleDigest(EventGPTAdapter):
+    """A prefix cache keyed by text alone."""
+
+    def prompt(self, prepared, features, *, digest):
+        prompt = super().prompt(prepared, features, digest=digest)
+        return replace(prompt, features_digest="always the same")
+
+
+class BreaksFused(EventGPTAdapter):
+    """Once the stages ran, the fused call answers with something else."""
+
+    ran = False
+
+    def encode(self, prepared):
+        self.ran = True
+        return super().encode(prepared)
+
+    def fused_generate(self, prepared, *, max_new_tokens, ignore_eos=False):
+        shown = replace(prepared, pixel_values=prepared.pixel_values * (0 if self.ran else 1))
+        return super().fused_generate(shown, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+
+
+CHECKS = {
+    "encode-once": checks.encode_once,
+    "same-output": checks.same_output,
+    "features-used": checks.features_used,
+    "backward-compatible": checks.backward_compatible,
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_sound_model_passes(demo_model, demo_sample, name):
+    result = CHECKS[name](checks.subject(demo_model, demo_sample, TOKENS))
+    assert (result.name, result.status) == (name, "pass"), result
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("encode-once", ReEncodes),
+        ("encode-once", ReEncodesKept),
+        ("encode-once", ReEncodesAside),
+        ("encode-once", EncodesTwice),
+        ("same-output", Ignores),
+        ("same-output", FirstFrameOnly),
+        ("features-used", Ignores),
+        ("features-used", Mutates),
+        ("features-used", StaleDigest),
+        ("backward-compatible", BreaksFused),
+    ],
+)
+def test_broken_model_is_caught(demo_model, demo_sample, name, broken):
+    result = CHECKS[name](checks.subject(staged(demo_model, broken), demo_sample, TOKENS))
+    assert (result.name, result.status) == (name, "fail"), result
+
+
+def test_same_output_states_a_near_tie(demo_model, demo_sample):
+    """In float32 even a difference of one token fails, and the row says where, with both logits and the margin."""
+    subject = checks.subject(staged(demo_model, FirstFrameOnly), demo_sample, TOKENS)
+    observed = checks.same_output(subject).observed
+    assert "first difference at token" in observed
+    assert "margin" in observed
+    assert observed.count("logit") == 2
+
+
+class SlowEncode(StagedModel):
+    """Gives a device 40 ms of work in encode, as a kernel launch would."""
+
+    def __init__(self, model, device):
+        super().__init__("slow", model.adapter, model.engine)
+        self._queue = device
+
+    def encode(self, source):
+        self._queue.launch(40)
+        return super().encode(source)
+
+
+class NeverWaits(AsyncDevice):
+    """A clock's device whose synchronisation was forgotten."""
+
+    def synchronize(self):
+        return None
+
+
+def test_clock_that_synchronises_passes(demo_model, demo_sample):
+    device = AsyncDevice()
+    result = timing_additive(SlowEncode(demo_model, device), demo_sample, device, 2, pairs=7)
+    assert "clocks disagree" not in result.observed, result
+
+
+def test_clock_that_does_not_synchronise_is_caught(demo_model, demo_sample):
+    device = NeverWaits()
+    result = timing_additive(SlowEncode(demo_model, device), demo_sample, device, 2, pairs=7)
+    assert result.status == "fail"
+    assert "clocks disagree on encode" in result.observed
+
+
+class WorksBetweenStages(StagedModel):
+    """Does part of the work where no stage is running."""
+
+    def __init__(self, model):
+        super().__init__("between", model.adapter, model.engine)
+
+    @property
+    def prefill(self):
+        import time
+
+        from unfuse.measure.clock import _active
+
+        if _active.get() is None:
+            time.sleep(0.05)
+        return super().prefill
+
+
+def test_work_outside_the_stages_is_caught(demo_model, demo_sample):
+    from unfuse.measure.timers import HostTimer
+
+    result = timing_additive(WorksBetweenStages(demo_model), demo_sample, HostTimer(), 2, pairs=7)
+    assert result.status == "fail"
+    assert "remainder +" in result.observed
+
+
+def test_golden_is_caught(golden_dir, demo_model, tmp_path):
+    from unfuse.adapters.registry import load
+
+    model = load(str(golden_dir / "checkpoints" / "EventGPT-tiny"), device="cpu")
+    reference = read_golden(golden_dir)
+    assert golden(model, reference).status == "pass"
+    with torch.no_grad():
+        model.adapter.model.model.feature_adaptor.bias[0] += 0.5
+    result = golden(model, reference)
+    assert result.status == "fail"
+    assert "event_features" in result.observed
+    assert json.loads((golden_dir / "golden.json").read_text())["cases"], "there was something to compare"
+
+
+def test_whole_verification_names_the_failed_check(demo_model, demo_sample):
+    from unfuse.errors import VerificationError
+
+    outcome = verify_model(staged(demo_model, Ignores), demo_sample, max_new_tokens=2)
+    names = [result.name for result in outcome.results]
+    assert names == ["encode-once", "same-output", "features-used", "backward-compatible", "golden", "timing-additive"]
+    assert not outcome.passed
+    assert [r.reason for r in outcome.results if r.status == "skip"] == ["no golden set given (--golden DIR)"]
+    with pytest.raises(VerificationError, match="features-used"):
+        outcome.raise_if_failed()
