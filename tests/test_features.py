@@ -15,7 +15,12 @@ from unfuse.stages import Provenance
 @pytest.fixture
 def features():
     origin = Provenance(
-        model_fingerprint="a" * 64, family="eventgpt", media_sha256="m", num_frames=5, dtype="float32", shape=(7, 4)
+        model_fingerprint="a" * 64,
+        family="eventgpt",
+        media_sha256="m",
+        num_frames=5,
+        dtype="float32",
+        shape=(7, 4),
     )
     return Features(torch.randn(7, 4), origin)
 

@@ -1,6 +1,6 @@
 """Trains the demo model's sentencepiece tokenizer from sentences made here; run it to remake the shipped file.
 
-    python training/demo_tokenizer.py src/unfuse/samples/demo_tokenizer.model
+python training/demo_tokenizer.py src/unfuse/samples/demo_tokenizer.model
 """
 
 from __future__ import annotations
@@ -18,8 +18,26 @@ from unfuse.stages import DEFAULT_QUESTION
 
 _SIZES = ("small", "large", "dark", "bright", "")
 _THINGS = ("disc", "box", "car", "cyclist", "pedestrian", "tree", "sign", "building", "object")
-_MOTIONS = ("moves", "drives", "turns", "falls", "rises", "crosses the road", "stands still", "speeds up", "slows down")
-_WHERE = ("to the left", "to the right", "up", "down", "toward the camera", "away from the camera", "in the middle")
+_MOTIONS = (
+    "moves",
+    "drives",
+    "turns",
+    "falls",
+    "rises",
+    "crosses the road",
+    "stands still",
+    "speeds up",
+    "slows down",
+)
+_WHERE = (
+    "to the left",
+    "to the right",
+    "up",
+    "down",
+    "toward the camera",
+    "away from the camera",
+    "in the middle",
+)
 _QUESTIONS = (
     DEFAULT_QUESTION,
     "Describe in detail what happened in the scene.",

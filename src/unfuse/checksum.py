@@ -1,7 +1,7 @@
 """Checksums of tensors, computed where the tensors are.
 
-Seen as 64-bit words w_i (zero-padded), a tensor's checksum is ``sum(w_i * (2 i + 1)) mod 2**64`` together with the plain
-sum: odd weights are invertible, so any single changed word changes it, and moved words do too. It finds
+Seen as 64-bit words w_i (zero-padded), a tensor's checksum is ``sum(w_i * (2 i + 1)) mod 2**64`` together with the
+plain sum: odd weights are invertible, so any single changed word changes it, and moved words do too. It finds
 mistakes, not forgeries. A 13 GB model takes well under a second on a GPU and needs no copy to the host.
 """
 

@@ -40,7 +40,7 @@ class UnfuseError(Exception):
             parts.append(f"found {found}")
         if expected is not None:
             parts.append(f"expected {expected}")
-        message = ": ".join(parts[:1] + [", ".join(parts[1:])] if parts[1:] else parts)
+        message = ": ".join([*parts[:1], ", ".join(parts[1:])] if parts[1:] else parts)
         if fix:
             message = f"{message}. {fix[0].upper()}{fix[1:]}"
         # A file may put line breaks and terminal codes into names; a message stays one printable line.

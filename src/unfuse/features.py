@@ -62,7 +62,11 @@ class Features:
         from safetensors.torch import save
 
         target = Path(path)
-        metadata = {"format": _FORMAT, "digest": self.digest, "provenance": json.dumps(asdict(self.provenance))}
+        metadata = {
+            "format": _FORMAT,
+            "digest": self.digest,
+            "provenance": json.dumps(asdict(self.provenance)),
+        }
         data = save({"features": self.tensor.detach().contiguous().cpu()}, metadata)
         try:
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -98,7 +102,9 @@ class Features:
                 tensor = file.get_tensor("features")
             features = cls(tensor, _provenance(json.loads(metadata["provenance"])))
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise FeaturesError(str(path), found=f"damaged ({error})", expected="a file that Features.save wrote") from None
+            raise FeaturesError(
+                str(path), found=f"damaged ({error})", expected="a file that Features.save wrote"
+            ) from None
         if features.digest != metadata.get("digest"):
             raise FeaturesError(str(path), found="values that differ from their digest", expected="undamaged values")
         return features
@@ -128,5 +134,8 @@ def require_fit(features: Features, expected: Provenance) -> None:
     for what, theirs, ours in sides:
         if theirs != ours:
             raise FeaturesError(
-                f"features of another {what}", found=theirs, expected=f"{ours}, this model's", fix="encode the sample again with this model"
-            )  # fmt: skip
+                f"features of another {what}",
+                found=theirs,
+                expected=f"{ours}, this model's",
+                fix="encode the sample again with this model",
+            )

@@ -1,7 +1,7 @@
 """READ FIRST. From a sample to an answer through the five stages, under one clock.
 
-Whatever the model and whatever the clock, a run is these lines. The unstaged end-to-end call is the same function with a
-clock that has no edges.
+Whatever the model and whatever the clock, a run is these lines. The unstaged end-to-end call is the same function with
+a clock that has no edges.
 """
 
 from __future__ import annotations

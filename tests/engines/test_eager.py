@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from unfuse.engines.eager import common_prefix
 from unfuse.engines.sampling import TokenChooser
 from unfuse.errors import DeviceError, PromptError
-from unfuse.stages import Sampling
 from unfuse.staged_model import pick_engine
+from unfuse.stages import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,9 @@ def test_sampling_is_seeded(demo_model, prepared, features):
 
 def test_top_p_keeps_the_nucleus():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    choose = TokenChooser(Sampling(temperature=1.0, top_p=0.75), torch.tensor([], dtype=torch.long), torch.device("cpu"))
+    choose = TokenChooser(
+        Sampling(temperature=1.0, top_p=0.75), torch.tensor([], dtype=torch.long), torch.device("cpu")
+    )
     drawn = [int(choose(logits)) for _ in range(400)]
     assert set(drawn) == {0, 1}
     # 0.5 / 0.8 = 0.625; six standard deviations of 400 draws are 0.145.

@@ -81,7 +81,10 @@ def test_embeddings_grow_for_new_tokens(folder):
     """A checkpoint from before the event tokens: rows are added, always the same ones, and said."""
     config = json.loads((folder / "config.json").read_text())
     rows = config["vocab_size"] - 3
-    rewrite(folder, lambda t: t.update({n: t[n][:rows].clone() for n in ("model.embed_tokens.weight", "lm_head.weight")}))
+    rewrite(
+        folder,
+        lambda t: t.update({n: t[n][:rows].clone() for n in ("model.embed_tokens.weight", "lm_head.weight")}),
+    )
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
     first, second = (load(str(folder), device="cpu") for _ in range(2))
     assert first.adapter.model.get_input_embeddings().weight.shape[0] == rows + 3
@@ -123,7 +126,12 @@ def test_no_tower_lists_every_place(tmp_path):
     with pytest.raises(CheckpointError) as error:
         resolve_tower("clip-nowhere", tmp_path)
     message = str(error.value)
-    for place in (f"{tmp_path.resolve().parent}/clip-nowhere", f"{tmp_path.resolve()}/clip-nowhere", "checkpoints/clip-nowhere", "cache"):
+    for place in (
+        f"{tmp_path.resolve().parent}/clip-nowhere",
+        f"{tmp_path.resolve()}/clip-nowhere",
+        "checkpoints/clip-nowhere",
+        "cache",
+    ):
         assert place in message
     assert "\n" not in message
 
@@ -131,7 +139,14 @@ def test_no_tower_lists_every_place(tmp_path):
 def test_config_from_scratch_round_trips(tmp_path):
     config = EventChatConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=64,
-        vision_config=CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14),
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+        ),
         rope_scaling={"type": "linear", "factor": 2.0}, event_feature_adaptor=False,
     )  # fmt: skip
     model = EventChatModel(config).eval()
@@ -143,7 +158,9 @@ def test_config_from_scratch_round_trips(tmp_path):
     pixels = torch.randn(2, 3, 28, 28)
     ids = torch.tensor([[1, 2, -200, 3]])
     wanted = model.generate(ids, event_tensors=list(pixels), do_sample=False, max_new_tokens=4)
-    assert again.generate(ids, event_tensors=list(pixels), do_sample=False, max_new_tokens=4).tolist() == wanted.tolist()
+    assert (
+        again.generate(ids, event_tensors=list(pixels), do_sample=False, max_new_tokens=4).tolist() == wanted.tolist()
+    )
 
 
 def test_training_step_reaches_every_part(demo_model, demo_sample):

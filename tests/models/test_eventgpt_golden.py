@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from unfuse.adapters.eventgpt import EventGPTAdapter
+from unfuse.adapters.registry import load
 from unfuse.models.eventgpt import EventChatModel, EventGPTForConditionalGeneration, EventGPTProcessor
 from unfuse.models.eventgpt.prompt import build_prompt, tokenize_prompt
-from unfuse.adapters.registry import load
 from unfuse.samples import Sample
 
 TOLERANCE = 1e-4

@@ -84,8 +84,7 @@ def test_noise_alone_does_not_fail_the_balance() -> None:
     # 2 % on either side; far louder runs fail in up to 1 of 20, as any 95 % interval does.
     generator = np.random.default_rng(4)
     failed = sum(
-        not balance([(100 + a, 100 + b) for a, b in generator.normal(0, 2, (20, 2))]).adds_up
-        for _ in range(60)
+        not balance([(100 + a, 100 + b) for a, b in generator.normal(0, 2, (20, 2))]).adds_up for _ in range(60)
     )
     assert failed == 0
 

@@ -21,9 +21,7 @@ HOSTILE = "\x1b[31mred\x1b[0m\r\nVERDICT: VALID\u2028[bold]x[/bold][/] :smile: \
 
 def printed(print_to: Callable[[Console], None], *, terminal: bool = False) -> str:
     file = io.StringIO()
-    print_to(
-        Console(file=file, width=80, force_terminal=terminal, color_system="truecolor" if terminal else None)
-    )
+    print_to(Console(file=file, width=80, force_terminal=terminal, color_system="truecolor" if terminal else None))
     return file.getvalue()
 
 
@@ -54,10 +52,7 @@ def test_ok_lines_do_not_wrap(make_record: MakeRecord) -> None:
 
 
 def test_markup_is_text() -> None:
-    assert (
-        printed(lambda console: print_line(console, "[bold]a[/bold] [/] :smile:"))
-        == "[bold]a[/bold] [/] :smile:\n"
-    )
+    assert printed(lambda console: print_line(console, "[bold]a[/bold] [/] :smile:")) == "[bold]a[/bold] [/] :smile:\n"
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -67,9 +62,7 @@ def test_the_summary_fits_80_columns(manifest: Manifest, make_run: MakeRun, term
     assert "\u2026" not in out
     assert "123456.78" in out
     out = re.sub(r"\x1b\[[0-9;]*m", "", out)
-    rows = [
-        line for line in out.splitlines() if line.startswith(("stage", "load", "decode", "sum of", "end to"))
-    ]
+    rows = [line for line in out.splitlines() if line.startswith(("stage", "load", "decode", "sum of", "end to"))]
     assert len(rows) == 5
     assert all(len(row) <= 80 for row in rows)
 

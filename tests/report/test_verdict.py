@@ -48,9 +48,7 @@ def test_every_sample_failed(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, None])
-def test_zero_tokens(
-    manifest: Manifest, make_run: MakeRun, make_record: MakeRecord, tokens: int | None
-) -> None:
+def test_zero_tokens(manifest: Manifest, make_run: MakeRun, make_record: MakeRecord, tokens: int | None) -> None:
     verdict = summarise(manifest, [*make_run(), make_record("mute", output_tokens=tokens)], QUIET).verdict
     (reason,) = verdict.reasons
     assert "zero output tokens" in reason

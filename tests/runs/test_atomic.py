@@ -45,9 +45,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path, value: object) -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace", "open"])
-def test_a_failure_keeps_the_old_file_and_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_failure_keeps_the_old_file_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "summary.json"
     write_text_atomic(path, "old")
 

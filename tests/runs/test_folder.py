@@ -122,9 +122,7 @@ def test_a_manifest_without_json_form_leaves_nothing(tmp_path: Path, make_manife
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_before_the_first_sample_takes_the_folder_away(
-    tmp_path: Path, make_manifest: MakeManifest
-) -> None:
+def test_an_error_before_the_first_sample_takes_the_folder_away(tmp_path: Path, make_manifest: MakeManifest) -> None:
     with pytest.raises(ZeroDivisionError), RunFolder.create(tmp_path / "runs" / "first", make_manifest()):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
@@ -157,9 +155,7 @@ def test_resume_continues(tmp_path: Path, make_manifest: MakeManifest, make_reco
     before = samples.read_bytes()
     samples.write_bytes(before + b'{"sample_id": "b", "sta')
     assert RunFolder.open(tmp_path / "run").torn_bytes() == 23
-    later = make_manifest(
-        created="2026-01-24T00:00:00+00:00", command=("unfuse", "bench", "--resume"), run_id="x"
-    )
+    later = make_manifest(created="2026-01-24T00:00:00+00:00", command=("unfuse", "bench", "--resume"), run_id="x")
     with RunFolder.resume(tmp_path / "run", later) as run:
         assert run.done_ids == {"a"}
         assert samples.read_bytes() == before
@@ -213,12 +209,8 @@ def test_resume_names_every_difference(tmp_path: Path, make_manifest: MakeManife
 
 def test_where_a_run_lies_is_no_difference(tmp_path: Path, make_manifest: MakeManifest) -> None:
     config = make_manifest().config
-    RunFolder.create(
-        tmp_path / "run", make_manifest(config={**config, "resume": False, "output": "a"})
-    ).close()
-    moved = make_manifest(
-        config={**config, "resume": True, "output": "b"}, dataset={"path": "x", "sha256": "d" * 64}
-    )
+    RunFolder.create(tmp_path / "run", make_manifest(config={**config, "resume": False, "output": "a"})).close()
+    moved = make_manifest(config={**config, "resume": True, "output": "b"}, dataset={"path": "x", "sha256": "d" * 64})
     RunFolder.resume(tmp_path / "run", moved).close()
 
 
@@ -237,9 +229,7 @@ def test_one_writer(tmp_path: Path, make_manifest: MakeManifest) -> None:
             "from unfuse.runs import RunFolder; import sys; r = RunFolder.open(sys.argv[1]);"
             "RunFolder.resume(sys.argv[1], r.manifest)"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", child, str(run.path)], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", child, str(run.path)], capture_output=True, text=True, check=False)
         assert "another process writing to it" in done.stderr
     RunFolder.resume(tmp_path / "run", make_manifest()).close()
 
@@ -260,9 +250,7 @@ def test_another_major_version_is_named(tmp_path: Path, make_manifest: MakeManif
         RunFolder.open(tmp_path / "run")
 
 
-def test_a_newer_minor_version_is_read(
-    tmp_path: Path, make_manifest: MakeManifest, make_record: MakeRecord
-) -> None:
+def test_a_newer_minor_version_is_read(tmp_path: Path, make_manifest: MakeManifest, make_record: MakeRecord) -> None:
     with RunFolder.create(tmp_path / "run", make_manifest(schema_version="1.7")) as run:
         run.append(make_record())
     path = tmp_path / "run" / "run.json"

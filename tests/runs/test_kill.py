@@ -35,9 +35,7 @@ def test_no_reported_sample_is_lost(
     reported: list[str] = []
     sound = b""
     for _ in range(20):
-        with subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True
-        ) as child:
+        with subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             reported.append(child.stdout.readline().strip())
             time.sleep(chance.uniform(0, 0.03))

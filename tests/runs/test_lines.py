@@ -17,9 +17,7 @@ from unfuse.runs import RECORD_STAGES, STAGES, SampleRecord, StageTime, from_lin
 
 MakeRecord = Callable[..., SampleRecord]
 
-ANY_TEXT = st.text(
-    st.characters(), max_size=40
-)  # lone surrogates, separators and control characters among it
+ANY_TEXT = st.text(st.characters(), max_size=40)  # lone surrogates, separators and control characters among it
 MS = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.none() | st.integers(min_value=0, max_value=2**63)
 TIMES = st.builds(StageTime, host_ms=MS, device_ms=st.none() | MS)

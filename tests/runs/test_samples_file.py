@@ -40,9 +40,7 @@ def test_every_cut_leaves_the_whole_lines(run_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"{", b"\0" * 5000, b'{"sample_id": "d"}\n', b"\0\0\n", b"\xff\xfe", b"\n"])
-def test_a_torn_tail_is_passed_over_and_cut_off(
-    run_path: Path, make_manifest: MakeManifest, tail: bytes
-) -> None:
+def test_a_torn_tail_is_passed_over_and_cut_off(run_path: Path, make_manifest: MakeManifest, tail: bytes) -> None:
     samples = run_path / "samples.jsonl"
     data = samples.read_bytes()
     samples.write_bytes(data + tail)

@@ -232,7 +232,14 @@ def test_whole_verification_names_the_failed_check(demo_model, demo_sample):
 
     outcome = verify_model(staged(demo_model, Ignores), demo_sample, max_new_tokens=2)
     names = [result.name for result in outcome.results]
-    assert names == ["encode-once", "same-output", "features-used", "backward-compatible", "golden", "timing-additive"]
+    assert names == [
+        "encode-once",
+        "same-output",
+        "features-used",
+        "backward-compatible",
+        "golden",
+        "timing-additive",
+    ]
     assert not outcome.passed
     assert [r.reason for r in outcome.results if r.status == "skip"] == ["no golden set given (--golden DIR)"]
     with pytest.raises(VerificationError, match="features-used"):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from unfuse.adapters.base import Fused
+from unfuse.engines.attention import reproducible_attention
 from unfuse.errors import FeaturesError, MediaError, PromptError
 from unfuse.events import event_frames, read_events
 from unfuse.features import Features, require_fit
@@ -31,7 +32,12 @@ class EventGPTAdapter:
     family = "eventgpt"
 
     def __init__(
-        self, model: EventChatModel, tokenizer: Any, event_processor: Any, fingerprint: str, notes: tuple[str, ...] = ()
+        self,
+        model: EventChatModel,
+        tokenizer: Any,
+        event_processor: Any,
+        fingerprint: str,
+        notes: tuple[str, ...] = (),
     ):
         self.model = model
         self.fingerprint = fingerprint
@@ -93,7 +99,7 @@ class EventGPTAdapter:
     def encode(self, prepared: Prepared) -> Features:
         """All frames in one batch through tower, projector, adaptor and pooling."""
         network = self.model.model
-        with span("tower"):
+        with span("tower"), reproducible_attention():
             hidden = network.visual_tower(prepared.pixel_values)
         with span("projector"):
             projected = network.visual_projector(hidden)
@@ -147,15 +153,16 @@ class EventGPTAdapter:
 
     def fused_generate(self, prepared: Prepared, *, max_new_tokens: int, ignore_eos: bool = False) -> Fused:
         """The published ``generate(event_tensors=...)``."""
-        output = self.model.generate(
-            prepared.input_ids,
-            event_tensors=list(prepared.pixel_values),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=max_new_tokens if ignore_eos else None,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        with reproducible_attention():
+            output = self.model.generate(
+                prepared.input_ids,
+                event_tensors=list(prepared.pixel_values),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=max_new_tokens if ignore_eos else None,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
         logits = torch.cat([step.float() for step in output.logits])
         return Fused(tuple(output.sequences[0].tolist()), logits)
 
@@ -176,7 +183,12 @@ class EventGPTAdapter:
         return {"tower": (network.visual_tower.visual_tower, 1), "projector": (network.visual_projector, 1)}
 
     def _prepared(
-        self, input_ids: torch.Tensor, pixel_values: torch.Tensor, media_sha256: str, question: str, num_frames: int
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        media_sha256: str,
+        question: str,
+        num_frames: int,
     ) -> Prepared:
         text_tokens = input_ids.shape[1] - 1
         media_tokens = num_frames + self.model.num_patches

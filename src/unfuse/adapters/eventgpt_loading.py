@@ -9,26 +9,28 @@ from transformers.utils import logging
 
 from unfuse.adapters.eventgpt import EventGPTAdapter
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel, EventGPTProcessor
-from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
+from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
 
 
-def load_folder(
-    folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()
-) -> EventGPTAdapter:
+def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> EventGPTAdapter:
     """Loads a checkpoint in the published format.
 
     Raises:
         CheckpointError: it is incomplete or damaged.
     """
     logging.disable_progress_bar()
-    model = EventChatModel.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model = EventChatModel.from_pretrained(folder, dtype=dtype)
+    model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     tokenizer = load_tokenizer(folder, model.config)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.config.vocab_size
     if (wanted := model_vocabulary(tokenizer)) != rows:
         _resize(model, wanted)
-        notes = (*notes, f"embeddings resized from {rows} to {wanted} rows for the event tokens; new rows are untrained")
+        notes = (
+            *notes,
+            f"embeddings resized from {rows} to {wanted} rows for the event tokens; new rows are untrained",
+        )
         fingerprint = model_fingerprint(model)
     else:
         fingerprint = cached_model_fingerprint(model, folder, dtype)
@@ -59,7 +61,8 @@ def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Even
     )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
-        model = EventChatModel._from_config(config, dtype=dtype).to(device).eval()
+        built = EventChatModel._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        model: EventChatModel = built.to(device).eval()
     model.generation_config.eos_token_id = config.eos_token_id
     tokenizer = EventGPTProcessor.from_pretrained(demo).tokenizer
     notes = ("random weights: timings only",)
@@ -69,9 +72,9 @@ def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Even
 
 def _resize(model: EventChatModel, rows: int) -> None:
     """Gives new rows the mean of the old ones, so that loading twice gives the same model."""
-    before = model.get_input_embeddings().weight.shape[0]
+    before = model.config.vocab_size
     model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for module in (model.model.embed_tokens, model.lm_head):
             if rows > before:
                 module.weight[before:] = module.weight[:before].mean(dim=0)

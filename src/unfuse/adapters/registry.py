@@ -135,8 +135,11 @@ def _check_family(folder: Path) -> None:
     found = settings.get("model_type") if isinstance(settings, dict) else None
     if found not in _MODEL_TYPES:
         raise CheckpointError(
-            str(config), found=f"model_type {found!r}", expected=", ".join(_MODEL_TYPES), fix="this family has no adapter yet"
-        )  # fmt: skip
+            str(config),
+            found=f"model_type {found!r}",
+            expected=", ".join(_MODEL_TYPES),
+            fix="this family has no adapter yet",
+        )
 
 
 def _local(ref: ModelRef) -> Path:
@@ -167,7 +170,10 @@ def _torch_device(device: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (place.index or 0) >= count:
             raise DeviceError(
-                f"device {device!r}", found=f"{count} CUDA devices", expected="one that exists", fix="use --device cpu"
+                f"device {device!r}",
+                found=f"{count} CUDA devices",
+                expected="one that exists",
+                fix="use --device cpu",
             )
     return place
 

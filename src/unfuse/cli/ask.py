@@ -63,7 +63,10 @@ def ask(
             print_line(console, f"Note: {note}")
         started = time.perf_counter()
         features = loaded.encode(sample)
-        print_line(console, f"Scene encoded once in {time.perf_counter() - started:.2f} s, {features.tensor.shape[0]} positions.")
+        print_line(
+            console,
+            f"Scene encoded once in {time.perf_counter() - started:.2f} s, {features.tensor.shape[0]} positions.",
+        )
         for question in asked:
             started = time.perf_counter()
             answer = loaded.generate(question, features, max_new_tokens=tokens, sampling=sampling)

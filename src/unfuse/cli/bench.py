@@ -30,7 +30,12 @@ from unfuse.runs import SampleRecord, read_manifest, refuse_occupied
 @click.option("--seed", type=int, default=0, help="For sampled runs.")
 @click.option("--num-warmups", type=int, default=2, help="Warm-up repeats at least, per input shape.")
 @click.option("--reuse", is_flag=True, help="Allow KV prefixes to be reused between samples.")
-@click.option("--output", type=click.Path(path_type=Path), default=None, help="Run folder; default: runs/<time>-<model>.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Run folder; default: runs/<time>-<model>.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --output.")
 def bench(
     models: tuple[str, ...],
@@ -107,7 +112,8 @@ def run_bench(
     for note in model.adapter.notes:
         print_line(console, f"Note: {note}")
     print_line(
-        console, f"{model.family} on {model.device}, {str(model.dtype).removeprefix('torch.')}, engine {model.engine.name}"
+        console,
+        f"{model.family} on {model.device}, {str(model.dtype).removeprefix('torch.')}, engine {model.engine.name}",
     )
     with model, _progress(console) as progress:
         bar = progress.add_task("samples", total=len(data.samples))

@@ -41,12 +41,17 @@ def doctor() -> int:
             if state := gpu_state(index):
                 print_line(console, f"             driver {state['driver_version']}, {state['power.draw']} now")
     else:
-        print_line(console, "CUDA         none: models run on the CPU (for a GPU: a CUDA build of torch and a driver)")
+        print_line(
+            console,
+            "CUDA         none: models run on the CPU (for a GPU: a CUDA build of torch and a driver)",
+        )
     for name, (use, fix) in _EXTRAS.items():
         version = package_version(name)
         print_line(console, f"{name:<12} {version or f'not installed; for {use}: {fix}'}")
     checkpoint = Path("checkpoints/EventGPT-7b")
-    found = "found" if checkpoint.is_dir() else "not here; put a published EventGPT checkpoint there, or name its folder"
+    found = (
+        "found" if checkpoint.is_dir() else "not here; put a published EventGPT checkpoint there, or name its folder"
+    )
     print_line(console, f"{checkpoint}: {found}")
     print_line(console, "demo         built in; try: unfuse bench")
     return 0

@@ -1,7 +1,7 @@
 """The border between a model and what runs its Stage 4.
 
-An engine takes a prompt whose features are already in place and gives token ids. It knows no tokenizer, no pixels and no
-sample.
+An engine takes a prompt whose features are already in place and gives token ids. It knows no tokenizer, no pixels and
+no sample.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.sampling import TokenChooser
 from unfuse.stages import Prefilled, Prompt, Sampling
 
@@ -46,13 +47,14 @@ class EagerEngine:
         """See ``Engine.prefill``."""
         cache = DynamicCache()
         reused = self._take_prefix(prompt, cache) if reuse else 0
-        output = self._model(
-            inputs_embeds=prompt.inputs_embeds[:, reused:],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **prompt.model_inputs,
-        )
+        with reproducible_attention():
+            output = self._model(
+                inputs_embeds=prompt.inputs_embeds[:, reused:],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **prompt.model_inputs,
+            )
         if reuse:
             self._kept = _Kept(prompt.token_keys, prompt.features_digest, _layers(cache))
         logits = output.logits[0, -1].float()
@@ -85,14 +87,12 @@ class EagerEngine:
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
         """See ``Engine.score``."""
-        rows = [prefilled.logits]
         cache = prefilled.state.cache
         try:
-            for token in token_ids[:-1]:
-                rows.append(self._step(token, cache).float())
+            later = [self._step(token, cache).float() for token in token_ids[:-1]]
         finally:
             _crop(cache, prefilled.prompt_tokens)
-        return torch.stack(rows)
+        return torch.stack([prefilled.logits, *later])
 
     def is_end(self, token_id: int) -> bool:
         """See ``Engine.is_end``."""
@@ -106,7 +106,10 @@ class EagerEngine:
     def _step(self, token: int, cache: DynamicCache) -> torch.Tensor:
         """Logits ``[V]`` after one more token."""
         ids = torch.tensor([[token]], device=self._model.device)
-        return self._model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -1]  # type: ignore[no-any-return]
+        with reproducible_attention():
+            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
 
     def _take_prefix(self, prompt: Prompt, cache: DynamicCache) -> int:
         """Puts the usable part of the kept prefix into ``cache``; returns its length."""

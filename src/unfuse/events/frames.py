@@ -32,7 +32,8 @@ def event_frame(stream: EventStream) -> NDArray[np.uint8]:
     place += stream.x
     # numpy assigns in order, so that of repeated indices the last value stays; a test holds it against a loop.
     codes[place] = stream.p
-    frame = _PALETTE.take(codes, axis=0).reshape(height, width, 3)
+    # Every code is in range; "clip" spares take the check that would buffer its output.
+    frame = _PALETTE.take(codes, axis=0, mode="clip").reshape(height, width, 3)
     frame.setflags(write=False)
     return frame
 

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from unfuse.errors import EventFileError, UnsafeFileError
 
-_RECONSTRUCT: Final = frozenset(
-    {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-)
+_RECONSTRUCT: Final = frozenset({"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"})
 _NDARRAY: Final = "numpy ndarray"
 _DTYPE: Final = "numpy dtype"
 _ENCODE: Final = "_codecs encode"
@@ -77,18 +75,30 @@ def load_pickled_arrays(data: bytes, source: str) -> Any:
         for count, (opcode, argument, at) in enumerate(pickletools.genops(data)):
             position = at or 0
             if count >= _MAX_OPS:
-                raise UnsafeFileError(f"{source} at byte {position}", found=f"over {_MAX_OPS} opcodes", expected="fewer")
+                raise UnsafeFileError(
+                    f"{source} at byte {position}", found=f"over {_MAX_OPS} opcodes", expected="fewer"
+                )
             if opcode.name == "STOP":
                 break
             handler = _HANDLERS.get(opcode.name)
             if handler is None:
                 raise UnsafeFileError(
-                    f"{source} at byte {position}", found=f"pickle opcode {opcode.name}", expected="plain numpy arrays"
+                    f"{source} at byte {position}",
+                    found=f"pickle opcode {opcode.name}",
+                    expected="plain numpy arrays",
                 )
             handler(machine, argument)
         (result,) = machine.stack
         return _Builder(source).value(result, 0)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        UnicodeError,
+        OverflowError,
+    ) as error:
         raise EventFileError(
             f"{source} at byte {position}",
             found=f"a truncated or corrupt pickle ({type(error).__name__}: {error})",
@@ -328,9 +338,11 @@ class _Builder:
                 if code in _PLAIN_DTYPES and order in ("<", ">", "|", "="):
                     return np.dtype(("<" if order == "|" else order) + code)
                 raise self._unsafe(f"dtype {order}{code!r:.40}", "integers or floats")
-            case (name, (str() as code, *_), (int(), str(), None, tuple() as names, dict() as fields, *_)) if (
-                name == _DTYPE and not nested
-            ):
+            case (
+                name,
+                (str() as code, *_),
+                (int(), str(), None, tuple() as names, dict() as fields, *_),
+            ) if name == _DTYPE and not nested:
                 return self._record(code, names, fields)
         raise self._unsafe("a dtype that is neither plain nor a flat record", "integers or floats")
 

@@ -1,13 +1,13 @@
 """An event stream: what every reader returns, validated once and never changed after.
 
-Readers are not trusted: several well-known ones give wrong events without an error. Whatever comes in here is checked for
-equal lengths, integer types, order in time, coordinates and polarity.
+Readers are not trusted: several well-known ones give wrong events without an error. Whatever comes in here is checked
+for equal lengths, integer types, order in time, coordinates and polarity.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +52,10 @@ class EventStream:
     @classmethod
     def from_arrays(
         cls,
-        x: NDArray[np.generic],
-        y: NDArray[np.generic],
-        t: NDArray[np.generic],
-        p: NDArray[np.generic],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        t: NDArray[Any],
+        p: NDArray[Any],
         *,
         sensor_size: tuple[int, int] | None = None,
         source: str = "events",
@@ -123,19 +123,17 @@ class EventStream:
         return self.slice(int(start), int(stop))
 
 
-def _coordinate(column: NDArray[np.generic], name: str, limit: int, source: str) -> NDArray[np.uint16]:
-    low, high = int(column.min()), int(column.max())  # type: ignore[call-overload]  # integer kinds only
+def _coordinate(column: NDArray[Any], name: str, limit: int, source: str) -> NDArray[np.uint16]:
+    low, high = int(column.min()), int(column.max())
     if low < 0 or high >= limit:
-        at = int(np.flatnonzero((column < 0) | (column >= limit))[0])  # type: ignore[operator]
-        raise EventStreamError(
-            f"{source}: {name} of event {at}", found=int(column[at]), expected=f"0 to {limit - 1}"
-        )
+        at = int(np.flatnonzero((column < 0) | (column >= limit))[0])
+        raise EventStreamError(f"{source}: {name} of event {at}", found=int(column[at]), expected=f"0 to {limit - 1}")
     return column.astype(np.uint16)
 
 
-def _time(column: NDArray[np.generic], source: str) -> NDArray[np.int64]:
-    if column.dtype == np.uint64 and int(column.max()) >= 2**63:  # type: ignore[call-overload]
-        raise EventStreamError(f"{source}: t", found=int(column.max()), expected="microseconds below 2**63")  # type: ignore[call-overload]
+def _time(column: NDArray[Any], source: str) -> NDArray[np.int64]:
+    if column.dtype == np.uint64 and int(column.max()) >= 2**63:
+        raise EventStreamError(f"{source}: t", found=int(column.max()), expected="microseconds below 2**63")
     # Before any arithmetic: differences of unsigned times wrap.
     t = column.astype(np.int64)
     if t[0] < 0:
@@ -152,13 +150,11 @@ def _time(column: NDArray[np.generic], source: str) -> NDArray[np.int64]:
     return t
 
 
-def _polarity(column: NDArray[np.generic], source: str) -> NDArray[np.uint8]:
-    positive = column == 1
+def _polarity(column: NDArray[Any], source: str) -> NDArray[np.uint8]:
+    positive: NDArray[np.bool_] = column == 1
     if not np.all(positive | (column == 0)) and not np.all(positive | (column == -1)):
         at = int(np.flatnonzero(~positive & (column != 0))[0])
-        raise EventStreamError(
-            f"{source}: p of event {at}", found=int(column[at]), expected="0 and 1 (or -1 and 1)"
-        )
+        raise EventStreamError(f"{source}: p of event {at}", found=int(column[at]), expected="0 and 1 (or -1 and 1)")
     return positive.astype(np.uint8)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from unfuse.errors import EventStreamError
 from unfuse.events.stream import EventStream
 
@@ -20,4 +22,4 @@ def split_equal_count(stream: EventStream, n_event_bins: int = 5) -> tuple[Event
     if not size:
         raise EventStreamError("events", found=len(stream), expected=f"at least {n_event_bins}, one a frame")
     edges = [i * size for i in range(n_event_bins)] + [len(stream)]
-    return tuple(stream.slice(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True))
+    return tuple(stream.slice(start, stop) for start, stop in pairwise(edges))

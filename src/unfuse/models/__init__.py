@@ -1,0 +1,1 @@
+"""Networks that are this project's own, and what identifies a model."""

@@ -1,7 +1,8 @@
 """Which model this is: its config and a checksum of every tensor.
 
-A fingerprint of the config alone would let two fine-tunes pass for one another. Reading every tensor of a large model on
-a CPU takes seconds, so a fingerprint of untouched files is kept on disk under their identity (path, size, time, inode).
+A fingerprint of the config alone would let two fine-tunes pass for one another. Reading every tensor of a large model
+on a CPU takes seconds, so a fingerprint of untouched files is kept on disk under their identity (path, size, time,
+inode).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,13 +74,14 @@ def bench_model(
     """
     timer = timer_for(model.device)
     manifest = make_manifest(model, dataset, settings, command)
-    folder = None
-    if output is not None:
-        folder = RunFolder.resume(output, manifest) if resume else RunFolder.create(output, manifest)
     protocol = Decoupled(model, timer, settings)
-    records = folder.records() if folder else []
-    done = {record.sample_id for record in records if not record.warmup}
-    try:
+    with ExitStack() as stack:
+        folder = None
+        if output is not None:
+            start = RunFolder.resume if resume else RunFolder.create
+            folder = stack.enter_context(start(output, manifest))
+        records = folder.records() if folder else []
+        done = {record.sample_id for record in records if not record.warmup}
         for index, sample in enumerate(dataset.samples):
             if sample.sample_id in done:
                 continue
@@ -89,13 +91,9 @@ def bench_model(
                 records.append(record)
                 if on_record:
                     on_record(index, record)
-        noise = _noise(protocol, dataset, records, settings)
-        result = summarise(manifest, records, noise)
+        result = summarise(manifest, records, _noise(protocol, dataset, records, settings))
         if folder:
             _finish(folder, manifest, result)
-    finally:
-        if folder:
-            folder.close()
     return BenchRun(manifest=manifest, records=tuple(records), result=result, folder=output)
 
 
@@ -134,9 +132,7 @@ def _about(model: StagedModel) -> dict[str, Any]:
     }
 
 
-def _noise(
-    protocol: Decoupled, dataset: Dataset, records: list[SampleRecord], settings: BenchSettings
-) -> Noise | None:
+def _noise(protocol: Decoupled, dataset: Dataset, records: list[SampleRecord], settings: BenchSettings) -> Noise | None:
     ok = {record.sample_id for record in records if record.status == "ok"}
     sample = next((sample for sample in dataset.samples if sample.sample_id in ok), None)
     return protocol.noise(sample) if sample is not None and settings.noise_repeats else None

@@ -1,7 +1,8 @@
 """Protocol ``decoupled``: every stage once, on its own, under the clock; the whole once more without it.
 
-For each sample: warm-up repeats if its input shape is new; one staged run; one unstaged end-to-end run of the same work.
-Their order alternates, so that neither always profits from the other. A sample that fails becomes a record that says why.
+For each sample: warm-up repeats if its input shape is new; one staged run; one unstaged end-to-end run of the same
+work. Their order alternates, so that neither always profits from the other. A sample that fails becomes a record that
+says why.
 """
 
 from __future__ import annotations

@@ -33,7 +33,13 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
     for row in stage_rows(summary):
         cells = (row.name, row.median, row.interval, row.mean, row.p90, row.p99, row.device, row.share)
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"{line}  " for line in headlines(summary)), "", "### Inside the stages (host, medians)", ""]
+    lines += [
+        "",
+        *(f"{line}  " for line in headlines(summary)),
+        "",
+        "### Inside the stages (host, medians)",
+        "",
+    ]
     lines += ["| sub-span | median ms |", "|---|--:|"]
     lines += [f"| {name} | {number(d.p50 if d else None, 3)} |" for name, d in summary.spans_host.items()]
     lines += ["", "## How far to trust it", "", *[f"- {line}" for line in method_lines(summary)], ""]
@@ -41,7 +47,14 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
     if summary.failures:
         lines += ["## Failed samples", ""]
         lines += [f"- {_cell(f.sample_id)}: {_cell(f.error)}" for f in summary.failures] + [""]
-    lines += ["## How it was made", "", "```", shlex.join(manifest.command), "```", ""]
+    lines += [
+        "## How it was made",
+        "",
+        "```",
+        printable(shlex.join(manifest.command)).replace("```", "` ` `"),
+        "```",
+        "",
+    ]
     lines += _facts("Model", model) + _facts("Options", manifest.config) + _facts("Dataset", manifest.dataset)
     lines += _facts("Environment", manifest.environment)
     return "\n".join(lines)

@@ -72,7 +72,9 @@ def headlines(summary: Summary) -> list[str]:
             f"{summary.media_tokens.mean:.1f} media in."
         )
     if summary.samples_per_s is not None and summary.output_tokens_per_s is not None:
-        lines.append(f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s.")
+        lines.append(
+            f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s."
+        )
     return lines
 
 
@@ -83,6 +85,8 @@ def method_lines(summary: Summary) -> list[str]:
         f"Balance: remainder {found.remainder_pct:+.2f} % of end to end "
         f"[{found.ci_low_pct:+.2f}, {found.ci_high_pct:+.2f}] over {found.pairs} pairs (limit 1 %)."
     ]
+    if summary.outside_stages_pct is not None:
+        lines.append(f"Between the stages: {summary.outside_stages_pct:.3f} % of the staged run.")
     if summary.clock_overhead_pct is not None:
         lines.append(f"Clock: {summary.clock_overhead_pct:.3f} % of a run ({summary.clock_overhead_how}).")
     if summary.noise_spread_pct is not None:

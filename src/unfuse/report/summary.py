@@ -6,8 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from unfuse.report.statistics import Balance, Distribution, Drift, balance, distribution, drift, outliers, spread_pct
-from unfuse.report.verdict import Verdict, drift_warnings, noise_warnings, reasons_against
+from unfuse.report.statistics import (
+    Balance,
+    Distribution,
+    Drift,
+    balance,
+    distribution,
+    drift,
+    outliers,
+    spread_pct,
+)
+from unfuse.report.verdict import (
+    Verdict,
+    balance_warnings,
+    drift_warnings,
+    first_warnings,
+    noise_warnings,
+    reasons_against,
+)
 from unfuse.runs.schema import SCHEMA_VERSION, STAGES, Manifest, Noise, SampleRecord
 
 FORMULAS: Final = {
@@ -55,6 +71,8 @@ class Summary:
     llm_to_vision: float | None
     samples_per_s: float | None
     output_tokens_per_s: float | None
+    outside_stages_pct: float | None
+    """Of the staged run itself, the time between its stages."""
     balance: Balance
     clock_overhead_pct: float | None
     clock_overhead_how: str
@@ -74,7 +92,10 @@ class Summary:
 
 
 def summarise(
-    manifest: Manifest, records: Sequence[SampleRecord], noise: Noise | None, extra_reasons: Sequence[str] = ()
+    manifest: Manifest,
+    records: Sequence[SampleRecord],
+    noise: Noise | None,
+    extra_reasons: Sequence[str] = (),
 ) -> Summary:
     """Summarises one run.
 
@@ -101,6 +122,8 @@ def summarise(
     encode = sum(r.stages["encode"].host_ms for r in ok)
     overhead, how = _clock_overhead(manifest, ok)
     warnings = noise_warnings(spread, outliers(noise.total_host_ms) if noise else 0)
+    warnings += balance_warnings(found) + first_warnings(totals)
+    num_samples = int(manifest.dataset.get("num_samples", 0))
     for name, found_drift in drifts.items():
         warnings += drift_warnings(name, found_drift)
     return Summary(
@@ -119,7 +142,9 @@ def summarise(
         total=distribution(totals, "ms"),
         e2e=distribution([r.e2e_host_ms for r in ok if r.e2e_host_ms is not None], "ms"),
         ttft=distribution([r.total_host_ms - r.stages["decode"].host_ms for r in ok], "ms"),
-        tpot=distribution([r.stages["decode"].host_ms / (n - 1) for r, n in zip(ok, tokens, strict=True) if n > 1], "ms"),
+        tpot=distribution(
+            [r.stages["decode"].host_ms / (n - 1) for r, n in zip(ok, tokens, strict=True) if n > 1], "ms"
+        ),
         text_tokens=distribution([r.text_tokens or 0 for r in ok], "tokens"),
         media_tokens=distribution([r.media_tokens or 0 for r in ok], "tokens"),
         output_tokens=distribution(tokens, "tokens"),
@@ -127,13 +152,14 @@ def summarise(
         llm_to_vision=sum(generate) / encode if encode else None,
         samples_per_s=1000 * len(ok) / sum(totals) if ok else None,
         output_tokens_per_s=1000 * sum(tokens) / sum(totals) if ok else None,
+        outside_stages_pct=_outside(ok),
         balance=found,
         clock_overhead_pct=overhead,
         clock_overhead_how=how,
         noise_spread_pct=spread,
         drifts=drifts,
         notes=tuple(dict.fromkeys(note for r in measured for note in r.notes)),
-        verdict=Verdict(reasons=(*extra_reasons, *reasons_against(measured, found)), warnings=warnings),
+        verdict=Verdict(reasons=(*extra_reasons, *reasons_against(measured, found, num_samples)), warnings=warnings),
     )
 
 
@@ -144,6 +170,12 @@ def _device(records: Sequence[SampleRecord], stage: str) -> list[float]:
 def _spans(records: Sequence[SampleRecord]) -> dict[str, Distribution | None]:
     names = dict.fromkeys(name for r in records for name in r.spans)
     return {name: distribution([r.spans[name].host_ms for r in records if name in r.spans], "ms") for name in names}
+
+
+def _outside(records: Sequence[SampleRecord]) -> float | None:
+    gaps = [100 * (r.staged_host_ms - r.total_host_ms) / r.staged_host_ms for r in records if r.staged_host_ms]
+    found = distribution(gaps, "%")
+    return found.p50 if found else None
 
 
 def _clock_overhead(manifest: Manifest, records: Sequence[SampleRecord]) -> tuple[float | None, str]:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from unfuse.report.statistics import BALANCE_PCT, DRIFT_PCT, MIN_PAIRS, NOISE_PCT, Balance, Drift
+from unfuse.report.statistics import (
+    BALANCE_PCT,
+    DRIFT_PCT,
+    MIN_PAIRS,
+    NOISE_PCT,
+    SLOW_FIRST,
+    UNRESOLVED_PCT,
+    Balance,
+    Drift,
+)
 from unfuse.runs.schema import SampleRecord
 
 
@@ -28,13 +38,15 @@ class Verdict:
         return "VALID" if self.valid else "INVALID"
 
 
-def reasons_against(records: Sequence[SampleRecord], found: Balance) -> tuple[str, ...]:
-    """Everything that makes a run invalid; ``records`` without warm-up."""
+def reasons_against(records: Sequence[SampleRecord], found: Balance, num_samples: int) -> tuple[str, ...]:
+    """Everything that makes a run invalid; ``records`` without warm-up, of ``num_samples`` that were asked for."""
     ok = [record for record in records if record.status == "ok"]
     failed = [record for record in records if record.status == "failed"]
     reasons = []
     if not records:
         reasons.append("no samples")
+    elif len(records) < num_samples:
+        reasons.append(f"only {len(records)} of {num_samples} samples were run")
     if failed:
         reasons.append(f"{len(failed)} of {len(records)} samples failed: {_some(failed)}")
     if empty := [record for record in ok if not record.output_tokens]:
@@ -59,6 +71,21 @@ def noise_warnings(spread: float | None, num_outliers: int) -> tuple[str, ...]:
     if num_outliers:
         warnings.append(f"noise: {num_outliers} outliers among repeats of one sample")
     return tuple(warnings)
+
+
+def balance_warnings(found: Balance) -> tuple[str, ...]:
+    """About a balance that noise leaves open."""
+    width = found.ci_high_pct - found.ci_low_pct
+    if width <= UNRESOLVED_PCT:
+        return ()
+    return (f"noise: the balance is known to {width:.0f} % only; run again on a quieter machine",)
+
+
+def first_warnings(totals_ms: Sequence[float]) -> tuple[str, ...]:
+    """About a first sample that looks cold in spite of the warm-up."""
+    if len(totals_ms) < 5 or totals_ms[0] <= SLOW_FIRST * median(totals_ms[1:]):
+        return ()
+    return (f"first sample {totals_ms[0] / median(totals_ms[1:]):.1f} x the median of the others: more warm-up?",)
 
 
 def drift_warnings(name: str, found: Drift | None) -> tuple[str, ...]:

@@ -31,9 +31,7 @@ class RunFolder:
     so that a run that never began leaves nothing behind.
     """
 
-    def __init__(
-        self, path: Path, manifest: Manifest, *, lock: FolderLock | None, writer: SamplesWriter | None
-    ):
+    def __init__(self, path: Path, manifest: Manifest, *, lock: FolderLock | None, writer: SamplesWriter | None):
         """For the three class methods."""
         self.path = path
         self.manifest = manifest
@@ -138,9 +136,7 @@ class RunFolder:
             RunFolderError: opened for reading, a second record of a sample, or the disk refused.
         """
         if self._writer is None:
-            raise RunFolderError(
-                f"run folder {self.path}", found="opened for reading", expected="create or resume"
-            )
+            raise RunFolderError(f"run folder {self.path}", found="opened for reading", expected="create or resume")
         if record.sample_id in self._done:
             raise RunFolderError(
                 f"run folder {self.path}",

@@ -66,22 +66,16 @@ def from_line(line: str, *, where: str = "record", ignore_unknown: bool = False)
         RunFolderError: the line is damaged, or a field is unknown, missing or of another type.
     """
     if not is_whole(line):
-        raise RunFolderError(
-            where, found="a damaged line (its checksum does not fit)", expected="a whole record"
-        )
+        raise RunFolderError(where, found="a damaged line (its checksum does not fit)", expected="a whole record")
     flat = parse_object(line, where=where)
     del flat["line_crc32"]
     if "stages" in flat:
-        raise RunFolderError(
-            f"{where}: field 'stages'", found="a field of an unknown schema", expected="none such"
-        )
+        raise RunFolderError(f"{where}: field 'stages'", found="a field of an unknown schema", expected="none such")
     stages = {}
     for stage in RECORD_STAGES:
         host, device = (flat.pop(f"{stage}_{clock}", None) for clock in _CLOCKS)
         if host is not None:
             stages[stage] = {"host_ms": host, "device_ms": device}
         elif device is not None:
-            raise RunFolderError(
-                f"{where}: {stage}_host_ms", found="null beside a device time", expected="a number"
-            )
+            raise RunFolderError(f"{where}: {stage}_host_ms", found="null beside a device time", expected="a number")
     return from_plain(SampleRecord, {**flat, "stages": stages}, where=where, ignore_unknown=ignore_unknown)

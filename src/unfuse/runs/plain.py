@@ -40,9 +40,7 @@ def to_plain(value: object, *, where: str) -> Any:
     if isinstance(value, numbers.Real):
         number = float(value)
         if not math.isfinite(number):
-            raise RunFolderError(
-                where, found=number, expected="a finite number, or None where nothing was measured"
-            )
+            raise RunFolderError(where, found=number, expected="a finite number, or None where nothing was measured")
         return number
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name), where=f"{where}: {f.name}") for f in fields(value)}
@@ -52,9 +50,7 @@ def to_plain(value: object, *, where: str) -> Any:
         return [to_plain(item, where=f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise RunFolderError(
-        where, found=type(value).__name__, expected="a number, a string, a list or a mapping"
-    )
+    raise RunFolderError(where, found=type(value).__name__, expected="a number, a string, a list or a mapping")
 
 
 def from_plain(kind: type[T], value: object, *, where: str, ignore_unknown: bool = False) -> T:

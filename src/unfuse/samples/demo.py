@@ -39,14 +39,39 @@ _IMAGE: Final = 112
 _PATCH: Final = 14
 _TOKENS: Final = ("<ev_patch>", "<ev_start>", "<ev_end>")
 
-_SCENES: Final = (
-    ("One box moves to the right.", Scene(movers=(Mover(shape="box", position=(180, 240), velocity=(900, 0), radius=45, intensity=0.9),), seed=1)),
-    ("One dark disc falls.", Scene(movers=(Mover(shape="disc", position=(320, 120), velocity=(0, 1100), radius=50, intensity=0.05),), seed=2)),
-    ("Two objects move toward each other.", Scene(movers=(Mover(shape="disc", position=(150, 200), velocity=(800, 0), radius=40, intensity=0.85), Mover(shape="box", position=(500, 260), velocity=(-800, 0), radius=40, intensity=0.1)), seed=3)),
+
+def _box(position: tuple[int, int], velocity: tuple[int, int], radius: int, intensity: float) -> Mover:
+    return Mover(shape="box", position=position, velocity=velocity, radius=radius, intensity=intensity)
+
+
+def _disc(position: tuple[int, int], velocity: tuple[int, int], radius: int, intensity: float) -> Mover:
+    return Mover(shape="disc", position=position, velocity=velocity, radius=radius, intensity=intensity)
+
+
+_SCENES: Final[tuple[tuple[str, Scene], ...]] = (
+    ("One box moves to the right.", Scene(movers=(_box((180, 240), (900, 0), 45, 0.9),), seed=1)),
+    ("One dark disc falls.", Scene(movers=(_disc((320, 120), (0, 1100), 50, 0.05),), seed=2)),
+    (
+        "Two objects move toward each other.",
+        Scene(movers=(_disc((150, 200), (800, 0), 40, 0.85), _box((500, 260), (-800, 0), 40, 0.1)), seed=3),
+    ),
     ("The camera pans to the left.", Scene(movers=(), pan=(400, 0), seed=4)),
-    ("The camera moves and a box overtakes.", Scene(movers=(Mover(shape="box", position=(120, 330), velocity=(1200, 0), radius=55, intensity=0.9),), pan=(-300, 0), seed=5)),
-    ("Three discs spread out.", Scene(movers=tuple(Mover(shape="disc", position=(320, 240), velocity=v, radius=28, intensity=i) for v, i in (((900, 0), 0.9), ((-600, 700), 0.08), ((-500, -800), 0.75))), seed=6)),
-)  # fmt: skip
+    (
+        "The camera moves and a box overtakes.",
+        Scene(movers=(_box((120, 330), (1200, 0), 55, 0.9),), pan=(-300, 0), seed=5),
+    ),
+    (
+        "Three discs spread out.",
+        Scene(
+            movers=(
+                _disc((320, 240), (900, 0), 28, 0.9),
+                _disc((320, 240), (-600, 700), 28, 0.08),
+                _disc((320, 240), (-500, -800), 28, 0.75),
+            ),
+            seed=6,
+        ),
+    ),
+)
 
 
 def demo_dataset(max_samples: int | None = None) -> Dataset:

@@ -31,7 +31,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             with Image.open(path) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise MediaError(
-                        str(path), found=f"{image.width} x {image.height} pixels", expected=f"at most {_MAX_PIXELS}"
+                        str(path),
+                        found=f"{image.width} x {image.height} pixels",
+                        expected=f"at most {_MAX_PIXELS}",
                     )
                 array = np.array(image.convert("RGB"))
     except FileNotFoundError:

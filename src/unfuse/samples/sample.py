@@ -65,7 +65,9 @@ class Sample:
             return cls(sample_id=paths[0].stem, question=question, event_image=tuple(paths))
         if paths:
             raise MediaError("frames", found="paths and arrays mixed", expected="one kind")
-        arrays = [_checked_frame(frame, index) for index, frame in enumerate(frames)]
+        arrays = [
+            _checked_frame(frame, i) for i, frame in enumerate(frames) if not isinstance(frame, (str, os.PathLike))
+        ]
         return cls(sample_id="frames", question=question, frames=tuple(arrays))
 
     @classmethod

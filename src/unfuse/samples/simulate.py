@@ -1,9 +1,9 @@
 """A small event-camera simulator for fixtures and the demo: shapes that move before a textured background.
 
-The pixel model is ESIM's (Rebecq et al., CoRL 2018): a pixel remembers a log intensity and fires whenever the present one
-has moved a contrast threshold away; between two rendered frames the intensity is taken as linear in time, which gives
-each event its microsecond. Thresholds vary over pixels as in v2e (Hu et al., CVPRW 2021). Not modelled: bandwidth, leak
-and shot noise, refractory time.
+The pixel model is ESIM's (Rebecq et al., CoRL 2018): a pixel remembers a log intensity and fires whenever the present
+one has moved a contrast threshold away; between two rendered frames the intensity is taken as linear in time, which
+gives each event its microsecond. Thresholds vary over pixels as in v2e (Hu et al., CVPRW 2021). Not modelled:
+bandwidth, leak and shot noise, refractory time.
 """
 
 from __future__ import annotations
@@ -111,14 +111,12 @@ def _log_intensity(scene: Scene, texture: NDArray[np.float64], seconds: float) -
     for mover in scene.movers:
         cx = mover.position[0] + mover.velocity[0] * seconds
         cy = mover.position[1] + mover.velocity[1] * seconds
-        if mover.shape == "disc":
-            distance = np.hypot(x - cx, y - cy)
-        else:
-            distance = np.maximum(np.abs(x - cx), np.abs(y - cy))
+        distance = np.hypot(x - cx, y - cy) if mover.shape == "disc" else np.maximum(abs(x - cx), abs(y - cy))
         # One pixel of blur at the rim lets an edge pass a pixel gradually, as optics do.
         cover = np.clip(mover.radius - distance + 0.5, 0.0, 1.0)
         image += cover * (mover.intensity - image)
-    return np.log(np.clip(image, 0.0, 1.0) + _EPSILON)
+    log: NDArray[np.float64] = np.log(np.clip(image, 0.0, 1.0) + _EPSILON)
+    return log
 
 
 def _texture(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -127,5 +125,11 @@ def _texture(rng: np.random.Generator) -> NDArray[np.float64]:
     angle = rng.uniform(0, np.pi, waves)
     k = 2 * np.pi / wavelength
     return np.stack(
-        [rng.uniform(0.02, 0.05, waves), k * np.cos(angle), k * np.sin(angle), rng.uniform(0, 2 * np.pi, waves)], 1
+        [
+            rng.uniform(0.02, 0.05, waves),
+            k * np.cos(angle),
+            k * np.sin(angle),
+            rng.uniform(0, 2 * np.pi, waves),
+        ],
+        1,
     )

@@ -16,6 +16,8 @@ from unfuse.verification.watch import watch_vision
 
 LOGIT_CAP: Final = {torch.float32: 0.0, torch.bfloat16: 0.5, torch.float16: 0.1}
 """Largest logit difference of two equal computations in another order, by dtype; float32 must agree in every token."""
+REUSE_CAP: Final = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+"""Largest logit difference between a prompt computed whole and one continued from a kept prefix, by dtype."""
 _MIN_EFFECT: Final = 1e-3
 _GREEDY: Final = Sampling()
 
@@ -76,8 +78,9 @@ def same_output(s: Subject) -> CheckResult:
         cap > 0 and margin <= difference <= cap,
         expected=expected,
         observed=(
-            f"first difference at token {at}: {staged[at]} (logit {ours[staged[at]]:.5f}) against {fused.token_ids[at]} "
-            f"(logit {theirs[fused.token_ids[at]]:.5f}), margin {margin:.5f}, paths differ by {difference:.5f}"
+            f"first difference at token {at}: {staged[at]} (logit {ours[staged[at]]:.5f}) against "
+            f"{fused.token_ids[at]} (logit {theirs[fused.token_ids[at]]:.5f}), "
+            f"margin {margin:.5f}, paths differ by {difference:.5f}"
         ),
         tolerance="exact" if cap == 0 else f"near tie: margin <= difference of the paths <= {cap}",
     )
@@ -92,19 +95,21 @@ def features_used(s: Subject) -> CheckResult:
     effect = float((s.model.prefill(s.prepared, other).logits - logits).abs().max())
     s.model.generate(s.prepared.question, features, max_new_tokens=s.max_new_tokens)
     unchanged = _digest(features) == digest
-    fresh = s.model.generate(s.prepared.question, other, max_new_tokens=s.max_new_tokens, reuse=False)
-    s.model.generate(s.prepared.question, features, max_new_tokens=2)
-    after = s.model.generate(s.prepared.question, other, max_new_tokens=s.max_new_tokens)
-    stale = after.token_ids != fresh.token_ids
+    # Asked about the first features and then about the others, a kept prefix must not answer for the first.
+    fresh = s.model.prefill(s.prepared, other).logits
+    s.model.prefill(s.prepared, features, reuse=True)
+    reused = s.model.prefill(s.prepared, other, reuse=True).logits
+    apart = float((reused - fresh).abs().max())
+    limit = REUSE_CAP[s.model.dtype]
     return judged(
         "features-used",
-        effect > _MIN_EFFECT and unchanged and not stale,
+        effect > max(_MIN_EFFECT, limit) and unchanged and apart <= limit,
         expected="other features change the logits; features unchanged by generate; no stale prefix",
         observed=(
             f"logits change by {effect:.4g}; features {'unchanged' if unchanged else 'CHANGED'}; "
-            f"prefix {'STALE' if stale else 'fresh'}"
+            f"after other features the prefix is {'fresh' if apart <= limit else 'STALE'} ({apart:.2g} apart)"
         ),
-        tolerance=f"logits: more than {_MIN_EFFECT}",
+        tolerance=f"effect: more than {max(_MIN_EFFECT, limit)}; prefix: at most {limit}",
     )
 
 
@@ -122,7 +127,8 @@ def backward_compatible(s: Subject) -> CheckResult:
         "backward-compatible",
         bool(before) and before == after and encoded,
         expected="the fused generate encodes and writes the same before and after the stages",
-        observed=f"{len(before)} tokens before, {len(after)} after, {same}; tower {'called' if encoded else 'NOT called'}",
+        observed=f"{len(before)} tokens before, {len(after)} after, {same}; "
+        f"tower {'called' if encoded else 'NOT called'}",
     )
 
 

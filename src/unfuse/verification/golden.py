@@ -1,8 +1,8 @@
 """Check ``golden``: the stages give what the published code gave, kept in a folder.
 
 ``golden.json`` holds the cases (events file, query, frame hashes, input ids, new ids); ``golden.safetensors`` holds
-``EVENTS.pixel_values``, ``EVENTS.event_features`` and ``EVENTS.qN.prefill_last_logits``. The recordings lie beside them,
-or in ``../data/events``.
+``EVENTS.pixel_values``, ``EVENTS.event_features`` and ``EVENTS.qN.prefill_last_logits``. The recordings lie beside
+them, or in ``../data/events``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def read_golden(folder: str | Path) -> GoldenSet:
         recordings = tuple(_recording(root, case["events"]) for case in cases)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
-            str(root), found=f"no readable golden set ({error})", expected="golden.json and golden.safetensors"
+            str(root),
+            found=f"no readable golden set ({error})",
+            expected="golden.json and golden.safetensors",
         ) from None
     return GoldenSet(cases, tensors, recordings)
 

@@ -48,7 +48,9 @@ class Verification:
         """
         if not self.passed:
             rows = "; ".join(f"{r.name}: {r.observed}, expected {r.expected}" for r in self.failed)
-            raise VerificationError(f"verify {self.model}", found=rows or "nothing judged", expected="every check to pass")
+            raise VerificationError(
+                f"verify {self.model}", found=rows or "nothing judged", expected="every check to pass"
+            )
 
 
 def judged(name: str, ok: bool, *, expected: str, observed: str, tolerance: str = "exact") -> CheckResult:

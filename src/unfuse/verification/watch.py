@@ -36,7 +36,7 @@ class VisionCalls:
 
 class _Convolutions(TorchDispatchMode):
     def __init__(self, calls: VisionCalls):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._calls = calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,9 +63,7 @@ def watch_vision(modules: Mapping[str, tuple[nn.Module, int]]) -> Iterator[Visio
 
     for name, (module, _) in modules.items():
         handles.append(module.register_forward_pre_hook(count(name)))
-        handles += [
-            inner.register_forward_pre_hook(count_inner) for inner in module.modules() if inner is not module
-        ]
+        handles += [inner.register_forward_pre_hook(count_inner) for inner in module.modules() if inner is not module]
     try:
         with _Convolutions(calls):
             yield calls

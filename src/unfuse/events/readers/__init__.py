@@ -40,7 +40,7 @@ def _described(head: bytes) -> str:
         return "an empty file"
     if head.startswith(b"PK"):
         return "a zip archive (.npz)"
-    if head.startswith(b"% ") or head.startswith(b"%\r"):
+    if head.startswith((b"% ", b"%\r")):
         return "a camera vendor's raw file"
     if head.startswith(b"#!AER-DAT"):
         return "an AEDAT file"

@@ -1,7 +1,7 @@
 """DSEC ``events.h5``: windows of a recording, without loading the recording.
 
-``events/{x, y, p, t}`` with t in microseconds from the recording's start; ``ms_to_idx[m]`` is the first event at or after
-millisecond m; ``t_offset`` places that start on the image clock and is not added here.
+``events/{x, y, p, t}`` with t in microseconds from the recording's start; ``ms_to_idx[m]`` is the first event at or
+after millisecond m; ``t_offset`` places that start on the image clock and is not added here.
 """
 
 from __future__ import annotations
@@ -95,6 +95,9 @@ def _h5py() -> Any:
         import hdf5plugin  # noqa: F401  # importing registers the Blosc filter
     except ImportError as error:
         raise MissingPackageError(
-            "DSEC events", found=f"no package {error.name}", expected="h5py and hdf5plugin", fix='pip install "unfuse[dsec]"'
-        ) from None  # fmt: skip
+            "DSEC events",
+            found=f"no package {error.name}",
+            expected="h5py and hdf5plugin",
+            fix='pip install "unfuse[dsec]"',
+        ) from None
     return h5py

@@ -42,7 +42,7 @@ def read_npy(path: Path) -> EventStream:
     else:
         value = _structured(descr, shape, data, start, source)
     columns = _columns(value, source)
-    return EventStream.from_arrays(**columns, source=source)
+    return EventStream.from_arrays(*(columns[name] for name in _FIELDS), source=source)
 
 
 def _header(data: bytes, source: str) -> tuple[dict[str, Any], int]:
@@ -96,7 +96,9 @@ def _columns(value: Any, source: str) -> dict[str, NDArray[np.generic]]:
         raise EventFileError(source, found=type(value).__name__, expected="a dict or record of x, y, t and p")
     if missing := [name for name in _FIELDS if name not in names]:
         raise EventFileError(
-            source, found=f"fields {', '.join(map(str, names))[:80] or 'none'}", expected=f"also {', '.join(missing)}"
+            source,
+            found=f"fields {', '.join(map(str, names))[:80] or 'none'}",
+            expected=f"also {', '.join(missing)}",
         )
     columns = {name: value[name] for name in _FIELDS}
     for name, column in columns.items():

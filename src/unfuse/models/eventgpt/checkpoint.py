@@ -32,7 +32,7 @@ class StrictLoading:
         # The report that transformers logs says the same as the error below, and as advice.
         logging.set_verbosity_error()
         try:
-            model, info = super().from_pretrained(  # type: ignore[misc]  # the next class is PreTrainedModel
+            model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
                 output_loading_info=True,
@@ -41,19 +41,24 @@ class StrictLoading:
             )
         except (SafetensorError, pickle.UnpicklingError, json.JSONDecodeError, EOFError) as error:
             raise CheckpointError(
-                path, found=str(error).splitlines()[0], expected="undamaged weight files", fix="fetch them again"
+                path,
+                found=str(error).splitlines()[0],
+                expected="undamaged weight files",
+                fix="fetch them again",
             ) from None
         finally:
             logging.set_verbosity(verbosity)
         _refuse_misfits(path, info)
-        return (model, info) if wants_info else model  # type: ignore[no-any-return,return-value]
+        result: Any = (model, info) if wants_info else model
+        return result
 
 
 def _refuse_misfits(path: str, info: dict[str, Any]) -> None:
-    found = []
-    for kind in ("missing", "unexpected"):
-        if keys := sorted(info.get(f"{kind}_keys") or ()):
-            found.append(f"{len(keys)} {kind} ({', '.join(keys)})")
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys)})"
+        for kind in ("missing", "unexpected")
+        if (keys := sorted(info.get(f"{kind}_keys") or ()))
+    ]
     if mismatched := info.get("mismatched_keys"):
         shapes = (f"{key} is {list(there)}, not {list(here)}" for key, there, here in sorted(mismatched))
         found.append("another shape for " + ", ".join(shapes))

@@ -126,7 +126,9 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
         wanted = features.numel() // features.shape[-1]
         if int(mask.sum()) != wanted:
             raise FeaturesError(
-                "event placeholders in input_ids", found=int(mask.sum()), expected=f"{wanted}, one per feature position"
+                "event placeholders in input_ids",
+                found=int(mask.sum()),
+                expected=f"{wanted}, one per feature position",
             )
         return mask
 

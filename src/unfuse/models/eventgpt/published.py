@@ -26,7 +26,12 @@ from unfuse.stages import Provenance
 IGNORE_INDEX = -100
 
 SixTuple = tuple[
-    torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, Any, torch.Tensor | None, torch.Tensor | None
+    torch.Tensor | None,
+    torch.Tensor | None,
+    torch.Tensor | None,
+    Any,
+    torch.Tensor | None,
+    torch.Tensor | None,
 ]
 
 
@@ -39,7 +44,7 @@ class PublishedTower:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """``[F, 3, H, W]`` to ``[F, P, C]``."""
-        return self._tower(pixels)  # type: ignore[no-any-return]
+        return self._tower(pixels)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tower, name)
@@ -64,7 +69,7 @@ class EventChatModel(EventGPTForConditionalGeneration):
         if event_tensors.dim() != 4:
             raise FeaturesError("visval_encode", found=list(event_tensors.shape), expected="pixels [F, 3, H, W]")
         pixels = event_tensors.to(self.device, self.dtype)
-        return self.model.visual_projector(self.model.visual_tower(pixels))  # type: ignore[no-any-return]
+        return self.model.visual_projector(self.model.visual_tower(pixels))
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -162,7 +167,11 @@ class EventChatModel(EventGPTForConditionalGeneration):
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def _finished(
-        self, event_tensors: Sequence[Any] | None, event_features: torch.Tensor | Features | None, *, batch: int
+        self,
+        event_tensors: Sequence[Any] | None,
+        event_features: torch.Tensor | Features | None,
+        *,
+        batch: int,
     ) -> list[torch.Tensor]:
         """One ``[N, H]`` a prompt."""
         if (event_tensors is None) == (event_features is None):
@@ -207,9 +216,7 @@ class EventChatModel(EventGPTForConditionalGeneration):
         pixels = torch.stack([frame.squeeze(0) if frame.dim() == 4 else frame for frame in frames])
         return self.model.finish_features(self.visval_encode(pixels))
 
-    def _row(
-        self, ids: torch.Tensor, labels: torch.Tensor, scene: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _row(self, ids: torch.Tensor, labels: torch.Tensor, scene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         places = (ids == EVENT_INDEX).nonzero().flatten().tolist()
         if len(places) != 1:
             raise PromptError("input_ids", found=f"{len(places)} placeholders {EVENT_INDEX}", expected="one a prompt")

@@ -29,7 +29,9 @@ def load_tokenizer(path: str | Path, config: EventChatConfig, **kwargs: Any) -> 
         tokenizer = AutoTokenizer.from_pretrained(path, legacy=legacy, **kwargs)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            str(path), found=f"no readable tokenizer ({str(error).splitlines()[0]})", expected="tokenizer.model"
+            str(path),
+            found=f"no readable tokenizer ({str(error).splitlines()[0]})",
+            expected="tokenizer.model",
         ) from None
     tokenizer.legacy = legacy
     if config.mm_use_im_patch_token:
@@ -99,7 +101,9 @@ def _sentencepiece_file(tokenizer: Any) -> Path:
         if candidate is not None and candidate.is_file():
             return candidate
     raise CheckpointError(
-        f"tokenizer of {folder}", found="no tokenizer.model", expected="the sentencepiece file it was loaded from"
+        f"tokenizer of {folder}",
+        found="no tokenizer.model",
+        expected="the sentencepiece file it was loaded from",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from huggingface_hub import try_to_load_from_cache
 from transformers import CLIPVisionConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from unfuse.errors import CheckpointError
 
@@ -75,9 +75,7 @@ def resolve_tower(name: str | None, checkpoint: str | Path | None) -> TowerSetti
         CheckpointError: found nowhere; lists every place tried.
     """
     if not name:
-        raise CheckpointError(
-            "config.json", found="no mm_visual_tower", expected="the name or path of the CLIP folder"
-        )
+        raise CheckpointError("config.json", found="no mm_visual_tower", expected="the name or path of the CLIP folder")
     tried: list[str] = []
     for folder in _folders(name, checkpoint):
         tried.append(str(folder))
@@ -136,9 +134,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            str(path), found="no such file", expected="the settings of the CLIP folder"
-        ) from None
+        raise CheckpointError(str(path), found="no such file", expected="the settings of the CLIP folder") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(str(path), found=error, expected="a JSON object") from None
     if not isinstance(value, dict):
