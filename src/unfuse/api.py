@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.errors import InputError
@@ -12,8 +12,9 @@ from unfuse.protocols import BenchRun, BenchSettings, bench_model
 from unfuse.samples import Dataset, Sample, read_dataset
 from unfuse.samples.demo import MAX_NEW_TOKENS, demo_dataset
 from unfuse.staged_model import StagedModel
-from unfuse.verification import Verification, verify_model
-from unfuse.verification.golden import read_golden
+
+if TYPE_CHECKING:
+    from unfuse.verification import Verification
 
 _VERIFY_TOKENS = 48
 
@@ -86,8 +87,12 @@ def verify(
     """
     if isinstance(model, str):
         check_model(model)
-    reference = read_golden(golden) if golden is not None else None
     scene = sample or demo_dataset(max_samples=1).samples[0]
+
+    from unfuse.verification import verify_model
+    from unfuse.verification.golden import read_golden
+
+    reference = read_golden(golden) if golden is not None else None
     loaded = load(model, device=device, dtype=dtype, engine=engine) if isinstance(model, str) else model
     return verify_model(loaded, scene, max_new_tokens=max_new_tokens, reference=reference)
 

@@ -29,6 +29,7 @@ from unfuse.runs import SampleRecord, read_manifest, refuse_occupied
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, help="For sampled runs.")
 @click.option("--num-warmups", type=int, default=2, help="Warm-up repeats at least, per input shape.")
+@click.option("--balance-seconds", type=float, default=15.0, help="Time that repeats for the balance may take.")
 @click.option("--reuse", is_flag=True, help="Allow KV prefixes to be reused between samples.")
 @click.option(
     "--output",

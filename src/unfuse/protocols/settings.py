@@ -33,10 +33,11 @@ class BenchSettings:
             ("output_length", self.output_length, 1),
             ("num_warmups", self.num_warmups, 0),
             ("noise_repeats", self.noise_repeats, 0),
+            ("balance_seconds", self.balance_seconds, 0),
         ):
             if value is not None and value < least:
                 raise InputError(name.replace("_", "-"), found=value, expected=f"at least {least}")
-        _ = self.sampling
+        _ = self.sampling  # checks temperature and top_p
 
     @property
     def sampling(self) -> Sampling:

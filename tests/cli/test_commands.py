@@ -1,0 +1,373 @@
+"""The commands as a user meets them: what they print, what they refuse, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unfuse.cli import cli, run
+from unfuse.cli.seed import four_stages
+from unfuse.events import event_frames, write_eventgpt_npy
+from unfuse.samples.dataset import MANIFEST_NAME
+from unfuse.samples.demo import demo_checkpoint
+from unfuse.testing import synthetic_stream
+
+LINE = re.compile(
+    r"Sample \d+: S1=\d+\.\d{4}s \| S2=\d+\.\d{4}s \| S3=\d+\.\d{4}s \| S4=\d+\.\d{4}s \| Total=\d+\.\d{4}s \| "
+    r"Tokens=\d+ \| prefill=\d+\.\d{4}s \| decode=\d+\.\d{4}s"
+)
+QUICK = ["--max-new-tokens", "3", "--num-warmups", "1", "--balance-seconds", "0", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Rows with events, with frames, and with both."""
+    root = tmp_path / "data"
+    (root / "event_npy" / "s").mkdir(parents=True)
+    (root / "event_image" / "s").mkdir(parents=True)
+    rows = []
+    for i in range(6):
+        stream = synthetic_stream(seed=i)
+        row = {"id": i, "conversations": [{"from": "human", "value": f"<event>\nWhat moves in {i}?"}]}
+        if i % 3 != 1:
+            write_eventgpt_npy(root / "event_npy" / "s" / f"{i}.npy", stream)
+            row["event_data"] = f"s/{i}.npy"
+        if i % 3 != 0:
+            row["event_image"] = []
+            for k, frame in enumerate(event_frames(stream)):
+                Image.fromarray(frame).save(root / "event_image" / "s" / f"{i}_{k}.png")
+                row["event_image"].append(f"s/{i}_{k}.png")
+        rows.append(row)
+    (root / MANIFEST_NAME).write_text(json.dumps(rows))
+    return root
+
+
+def rows_of(dataset):
+    return json.loads((dataset / MANIFEST_NAME).read_text())
+
+
+def write_rows(dataset, rows):
+    (dataset / MANIFEST_NAME).write_text(json.dumps(rows))
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def test_bench_on_a_dataset(dataset, tmp_path, capsys):
+    code = run(["bench", "demo", "--dataset", str(dataset), "--output", "run", *QUICK])
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("Sample ")]
+    assert len(lines) == 6
+    assert all(LINE.fullmatch(line) for line in lines), lines
+    verdict = "VALID" if code == 0 else "INVALID"
+    assert f"VERDICT: {verdict}" in out
+    for word in ("Balance: remainder", "Clock:", "ttft", "Throughput", "LLM (prefill + decode) takes", "Warm-up"):
+        assert word in out
+    assert "\x1b" not in out, "no colours where output is not a terminal"
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.iterdir()} >= {"run.json", "samples.jsonl", "summary.json", "report.md"}
+    measured = [line for line in lines_of(folder) if not line["warmup"]]
+    assert [line["sample_id"] for line in measured] == [str(i) for i in range(6)]
+    assert [line["media"] for line in measured] == ["event_data", "event_image", "event_image"] * 2
+    assert all(line["output_tokens"] == 3 == len(line["token_ids"]) for line in measured)
+    assert all(line["e2e_same_tokens"] for line in measured)
+    assert all(line["reused_prefix_tokens"] == 0 for line in measured)
+    assert all(line["media_tokens"] == 70 and line["num_frames"] == 5 for line in measured)
+    warm = [line for line in lines_of(folder) if line["warmup"]]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["num_ok"] == 6
+    assert summary["num_warmups"] == len(warm) > 0
+    assert summary["stages_host"]["decode"]["count"] == 6
+    manifest = json.loads((folder / "run.json").read_text())
+    assert len(manifest["model"]["fingerprint"]) == 64
+    assert manifest["environment"]["packages"]["torch"]
+    assert "Where the time goes" in (folder / "report.md").read_text()
+
+
+def test_demo_by_default(capsys):
+    run(["bench", "--max-samples", "1", *QUICK])
+    out = capsys.readouterr().out
+    assert "No model given: using the built-in demo model" in out
+    assert "random weights" in out
+    assert len(list(Path("runs").iterdir())) == 1
+
+
+def test_output_length(capsys):
+    run(["bench", "demo", "--max-samples", "2", "--output-length", "5", "--output", "r", *QUICK])
+    assert {line["output_tokens"] for line in lines_of(Path("r"))} == {5}
+
+
+def test_a_failed_sample_is_counted(dataset, capsys):
+    rows = rows_of(dataset)
+    rows[2]["conversations"][0]["value"] = "why? " * 3000
+    write_rows(dataset, rows)
+    assert run(["bench", "demo", "--dataset", str(dataset), "--output", "r", *QUICK]) == 1
+    out = capsys.readouterr().out
+    assert "Sample 2: FAILED | question 'why?" in out
+    assert "VERDICT: INVALID" in out
+    assert "1 of 6 samples failed: 2" in out
+    assert "Samples: 5 ok, 1 failed." in out
+    assert [line["status"] for line in lines_of(Path("r")) if not line["warmup"]].count("failed") == 1
+
+
+def test_an_occupied_folder_is_never_overwritten(dataset, capsys):
+    run(["bench", "demo", "--dataset", str(dataset), "--max-samples", "1", "--output", "r", *QUICK])
+    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+    assert run(["bench", "demo", "--dataset", str(dataset), "--output", "r", *QUICK]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+
+
+def test_resume_refuses_other_conditions(dataset, capsys):
+    base = ["bench", "demo", "--dataset", str(dataset), "--max-samples", "2", "--output", "r", *QUICK]
+    run([*base, "--max-new-tokens", "3"])
+    assert run([*base, "--max-new-tokens", "4", "--resume"]) == 2
+    assert "max_new_tokens" in capsys.readouterr().err
+
+
+def test_killed_and_resumed(dataset, tmp_path):
+    command = [sys.executable, "-m", "unfuse", "bench", "demo", "--dataset", str(dataset), "--output", "r"]
+    command += ["--max-new-tokens", "40", "--balance-seconds", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    shown = []
+    for line in process.stdout:
+        if line.startswith("Sample "):
+            shown.append(line)
+        if len(shown) == 2:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    process.wait()
+    kept = (tmp_path / "r" / "samples.jsonl").read_bytes()
+    done = [line["sample_id"] for line in map(json.loads, kept.decode().splitlines()) if not line["warmup"]]
+    assert len(done) >= 2, "what was reported is there"
+    assert not (tmp_path / "r" / "summary.json").exists()
+    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert finished.returncode in (0, 1), finished.stderr
+    data = (tmp_path / "r" / "samples.jsonl").read_bytes()
+    assert data.startswith(kept[: kept.rfind(b"\n") + 1]), "earlier lines stay as they are"
+    ids = [line["sample_id"] for line in map(json.loads, data.decode().splitlines()) if not line["warmup"]]
+    assert ids == [str(i) for i in range(6)], "every sample exactly once"
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["num_ok"] == 6
+
+
+def test_ask(capsys):
+    assert run(["ask", "--max-new-tokens", "3", "--device", "cpu", "demo:1", "What moves?", "Where to?"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Scene encoded once") == 1
+    reused = [int(n) for n in re.findall(r"(\d+) of \d+ prompt positions reused", out)]
+    assert reused[0] == 0
+    assert reused[1] > 70
+
+
+def test_verify(capsys):
+    code = run(["verify", "--max-new-tokens", "3", "--device", "cpu"])
+    out = capsys.readouterr().out
+    for name in ("encode-once", "same-output", "features-used", "backward-compatible"):
+        assert f"PASS {name}" in out
+    assert "SKIP golden" in out
+    assert ("PASS timing-additive" in out) == (code == 0)
+
+
+def test_verify_golden(golden_dir, recordings_dir, capsys):
+    checkpoint = golden_dir / "checkpoints" / "EventGPT-tiny"
+    events = recordings_dir / "eventgpt_sample1.npy"
+    run(["verify", str(checkpoint), "--golden", str(golden_dir), "--events", str(events), "--device", "cpu"])
+    assert "PASS golden" in capsys.readouterr().out
+
+
+def test_doctor(capsys):
+    assert run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("torch", "transformers", "CPU", "hdf5plugin", "checkpoints/EventGPT-7b"))
+
+
+def one_line(capsys, words):
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--frobnicate"], ["frobnicate"]),
+        (["nosuch"], ["nosuch", "no such folder"]),
+        (["random:gpt-9"], ["gpt-9", "random:eventgpt-7b"]),
+        (["demo", "--device", "gpu"], ["gpu", "cuda:N"]),
+        (["demo", "--dtype", "int3"], ["int3", "bfloat16"]),
+        (["demo", "--engine", "warp"], ["warp", "eager"]),
+        (["demo", "--dataset", "nowhere"], ["nowhere", "no such folder"]),
+        (["demo", "--max-samples", "0"], ["max-samples", "at least 1"]),
+        (["demo", "--max-new-tokens", "0"], ["max-new-tokens", "at least 1"]),
+        (["demo", "--temperature", "-1"], ["temperature"]),
+        (["demo", "--protocol", "psychic"], ["psychic", "decoupled"]),
+        (["demo", "--resume"], ["--output"]),
+        (["demo", "--resume", "--output", "none"], ["none", "run"]),
+    ],
+)
+def test_bad_arguments(arguments, words, capsys):
+    assert run(["bench", *arguments]) == 2
+    one_line(capsys, words)
+    assert not list(Path().iterdir()), "nothing half-written"
+
+
+def truncate(dataset):
+    path = dataset / "event_npy" / "s" / "0.npy"
+    path.write_bytes(path.read_bytes()[:4000])
+    return ["0.npy"]
+
+
+def hostile(dataset):
+    import pickle
+
+    class Runs:
+        def __reduce__(self):
+            return (os.system, (f"touch {dataset}/ran",))
+
+    path = dataset / "event_npy" / "s" / "0.npy"
+    np.save(path, np.array(Runs(), dtype=object), allow_pickle=True)
+    assert pickle.HIGHEST_PROTOCOL
+    return ["0.npy", "posix.system"]
+
+
+def save(dataset, **columns):
+    base = {"x": np.arange(9), "y": np.arange(9), "t": np.arange(9), "p": np.ones(9, int)}
+    np.save(dataset / "event_npy" / "s" / "0.npy", np.array(base | columns, dtype=object), allow_pickle=True)
+    return ["0.npy"]
+
+
+def unequal(dataset):
+    return [*save(dataset, x=np.arange(5)), "5", "9"]
+
+
+def empty(dataset):
+    none = np.zeros(0, np.int64)
+    return save(dataset, x=none, y=none, t=none, p=none)
+
+
+def out_of_range(dataset):
+    return [*save(dataset, x=np.full(9, 60_000)), "60000"]
+
+
+def corrupt_png(dataset):
+    path = dataset / "event_image" / "s" / "1_0.png"
+    data = bytearray(path.read_bytes())
+    data[40:80] = bytes(40)
+    path.write_bytes(data)
+    return ["1_0.png"]
+
+
+def missing_file(dataset):
+    (dataset / "event_npy" / "s" / "0.npy").unlink()
+    return ["0.npy", "No such file"]
+
+
+def malformed_json(dataset):
+    path = dataset / MANIFEST_NAME
+    path.write_text(path.read_text()[:-20])
+    return [MANIFEST_NAME, "malformed JSON"]
+
+
+def no_media(dataset):
+    rows = rows_of(dataset)
+    rows[3] = {"id": "bare", "conversations": []}
+    write_rows(dataset, rows)
+    return ["row 3", "no media"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, hostile, unequal, empty, out_of_range, corrupt_png, missing_file, malformed_json, no_media],
+)
+def test_bad_input(dataset, damage, capsys):
+    words = damage(dataset)
+    assert run(["bench", "demo", "--dataset", str(dataset), "--output", "r", *QUICK]) == 2
+    one_line(capsys, words)
+    assert not Path("r").exists(), "nothing half-written"
+    assert not (dataset / "ran").exists(), "nothing was run"
+
+
+def test_checkpoint_with_a_missing_tensor(tmp_path, dataset, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    source = demo_checkpoint()
+    shutil.copytree(source.parent, tmp_path / "c")
+    weights = tmp_path / "c" / "EventGPT-demo" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.norm.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    model = str(weights.parent)
+    assert run(["bench", model, "--dataset", str(dataset), "--output", "r", *QUICK]) == 2
+    one_line(capsys, ["1 missing (model.norm.weight)"])
+    assert not Path("r").exists()
+
+
+def test_seed_command(dataset, capsys):
+    arguments = ["--dataset_dir", str(dataset), "--eventgpt_model_path", str(demo_checkpoint()), "--device", "cpu"]
+    code = four_stages([*arguments, "--max_samples", "1", "--eventgpt_only", "--show_samples"])
+    out = capsys.readouterr().out
+    assert code in (0, 1)
+    assert sum(LINE.fullmatch(line) is not None for line in out.splitlines()) == 1
+    assert "  A: " in out
+    assert "Video-LLaVA" not in out
+
+
+def test_seed_command_never_falls_back_to_the_demo(dataset, capsys):
+    assert four_stages(["--dataset_dir", str(dataset)]) == 2
+    one_line(capsys, ["checkpoints/EventGPT-7b"])
+    assert four_stages(["--dataset_dir", str(dataset), "--eventgpt_model_path", "demo"]) == 2
+
+
+def test_seed_script_runs_as_written(dataset):
+    script = Path(__file__).parents[2] / "feasible" / "benchmark_inference" / "benchmark_inference_4stages.py"
+    done = subprocess.run([sys.executable, script, "--dataset_dir", dataset], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "EventGPT-7b" in done.stderr
+
+
+def test_no_torch_before_the_input_is_checked():
+    """A typing error costs no waiting for torch."""
+    code = (
+        "import sys; from unfuse.cli import run; assert run(['bench', 'demo', '--dataset', 'nowhere']) == 2;"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 20
+
+
+def test_options_are_frozen():
+    """The command line cannot grow unnoticed."""
+    options = {name: sorted(p.name for p in verb.params) for name, verb in cli.commands.items()}
+    assert options == {
+        "ask": ["device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "temperature"],
+        "bench": [
+            "balance_seconds", "dataset", "device", "dtype", "engine", "max_new_tokens", "max_samples", "models",
+            "num_warmups", "output", "output_length", "protocol", "resume", "reuse", "seed", "temperature",
+        ],
+        "doctor": [],
+        "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model"],
+    }  # fmt: skip

@@ -1,0 +1,66 @@
+"""What only a CUDA device can show. Skipped, and listed as such, elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unfuse.adapters.registry import load
+from unfuse.checksum import tensor_checksum
+from unfuse.engines.attention import reproducible_attention
+from unfuse.measure.clock import StageClock
+from unfuse.measure.timers import CudaTimer
+from unfuse.samples.demo import demo_sample
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def busy(milliseconds):
+    """Keeps the device busy for about so long."""
+    torch.cuda._sleep(int(milliseconds * 1.5e6))
+
+
+def test_stage_waits_for_the_device():
+    clock = StageClock(CudaTimer(torch.device("cuda", 0)))
+    with clock.stage("encode"):
+        busy(20)
+    time = clock.stages["encode"]
+    assert time.host_ms > 5
+    assert time.host_ms == pytest.approx(time.device_ms, rel=0.05, abs=0.3)
+
+
+def test_checksum_is_the_cpus():
+    tensor = torch.randn(1001, 333).bfloat16()
+    assert tensor_checksum(tensor.cuda()) == tensor_checksum(tensor)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_demo_answers_the_same_every_time(dtype):
+    with load("demo", device="cuda", dtype=dtype) as model:
+        sample = demo_sample("demo:0")
+        prepared = model.preprocess(model.load(sample))
+        answers = {model.decode(model.prefill(prepared, model.encode(prepared)), 48).token_ids for _ in range(6)}
+        assert len(answers) == 1
+        fused = model.adapter.fused_generate(prepared, max_new_tokens=48)
+        assert fused.token_ids in answers
+
+
+def test_float32_equals_the_cpu():
+    sample = demo_sample("demo:1")
+    ids = []
+    for device in ("cpu", "cuda"):
+        with load("demo", device=device, dtype="float32") as model:
+            ids.append(model.generate("What moves?", model.encode(sample), max_new_tokens=16).token_ids)
+    assert ids[0] == ids[1]
+
+
+def test_long_cache_attention_repeats():
+    """The shape on which the default attention of Hopper did not."""
+    q, k, v = (torch.randn(1, 32, n, 128, device="cuda", dtype=torch.bfloat16) for n in (1, 660, 660))
+    with reproducible_attention():
+        first = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        for _ in range(200):
+            assert torch.equal(torch.nn.functional.scaled_dot_product_attention(q, k, v), first)

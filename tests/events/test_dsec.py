@@ -1,0 +1,99 @@
+"""DSEC's HDF5, written here as the data set describes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unfuse.errors import EventFileError, EventStreamError, MissingPackageError
+from unfuse.events import TimeWindow, read_events
+from unfuse.events.readers import dsec
+from unfuse.testing import synthetic_stream
+
+h5py = pytest.importorskip("h5py")
+hdf5plugin = pytest.importorskip("hdf5plugin")
+
+STREAM = synthetic_stream(200_000, duration_us=120_500)
+
+
+def write(path, *, index=True, columns="xytp"):
+    with h5py.File(path, "w") as file:
+        for name, dtype in (("x", "u2"), ("y", "u2"), ("t", "u4"), ("p", "u1")):
+            if name in columns:
+                values = getattr(STREAM, name).astype(dtype)
+                file.create_dataset(f"events/{name}", data=values, chunks=(4096,), **hdf5plugin.Blosc(cname="zstd"))
+        file["t_offset"] = np.int64(50_000_000_000)
+        if index:
+            last = int(STREAM.t[-1]) // 1000
+            file["ms_to_idx"] = np.searchsorted(STREAM.t, np.arange(last + 1) * 1000).astype("u8")
+    return path
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize(
+    "window",
+    [(0, 1), (0, 50_000), (12_345, 12_346), (12_345, 67_891), (119_999, 120_400), (120_100, 10**9), (0, 10**9)],
+)
+def test_windows_are_exact(tmp_path, window, index):
+    path = write(tmp_path / "events.h5", index=index)
+    inside = (STREAM.t >= window[0]) & (STREAM.t < window[1])
+    got = read_events(path, window=TimeWindow(start_us=window[0], stop_us=window[1]))
+    assert np.array_equal(got.t, STREAM.t[inside])
+    assert np.array_equal(got.x, STREAM.x[inside])
+    assert got.sensor_size == (640, 480)
+
+
+def test_whole_recording(tmp_path):
+    got = read_events(write(tmp_path / "events.h5"))
+    for name in "xytp":
+        assert np.array_equal(getattr(got, name), getattr(STREAM, name))
+
+
+def test_only_the_window_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "events.h5")
+    read = []
+    original = h5py.Dataset.__getitem__
+
+    def counted(self, key):
+        value = original(self, key)
+        read.append(np.size(value))
+        return value
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counted)
+    got = read_events(path, window=TimeWindow(start_us=60_000, stop_us=61_000))
+    assert sum(read) < 4 * len(got) + 3 * 3 * len(got) + 100
+
+
+def test_empty_window(tmp_path):
+    path = write(tmp_path / "events.h5")
+    with pytest.raises(EventStreamError, match="no events"):
+        read_events(path, window=TimeWindow(start_us=10**9, stop_us=10**9 + 5))
+
+
+def test_other_layout(tmp_path):
+    with pytest.raises(EventFileError, match="x, y, t, p"):
+        read_events(write(tmp_path / "events.h5", columns="xyt"))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.95])
+def test_truncated(tmp_path, share):
+    path = write(tmp_path / "events.h5")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(EventFileError, match="unreadable"):
+        read_events(path)
+
+
+def test_missing_filter_names_the_extra(tmp_path):
+    error = dsec._explained(tmp_path, OSError("can't open directory '.../plugin' (required filter 'blosc')"))
+    assert isinstance(error, MissingPackageError)
+    assert "unfuse[dsec]" in str(error)
+
+
+def test_missing_package_names_the_extra(tmp_path, monkeypatch):
+    import sys
+
+    path = write(tmp_path / "events.h5")
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with pytest.raises(MissingPackageError, match=r"unfuse\[dsec\]"):
+        read_events(path)
