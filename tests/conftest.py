@@ -14,9 +14,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def cache(tmp_path_factory):
     """A cache folder of this session's own, so that the demo is built by the code under test."""
     folder = tmp_path_factory.mktemp("cache")
-    os.environ["UNFUSE_CACHE"] = str(folder)
+    os.environ["UNFUSE_CACHE"] = os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
-    del os.environ["UNFUSE_CACHE"]
+    del os.environ["UNFUSE_CACHE"], os.environ["XDG_CACHE_HOME"]
 
 
 @pytest.fixture(scope="session")

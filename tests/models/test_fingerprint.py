@@ -81,8 +81,16 @@ def test_cache_goes_by_file_identity(model, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = cached_model_fingerprint(model, folder, torch.float32)
     assert first == model_fingerprint(model)
-    monkeypatch.setattr("unfuse.models.fingerprint.model_fingerprint", lambda _: "f" * 64)
+    reads = []
+    monkeypatch.setattr("unfuse.models.fingerprint._tensors", lambda _: reads.append(1) or "f" * 64)
     assert cached_model_fingerprint(model, folder, torch.float32) == first, "taken from disk"
-    assert cached_model_fingerprint(model, folder, torch.bfloat16) == "f" * 64, "another dtype"
+    assert not reads
+    cached_model_fingerprint(model, folder, torch.bfloat16)
+    assert len(reads) == 1, "another dtype"
     os.utime(folder / "model.safetensors")
-    assert cached_model_fingerprint(model, folder, torch.float32) == "f" * 64, "touched files"
+    cached_model_fingerprint(model, folder, torch.float32)
+    assert len(reads) == 2, "touched files"
+    eps = model.config.rms_norm_eps
+    model.config.rms_norm_eps = 2 * eps
+    assert cached_model_fingerprint(model, folder, torch.float32) != first, "the config is never taken from disk"
+    model.config.rms_norm_eps = eps

@@ -65,7 +65,7 @@ def code_version() -> dict[str, Any]:
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     status = _git(root, "status", "--porcelain") if commit else None
     return {
-        "unfuse": package_version("unfuse"),
+        "unfuse": unfuse.__version__,
         "git_commit": commit,
         "git_dirty": None if status is None else bool(status),
     }

@@ -1,16 +1,18 @@
 """Which model this is: its config and a checksum of every tensor.
 
 A fingerprint of the config alone would let two fine-tunes pass for one another. Reading every tensor of a large model
-on a CPU takes seconds, so a fingerprint of untouched files is kept on disk under their identity (path, size, time,
-inode).
+on a CPU takes seconds, so the tensors' part is kept on disk for untouched files, under their identity (path, size,
+time, inode) and dtype.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import platformdirs
 import torch
@@ -18,32 +20,38 @@ from transformers import PreTrainedModel
 
 from unfuse.checksum import digest_tensors
 
-_VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+_SCHEME: Final = "1"
+"""Raised whenever the digest of the same tensors changes."""
+_VOLATILE: Final = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 over the config and every parameter and persistent buffer, in the dtype they have now."""
-    return digest_tensors(sorted(model.state_dict().items()), _config_text(model.config))
+    return _joined(model, _tensors(model))
 
 
 def cached_model_fingerprint(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype) -> str:
-    """The same for a model just loaded from ``folder``, taken from disk where its files are unchanged."""
+    """The same for a model just loaded from ``folder``; its tensors are read once while the files stay the same."""
     key = hashlib.sha256(_identity(Path(folder), dtype).encode()).hexdigest()
     entry = Path(platformdirs.user_cache_dir("unfuse")) / "fingerprints" / key
-    try:
+    with contextlib.suppress(OSError):  # not there yet, or no readable cache
         if len(known := entry.read_text()) == 64:
-            return known
-    except OSError:
-        pass  # not there yet, or no readable cache: computed below
-    fingerprint = model_fingerprint(model)
-    try:
+            return _joined(model, known)
+    tensors = _tensors(model)
+    with contextlib.suppress(OSError):  # a read-only home costs the seconds again, nothing else
         entry.parent.mkdir(parents=True, exist_ok=True)
-        partial = entry.with_suffix(f".{torch.initial_seed() & 0xFFFF:x}.partial")
-        partial.write_text(fingerprint)
+        partial = entry.with_suffix(f".{os.getpid()}")
+        partial.write_text(tensors)
         partial.replace(entry)
-    except OSError:
-        pass  # a read-only home costs the seconds again, nothing else
-    return fingerprint
+    return _joined(model, tensors)
+
+
+def _tensors(model: PreTrainedModel) -> str:
+    return digest_tensors(sorted(model.state_dict().items()))
+
+
+def _joined(model: PreTrainedModel, tensors: str) -> str:
+    return hashlib.sha256(f"{_config_text(model.config)}\n{tensors}".encode()).hexdigest()
 
 
 def _config_text(config: Any) -> str:
@@ -56,7 +64,7 @@ def _config_text(config: Any) -> str:
 
 
 def _identity(folder: Path, dtype: torch.dtype) -> str:
-    files = sorted(folder.resolve().glob("*.safetensors")) + sorted(folder.resolve().glob("*.bin"))
-    config = folder.resolve() / "config.json"
-    parts = [f"{f} {(s := f.stat()).st_size} {s.st_mtime_ns} {s.st_ino}" for f in [config, *files]]
-    return "\n".join([str(dtype), torch.__version__, *parts])
+    root = folder.resolve()
+    files = [root / "config.json", *sorted(root.glob("*.safetensors")), *sorted(root.glob("*.bin"))]
+    parts = [f"{f} {(s := f.stat()).st_size} {s.st_mtime_ns} {s.st_ino}" for f in files]
+    return "\n".join([_SCHEME, str(dtype), torch.__version__, *parts])

@@ -106,7 +106,7 @@ def make_manifest(
     return Manifest(
         run_id=f"{now:%Y%m%dT%H%M%S}-{Path(model.name).name.replace(':', '-')}",
         created=now.isoformat(timespec="seconds"),
-        command=command or tuple(sys.argv),
+        command=command or _command(),
         protocol=Decoupled.name,
         config=asdict(settings),
         model=_about(model),
@@ -118,6 +118,12 @@ def make_manifest(
             "how": "median of empty stages on an idle device",
         },
     )
+
+
+def _command() -> tuple[str, ...]:
+    """The process's own, with the program by name: its path says where it lies, not what was run."""
+    program = Path(sys.argv[0]).name
+    return ("unfuse" if program == "__main__.py" else program, *sys.argv[1:])
 
 
 def _about(model: StagedModel) -> dict[str, Any]:

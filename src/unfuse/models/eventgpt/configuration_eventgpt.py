@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, LlamaConfig
 
-_FLAT = frozenset({"rope_theta", "rope_scaling", "torch_dtype"})
-
 
 @strict
 class EventChatConfig(LlamaConfig):
@@ -52,16 +50,15 @@ class EventChatConfig(LlamaConfig):
         added = self.mm_use_im_patch_token + 2 * self.mm_use_im_start_end
         return self.vocab_size - added if self.mm_use_im_patch_token else self.vocab_size
 
-    def to_dict(self) -> dict[str, Any]:
-        """The flat published form: ``rope_theta``, ``rope_scaling`` and ``torch_dtype`` at the top level."""
-        return _flat(super().to_dict())
-
     def to_diff_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds: every architecture field, since defaults differ between versions."""
+        """What ``config.json`` holds, in the flat published form.
+
+        Every architecture field is written, since defaults differ between versions.
+        """
         full = self.to_dict()
         changed = super().to_diff_dict()
-        architecture = {name for name in type(self).__annotations__ | LlamaConfig.__annotations__ if name in full}
-        return {key: value for key, value in full.items() if key in changed or key in architecture | _FLAT}
+        architecture = type(self).__annotations__ | LlamaConfig.__annotations__
+        return _flat({key: value for key, value in full.items() if key in changed or key in architecture})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes ``config.json`` in the flat published form."""
