@@ -183,4 +183,5 @@ def _torch_dtype(dtype: str, place: torch.device) -> torch.dtype:
 
     if dtype == "auto":
         dtype = "bfloat16" if place.type == "cuda" else "float32"
-    return getattr(torch, dtype)  # type: ignore[no-any-return]
+    found: torch.dtype = getattr(torch, dtype)
+    return found

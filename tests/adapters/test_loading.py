@@ -1,0 +1,53 @@
+"""Loading by name: what is refused before anything large is made."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from unfuse.adapters import eventgpt_loading
+from unfuse.adapters.registry import check_model, load
+from unfuse.errors import CheckpointError, DeviceError
+
+
+def test_real_size_needs_its_memory(monkeypatch):
+    monkeypatch.setattr(eventgpt_loading, "_RANDOM_PARAMETERS", 10**15)
+    with pytest.raises(DeviceError, match=r"GiB free on cpu, expected .* GiB for its weights in bfloat16"):
+        load("random:eventgpt-7b", device="cpu", dtype="bfloat16")
+
+
+def test_real_size_is_what_it_says():
+    """Counted on the meta device, where nothing is allocated."""
+    from unfuse.models.eventgpt import EventChatModel
+
+    config = eventgpt_loading.random_config()
+    with torch.device("meta"):
+        model = EventChatModel(config)
+    assert 0.995 < sum(p.numel() for p in model.parameters()) / eventgpt_loading._RANDOM_PARAMETERS <= 1
+    assert model.num_patches == 577
+
+
+def test_other_families_are_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    with pytest.raises(CheckpointError, match="model_type 'llava', expected EventChat_llama"):
+        check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_malformed_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="config"):
+        check_model(str(tmp_path))
+
+
+def test_near_misses_are_suggested():
+    with pytest.raises(CheckpointError, match="Did you mean demo"):
+        check_model("demoo")
+
+
+def test_cuda_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="0 CUDA devices"):
+        load("demo", device="cuda:3")
