@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unfuse.measure.clock import edge_cost_ms, resolution_ns
+from unfuse.measure.clock import edge_cost_ms, resolution_ns, settled_heap
 from unfuse.measure.environment import environment
 from unfuse.measure.timers import timer_for
 from unfuse.protocols.decoupled import Decoupled
@@ -76,6 +76,7 @@ def bench_model(
     manifest = make_manifest(model, dataset, settings, command)
     protocol = Decoupled(model, timer, settings)
     with ExitStack() as stack:
+        stack.enter_context(settled_heap())
         folder = None
         if output is not None:
             start = RunFolder.resume if resume else RunFolder.create

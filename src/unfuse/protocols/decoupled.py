@@ -18,11 +18,12 @@ from unfuse.measure.clock import NoClock, StageClock, paused_gc
 from unfuse.measure.timers import DeviceTimer
 from unfuse.measure.warmup import is_steady
 from unfuse.protocols.settings import BenchSettings
-from unfuse.report.statistics import balance
+from unfuse.report.statistics import MIN_PAIRS, balance
 from unfuse.runs.schema import Noise, SampleRecord
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 
+_SHORT_TOKENS: Final = 4
 _NARROW_PCT: Final = 1.0
 """Width of the balance's interval that is narrow enough to stop repeating."""
 
@@ -65,22 +66,24 @@ class Decoupled:
     def noise(self, sample: Sample) -> Noise:
         """Repeats of one warm sample, staged and unstaged in turn.
 
-        At least ``noise_repeats`` pairs; more of them until the balance is known to half a percent or
-        ``balance_seconds`` are spent, since on a busy machine a handful says little.
+        ``noise_repeats`` whole pairs show the noise. Short pairs, of a few tokens each, follow until the balance is
+        known to half a percent or ``balance_seconds`` are spent: time lost between stages weighs the more in them,
+        and a busy machine has less time to change between the two runs of a pair.
         """
-        pairs: list[SampleRecord] = []
-        started = time.perf_counter()
-        while True:
-            if len(pairs) >= self._settings.noise_repeats:
-                found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in pairs])
-                narrow = found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT
-                if narrow or time.perf_counter() - started > self._settings.balance_seconds:
-                    break
-            pairs.append(self._pair(sample))
+        whole = [self._pair(sample) for _ in range(self._settings.noise_repeats)]
+        short: list[SampleRecord] = []
+        until = time.perf_counter() + self._settings.balance_seconds
+        while time.perf_counter() < until:
+            short.append(self._pair(sample, min(_SHORT_TOKENS, self._settings.token_limit)))
+            found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in short])
+            if len(short) >= MIN_PAIRS and found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT:
+                break
         return Noise(
             sample_id=sample.sample_id,
-            total_host_ms=tuple(pair.total_host_ms for pair in pairs),
-            e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in pairs),
+            total_host_ms=tuple(pair.total_host_ms for pair in whole),
+            e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in whole),
+            short_total_host_ms=tuple(pair.total_host_ms for pair in short),
+            short_e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in short),
         )
 
     def _warm_up(self, sample: Sample) -> Iterator[SampleRecord]:
@@ -96,26 +99,26 @@ class Decoupled:
             yield record
         self._warm.add(shape)
 
-    def _pair(self, sample: Sample) -> SampleRecord:
+    def _pair(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
         self._turn += 1
         if self._turn % 2:
-            staged = self._staged(sample)
-            e2e_ms, token_ids = self._unstaged(sample)
+            staged = self._staged(sample, tokens)
+            e2e_ms, token_ids = self._unstaged(sample, tokens)
         else:
-            e2e_ms, token_ids = self._unstaged(sample)
-            staged = self._staged(sample)
+            e2e_ms, token_ids = self._unstaged(sample, tokens)
+            staged = self._staged(sample, tokens)
         same = token_ids == staged.run.generation.token_ids
         return self._record(sample, staged, e2e_host_ms=e2e_ms, e2e_same_tokens=same)
 
-    def _staged(self, sample: Sample) -> Staged:
+    def _staged(self, sample: Sample, tokens: int | None = None) -> Staged:
         clock = StageClock(self._timer)
         with paused_gc():
-            run, host_ms = self._timed(lambda: self._run(sample, clock))
+            run, host_ms = self._timed(lambda: self._run(sample, clock, tokens))
         return Staged(run, clock, host_ms)
 
-    def _unstaged(self, sample: Sample) -> tuple[float, tuple[int, ...]]:
+    def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[float, tuple[int, ...]]:
         with paused_gc():
-            run, host_ms = self._timed(lambda: self._run(sample, NoClock()))
+            run, host_ms = self._timed(lambda: self._run(sample, NoClock(), tokens))
         return host_ms, run.generation.token_ids
 
     def _timed(self, body: Callable[[], pipeline.Run]) -> tuple[pipeline.Run, float]:
@@ -125,14 +128,14 @@ class Decoupled:
         self._timer.synchronize()
         return run, (time.perf_counter_ns() - started) / 1e6
 
-    def _run(self, sample: Sample, clock: StageClock | NoClock) -> pipeline.Run:
+    def _run(self, sample: Sample, clock: StageClock | NoClock, tokens: int | None) -> pipeline.Run:
         settings = self._settings
         return pipeline.run(
             self._model,
             sample,
             clock,
             sampling=settings.sampling,
-            max_new_tokens=settings.token_limit,
+            max_new_tokens=tokens or settings.token_limit,
             reuse=settings.reuse,
         )
 

@@ -116,6 +116,7 @@ def summarise(
     pairs = [(r.total_host_ms, r.e2e_host_ms) for r in ok if r.e2e_host_ms]
     if noise is not None:
         pairs += list(zip(noise.total_host_ms, noise.e2e_host_ms, strict=False))
+        pairs += list(zip(noise.short_total_host_ms, noise.short_e2e_host_ms, strict=True))
     found = balance(pairs)
     spread = spread_pct(noise.total_host_ms) if noise else None
     drifts = {name: drift([r.stages[name].host_ms for r in ok]) for name in STAGES} | {"total": drift(totals)}

@@ -94,6 +94,9 @@ class Noise:
     """Sums of the stages, one per repeat."""
     e2e_host_ms: tuple[float, ...]
     """Unstaged calls, each made next to the staged repeat of the same index."""
+    short_total_host_ms: tuple[float, ...] = ()
+    """The same of runs of a few tokens only, for the balance; they enter no other statistic."""
+    short_e2e_host_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from unfuse.measure.clock import settled_heap
 from unfuse.measure.timers import DeviceTimer
 from unfuse.protocols.decoupled import Decoupled
 from unfuse.protocols.settings import BenchSettings
@@ -36,9 +37,10 @@ def timing_additive(
     """Staged and unstaged runs of one sample in pairs."""
     settings = BenchSettings(max_new_tokens=max_new_tokens)
     measuring = protocol(model, timer, settings)
-    for _ in measuring.measure(sample):
-        pass
-    records = [record for _ in range(pairs) for record in measuring.measure(sample) if not record.warmup]
+    with settled_heap():
+        for _ in measuring.measure(sample):
+            pass
+        records = [record for _ in range(pairs) for record in measuring.measure(sample) if not record.warmup]
     if failed := [record for record in records if record.status == "failed"]:
         return judged("timing-additive", False, expected="timed runs", observed=failed[0].error or "a failed run")
     found = balance([(r.total_host_ms, r.e2e_host_ms) for r in records if r.e2e_host_ms is not None])
