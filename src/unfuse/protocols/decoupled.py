@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 from unfuse import pipeline
@@ -28,16 +28,6 @@ _NARROW_PCT: Final = 1.0
 """Width of the balance's interval that is narrow enough to stop repeating."""
 
 ShapeKey = tuple[tuple[int, ...], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """One staged run with its times."""
-
-    run: pipeline.Run
-    clock: StageClock
-    host_ms: float
-    """Wall clock around all stages, edges included."""
 
 
 class Decoupled:
@@ -93,8 +83,7 @@ class Decoupled:
             return
         totals: list[float] = []
         while not is_steady(totals, self._settings.num_warmups):
-            staged = self._staged(sample)
-            record = self._record(sample, staged, warmup=True)
+            record = replace(self._staged(sample), warmup=True)
             totals.append(record.total_host_ms)
             yield record
         self._warm.add(shape)
@@ -102,19 +91,20 @@ class Decoupled:
     def _pair(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
         self._turn += 1
         if self._turn % 2:
-            staged = self._staged(sample, tokens)
+            record = self._staged(sample, tokens)
             e2e_ms, token_ids = self._unstaged(sample, tokens)
         else:
             e2e_ms, token_ids = self._unstaged(sample, tokens)
-            staged = self._staged(sample, tokens)
-        same = token_ids == staged.run.generation.token_ids
-        return self._record(sample, staged, e2e_host_ms=e2e_ms, e2e_same_tokens=same)
+            record = self._staged(sample, tokens)
+        return replace(record, e2e_host_ms=e2e_ms, e2e_same_tokens=token_ids == record.token_ids)
 
-    def _staged(self, sample: Sample, tokens: int | None = None) -> Staged:
+    def _staged(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
+        # Frames and features must be gone before the next run is timed: memory that one run of a pair still holds, the
+        # other must fetch afresh from the system, and a few percent of a short run are page faults.
         clock = StageClock(self._timer)
         with paused_gc():
             run, host_ms = self._timed(lambda: self._run(sample, clock, tokens))
-        return Staged(run, clock, host_ms)
+        return _record(sample, run, clock, host_ms)
 
     def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[float, tuple[int, ...]]:
         with paused_gc():
@@ -139,39 +129,28 @@ class Decoupled:
             reuse=settings.reuse,
         )
 
-    def _record(
-        self,
-        sample: Sample,
-        staged: Staged,
-        *,
-        warmup: bool = False,
-        e2e_host_ms: float | None = None,
-        e2e_same_tokens: bool | None = None,
-    ) -> SampleRecord:
-        run, clock = staged.run, staged.clock
-        return SampleRecord(
-            sample_id=sample.sample_id,
-            status="ok",
-            warmup=warmup,
-            stages=clock.stages,
-            spans=clock.spans,
-            staged_host_ms=staged.host_ms,
-            e2e_host_ms=e2e_host_ms,
-            e2e_same_tokens=e2e_same_tokens,
-            question=run.prepared.question,
-            media=run.loaded.media,
-            media_sha256=run.loaded.media_sha256,
-            num_events=run.loaded.num_events,
-            num_frames=len(run.loaded.frames),
-            text_tokens=run.prepared.text_tokens,
-            media_tokens=run.prepared.media_tokens,
-            output_tokens=run.generation.output_tokens,
-            reused_prefix_tokens=run.generation.reused_prefix_tokens,
-            token_ids=run.generation.token_ids,
-            text=run.generation.text,
-            stop_reason=run.generation.stop_reason,
-            notes=run.loaded.notes,
-        )
+
+def _record(sample: Sample, run: pipeline.Run, clock: StageClock, host_ms: float) -> SampleRecord:
+    return SampleRecord(
+        sample_id=sample.sample_id,
+        status="ok",
+        stages=clock.stages,
+        spans=clock.spans,
+        staged_host_ms=host_ms,
+        question=run.prepared.question,
+        media=run.loaded.media,
+        media_sha256=run.loaded.media_sha256,
+        num_events=run.loaded.num_events,
+        num_frames=len(run.loaded.frames),
+        text_tokens=run.prepared.text_tokens,
+        media_tokens=run.prepared.media_tokens,
+        output_tokens=run.generation.output_tokens,
+        reused_prefix_tokens=run.generation.reused_prefix_tokens,
+        token_ids=run.generation.token_ids,
+        text=run.generation.text,
+        stop_reason=run.generation.stop_reason,
+        notes=run.loaded.notes,
+    )
 
 
 def input_shape(model: StagedModel, sample: Sample) -> ShapeKey:
