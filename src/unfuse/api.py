@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.errors import InputError
-from unfuse.protocols import BenchRun, BenchSettings, bench_model
+from unfuse.protocols import PROTOCOLS, BenchRun, BenchSettings, ComparisonRun, bench_model, bench_several
+from unfuse.runs import PROTOCOL_STAGES
 from unfuse.samples import Dataset, Sample, read_dataset
 from unfuse.samples.demo import MAX_NEW_TOKENS, demo_dataset
 from unfuse.staged_model import StagedModel
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from unfuse.verification import Verification
 
 _VERIFY_TOKENS = 48
+ALL_PROTOCOLS: Final = tuple(PROTOCOLS)
+EQUAL_TOKENS: Final = 46
+"""New tokens of each answer where several models are compared and no length is given: the seed's mean."""
 
 
 def bench(
@@ -31,13 +36,13 @@ def bench(
     output: str | Path | None = None,
     resume: bool = False,
     **settings: Any,
-) -> BenchRun:
-    """Measures a model's stages on a dataset.
+) -> BenchRun | ComparisonRun:
+    """Measures one model's stages on a dataset, or compares several on the same samples.
 
     Args:
-        models: one model: a name, or a loaded one.
+        models: a name or a loaded model, or several; names are loaded one at a time.
         dataset: a folder in the instruction-set layout, or a ``Dataset``; the demo recordings by default.
-        protocol: ``decoupled``.
+        protocol: ``decoupled``, ``fused``, ``hooked``, ``reencode`` or ``all``.
         max_samples: only the first so many samples.
         device: as for ``unfuse.load``.
         dtype: as for ``unfuse.load``.
@@ -46,22 +51,77 @@ def bench(
         resume: continue the run in ``output``.
         **settings: fields of ``BenchSettings``.
 
+    Returns:
+        One run for one model and protocol; a comparison for several.
+
     Raises:
         InputError: anything wrong with the model, the dataset or an option, before a model is loaded.
     """
-    if protocol != "decoupled":
-        raise InputError("protocol", found=repr(protocol), expected="decoupled")
-    names = [models] if isinstance(models, (str, StagedModel)) else list(models)
-    if len(names) != 1:
-        raise InputError("models", found=len(names), expected="one a run")
-    if isinstance(names[0], str):
-        check_model(names[0])
-        settings.setdefault("max_new_tokens", default_tokens(names[0]))
-    options = BenchSettings(**settings)
+    given = [models] if isinstance(models, (str, StagedModel)) else list(models)
+    loaded = {model.name: model for model in given if isinstance(model, StagedModel)}
+    names = [model if isinstance(model, str) else model.name for model in given]
+    plan = plan_bench(names, protocol, known=loaded)
+    options = plan.settings(**settings)
     data = open_dataset(dataset, max_samples)
-    data.check_media()
-    model = names[0] if isinstance(names[0], StagedModel) else load(names[0], device=device, dtype=dtype, engine=engine)
-    return bench_model(model, data, options, output=Path(output) if output else None, resume=resume)
+    data.check_media(events=plan.events, video=plan.video)
+    place = Path(output) if output else None
+
+    def get(name: str) -> StagedModel:
+        return loaded[name] if name in loaded else load(name, device=device, dtype=dtype, engine=engine)
+
+    if plan.single:
+        return bench_model(get(names[0]), data, options, protocol=protocol, output=place, resume=resume)
+    return bench_several(names, plan.protocols, get, data, options, output=place, resume=resume)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchPlan:
+    """A benchmark that has been understood: nothing is loaded yet."""
+
+    models: tuple[str, ...]
+    protocols: tuple[str, ...]
+    events: bool
+    """Whether a model is shown events."""
+    video: bool
+    """Whether a model is shown video where there is some."""
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one run, not a comparison."""
+        return len(self.models) == len(self.protocols) == 1
+
+    def settings(self, **given: Any) -> BenchSettings:
+        """Options with defaults that fit the plan: several models write equally many tokens."""
+        if given.get("max_new_tokens") is None:
+            given["max_new_tokens"] = min(default_tokens(model) for model in self.models)
+            if len(self.models) > 1 and given.get("output_length") is None:
+                given["output_length"] = EQUAL_TOKENS
+        return BenchSettings(**given)
+
+
+def plan_bench(models: Sequence[str], protocol: str, *, known: Mapping[str, StagedModel] | None = None) -> BenchPlan:
+    """Understands models and protocol.
+
+    Args:
+        models: names.
+        protocol: one, or ``all``.
+        known: models that are loaded already, by name.
+
+    Raises:
+        InputError: a name that is none, a model given twice, or no such protocol.
+    """
+    if protocol != "all" and protocol not in PROTOCOL_STAGES:
+        raise InputError("protocol", found=repr(protocol), expected=f"{', '.join(PROTOCOL_STAGES)} or all")
+    if not models:
+        raise InputError("models", found="none", expected="at least one")
+    if twice := [name for name in models if list(models).count(name) > 1]:
+        raise InputError("models", found=f"{twice[0]} twice", expected="each once")
+    wants = [
+        known[name].family == "eventgpt" if known and name in known else check_model(name).wants_events
+        for name in models
+    ]
+    protocols = ALL_PROTOCOLS if protocol == "all" else (protocol,)
+    return BenchPlan(models=tuple(models), protocols=protocols, events=any(wants), video=not all(wants))
 
 
 def verify(

@@ -11,6 +11,7 @@ UnfuseError
 │   ├── CheckpointError        a checkpoint folder is incomplete or does not fit the architecture
 │   ├── PromptError            a question or token sequence cannot be used
 │   ├── FeaturesError          features that do not belong to this model, dtype or width
+│   ├── CutError               a model whose stages cannot be taken apart, or whose vision side cannot be found
 │   ├── DeviceError            a device, dtype or engine that does not exist here
 │   ├── RunFolderError         a run folder is occupied, damaged or belongs to another run
 │   └── MissingPackageError    an optional package is not installed
@@ -87,6 +88,10 @@ class PromptError(InputError):
 
 class FeaturesError(InputError):
     """Features that do not belong to this model, dtype or width."""
+
+
+class CutError(InputError):
+    """A model whose stages cannot be taken apart, or whose vision side cannot be found."""
 
 
 class DeviceError(InputError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -28,9 +29,13 @@ class Features:
     """Exactly what replaces the media placeholder, and its provenance."""
 
     tensor: torch.Tensor
-    """``[N, H]``, or ``[items, N, H]`` where a prompt holds several media items."""
+    """``[N, H]``: one row a placeholder position, in prompt order within each modality."""
     provenance: Provenance
-    _digests: dict[int, str] = field(default_factory=dict, repr=False)
+    layers: tuple[torch.Tensor, ...] = ()
+    """``[N, H]`` each: what a family adds to the first layers of its decoder at the same positions (DeepStack)."""
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """The adapter's own, plain JSON: how the rows were grouped, and sizes that a further question's prompt needs."""
+    _digests: dict[tuple[int, ...], str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         found = (str(self.tensor.dtype).removeprefix("torch."), tuple(self.tensor.shape))
@@ -43,15 +48,26 @@ class Features:
     @property
     def digest(self) -> str:
         """SHA-256 over the values' checksum; computed again after an in-place change."""
-        version = self.tensor._version
-        if version not in self._digests:
+        versions = tuple(tensor._version for _, tensor in self._named())
+        if versions not in self._digests:
             self._digests.clear()
-            self._digests[version] = digest_tensors([("features", self.tensor)])
-        return self._digests[version]
+            self._digests[versions] = digest_tensors(self._named())
+        return self._digests[versions]
 
     def to(self, device: str | torch.device) -> Features:
         """The same features on another device."""
-        return Features(self.tensor.to(device), self.provenance)
+        layers = tuple(layer.to(device) for layer in self.layers)
+        return Features(self.tensor.to(device), self.provenance, layers, self.layout)
+
+    def clone(self) -> Features:
+        """A copy that shares no memory with this one."""
+        layers = tuple(layer.detach().clone() for layer in self.layers)
+        return Features(self.tensor.detach().clone(), self.provenance, layers, self.layout)
+
+    def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "features", self.tensor
+        for index, layer in enumerate(self.layers):
+            yield f"layer.{index}", layer
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file, whole or not at all.
@@ -66,8 +82,9 @@ class Features:
             "format": _FORMAT,
             "digest": self.digest,
             "provenance": json.dumps(asdict(self.provenance)),
+            "layout": json.dumps(dict(self.layout)),
         }
-        data = save({"features": self.tensor.detach().contiguous().cpu()}, metadata)
+        data = save({name: tensor.detach().contiguous().cpu() for name, tensor in self._named()}, metadata)
         try:
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
             try:
@@ -100,7 +117,9 @@ class Features:
                 if metadata.get("format") != _FORMAT:
                     raise FeaturesError(str(path), found=f"format {metadata.get('format')}", expected=_FORMAT)
                 tensor = file.get_tensor("features")
-            features = cls(tensor, _provenance(json.loads(metadata["provenance"])))
+                layers = tuple(file.get_tensor(f"layer.{i}") for i in range(len(file.keys()) - 1))
+            layout = json.loads(metadata.get("layout", "{}"))
+            features = cls(tensor, _provenance(json.loads(metadata["provenance"])), layers, layout)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise FeaturesError(
                 str(path), found=f"damaged ({error})", expected="a file that Features.save wrote"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from unfuse.adapters.base import Adapter
 from unfuse.engines import Engine
+from unfuse.engines.fused_only import FusedOnly
 from unfuse.errors import DeviceError, PromptError
 from unfuse.features import Features
 from unfuse.samples import Sample
@@ -63,7 +64,7 @@ class StagedModel:
         """Stage 3 from prepared inputs; stages 1 to 3 from a sample."""
         if isinstance(source, Sample):
             source = self.preprocess(self.load(source))
-        if not source.num_frames:
+        if source.media_tokens and not source.pixel_values.numel():
             raise PromptError("encode", found="a prompt without pixels", expected="what preprocess gives")
         return self.adapter.encode(source)
 
@@ -81,7 +82,8 @@ class StagedModel:
     def decode(self, prefilled: Prefilled, max_new_tokens: int = 512) -> Generation:
         """Stage 4, second half: every later token."""
         _require_tokens(max_new_tokens)
-        return self._answer(tuple(self.engine.decode(prefilled, max_new_tokens)), prefilled)
+        token_ids = tuple(self.engine.decode(prefilled, max_new_tokens))
+        return self._answer(token_ids, prefilled.prompt_tokens, prefilled.reused_prefix_tokens)
 
     def generate(
         self,
@@ -96,6 +98,30 @@ class StagedModel:
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
         return self.decode(self.prefill(prepared, features, sampling, reuse=reuse), max_new_tokens)
+
+    def fused(self, prepared: Prepared, max_new_tokens: int = 512, sampling: Sampling = _GREEDY) -> Generation:
+        """The model's own ``generate`` from pixels: what the stages are the parts of."""
+        _require_tokens(max_new_tokens)
+        answer = self.adapter.fused_generate([prepared], max_new_tokens=max_new_tokens, sampling=sampling)[0]
+        return self._answer(answer.token_ids, prepared.text_tokens + prepared.media_tokens)
+
+    def generate_batch(
+        self,
+        questions: Sequence[str],
+        features: Sequence[Features],
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling = _GREEDY,
+    ) -> list[Generation]:
+        """Stage 4 of several prompts together, padded to one length: question i is about features i."""
+        _require_tokens(max_new_tokens)
+        if not questions or len(questions) != len(features):
+            raise PromptError("batch", found=f"{len(questions)} questions", expected=f"{len(features)}, one a scene")
+        prepared = [self.adapter.tokenize(q, f) for q, f in zip(questions, features, strict=True)]
+        prompt = self.adapter.prompt_batch(list(zip(prepared, features, strict=True)))
+        answers = self.engine.answer_batch(prompt, sampling, max_new_tokens)
+        lengths = [p.text_tokens + p.media_tokens for p in prepared]
+        return [self._answer(ids, length) for ids, length in zip(answers, lengths, strict=True)]
 
     def stream(
         self,
@@ -135,14 +161,14 @@ class StagedModel:
     ) -> None:
         self.close()
 
-    def _answer(self, token_ids: tuple[int, ...], prefilled: Prefilled) -> Generation:
-        ended = bool(token_ids) and self.engine.is_end(token_ids[-1])
+    def _answer(self, token_ids: tuple[int, ...], prompt_tokens: int, reused: int = 0) -> Generation:
+        ended = bool(token_ids) and token_ids[-1] in self.adapter.end_ids
         return Generation(
             token_ids=token_ids,
             text=self.adapter.decode_text(token_ids),
             stop_reason="eos" if ended else "length",
-            prompt_tokens=prefilled.prompt_tokens,
-            reused_prefix_tokens=prefilled.reused_prefix_tokens,
+            prompt_tokens=prompt_tokens,
+            reused_prefix_tokens=reused,
         )
 
 
@@ -151,14 +177,16 @@ def _require_tokens(max_new_tokens: int) -> None:
         raise PromptError("max_new_tokens", found=max_new_tokens, expected="at least 1")
 
 
-def pick_engine(name: str, model: object) -> Engine:
-    """The engine of that name; ``auto`` is ``eager``, the only one so far.
+def pick_engine(name: str, adapter: Adapter) -> Engine:
+    """The engine of that name; ``auto`` is ``eager``, the only one so far. None is needed where nothing can be cut.
 
     Raises:
         DeviceError: no such engine.
     """
     if name not in ("auto", "eager"):
         raise DeviceError("engine", found=repr(name), expected="auto or eager")
+    if adapter.uncut is not None:
+        return FusedOnly(adapter.uncut)
     from unfuse.engines.eager import EagerEngine
 
-    return EagerEngine(model)  # type: ignore[arg-type]  # adapters hold Hugging Face models
+    return EagerEngine(adapter.language)

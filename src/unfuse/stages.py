@@ -55,7 +55,8 @@ class Loaded:
     frames: list[NDArray[np.uint8]]
     """F read-only RGB arrays ``[H, W, 3]``; sizes may differ."""
     media: str
-    """Which medium of the sample was used: ``event_data``, ``event_image``, ``video``, ``image``, ``frames``."""
+    """Which medium of the sample was used: ``event_data``, ``event_image``, ``video``, ``video_frames``, ``image``,
+    ``frames`` or ``text`` (none)."""
     media_sha256: str
     """Of the file bytes, the window and the representation together."""
     question: str
@@ -70,18 +71,20 @@ class Prepared:
     input_ids: torch.Tensor
     """int64 ``[1, L]`` on the model's device, with the family's media placeholder."""
     pixel_values: torch.Tensor
-    """``[F, 3, H, W]`` on the model's device in its dtype."""
+    """What the tower takes in, on the model's device in its dtype: ``[F, 3, H, W]``, or as the family shapes it. Empty
+    where nothing is to be encoded: a prompt of text alone, or a further question."""
     media_sha256: str
     question: str
+    num_frames: int
+    """F."""
     text_tokens: int
     """Prompt positions that are text."""
     media_tokens: int
     """Prompt positions that are features."""
-
-    @property
-    def num_frames(self) -> int:
-        """F."""
-        return int(self.pixel_values.shape[0])
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Further arguments of the family's forward by their own names (masks, sizes, grids), its pixels among them."""
+    frame_sizes: tuple[tuple[int, int], ...] = ()
+    """(height, width) of every frame before preprocessing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,13 +105,19 @@ class Prompt:
     """What a Stage-4 engine takes in: text embeddings with the features in their place."""
 
     inputs_embeds: torch.Tensor
-    """``[1, L, H]``."""
-    token_keys: tuple[int, ...]
+    """``[1, L, H]``; ``[B, L, H]`` for prompts padded on the left to one length."""
+    token_keys: tuple[int, ...] = ()
     """One a position: the token id for text, ``-1 - i`` for the i-th feature."""
-    features_digest: str | None
+    features_digest: str | None = None
     """Of the features' values; None where no prefix is to be reused, and then nothing is hashed."""
-    model_inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of the model's forward that a family needs (position ids, for one)."""
+    position_ids: torch.Tensor | None = None
+    """``[B, L]``, or ``[3 or 4, B, L]`` under M-RoPE; None counts from 0."""
+    attention_mask: torch.Tensor | None = None
+    """``[B, L]``, 0 where a row is padded; None for a single prompt."""
+    decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What else the family gives its decoder with the prompt: masks that are not causal."""
+    scene_inputs: Mapping[str, Any] = field(default_factory=dict)
+    """The same for what acts at feature positions only: features of deeper layers (DeepStack)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,8 +30,10 @@ def test_real_size_is_what_it_says():
 
 
 def test_other_families_are_named(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    with pytest.raises(CheckpointError, match="model_type 'llava', expected EventChat_llama"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "vision_config": {}}))
+    assert check_model(str(tmp_path)).model_type == "llava"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(CheckpointError, match="model_type 'llama' without a vision_config"):
         check_model(str(tmp_path))
 
 

@@ -77,7 +77,7 @@ def test_bench_on_a_dataset(dataset, tmp_path, capsys):
     assert all(LINE.fullmatch(line) for line in lines), lines
     verdict = "VALID" if code == 0 else "INVALID"
     assert f"VERDICT: {verdict}" in out
-    for word in ("Balance: remainder", "Clock:", "ttft", "Throughput", "LLM (prefill + decode) takes", "Warm-up"):
+    for word in ("Balance: remainder", "Clock:", "ttft", "Throughput", "LLM (Stage 4) takes", "Warm-up"):
         assert word in out
     assert "\x1b" not in out, "no colours where output is not a terminal"
     folder = tmp_path / "run"

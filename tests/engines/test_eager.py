@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from unfuse.engines.eager import common_prefix
 from unfuse.engines.sampling import TokenChooser
 from unfuse.errors import DeviceError, PromptError
-from unfuse.staged_model import pick_engine
+from unfuse.staged_model import StagedModel, pick_engine
 from unfuse.stages import Sampling
 
 
@@ -85,9 +85,10 @@ def test_fixed_output_length(demo_model, demo_sample):
     prepared = model.preprocess(model.load(demo_sample))
     features = model.encode(prepared)
     second = model.decode(model.prefill(prepared, features), 2).token_ids[1]
-    ends = model.engine._end_ids, model.engine._ends
-    model.engine._end_ids, model.engine._ends = torch.tensor([second]), frozenset({second})
+    settings = model.adapter.model.generation_config
+    ends, settings.eos_token_id = settings.eos_token_id, second
     try:
+        model = StagedModel("other end", model.adapter, pick_engine("eager", model.adapter))
         natural = model.decode(model.prefill(prepared, features), 9)
         assert natural.token_ids[-1] == second
         assert (natural.stop_reason, natural.output_tokens) == ("eos", 2)
@@ -95,7 +96,7 @@ def test_fixed_output_length(demo_model, demo_sample):
         assert fixed.output_tokens == 9
         assert second not in fixed.token_ids
     finally:
-        model.engine._end_ids, model.engine._ends = ends
+        settings.eos_token_id = ends
 
 
 def test_sampling_is_seeded(demo_model, prepared, features):

@@ -116,7 +116,7 @@ def test_public_bench_and_verify(demo_model):
     ("arguments", "words"),
     [
         ({"protocol": "psychic"}, "psychic"),
-        ({"models": ["demo", "demo"]}, "one a run"),
+        ({"models": ["demo", "demo"]}, "demo twice"),
         ({"max_samples": 0}, "max-samples"),
         ({"num_warmups": -1}, "num-warmups"),
     ],

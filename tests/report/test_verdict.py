@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 
 from unfuse.report import summarise
-from unfuse.runs import Manifest, Noise, SampleRecord
+from unfuse.runs import Manifest, Noise, Probes, SampleRecord
 
 MakeRecord = Callable[..., SampleRecord]
 MakeRun = Callable[..., list[SampleRecord]]
 
-QUIET = Noise(sample_id="s0", total_host_ms=(100.0, 101.0, 99.0), e2e_host_ms=(100.0, 101.0, 99.0))
+QUIET = Probes(noise=Noise(sample_id="s0", total_host_ms=(100.0, 101.0, 99.0), e2e_host_ms=(100.0, 101.0, 99.0)))
 
 
 def test_a_good_run_is_valid(manifest: Manifest, make_run: MakeRun) -> None:
@@ -79,7 +79,7 @@ def test_too_few_pairs(manifest: Manifest, make_run: MakeRun) -> None:
 
 def test_repeats_are_pairs_too(manifest: Manifest, make_run: MakeRun) -> None:
     repeats = Noise(sample_id="s0", total_host_ms=(100.0,) * 4, e2e_host_ms=(100.0,) * 4)
-    assert summarise(asked_for(manifest, 1), make_run(1), repeats).verdict.valid
+    assert summarise(asked_for(manifest, 1), make_run(1), Probes(noise=repeats)).verdict.valid
 
 
 def test_other_tokens_end_to_end(manifest: Manifest, make_run: MakeRun, make_record: MakeRecord) -> None:
@@ -95,7 +95,7 @@ def test_what_the_protocol_holds_against_it(manifest: Manifest, make_run: MakeRu
 
 def test_noise_warns(manifest: Manifest, make_run: MakeRun) -> None:
     loud = Noise(sample_id="s0", total_host_ms=(100.0, 150.0, 90.0), e2e_host_ms=(100.0, 150.0, 90.0))
-    verdict = summarise(manifest, make_run(), loud).verdict
+    verdict = summarise(manifest, make_run(), Probes(noise=loud)).verdict
     assert verdict.valid
     assert any("noise" in warning for warning in verdict.warnings)
 

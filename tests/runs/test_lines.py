@@ -84,7 +84,16 @@ def test_fields_are_the_documented_ones(make_record: MakeRecord) -> None:
             "num_events",
             "num_frames",
         ),
-        *("text_tokens", "media_tokens", "output_tokens", "reused_prefix_tokens", "token_ids", "text"),
+        *(
+            "text_tokens",
+            "media_tokens",
+            "frame_size",
+            "pixels",
+            "output_tokens",
+            "reused_prefix_tokens",
+            "token_ids",
+            "text",
+        ),
         *("stop_reason", "e2e_same_tokens", "notes", "line_crc32"),
     ]
     assert set(RECORD_STAGES) >= set(STAGES)

@@ -6,26 +6,29 @@ the parts can be proved equal to the whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unfuse.features import Features
 from unfuse.samples import Sample
-from unfuse.stages import Loaded, Prepared, Prompt, Provenance
+from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from unfuse.engines.language_model import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """What the model's own ``generate`` gave."""
+    """What the model's own ``generate`` gave for one prompt."""
 
     token_ids: tuple[int, ...]
     """The new tokens, end token included."""
-    logits: torch.Tensor
-    """float32 ``[len(token_ids), V]``, what each was chosen from."""
+    logits: torch.Tensor | None = None
+    """float32 ``[len(token_ids), V]``, what each was chosen from; None where it was not asked for."""
 
 
 class Adapter(Protocol):
@@ -33,10 +36,12 @@ class Adapter(Protocol):
 
     family: str
     model: Any
-    """The Hugging Face model; an engine calls its ``forward``."""
+    """The Hugging Face model."""
     fingerprint: str
     notes: tuple[str, ...]
     """What a reader of a report must know: random weights, added tokens, ..."""
+    uncut: str | None
+    """Why this model's stages cannot be taken apart; None where they can. The fused call works either way."""
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +50,18 @@ class Adapter(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+
+    @property
+    def language(self) -> LanguageModel:
+        """What an engine runs.
+
+        Raises:
+            CutError: the model cannot be cut.
+        """
 
     def load(self, sample: Sample) -> Loaded:
         """Stage 1: bytes on disk to frames."""
@@ -62,17 +79,29 @@ class Adapter(Protocol):
             FeaturesError: the features are not this model's.
         """
 
+    def prompt_batch(self, items: Sequence[tuple[Prepared, Features]]) -> Prompt:
+        """Several prompts, padded on the left to one length."""
+
     def tokenize(self, question: str, features: Features) -> Prepared:
         """Stage 2 for a further question about encoded features."""
 
     def decode_text(self, token_ids: tuple[int, ...]) -> str:
         """Tokens to text, without special ones."""
 
-    def fused_generate(self, prepared: Prepared, *, max_new_tokens: int, ignore_eos: bool = False) -> Fused:
-        """The model's own ``generate`` from pixels, greedy."""
+    def fused_generate(
+        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
+    ) -> list[Fused]:
+        """The model's own ``generate`` from pixels, for one prompt or a padded batch of them."""
 
     def expected_provenance(self) -> Provenance:
         """What features of this model must say."""
 
-    def vision_modules(self) -> Mapping[str, tuple[Any, int]]:
-        """Modules of the vision side by name, with how often ``encode`` calls each for one sample."""
+    def vision_modules(self) -> Mapping[str, nn.Module]:
+        """Modules of the vision side by name: ``tower`` or several such, then projectors.
+
+        Raises:
+            CutError: no tower can be found.
+        """
+
+    def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:
+        """How often ``encode`` calls each of them for this prompt."""

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from unfuse.adapters.base import Fused
+from unfuse.adapters.fused import generate_fused
+from unfuse.adapters.media import load_event_frames
 from unfuse.engines.attention import reproducible_attention
+from unfuse.engines.language_model import LanguageModel, end_ids
 from unfuse.errors import FeaturesError, MediaError, PromptError
-from unfuse.events import event_frames, read_events
 from unfuse.features import Features, require_fit
 from unfuse.measure.clock import span
+from unfuse.measure.hooks import module_spans
 from unfuse.models.eventgpt import EventChatModel
 from unfuse.models.eventgpt.prompt import EVENT_INDEX, build_prompt, tokenize_prompt
 from unfuse.samples import Sample, clean_question
-from unfuse.samples.media import read_image
-from unfuse.samples.sample import frames_sha256, media_sha256
-from unfuse.stages import Loaded, Prepared, Prompt, Provenance
-
-NUM_FRAMES = 5
-"""Runs of equal event count that a recording is cut into (published inference code)."""
-_PUBLISHED_LIMIT_US = 100_000
+from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
 
 
 class EventGPTAdapter:
@@ -42,6 +40,7 @@ class EventGPTAdapter:
         self.model = model
         self.fingerprint = fingerprint
         self.notes = notes
+        self.uncut: str | None = None
         self._tokenizer = tokenizer
         self._event_processor = event_processor
 
@@ -55,33 +54,22 @@ class EventGPTAdapter:
         """What it computes in."""
         return self.model.dtype
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return end_ids(self.model)
+
+    @property
+    def language(self) -> LanguageModel:
+        """The LLaMA; it is the network that also holds the tower."""
+        model = self.model
+        return LanguageModel(model.model, model.lm_head, model.get_input_embeddings(), end_ids(model))
+
     def load(self, sample: Sample) -> Loaded:
         """Takes ``event_image`` if the sample has it, else ``event_data``, which is rasterised here."""
-        question = clean_question(sample.question)
-        if sample.frames:
-            sha256 = frames_sha256(sample.frames)
-            return Loaded(frames=list(sample.frames), media="frames", media_sha256=sha256, question=question)
-        if sample.event_image:
-            frames = [read_image(path) for path in sample.event_image]
-            sha256 = media_sha256(sample.event_image, "image files")
-            return Loaded(frames=frames, media="event_image", media_sha256=sha256, question=question)
-        if sample.event_data is None:
+        if not sample.has_events:
             raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
-        with span("read"):
-            stream = read_events(sample.event_data, window=sample.window)
-        with span("rasterise"):
-            frames = list(event_frames(stream, NUM_FRAMES))
-        notes: tuple[str, ...] = ()
-        if stream.duration_us >= _PUBLISHED_LIMIT_US:
-            notes = (f"{stream.duration_us / 1e3:.0f} ms of events; the published code refuses 100 ms and more",)
-        return Loaded(
-            frames=frames,
-            media="event_data",
-            media_sha256=media_sha256((sample.event_data,), f"{NUM_FRAMES} equal-count frames", sample.window),
-            question=question,
-            num_events=len(stream),
-            notes=notes,
-        )
+        return load_event_frames(sample)
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """CLIP pixels of every frame, and the prompt's ids with ``-200`` for the scene."""
@@ -93,16 +81,15 @@ class EventGPTAdapter:
         with span("upload"):
             pixel_values = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, self.dtype)
             input_ids = torch.tensor([ids], device=self.device)
-        return self._prepared(input_ids, pixel_values, loaded.media_sha256, asked, len(loaded.frames))
+        sizes = tuple((frame.shape[0], frame.shape[1]) for frame in loaded.frames)
+        return self._prepared(input_ids, pixel_values, loaded.media_sha256, asked, len(sizes), sizes)
 
     @torch.no_grad()
     def encode(self, prepared: Prepared) -> Features:
         """All frames in one batch through tower, projector, adaptor and pooling."""
         network = self.model.model
-        with span("tower"), reproducible_attention():
-            hidden = network.visual_tower(prepared.pixel_values)
-        with span("projector"):
-            projected = network.visual_projector(hidden)
+        with module_spans(self.vision_modules()), reproducible_attention():
+            projected = network.visual_projector(network.visual_tower(prepared.pixel_values))
         with span("pooling"):
             tensor = network.finish_features(projected)
         return Features(
@@ -120,21 +107,25 @@ class EventGPTAdapter:
     @torch.no_grad()
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
         """Replaces ``-200`` by the features."""
-        require_fit(features, self.expected_provenance())
-        if prepared.media_tokens != features.tensor.shape[0]:
-            raise FeaturesError(
-                "features", found=f"{features.tensor.shape[0]} positions", expected=f"{prepared.media_tokens}"
-            )
-        ids = prepared.input_ids[0]
-        at = int((ids == EVENT_INDEX).nonzero()[0])
-        embed = self.model.get_input_embeddings()
-        scene = features.tensor.to(self.device)
-        embeds = torch.cat([embed(ids[:at]), scene, embed(ids[at + 1 :])]).unsqueeze(0)
+        embeds, at = self._embeds(prepared, features)
         keys: tuple[int, ...] = ()
         if digest:
-            text = ids.tolist()
-            keys = (*text[:at], *(-1 - i for i in range(len(scene))), *text[at + 1 :])
-        return Prompt(inputs_embeds=embeds, token_keys=keys, features_digest=features.digest if digest else None)
+            text = prepared.input_ids[0].tolist()
+            keys = (*text[:at], *(-1 - i for i in range(len(features.tensor))), *text[at + 1 :])
+        return Prompt(
+            inputs_embeds=embeds.unsqueeze(0),
+            token_keys=keys,
+            features_digest=features.digest if digest else None,
+        )
+
+    @torch.no_grad()
+    def prompt_batch(self, items: Sequence[tuple[Prepared, Features]]) -> Prompt:
+        """The same for several prompts."""
+        rows = [self._embeds(prepared, features)[0] for prepared, features in items]
+        longest = max(len(row) for row in rows)
+        embeds = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+        mask = torch.stack([_left_mask(len(row), longest, self.device) for row in rows])
+        return Prompt(inputs_embeds=embeds, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
 
     def tokenize(self, question: str, features: Features) -> Prepared:
         """The ids of a further question; there are no pixels to prepare."""
@@ -151,20 +142,20 @@ class EventGPTAdapter:
         """Without special tokens, stripped."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
-    def fused_generate(self, prepared: Prepared, *, max_new_tokens: int, ignore_eos: bool = False) -> Fused:
-        """The published ``generate(event_tensors=...)``."""
-        with reproducible_attention():
-            output = self.model.generate(
-                prepared.input_ids,
-                event_tensors=list(prepared.pixel_values),
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=max_new_tokens if ignore_eos else None,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        logits = torch.cat([step.float() for step in output.logits])
-        return Fused(tuple(output.sequences[0].tolist()), logits)
+    def fused_generate(
+        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
+    ) -> list[Fused]:
+        """One prompt: the published ``generate(event_tensors=...)``. Several: Hugging Face's, padded on the left."""
+        if len(prepared) == 1:
+            tensors = list(prepared[0].pixel_values)
+            arguments: dict[str, Any] = {"input_ids": prepared[0].input_ids, "event_tensors": tensors}
+            length = 0
+        else:
+            arguments = self._native(prepared)
+            length = arguments["input_ids"].shape[1]
+        return generate_fused(
+            self.model, arguments, length, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits
+        )
 
     def expected_provenance(self) -> Provenance:
         """This model's side of the comparison."""
@@ -177,10 +168,42 @@ class EventGPTAdapter:
             shape=(self.model.config.hidden_size,),
         )
 
-    def vision_modules(self) -> Mapping[str, tuple[Any, int]]:
-        """Each runs once a sample: the frames are one batch."""
+    def vision_modules(self) -> Mapping[str, nn.Module]:
+        """Tower and projector; adaptor and pooling are the span ``pooling``."""
         network = self.model.model
-        return {"tower": (network.visual_tower.visual_tower, 1), "projector": (network.visual_projector, 1)}
+        return {"tower": network.visual_tower.visual_tower, "projector": network.visual_projector}
+
+    def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:
+        """Each runs once: the frames are one batch."""
+        return dict.fromkeys(self.vision_modules(), 1)
+
+    def _embeds(self, prepared: Prepared, features: Features) -> tuple[torch.Tensor, int]:
+        """``[L, H]`` with the features in place, and where they begin."""
+        require_fit(features, self.expected_provenance())
+        if prepared.media_tokens != features.tensor.shape[0]:
+            raise FeaturesError(
+                "features", found=f"{features.tensor.shape[0]} positions", expected=f"{prepared.media_tokens}"
+            )
+        ids = prepared.input_ids[0]
+        at = int((ids == EVENT_INDEX).nonzero()[0])
+        embed = self.model.get_input_embeddings()
+        scene = features.tensor.to(self.device)
+        return torch.cat([embed(ids[:at]), scene, embed(ids[at + 1 :])]), at
+
+    def _native(self, batch: Sequence[Prepared]) -> dict[str, Any]:
+        """Hugging Face's arguments: ``<ev_patch>`` once per feature position, padded on the left."""
+        rows = []
+        for prepared in batch:
+            ids = prepared.input_ids[0]
+            at = int((ids == EVENT_INDEX).nonzero()[0])
+            patches = ids.new_full((prepared.media_tokens,), self.model.config.placeholder_id)
+            rows.append(torch.cat([ids[:at], patches, ids[at + 1 :]]))
+        longest = max(len(row) for row in rows)
+        return {
+            "input_ids": torch.stack([nn.functional.pad(row, (longest - len(row), 0)) for row in rows]),
+            "attention_mask": torch.stack([_left_mask(len(row), longest, self.device) for row in rows]),
+            "pixel_values": torch.stack([prepared.pixel_values for prepared in batch]),
+        }
 
     def _prepared(
         self,
@@ -189,6 +212,7 @@ class EventGPTAdapter:
         media_sha256: str,
         question: str,
         num_frames: int,
+        frame_sizes: tuple[tuple[int, int], ...] = (),
     ) -> Prepared:
         text_tokens = input_ids.shape[1] - 1
         media_tokens = num_frames + self.model.num_patches
@@ -205,6 +229,12 @@ class EventGPTAdapter:
             pixel_values=pixel_values,
             media_sha256=media_sha256,
             question=question,
+            num_frames=num_frames,
             text_tokens=text_tokens,
             media_tokens=media_tokens,
+            frame_sizes=frame_sizes,
         )
+
+
+def _left_mask(length: int, longest: int, device: torch.device) -> torch.Tensor:
+    return (torch.arange(longest, device=device) >= longest - length).long()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -10,8 +9,9 @@ import torch
 from transformers.utils import logging
 
 from unfuse.adapters.eventgpt import EventGPTAdapter
-from unfuse.errors import DeviceError
-from unfuse.models.eventgpt import EventChatConfig, EventChatModel, EventGPTProcessor
+from unfuse.adapters.memory import require_memory
+from unfuse.adapters.random_tokenizer import tokenizer_with
+from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
@@ -49,17 +49,14 @@ def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Even
     Raises:
         DeviceError: the device has not the memory.
     """
-    from unfuse.samples.demo import demo_checkpoint
-
-    demo = demo_checkpoint()
     config = random_config()
-    _require_memory(device, dtype)
+    require_memory("random:eventgpt-7b", _RANDOM_PARAMETERS, device, dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         built = EventChatModel._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers' own
         model: EventChatModel = built.to(device).eval()
     model.generation_config.eos_token_id = config.eos_token_id
-    tokenizer = EventGPTProcessor.from_pretrained(demo).tokenizer
+    tokenizer = tokenizer_with()
     notes = ("random weights: timings only",)
     processor = load_event_processor("", config)
     return EventGPTAdapter(model, tokenizer, processor, model_fingerprint(model), notes)
@@ -84,22 +81,6 @@ def random_config() -> EventChatConfig:
         mm_use_im_start_end=True,
         mm_use_im_patch_token=True,
     )
-
-
-def _require_memory(device: torch.device, dtype: torch.dtype) -> None:
-    """Refuses a model that would only be killed while it is being made."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = _RANDOM_PARAMETERS * dtype.itemsize
-    if free < needed:
-        raise DeviceError(
-            "random:eventgpt-7b",
-            found=f"{free / 2**30:.0f} GiB free on {device}",
-            expected=f"{needed / 2**30:.0f} GiB for its weights in {str(dtype).removeprefix('torch.')}",
-            fix="choose a larger --device, or --dtype bfloat16",
-        )
 
 
 def _resize(model: EventChatModel, rows: int) -> None:

@@ -18,12 +18,23 @@ from unfuse.errors import CheckpointError, DeviceError
 if TYPE_CHECKING:
     import torch
 
+    from unfuse.adapters.base import Adapter
     from unfuse.staged_model import StagedModel
 
 DEMO: Final = "demo"
 RANDOM: Final = "random:"
-_RANDOM_MODELS: Final = ("eventgpt-7b",)
-_MODEL_TYPES: Final = ("EventChat_llama",)
+_EVENTGPT: Final = "EventChat_llama"
+_RANDOM_MODELS: Final = {
+    "eventgpt-7b": _EVENTGPT,
+    "llava-1.5-7b": "llava",
+    "video-llava-7b": "video_llava",
+    "llava-tiny": "llava",
+    "video-llava-tiny": "video_llava",
+}
+"""Shapes that can be made with random weights, and their ``model_type``."""
+_VISION_SIDES: Final = ("vision_config", "vision_tower_config", "image_config", "perceiver_config", "mm_vision_config")
+_NOT_NEEDED: Final = ["*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "original/*", "consolidated*"]
+"""Of a hub repository: other formats, and code, which is never run."""
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 ENGINES: Final = ("auto", "eager")
@@ -36,6 +47,13 @@ class ModelRef:
 
     name: str
     kind: Literal["demo", "random", "folder", "hub"]
+    model_type: str | None = None
+    """As ``config.json`` has it; None for a hub name, whose config is not here yet."""
+
+    @property
+    def wants_events(self) -> bool:
+        """Whether it is shown events; every other family is shown video or image where a sample has it."""
+        return self.model_type == _EVENTGPT
 
 
 def check_model(name: str) -> ModelRef:
@@ -45,18 +63,17 @@ def check_model(name: str) -> ModelRef:
         CheckpointError: no such folder, no checkpoint in it, or a family that has no adapter.
     """
     if name == DEMO:
-        return ModelRef(name=name, kind="demo")
+        return ModelRef(name=name, kind="demo", model_type=_EVENTGPT)
     if name.startswith(RANDOM):
         shape = name.removeprefix(RANDOM)
         if shape not in _RANDOM_MODELS:
             raise CheckpointError(
                 name, found=f"shape {shape!r}", expected=" or ".join(RANDOM + s for s in _RANDOM_MODELS)
             )
-        return ModelRef(name=name, kind="random")
+        return ModelRef(name=name, kind="random", model_type=_RANDOM_MODELS[shape])
     folder = Path(name)
     if folder.is_dir():
-        _check_family(folder)
-        return ModelRef(name=name, kind="folder")
+        return ModelRef(name=name, kind="folder", model_type=_model_type(folder))
     if folder.exists():
         raise CheckpointError(name, found="a file", expected="a checkpoint folder")
     if _HUB_NAME.fullmatch(name):
@@ -65,7 +82,7 @@ def check_model(name: str) -> ModelRef:
     raise CheckpointError(
         f"model {name!r}",
         found="no such folder",
-        expected="a checkpoint folder, a hub name, demo or random:eventgpt-7b",
+        expected="a checkpoint folder, a hub name, demo or random:SHAPE",
         fix=f"did you mean {near[0]}?" if near else None,
     )
 
@@ -94,7 +111,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
     """Loads a model with its stages apart.
 
     Args:
-        name: a checkpoint folder, a hub name, ``demo`` or ``random:eventgpt-7b`` (real size, random weights).
+        name: a checkpoint folder, a hub name, ``demo``, or ``random:`` and one of ``eventgpt-7b``, ``llava-1.5-7b``,
+            ``video-llava-7b`` (real size, random weights), ``llava-tiny``, ``video-llava-tiny``.
         device: ``auto`` is CUDA if there is one.
         dtype: ``auto`` is bfloat16 on CUDA and float32 on the CPU.
         engine: ``auto`` or ``eager``.
@@ -110,21 +128,44 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
     place = _torch_device(device)
     precision = _torch_dtype(dtype, place)
 
-    from unfuse.adapters.eventgpt_loading import load_folder, load_random
     from unfuse.staged_model import StagedModel, pick_engine
 
-    if ref.kind == "random":
-        adapter = load_random(place, precision)
-    elif ref.kind == "demo":
+    adapter = _adapter(ref, place, precision)
+    return StagedModel(name, adapter, pick_engine(engine, adapter))
+
+
+def _adapter(ref: ModelRef, place: torch.device, precision: torch.dtype) -> Adapter:
+    folder: Path | None = None
+    model_type, notes = ref.model_type, tuple[str, ...]()
+    if ref.kind == "demo":
         from unfuse.samples.demo import demo_checkpoint
 
-        adapter = load_folder(demo_checkpoint(), place, precision, notes=("demo model: random weights",))
-    else:
-        adapter = load_folder(_local(ref), place, precision)
-    return StagedModel(name, adapter, pick_engine(engine, adapter.model))
+        folder, notes = demo_checkpoint(), ("demo model: random weights",)
+    elif ref.kind == "folder":
+        folder = Path(ref.name)
+    elif ref.kind == "hub":
+        folder = _downloaded(ref)
+        model_type = _model_type(folder)
+
+    if model_type == _EVENTGPT:
+        from unfuse.adapters import eventgpt_loading
+
+        if folder is None:
+            return eventgpt_loading.load_random(place, precision)
+        return eventgpt_loading.load_folder(folder, place, precision, notes)
+    from unfuse.adapters import hf_loading
+
+    if folder is None:
+        return hf_loading.load_random_hf(ref.name.removeprefix(RANDOM), place, precision)
+    return hf_loading.load_hf_folder(folder, place, precision, notes)
 
 
-def _check_family(folder: Path) -> None:
+def _model_type(folder: Path) -> str:
+    """Of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no config, or a model without a vision side.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise CheckpointError(str(folder), found="no config.json", expected="a checkpoint folder")
@@ -133,31 +174,27 @@ def _check_family(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise CheckpointError(str(config), found=f"malformed JSON ({error})", expected="a model config") from None
     found = settings.get("model_type") if isinstance(settings, dict) else None
-    if found not in _MODEL_TYPES:
-        raise CheckpointError(
-            str(config),
-            found=f"model_type {found!r}",
-            expected=", ".join(_MODEL_TYPES),
-            fix="this family has no adapter yet",
-        )
+    if isinstance(found, str) and (found == _EVENTGPT or any(name in settings for name in _VISION_SIDES)):
+        return found
+    raise CheckpointError(
+        str(config),
+        found=f"model_type {found!r} without a vision_config",
+        expected=f"{_EVENTGPT}, or a Hugging Face image-text or video-text model",
+    )
 
 
-def _local(ref: ModelRef) -> Path:
-    if ref.kind == "folder":
-        return Path(ref.name)
+def _downloaded(ref: ModelRef) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(ref.name))
+        return Path(snapshot_download(ref.name, ignore_patterns=_NOT_NEEDED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
             f"model {ref.name!r}",
             found=f"no such folder, and not on the hub ({type(error).__name__})",
             expected="a checkpoint folder or a hub name",
         ) from None
-    _check_family(folder)
-    return folder
 
 
 def _torch_device(device: str) -> torch.device:

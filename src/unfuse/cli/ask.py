@@ -11,8 +11,7 @@ from rich.console import Console
 from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.cli.options import check_placement, placement
 from unfuse.errors import PromptError
-from unfuse.report import print_line
-from unfuse.report.terminal import printable
+from unfuse.report import print_line, printable
 from unfuse.stages import DEFAULT_QUESTION
 
 

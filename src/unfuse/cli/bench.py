@@ -1,31 +1,43 @@
-"""``unfuse bench``: stage times of a model on a dataset."""
+"""``unfuse bench``: the main job."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unfuse.adapters.registry import DEMO, check_model, load
+from unfuse.adapters.registry import DEMO, load
 from unfuse.cli.options import check_placement, placement
 from unfuse.errors import InputError
-from unfuse.report import print_line, print_summary, sample_line
-from unfuse.report.terminal import printable
-from unfuse.runs import SampleRecord, read_manifest, refuse_occupied
+from unfuse.report import print_comparison, print_line, print_summary, printable, sample_line
+from unfuse.runs import SampleRecord, read_comparison, read_manifest, refuse_occupied
+
+if TYPE_CHECKING:
+    from unfuse.api import BenchPlan
+    from unfuse.protocols import BenchSettings
+    from unfuse.samples import Dataset
+    from unfuse.staged_model import StagedModel
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]")
+@click.argument("models", nargs=-1, metavar="[MODEL ...]")
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
 @placement
-@click.option("--protocol", default="decoupled", help="decoupled.")
+@click.option("--protocol", default="decoupled", help="decoupled, fused, hooked, reencode (a control) or all.")
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
-@click.option("--output-length", type=int, default=None, help="Exactly N new tokens for every sample (equal work).")
+@click.option(
+    "--output-length",
+    type=int,
+    default=None,
+    help="Exactly N new tokens for every sample (equal work); default for several models: 46.",
+)
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, help="For sampled runs.")
 @click.option("--num-warmups", type=int, default=2, help="Warm-up repeats at least, per input shape.")
@@ -46,26 +58,21 @@ def bench(
     dtype: str,
     engine: str,
     protocol: str,
-    max_new_tokens: int | None,
     output: Path | None,
     resume: bool,
     **settings: Any,
 ) -> int:
-    """Time each stage of MODEL (default: the built-in demo) on a dataset."""
-    if len(models) > 1:
-        raise InputError("MODEL", found=f"{len(models)} models", expected="one a run")
-    model = models[0] if models else DEMO
+    """Time each stage of MODEL (default: the built-in demo) on a dataset; several models are compared."""
     console = Console(highlight=False, soft_wrap=True)
     if not models:
         print_line(console, "No model given: using the built-in demo model.")
     return run_bench(
         console,
-        model,
+        models or (DEMO,),
         dataset,
         max_samples=max_samples,
         placement=(device, dtype, engine),
         protocol=protocol,
-        max_new_tokens=max_new_tokens,
         output=output,
         resume=resume,
         settings=settings,
@@ -74,66 +81,148 @@ def bench(
 
 def run_bench(
     console: Console,
-    name: str,
+    names: Sequence[str],
     dataset: str | None,
     *,
     max_samples: int | None = None,
     placement: tuple[str, str, str] = ("auto", "auto", "auto"),
     protocol: str = "decoupled",
-    max_new_tokens: int | None = None,
     output: Path | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
     show_answers: bool = False,
 ) -> int:
     """Checks everything, then loads, measures and prints; returns the exit code."""
-    if protocol != "decoupled":
-        raise InputError("protocol", found=repr(protocol), expected="decoupled")
-    check_model(name)
     check_placement(*placement)
-    folder = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(name).name.replace(':', '-')}"
+    _check_names(names)
+
+    from unfuse.api import open_dataset, plan_bench
+
+    plan = plan_bench(names, protocol)
+    folder = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{_label(plan)}"
     if resume:
         if output is None:
             raise InputError("--resume", found="no --output", expected="the folder of the run to continue")
-        read_manifest(folder)
+        _ = read_manifest(folder) if plan.single else read_comparison(folder)
     else:
         refuse_occupied(folder)
-
-    from unfuse.api import default_tokens, open_dataset
-    from unfuse.protocols import BenchSettings, bench_model
-
-    tokens = default_tokens(name) if max_new_tokens is None else max_new_tokens
-    options = BenchSettings(max_new_tokens=tokens, **(settings or {}))
+    options = plan.settings(**(settings or {}))
     data = open_dataset(dataset, max_samples)
     print_line(console, f"Checking {len(data.samples)} samples of {data.name} ...")
-    data.check_media()
-    print_line(console, f"Loading {name} ...")
-    device, dtype, engine = placement
-    model = load(name, device=device, dtype=dtype, engine=engine)
-    for note in model.adapter.notes:
-        print_line(console, f"Note: {note}")
-    print_line(
-        console,
-        f"{model.family} on {model.device}, {str(model.dtype).removeprefix('torch.')}, engine {model.engine.name}",
-    )
-    with model, _progress(console) as progress:
-        bar = progress.add_task("samples", total=len(data.samples))
-
-        def show(index: int, record: SampleRecord) -> None:
-            if not record.warmup:
-                print_line(console, sample_line(index, record))
-                if show_answers and record.text is not None:
-                    print_line(console, f"  Q: {printable(record.question or '')}")
-                    print_line(console, f"  A: {printable(record.text)}")
-                progress.update(bar, completed=index + 1)
-
-        run = bench_model(model, data, options, output=folder, resume=resume, on_record=show)
-        progress.update(bar, completed=len(data.samples))
-    print_summary(console, f"{name}: {protocol}, {len(data.samples)} samples", run.result)
+    data.check_media(events=plan.events, video=plan.video)
+    job = _Job(console, plan, options, data, placement, folder, resume, show_answers)
+    code = job.one() if plan.single else job.several()
     print_line(console, f"Run folder: {folder}")
-    return 0 if run.result.verdict.valid else 1
+    return code
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+class _Job:
+    def __init__(
+        self,
+        console: Console,
+        plan: BenchPlan,
+        options: BenchSettings,
+        data: Dataset,
+        placement: tuple[str, str, str],
+        folder: Path,
+        resume: bool,
+        show_answers: bool,
+    ):
+        self.console = console
+        self.plan = plan
+        self.options = options
+        self.data = data
+        self.placement = placement
+        self.folder = folder
+        self.resume = resume
+        self.show_answers = show_answers
+        self.protocol = plan.protocols[0]
+
+    def one(self) -> int:
+        """One model under one protocol."""
+        from unfuse.protocols import bench_model
+
+        name = self.plan.models[0]
+        with self._load(name) as model, self._shown() as show:
+            run = bench_model(
+                model,
+                self.data,
+                self.options,
+                protocol=self.protocol,
+                output=self.folder,
+                resume=self.resume,
+                on_record=show,
+            )
+        print_summary(self.console, f"{name}: {self.protocol}, {len(self.data.samples)} samples", run.result)
+        return 0 if run.result.verdict.valid else 1
+
+    def several(self) -> int:
+        """Several models, or one under several protocols."""
+        from unfuse.protocols import bench_several
+
+        if len(self.plan.models) > 1 and self.options.output_length is not None:
+            print_line(
+                self.console, f"Every model writes {self.options.output_length} new tokens a sample: equal work."
+            )
+
+        def tell(model: str, protocol: str, what: str) -> None:
+            self.protocol = protocol or self.protocol
+            if what != "loading":
+                print_line(self.console, f"\n{printable(model)}, {protocol}: {printable(what)}")
+
+        with self._shown() as show:
+            run = bench_several(
+                self.plan.models,
+                self.plan.protocols,
+                self._load,
+                self.data,
+                self.options,
+                output=self.folder,
+                resume=self.resume,
+                on_part=tell,
+                on_record=show,
+            )
+        print_comparison(self.console, run.result)
+        return 0 if run.result.valid else 1
+
+    def _load(self, name: str) -> StagedModel:
+        print_line(self.console, f"Loading {name} ...")
+        device, dtype, engine = self.placement
+        model = load(name, device=device, dtype=dtype, engine=engine)
+        for note in model.adapter.notes:
+            print_line(self.console, f"Note: {printable(note)}")
+        precision = str(model.dtype).removeprefix("torch.")
+        print_line(self.console, f"{model.family} on {model.device}, {precision}, engine {model.engine.name}")
+        return model
+
+    @contextmanager
+    def _shown(self) -> Iterator[Any]:
+        """A callback that prints each sample's line, under a progress bar where output is a terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        total = len(self.data.samples) * len(self.plan.models) * len(self.plan.protocols)
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as progress:
+            bar = progress.add_task("samples", total=total)
+
+            def show(index: int, record: SampleRecord) -> None:
+                if record.warmup:
+                    return
+                print_line(self.console, sample_line(index, record, self.protocol))
+                if self.show_answers and record.text is not None:
+                    print_line(self.console, f"  Q: {printable(record.question or '')}")
+                    print_line(self.console, f"  A: {printable(record.text)}")
+                progress.advance(bar)
+
+            yield show
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Names are checked before anything large is imported."""
+    from unfuse.adapters.registry import check_model
+
+    for name in names:
+        check_model(name)
+
+
+def _label(plan: BenchPlan) -> str:
+    first = Path(plan.models[0]).name.replace(":", "-")
+    return first if len(plan.models) == 1 else f"{first}-and-{len(plan.models) - 1}-more"

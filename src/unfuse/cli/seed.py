@@ -1,12 +1,14 @@
-"""The seed's commands with the seed's arguments and default paths, over the same benchmark.
+"""The seed's commands with the seed's arguments and default paths, over the same benchmark and checks.
 
 EventGPT runs from ``--eventgpt_model_path`` and from nowhere else: a missing checkpoint is an error, never the demo.
+The other models run where their checkpoints are found; where not, one line says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
@@ -14,44 +16,124 @@ from rich.console import Console
 from unfuse.adapters.registry import check_model
 from unfuse.cli.bench import run_bench
 from unfuse.cli.errors import exit_code_of
+from unfuse.cli.verify import run_verify
 from unfuse.errors import CheckpointError
 from unfuse.report import print_line
 
 _DATASET: Final = "./data/my_egpt_dsec_test/my_egpt_dsec_seq_1s"
-_CHECKPOINT: Final = "./checkpoints/EventGPT-7b"
+_EVENTGPT: Final = "./checkpoints/EventGPT-7b"
+_OTHERS: Final = {
+    "Video-LLaVA": ("./checkpoints/Video-LLaVA-7B-hf", "LanguageBind/Video-LLaVA-7B-hf"),
+    "LLaVA-1.5": ("./checkpoints/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+}
+"""Folder looked into, and the hub's name of the checkpoint that belongs there."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--dataset_dir", default=_DATASET, show_default=True, help="Folder in the instruction-set layout.")
-@click.option("--eventgpt_model_path", default=_CHECKPOINT, show_default=True, help="EventGPT checkpoint folder.")
-@click.option("--max_samples", type=int, default=None, help="Only the first N samples.")
-@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+def _seed_options(function: _F) -> _F:
+    for option in (
+        click.option("--show_samples", is_flag=True, help="Print every sample's answer as well."),
+        click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
+        click.option("--max_samples", type=int, default=None, help="Only the first N samples."),
+        click.option("--eventgpt_model_path", default=_EVENTGPT, show_default=True, help="EventGPT checkpoint folder."),
+        click.option(
+            "--dataset_dir", default=_DATASET, show_default=True, help="Folder in the instruction-set layout."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _command(function: _F) -> click.Command:
+    return click.command(context_settings={"help_option_names": ["-h", "--help"]})(function)
+
+
+@_command
+@_seed_options
 @click.option("--eventgpt_only", is_flag=True, help="Leave the other models out.")
-@click.option("--show_samples", is_flag=True, help="Print every sample's answer as well.")
-def _four_stages(
-    dataset_dir: str,
-    eventgpt_model_path: str,
-    max_samples: int | None,
-    device: str,
-    eventgpt_only: bool,
-    show_samples: bool,
-) -> int:
-    """Time EventGPT's four stages, truly decoupled."""
-    if check_model(eventgpt_model_path).kind != "folder":
-        raise CheckpointError(eventgpt_model_path, found="no such folder", expected="an EventGPT checkpoint")
+def _four_stages(eventgpt_only: bool, **given: Any) -> int:
+    """Time the four stages, truly decoupled; EventGPT first, then the other models that are found."""
     console = Console(highlight=False, soft_wrap=True)
-    if not eventgpt_only:
-        print_line(console, "Video-LLaVA and LLaVA-1.5 are not measured: this version has no adapter for them.")
+    models = _models(console, given["eventgpt_model_path"], others=not eventgpt_only)
+    return _bench(console, models, "decoupled", given)
+
+
+@_command
+@_seed_options
+def _three_stages(**given: Any) -> int:
+    """Time EventGPT's three stages: load, preprocess, and generate in one piece."""
+    console = Console(highlight=False, soft_wrap=True)
+    models = _models(console, given["eventgpt_model_path"], others=False)
+    return _bench(console, models, "fused", given)
+
+
+@_command
+@_seed_options
+@click.option("--protocol", default="all", help="decoupled, fused, hooked, reencode (a control) or all.")
+@click.option("--output_length", type=int, default=None, help="New tokens of every answer.")
+def _proper_decoupling(protocol: str, output_length: int | None, **given: Any) -> int:
+    """Measure every model that is found on the same samples, and write one comparison."""
+    console = Console(highlight=False, soft_wrap=True)
+    models = _models(console, given["eventgpt_model_path"], others=True)
+    return _bench(console, models, protocol, given, output_length=output_length)
+
+
+@_command
+@click.option(
+    "--model_name", default="LanguageBind/Video-LLaVA-7B-hf", show_default=True, help="Checkpoint folder or hub name."
+)
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@click.option("--dataset_dir", default=None, help="Check on this dataset's first sample; default: the demo's.")
+def _verify_videollava(model_name: str, device: str, dataset_dir: str | None) -> int:
+    """Prove that a model's stages, decoupled and hooked, are the parts of its own generate."""
+    return run_verify(
+        Console(highlight=False, soft_wrap=True), model_name, dataset_dir, placement=(device, "auto", "auto")
+    )
+
+
+def _models(console: Console, eventgpt: str, *, others: bool) -> tuple[str, ...]:
+    if check_model(eventgpt).kind != "folder":
+        raise CheckpointError(eventgpt, found="no such folder", expected="an EventGPT checkpoint")
+    found = [eventgpt]
+    for title, (folder, hub) in _OTHERS.items() if others else ():
+        if Path(folder).is_dir():
+            found.append(folder)
+        else:
+            print_line(console, f"{title} is not measured: no checkpoint at {folder} (it is {hub} on the hub).")
+    return tuple(found)
+
+
+def _bench(
+    console: Console, models: tuple[str, ...], protocol: str, given: dict[str, Any], *, output_length: int | None = None
+) -> int:
     return run_bench(
         console,
-        eventgpt_model_path,
-        dataset_dir,
-        max_samples=max_samples,
-        placement=(device, "auto", "auto"),
-        show_answers=show_samples,
+        models,
+        given["dataset_dir"],
+        max_samples=given["max_samples"],
+        placement=(given["device"], "auto", "auto"),
+        protocol=protocol,
+        settings={"output_length": output_length},
+        show_answers=given["show_samples"],
     )
 
 
 def four_stages(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     return exit_code_of(_four_stages, arguments, "benchmark_inference_4stages.py")
+
+
+def three_stages(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return exit_code_of(_three_stages, arguments, "benchmark_inference_3stages.py")
+
+
+def proper_decoupling(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return exit_code_of(_proper_decoupling, arguments, "benchmark_with_proper_decoupling.py")
+
+
+def verify_videollava(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return exit_code_of(_verify_videollava, arguments, "verify_videollava_decoupling.py")

@@ -10,7 +10,9 @@ from rich.console import Console
 from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.cli.options import check_placement, placement
 from unfuse.errors import InputError
-from unfuse.report import print_line
+from unfuse.report import print_line, printable
+
+_TOKENS = 48
 
 
 @click.command()
@@ -18,7 +20,7 @@ from unfuse.report import print_line
 @click.option("--dataset", default=None, help="Check on this dataset's first sample.")
 @click.option("--events", type=click.Path(path_type=Path), default=None, help="Check on this recording.")
 @click.option("--golden", type=click.Path(path_type=Path), default=None, help="Reference outputs of this checkpoint.")
-@click.option("--max-new-tokens", type=int, default=48, help="Tokens compared.")
+@click.option("--max-new-tokens", type=int, default=_TOKENS, help="Tokens compared.")
 @placement
 def verify(
     model: str | None,
@@ -31,12 +33,33 @@ def verify(
     engine: str,
 ) -> int:
     """Check MODEL (default: the built-in demo)."""
-    name = model or DEMO
     console = Console(highlight=False, soft_wrap=True)
     if model is None:
         print_line(console, "No model given: using the built-in demo model.")
-    check_model(name)
-    check_placement(device, dtype, engine)
+    return run_verify(
+        console,
+        model or DEMO,
+        dataset,
+        events=events,
+        golden=golden,
+        max_new_tokens=max_new_tokens,
+        placement=(device, dtype, engine),
+    )
+
+
+def run_verify(
+    console: Console,
+    name: str,
+    dataset: str | None,
+    *,
+    events: Path | None = None,
+    golden: Path | None = None,
+    max_new_tokens: int = _TOKENS,
+    placement: tuple[str, str, str],
+) -> int:
+    """Checks the input, then the model, and prints a block a check; returns the exit code."""
+    ref = check_model(name)
+    check_placement(*placement)
     if dataset is not None and events is not None:
         raise InputError("verify", found="--dataset and --events", expected="one of them")
     if max_new_tokens < 1:
@@ -49,7 +72,7 @@ def verify(
         data = Dataset(name=str(events), samples=(Sample.from_events(events),))
     else:
         data = open_dataset(dataset, 1)
-    data.check_media()
+    data.check_media(events=ref.wants_events, video=not ref.wants_events)
 
     from unfuse.verification import CheckResult, verify_model
     from unfuse.verification.golden import read_golden
@@ -58,11 +81,16 @@ def verify(
 
     def show(result: CheckResult) -> None:
         print_line(console, f"{result.status.upper():5}{result.name}")
-        print_line(console, f"     expected   {result.expected}")
-        print_line(console, f"     observed   {result.reason or result.observed}")
+        print_line(console, f"     expected   {printable(result.expected)}")
+        print_line(console, f"     observed   {printable(result.reason or result.observed)}")
         print_line(console, f"     tolerance  {result.tolerance}")
 
+    device, dtype, engine = placement
     with load(name, device=device, dtype=dtype, engine=engine) as loaded:
+        precision = str(loaded.dtype).removeprefix("torch.")
+        print_line(console, f"{loaded.family} on {loaded.device}, {precision}, engine {loaded.engine.name}")
+        for note in loaded.adapter.notes:
+            print_line(console, f"Note: {printable(note)}")
         outcome = verify_model(
             loaded, data.samples[0], max_new_tokens=max_new_tokens, reference=reference, on_result=show
         )

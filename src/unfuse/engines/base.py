@@ -36,6 +36,9 @@ class Engine(Protocol):
         The same ``prefilled`` may be decoded again once this iterator is exhausted or closed.
         """
 
+    def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
+        """New tokens of every row of a padded batch, each up to and with its end token."""
+
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
         """Logits that this engine would choose each of ``token_ids`` from, were it forced to write them.
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from unfuse.engines.attention import reproducible_attention
+from unfuse.engines.language_model import LanguageModel
+from unfuse.engines.positions import following
 from unfuse.engines.sampling import TokenChooser
 from unfuse.stages import Prefilled, Prompt, Sampling
 
@@ -18,6 +20,8 @@ from unfuse.stages import Prefilled, Prompt, Sampling
 class _State:
     cache: DynamicCache
     choose: TokenChooser
+    position: torch.Tensor | None
+    """Of the first token after the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +34,13 @@ class _Kept:
 
 
 class EagerEngine:
-    """Batch-1 prefill and decode through ``model.forward``."""
+    """Prefill and decode through the decoder's own forward."""
 
     name = "eager"
 
-    def __init__(self, model: PreTrainedModel):
-        self._model = model
-        ends = model.generation_config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        self._end_ids = torch.tensor(ends, dtype=torch.long, device=model.device)
-        self._ends = frozenset(ends)
+    def __init__(self, language: LanguageModel):
+        self._language = language
+        self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
         self._kept: _Kept | None = None
 
     @torch.no_grad()
@@ -48,16 +49,9 @@ class EagerEngine:
         cache = DynamicCache()
         reused = self._take_prefix(prompt, cache) if reuse else 0
         with reproducible_attention():
-            output = self._model(
-                inputs_embeds=prompt.inputs_embeds[:, reused:],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **prompt.model_inputs,
-            )
-        if reuse:
+            logits = self._language.prompt_logits(prompt, cache, reused)[0].float()
+        if reuse and not prompt.decoder_inputs:
             self._kept = _Kept(prompt.token_keys, prompt.features_digest, _layers(cache))
-        logits = output.logits[0, -1].float()
         choose = TokenChooser(sampling, self._end_ids, logits.device)
         token = choose(logits)
         return Prefilled(
@@ -66,7 +60,7 @@ class EagerEngine:
             prompt_tokens=prompt.inputs_embeds.shape[1],
             reused_prefix_tokens=reused,
             sampling=sampling,
-            state=_State(cache, choose.marked()),
+            state=_State(cache, choose.marked(), following(prompt.position_ids)),
         )
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
@@ -77,49 +71,76 @@ class EagerEngine:
         try:
             for written in range(1, max_new_tokens + 1):
                 yield token
-                if token in self._ends or written == max_new_tokens:
+                if self.is_end(token) or written == max_new_tokens:
                     return
-                token = int(state.choose(self._step(token, state.cache)))
+                token = int(state.choose(self._step(token, state, written - 1)))
         finally:
             # Later positions belong to this answer; the prompt's stay, so that it can be decoded again.
             _crop(state.cache, prefilled.prompt_tokens)
 
     @torch.no_grad()
+    def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
+        """See ``Engine.answer_batch``."""
+        rows = len(prompt.inputs_embeds)
+        cache, position, mask = DynamicCache(), following(prompt.position_ids), prompt.attention_mask
+        choosers = [TokenChooser(sampling, self._end_ids, self._language.device) for _ in range(rows)]
+        answers: list[list[int]] = [[] for _ in range(rows)]
+        with reproducible_attention():
+            logits = self._language.prompt_logits(prompt, cache)
+        for _ in range(max_new_tokens):
+            chosen = torch.stack([choose(row.float()) for choose, row in zip(choosers, logits, strict=True)])
+            for answer, token in zip(answers, chosen.tolist(), strict=True):
+                # A row that has ended goes on computing, unseen, until the last one ends.
+                if not answer or not self.is_end(answer[-1]):
+                    answer.append(token)
+            if len(answers[0]) == max_new_tokens or all(self.is_end(answer[-1]) for answer in answers):
+                break
+            mask = None if mask is None else torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+            embeds = self._language.embed(chosen.unsqueeze(1))
+            with reproducible_attention():
+                logits = self._language.logits(embeds, cache, position_ids=position, attention_mask=mask)
+            position = None if position is None else position + 1
+        return [tuple(answer) for answer in answers]
+
+    @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
         """See ``Engine.score``."""
-        cache = prefilled.state.cache
+        state: _State = prefilled.state
         try:
-            later = [self._step(token, cache).float() for token in token_ids[:-1]]
+            later = [self._step(token, state, i).float() for i, token in enumerate(token_ids[:-1])]
         finally:
-            _crop(cache, prefilled.prompt_tokens)
+            _crop(state.cache, prefilled.prompt_tokens)
         return torch.stack([prefilled.logits, *later])
 
     def is_end(self, token_id: int) -> bool:
         """See ``Engine.is_end``."""
-        return token_id in self._ends
+        return token_id in self._language.end_ids
 
     def close(self) -> None:
         """Forgets the kept prefix."""
         self._kept = None
 
     @torch.no_grad()
-    def _step(self, token: int, cache: DynamicCache) -> torch.Tensor:
-        """Logits ``[V]`` after one more token."""
-        ids = torch.tensor([[token]], device=self._model.device)
+    def _step(self, token: int, state: _State, later: int) -> torch.Tensor:
+        """Logits ``[V]`` after one more token, the one ``later`` places after the first."""
+        language = self._language
+        ids = torch.tensor([[token]], device=language.device)
+        position = None if state.position is None else state.position + later
         with reproducible_attention():
-            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
-        logits: torch.Tensor = output.logits[0, -1]
-        return logits
+            return language.logits(language.embed(ids), state.cache, position_ids=position)[0]
 
     def _take_prefix(self, prompt: Prompt, cache: DynamicCache) -> int:
         """Puts the usable part of the kept prefix into ``cache``; returns its length."""
         kept = self._kept
-        if kept is None or prompt.model_inputs:
+        # What is not causal lets a later question change the keys and values of the scene before it.
+        if kept is None or prompt.decoder_inputs or not prompt.token_keys:
             return 0
         same_features = kept.features_digest == prompt.features_digest
         length = common_prefix(kept.token_keys, prompt.token_keys, same_features=same_features)
         # One position at least must be computed: its logits give the first token.
         length = min(length, prompt.inputs_embeds.shape[1] - 1)
+        if prompt.scene_inputs and any(key < 0 for key in prompt.token_keys[length:]):
+            return 0  # what belongs to the features is given whole or not at all
         if length:
             for index, (keys, values) in enumerate(kept.layers):
                 cache.update(keys[:, :, :length], values[:, :, :length], index)

@@ -1,4 +1,4 @@
-"""Runs a benchmark of one model: loads it, measures every sample, keeps the run folder, gives the summary."""
+"""Runs a benchmark of one loaded model under one protocol: measures every sample, keeps the run folder, sums up."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from unfuse.measure.clock import edge_cost_ms, resolution_ns, settled_heap
 from unfuse.measure.environment import environment
 from unfuse.measure.timers import timer_for
-from unfuse.protocols.decoupled import Decoupled
+from unfuse.protocols.decoupled import DECOUPLED
+from unfuse.protocols.fused import FUSED
+from unfuse.protocols.hooked import HOOKED
+from unfuse.protocols.pairs import Pairs
+from unfuse.protocols.probing import calls_after_encode, stage_memory
+from unfuse.protocols.protocol import BenchProtocol
+from unfuse.protocols.reencode import REENCODE
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report import Summary, report_markdown, summarise
-from unfuse.runs import Manifest, Noise, RunFolder, SampleRecord
+from unfuse.runs import Manifest, Probes, RunFolder, SampleRecord
 from unfuse.samples import Dataset
 from unfuse.staged_model import StagedModel
+
+PROTOCOLS: Final = {protocol.name: protocol for protocol in (DECOUPLED, HOOKED, FUSED, REENCODE)}
+"""In the order in which ``all`` runs them."""
 
 OnRecord = Callable[[int, SampleRecord], None]
 
@@ -29,6 +38,7 @@ class BenchRun:
 
     manifest: Manifest
     records: tuple[SampleRecord, ...]
+    probes: Probes
     result: Summary
     folder: Path | None = None
 
@@ -45,7 +55,7 @@ class BenchRun:
         with RunFolder.create(path, self.manifest) as folder:
             for record in self.records:
                 folder.append(record)
-            _finish(folder, self.manifest, self.result)
+            _finish(folder, self.manifest, self.probes, self.result)
 
 
 def bench_model(
@@ -53,6 +63,7 @@ def bench_model(
     dataset: Dataset,
     settings: BenchSettings,
     *,
+    protocol: str = DECOUPLED.name,
     output: Path | None = None,
     resume: bool = False,
     command: tuple[str, ...] | None = None,
@@ -64,42 +75,77 @@ def bench_model(
         model: loaded.
         dataset: its media have been checked.
         settings: options.
+        protocol: one of ``PROTOCOLS``.
         output: run folder, written as the run goes on; None keeps the run in memory.
         resume: continue the run in ``output``.
         command: for the record; the process's own by default.
         on_record: called with the sample's index and record once it is safe.
 
     Raises:
+        CutError: the protocol needs stages or a tower that this model does not show.
         RunFolderError: the folder is taken, or belongs to another run.
     """
-    timer = timer_for(model.device)
-    manifest = make_manifest(model, dataset, settings, command)
-    protocol = Decoupled(model, timer, settings)
+    how = PROTOCOLS[protocol]
+    require(how, model)
+    pairs = Pairs(how, model, timer_for(model.device), settings)
+    manifest = make_manifest(model, dataset, settings, command, protocol)
     with ExitStack() as stack:
         stack.enter_context(settled_heap())
         folder = None
         if output is not None:
             start = RunFolder.resume if resume else RunFolder.create
             folder = stack.enter_context(start(output, manifest))
+            manifest = folder.manifest
         records = folder.records() if folder else []
         done = {record.sample_id for record in records if not record.warmup}
         for index, sample in enumerate(dataset.samples):
             if sample.sample_id in done:
                 continue
-            for record in protocol.measure(sample):
+            for record in pairs.measure(sample):
                 if folder:
                     folder.append(record)
                 records.append(record)
                 if on_record:
                     on_record(index, record)
-        result = summarise(manifest, records, _noise(protocol, dataset, records, settings))
+        probes = folder.read_probes() if folder else None
+        if probes is None:
+            probes = _probes(pairs, model, dataset, records, settings)
+        result = summarise(manifest, records, probes)
         if folder:
-            _finish(folder, manifest, result)
-    return BenchRun(manifest=manifest, records=tuple(records), result=result, folder=output)
+            _finish(folder, manifest, probes, result)
+    return BenchRun(manifest=manifest, records=tuple(records), probes=probes, result=result, folder=output)
+
+
+def read_run(path: Path) -> BenchRun:
+    """A run that has ended, from its folder.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged.
+    """
+    folder = RunFolder.open(path)
+    records, probes = folder.records(), folder.read_probes() or Probes()
+    result = summarise(folder.manifest, records, probes)
+    return BenchRun(manifest=folder.manifest, records=tuple(records), probes=probes, result=result, folder=path)
+
+
+def require(protocol: BenchProtocol, model: StagedModel) -> None:
+    """Refuses a protocol that a model cannot be measured under.
+
+    Raises:
+        CutError: with the reason.
+    """
+    if protocol.needs_cut:
+        _ = model.adapter.language
+    if protocol.needs_tower:
+        model.adapter.vision_modules()
 
 
 def make_manifest(
-    model: StagedModel, dataset: Dataset, settings: BenchSettings, command: tuple[str, ...] | None = None
+    model: StagedModel,
+    dataset: Dataset,
+    settings: BenchSettings,
+    command: tuple[str, ...] | None = None,
+    protocol: str = DECOUPLED.name,
 ) -> Manifest:
     """Everything that a run depends on, taken before it starts."""
     now = datetime.now(UTC)
@@ -107,8 +153,8 @@ def make_manifest(
     return Manifest(
         run_id=f"{now:%Y%m%dT%H%M%S}-{Path(model.name).name.replace(':', '-')}",
         created=now.isoformat(timespec="seconds"),
-        command=command or _command(),
-        protocol=Decoupled.name,
+        command=command or own_command(),
+        protocol=protocol,
         config=asdict(settings),
         model=_about(model),
         dataset={"path": dataset.name, "sha256": dataset.sha256(), "num_samples": len(dataset.samples)},
@@ -121,7 +167,7 @@ def make_manifest(
     )
 
 
-def _command() -> tuple[str, ...]:
+def own_command() -> tuple[str, ...]:
     """The process's own, with the program by name: its path says where it lies, not what was run."""
     program = Path(sys.argv[0]).name
     return ("unfuse" if program == "__main__.py" else program, *sys.argv[1:])
@@ -139,12 +185,21 @@ def _about(model: StagedModel) -> dict[str, Any]:
     }
 
 
-def _noise(protocol: Decoupled, dataset: Dataset, records: list[SampleRecord], settings: BenchSettings) -> Noise | None:
+def _probes(
+    pairs: Pairs, model: StagedModel, dataset: Dataset, records: list[SampleRecord], settings: BenchSettings
+) -> Probes:
     ok = {record.sample_id for record in records if record.status == "ok"}
     sample = next((sample for sample in dataset.samples if sample.sample_id in ok), None)
-    return protocol.noise(sample) if sample is not None and settings.noise_repeats else None
+    if sample is None:
+        return Probes()
+    noise = pairs.noise(sample) if settings.noise_repeats else None
+    memory, source = stage_memory(pairs.protocol, model, sample, settings)
+    staged_vision = pairs.protocol.name in ("decoupled", "reencode")
+    calls = calls_after_encode(pairs.protocol, model, sample, settings) if staged_vision else None
+    return Probes(noise=noise, memory=memory, memory_source=source, encoder_calls_after_encode=calls)
 
 
-def _finish(folder: RunFolder, manifest: Manifest, result: Summary) -> None:
+def _finish(folder: RunFolder, manifest: Manifest, probes: Probes, result: Summary) -> None:
+    folder.write_probes(probes)
     folder.write_summary(result.to_dict())
     folder.write_report(report_markdown(manifest, result))

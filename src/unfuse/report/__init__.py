@@ -1,7 +1,23 @@
 """From records to statistics, a verdict and something to read. Imports no torch."""
 
+from unfuse.report.comparison import Comparison, Part, compare
+from unfuse.report.comparison_tables import comparison_markdown
 from unfuse.report.markdown import report_markdown
 from unfuse.report.summary import Summary, summarise
-from unfuse.report.terminal import print_line, print_summary, sample_line
+from unfuse.report.terminal import print_comparison, print_line, print_summary, sample_line
+from unfuse.report.text import printable
 
-__all__ = ["Summary", "print_line", "print_summary", "report_markdown", "sample_line", "summarise"]
+__all__ = [
+    "Comparison",
+    "Part",
+    "Summary",
+    "compare",
+    "comparison_markdown",
+    "print_comparison",
+    "print_line",
+    "print_summary",
+    "printable",
+    "report_markdown",
+    "sample_line",
+    "summarise",
+]

@@ -8,7 +8,7 @@ from typing import Any
 
 from unfuse.report.rows import headlines, method_lines, number, stage_rows
 from unfuse.report.summary import FORMULAS, Summary
-from unfuse.report.terminal import printable
+from unfuse.report.text import printable
 from unfuse.runs.schema import Manifest
 
 
@@ -16,14 +16,14 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
     """The report of one run."""
     model = manifest.model
     lines = [
-        f"# {_cell(model.get('name'))}: {manifest.protocol}",
+        f"# {cell(model.get('name'))}: {manifest.protocol}",
         "",
         f"**{summary.verdict.word}** - {summary.num_ok} samples measured, {summary.num_failed} failed, "
         f"{summary.num_warmups} warm-up repeats apart.",
         "",
-        *[f"- because: {_cell(reason)}" for reason in summary.verdict.reasons],
-        *[f"- warning: {_cell(warning)}" for warning in summary.verdict.warnings],
-        *[f"- note: {_cell(note)}" for note in (*model.get("notes", ()), *summary.notes)],
+        *[f"- because: {cell(reason)}" for reason in summary.verdict.reasons],
+        *[f"- warning: {cell(warning)}" for warning in summary.verdict.warnings],
+        *[f"- note: {cell(note)}" for note in (*model.get("notes", ()), *summary.notes)],
         "",
         "## Where the time goes",
         "",
@@ -37,16 +37,25 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
         "",
         *(f"{line}  " for line in headlines(summary)),
         "",
-        "### Inside the stages (host, medians)",
+        "### Inside the stages (medians)",
         "",
     ]
-    lines += ["| sub-span | median ms |", "|---|--:|"]
-    lines += [f"| {name} | {number(d.p50 if d else None, 3)} |" for name, d in summary.spans_host.items()]
+    lines += ["| sub-span | host ms | device ms |", "|---|--:|--:|"]
+    for name, host in summary.spans_host.items():
+        device = summary.spans_device.get(name)
+        lines.append(
+            f"| {name} | {number(host.p50 if host else None, 3)} | {number(device.p50 if device else None, 3)} |"
+        )
+    if summary.memory:
+        lines += ["", f"### Memory, GiB ({summary.memory_source})", "", "| stage | peak | resident |", "|---|--:|--:|"]
+        for stage, memory in summary.memory.items():
+            peak, resident = (bytes_ / 2**30 for bytes_ in (memory.peak_bytes, memory.resident_bytes))
+            lines.append(f"| {stage} | {peak:.3f} | {resident:.3f} |")
     lines += ["", "## How far to trust it", "", *[f"- {line}" for line in method_lines(summary)], ""]
     lines += ["Formulas: " + "; ".join(f"{name} = {text}" for name, text in FORMULAS.items()) + ".", ""]
     if summary.failures:
         lines += ["## Failed samples", ""]
-        lines += [f"- {_cell(f.sample_id)}: {_cell(f.error)}" for f in summary.failures] + [""]
+        lines += [f"- {cell(f.sample_id)}: {cell(f.error)}" for f in summary.failures] + [""]
     lines += [
         "## How it was made",
         "",
@@ -61,7 +70,7 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in _flat(facts)]
+    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in _flat(facts)]
     return [f"### {title}", "", "| | |", "|---|---|", *rows, ""]
 
 
@@ -72,7 +81,8 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value inside a Markdown table."""
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     for mark in "\\|`*_<[":
         text = text.replace(mark, f"\\{mark}") if mark != "<" else text.replace("<", "&lt;")

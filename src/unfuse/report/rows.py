@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from unfuse.report.statistics import Distribution
 from unfuse.report.summary import Summary
-from unfuse.runs.schema import STAGES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,16 +23,24 @@ class StageRow:
 
 
 def stage_rows(summary: Summary) -> list[StageRow]:
-    """Five stages, then Stage 4 of the 4-stage view, the sum and the separately measured whole."""
+    """The protocol's stages, then the 4-stage view where the protocol claims one, the sum and the whole."""
     rows = [
-        _row(stage, summary.stages_host[stage], summary.stages_device[stage], summary.shares_pct.get(stage))
-        for stage in STAGES
+        _row(stage, host, summary.stages_device[stage], summary.shares_pct.get(stage))
+        for stage, host in summary.stages_host.items()
     ]
-    llm = summary.shares_pct.get("prefill", 0.0) + summary.shares_pct.get("decode", 0.0)
-    rows.append(_row("generate (S4)", summary.generate, None, llm if summary.generate else None))
+    if summary.protocol == "hooked":
+        rows.append(_row("hooks say S3", summary.vision, None, _share(summary.vision, summary)))
+        rows.append(_row("the rest, S4", summary.generate, None, _share(summary.generate, summary)))
+        rows.append(_row("S3 without sync", summary.unsynchronised_vision, None, None))
+    if summary.protocol == "decoupled":
+        rows.append(_row("generate (S4)", summary.generate, None, _share(summary.generate, summary)))
     rows.append(_row("sum of stages", summary.total, None, 100.0 if summary.total else None))
     rows.append(_row("end to end", summary.e2e, None, None))
     return rows
+
+
+def _share(part: Distribution | None, summary: Summary) -> float | None:
+    return 100 * part.mean / summary.total.mean if part and summary.total else None
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -60,8 +67,8 @@ def _row(name: str, host: Distribution | None, device: Distribution | None, shar
 def headlines(summary: Summary) -> list[str]:
     """What a reader should take away, a line each."""
     lines = []
-    if summary.llm_to_vision is not None:
-        lines.append(f"The LLM (prefill + decode) takes {summary.llm_to_vision:.1f} x the time of the vision encoder.")
+    if summary.llm_to_vision is not None and summary.protocol != "reencode":
+        lines.append(f"The LLM (Stage 4) takes {summary.llm_to_vision:.1f} x the time of the vision encoder (Stage 3).")
     if summary.ttft and summary.tpot:
         lines.append(f"ttft {summary.ttft.p50:.2f} ms, tpot {summary.tpot.p50:.3f} ms (medians).")
     elif summary.ttft:
@@ -71,6 +78,9 @@ def headlines(summary: Summary) -> list[str]:
             f"Tokens a sample: {summary.output_tokens.mean:.1f} out, {summary.text_tokens.mean:.1f} text and "
             f"{summary.media_tokens.mean:.1f} media in."
         )
+    if summary.memory:
+        peaks = ", ".join(f"{name} {memory.peak_bytes / 2**30:.2f}" for name, memory in summary.memory.items())
+        lines.append(f"Peak memory in GiB ({summary.memory_source}): {peaks}.")
     if summary.samples_per_s is not None and summary.output_tokens_per_s is not None:
         lines.append(
             f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s."

@@ -6,7 +6,7 @@ seed so that a report can be made again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +85,48 @@ def median_interval(array: NDArray[np.float64]) -> tuple[float, float] | None:
         method="percentile",
         rng=np.random.default_rng(_SEED),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    # Interpolating between equal values may overshoot them by a rounding.
+    low, high = np.clip(found.confidence_interval, array.min(), array.max())
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ratio:
+    """How many times longer one took than another."""
+
+    value: float
+    """Ratio of medians."""
+    low: float | None
+    """95 % bootstrap interval; None for fewer than two samples."""
+    high: float | None
+    paired: bool
+    """Whether both were measured on the same samples, which are then resampled together."""
+
+
+def ratio(a: Mapping[str, float], b: Mapping[str, float]) -> Ratio | None:
+    """Median of ``a`` over median of ``b``, both by sample id; on common samples only where there are any.
+
+    None where either is empty or ``b`` takes no time.
+    """
+    common = [name for name in a if name in b]
+    x = np.array([a[name] for name in common] if common else list(a.values()), dtype=np.float64)
+    y = np.array([b[name] for name in common] if common else list(b.values()), dtype=np.float64)
+    if not len(x) or not len(y) or not np.median(y):
+        return None
+    low = high = None
+    if min(len(x), len(y)) > 1:
+        found = stats.bootstrap(
+            (x, y),
+            lambda p, q, axis: np.median(p, axis=axis) / np.median(q, axis=axis),
+            paired=bool(common),
+            n_resamples=_RESAMPLES,
+            confidence_level=_CONFIDENCE,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(_SEED),
+        ).confidence_interval
+        low, high = float(found.low), float(found.high)
+    return Ratio(value=float(np.median(x) / np.median(y)), low=low, high=high, paired=bool(common))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,11 +157,11 @@ def balance(pairs: Sequence[tuple[float, float]]) -> Balance:
         return Balance(pairs=0, remainder_pct=0.0, ci_low_pct=0.0, ci_high_pct=0.0)
     gaps = np.array([(whole - parts) / whole * 100 for parts, whole in pairs])
     median = float(np.median(gaps))
-    low, high = _order_interval(gaps)
+    low, high = order_interval(gaps)
     return Balance(pairs=len(gaps), remainder_pct=median, ci_low_pct=low, ci_high_pct=high)
 
 
-def _order_interval(array: NDArray[np.float64]) -> tuple[float, float]:
+def order_interval(array: NDArray[np.float64]) -> tuple[float, float]:
     """Interval between two order statistics that holds the median with at least 99 % (binomial, David 1981).
 
     A bootstrap of few and heavy-tailed values is too narrow, and would call noise a gap. Below 8 values no two order

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from unfuse.report.claims import claimed_llm, claimed_vision, unsynchronised_vision
 from unfuse.report.statistics import (
     Balance,
     Distribution,
@@ -22,9 +23,18 @@ from unfuse.report.verdict import (
     drift_warnings,
     first_warnings,
     noise_warnings,
+    protocol_reasons,
     reasons_against,
 )
-from unfuse.runs.schema import SCHEMA_VERSION, STAGES, Manifest, Noise, SampleRecord
+from unfuse.runs.schema import (
+    PROTOCOL_STAGES,
+    SCHEMA_VERSION,
+    Manifest,
+    Noise,
+    Probes,
+    SampleRecord,
+    StageMemory,
+)
 
 FORMULAS: Final = {
     "ttft": "load + preprocess + encode + prefill",
@@ -32,7 +42,7 @@ FORMULAS: Final = {
     "e2e": "one unstaged call, measured apart",
     "share": "mean of the stage / mean of the sum of stages",
     "remainder": "(e2e - sum of stages) / e2e",
-    "LLM to vision": "mean of prefill + decode / mean of encode",
+    "LLM to vision": "mean of Stage 4 / mean of Stage 3",
 }
 
 
@@ -48,6 +58,7 @@ class Failure:
 class Summary:
     """One model's run in numbers. Warm-up repeats and failed samples enter no distribution."""
 
+    protocol: str
     num_ok: int
     num_failed: int
     num_warmups: int
@@ -58,8 +69,13 @@ class Summary:
     stages_device: Mapping[str, Distribution | None]
     spans_host: Mapping[str, Distribution | None]
     shares_pct: Mapping[str, float]
+    spans_device: Mapping[str, Distribution | None]
+    vision: Distribution | None
+    """Stage 3 of the 4-stage view, as the protocol claims it (see ``claims``)."""
     generate: Distribution | None
-    """prefill + decode: Stage 4 of the 4-stage view."""
+    """Stage 4 of the 4-stage view, as the protocol claims it; under ``decoupled``, prefill + decode."""
+    unsynchronised_vision: Distribution | None
+    """Under ``hooked``: what its hooks would say without synchronisation."""
     total: Distribution | None
     e2e: Distribution | None
     ttft: Distribution | None
@@ -77,6 +93,8 @@ class Summary:
     clock_overhead_pct: float | None
     clock_overhead_how: str
     noise_spread_pct: float | None
+    memory: Mapping[str, StageMemory]
+    memory_source: str | None
     drifts: Mapping[str, Drift | None]
     notes: tuple[str, ...]
     verdict: Verdict
@@ -92,42 +110,39 @@ class Summary:
 
 
 def summarise(
-    manifest: Manifest,
-    records: Sequence[SampleRecord],
-    noise: Noise | None,
-    extra_reasons: Sequence[str] = (),
+    manifest: Manifest, records: Sequence[SampleRecord], probes: Probes | None, extra_reasons: Sequence[str] = ()
 ) -> Summary:
     """Summarises one run.
 
     Args:
         manifest: of the run.
         records: all lines, warm-up among them.
-        noise: repeats of one sample.
-        extra_reasons: what the protocol itself holds against the run.
+        probes: what was measured beside the samples.
+        extra_reasons: what else is held against the run.
     """
+    probes = probes or Probes()
+    noise, protocol = probes.noise, manifest.protocol
+    stages = PROTOCOL_STAGES[protocol]
     warm = [r for r in records if r.warmup and r.status == "ok"]
     measured = [r for r in records if not r.warmup]
     ok = [r for r in measured if r.status == "ok"]
     totals = [r.total_host_ms for r in ok]
-    host = {stage: distribution([r.stages[stage].host_ms for r in ok], "ms") for stage in STAGES}
-    device = {stage: distribution(_device(ok, stage), "ms") for stage in STAGES}
-    generate = [r.stages["prefill"].host_ms + r.stages["decode"].host_ms for r in ok]
+    vision = _known(claimed_vision(r, protocol) for r in ok)
+    generate = _known(claimed_llm(r, protocol) for r in ok)
     tokens = [r.output_tokens or 0 for r in ok]
-    pairs = [(r.total_host_ms, r.e2e_host_ms) for r in ok if r.e2e_host_ms]
-    if noise is not None:
-        pairs += list(zip(noise.total_host_ms, noise.e2e_host_ms, strict=False))
-        pairs += list(zip(noise.short_total_host_ms, noise.short_e2e_host_ms, strict=True))
-    found = balance(pairs)
+    found = balance(_pairs(ok, noise))
     spread = spread_pct(noise.total_host_ms) if noise else None
-    drifts = {name: drift([r.stages[name].host_ms for r in ok]) for name in STAGES} | {"total": drift(totals)}
-    encode = sum(r.stages["encode"].host_ms for r in ok)
-    overhead, how = _clock_overhead(manifest, ok)
+    drifts = {name: drift([r.stages[name].host_ms for r in ok]) for name in stages} | {"total": drift(totals)}
+    overhead, how = _clock_overhead(manifest, ok, len(stages))
     warnings = noise_warnings(spread, outliers(noise.total_host_ms) if noise else 0)
     warnings += balance_warnings(found) + first_warnings(totals)
     num_samples = int(manifest.dataset.get("num_samples", 0))
     for name, found_drift in drifts.items():
         warnings += drift_warnings(name, found_drift)
+    reasons = (*extra_reasons, *protocol_reasons(protocol, probes, ok), *reasons_against(measured, found, num_samples))
+    cut = protocol == "decoupled"
     return Summary(
+        protocol=protocol,
         num_ok=len(ok),
         num_failed=len(measured) - len(ok),
         num_warmups=len(warm),
@@ -135,22 +150,26 @@ def summarise(
         failures=tuple(
             Failure(sample_id=r.sample_id, error=r.error or "unknown") for r in measured if r.status == "failed"
         ),
-        stages_host=host,
-        stages_device=device,
-        spans_host=_spans(ok),
-        shares_pct={s: 100 * sum(r.stages[s].host_ms for r in ok) / sum(totals) for s in STAGES} if ok else {},
+        stages_host={stage: distribution([r.stages[stage].host_ms for r in ok], "ms") for stage in stages},
+        stages_device={stage: distribution(_device(ok, stage), "ms") for stage in stages},
+        spans_host=_spans(ok, "host_ms"),
+        spans_device=_spans(ok, "device_ms"),
+        shares_pct={s: 100 * sum(r.stages[s].host_ms for r in ok) / sum(totals) for s in stages} if ok else {},
+        vision=distribution(vision, "ms"),
         generate=distribution(generate, "ms"),
+        unsynchronised_vision=distribution(_known(unsynchronised_vision(r) for r in ok), "ms"),
         total=distribution(totals, "ms"),
-        e2e=distribution([r.e2e_host_ms for r in ok if r.e2e_host_ms is not None], "ms"),
-        ttft=distribution([r.total_host_ms - r.stages["decode"].host_ms for r in ok], "ms"),
+        e2e=distribution(_known(r.e2e_host_ms for r in ok), "ms"),
+        ttft=distribution([r.total_host_ms - r.stages["decode"].host_ms for r in ok] if cut else [], "ms"),
         tpot=distribution(
-            [r.stages["decode"].host_ms / (n - 1) for r, n in zip(ok, tokens, strict=True) if n > 1], "ms"
+            [r.stages["decode"].host_ms / (n - 1) for r, n in zip(ok, tokens, strict=True) if n > 1] if cut else [],
+            "ms",
         ),
         text_tokens=distribution([r.text_tokens or 0 for r in ok], "tokens"),
         media_tokens=distribution([r.media_tokens or 0 for r in ok], "tokens"),
         output_tokens=distribution(tokens, "tokens"),
         reused_prefix_tokens=sum(r.reused_prefix_tokens or 0 for r in ok),
-        llm_to_vision=sum(generate) / encode if encode else None,
+        llm_to_vision=sum(generate) / sum(vision) if generate and sum(vision) else None,
         samples_per_s=1000 * len(ok) / sum(totals) if ok else None,
         output_tokens_per_s=1000 * sum(tokens) / sum(totals) if ok else None,
         outside_stages_pct=_outside(ok),
@@ -158,19 +177,36 @@ def summarise(
         clock_overhead_pct=overhead,
         clock_overhead_how=how,
         noise_spread_pct=spread,
+        memory=probes.memory,
+        memory_source=probes.memory_source,
         drifts=drifts,
         notes=tuple(dict.fromkeys(note for r in measured for note in r.notes)),
-        verdict=Verdict(reasons=(*extra_reasons, *reasons_against(measured, found, num_samples)), warnings=warnings),
+        verdict=Verdict(reasons=reasons, warnings=warnings),
     )
+
+
+def _pairs(records: Sequence[SampleRecord], noise: Noise | None) -> list[tuple[float, float]]:
+    pairs = [(r.total_host_ms, r.e2e_host_ms) for r in records if r.e2e_host_ms]
+    if noise is not None:
+        pairs += list(zip(noise.total_host_ms, noise.e2e_host_ms, strict=False))
+        pairs += list(zip(noise.short_total_host_ms, noise.short_e2e_host_ms, strict=True))
+    return pairs
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _device(records: Sequence[SampleRecord], stage: str) -> list[float]:
     return [ms for r in records if (ms := r.stages[stage].device_ms) is not None]
 
 
-def _spans(records: Sequence[SampleRecord]) -> dict[str, Distribution | None]:
+def _spans(records: Sequence[SampleRecord], clock: str) -> dict[str, Distribution | None]:
     names = dict.fromkeys(name for r in records for name in r.spans)
-    return {name: distribution([r.spans[name].host_ms for r in records if name in r.spans], "ms") for name in names}
+    return {
+        name: distribution(_known(getattr(r.spans[name], clock) for r in records if name in r.spans), "ms")
+        for name in names
+    }
 
 
 def _outside(records: Sequence[SampleRecord]) -> float | None:
@@ -179,7 +215,7 @@ def _outside(records: Sequence[SampleRecord]) -> float | None:
     return found.p50 if found else None
 
 
-def _clock_overhead(manifest: Manifest, records: Sequence[SampleRecord]) -> tuple[float | None, str]:
+def _clock_overhead(manifest: Manifest, records: Sequence[SampleRecord], edges: int) -> tuple[float | None, str]:
     """What the clock's edges add to a run, in % of it."""
     total = distribution([r.total_host_ms for r in records], "ms")
     if total is None:
@@ -191,4 +227,4 @@ def _clock_overhead(manifest: Manifest, records: Sequence[SampleRecord]) -> tupl
     cost = manifest.clock.get("edge_cost_ms")
     if cost is None:
         return None, "not calibrated"
-    return 100 * len(STAGES) * float(cost) / total.p50, "calibrated empty stages against the median total"
+    return 100 * edges * float(cost) / total.p50, "calibrated empty stages against the median total"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from unfuse.report.claims import hooked_spans
 from unfuse.report.statistics import (
     BALANCE_PCT,
     DRIFT_PCT,
@@ -16,7 +17,7 @@ from unfuse.report.statistics import (
     Balance,
     Drift,
 )
-from unfuse.runs.schema import SampleRecord
+from unfuse.runs.schema import Probes, SampleRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +62,20 @@ def reasons_against(records: Sequence[SampleRecord], found: Balance, num_samples
             f"[{found.ci_low_pct:+.2f}, {found.ci_high_pct:+.2f}], beyond {BALANCE_PCT:g} %"
         )
     return tuple(reasons)
+
+
+def protocol_reasons(protocol: str, probes: Probes, ok: Sequence[SampleRecord]) -> tuple[str, ...]:
+    """What the way of measuring itself makes invalid; ``ok`` are the samples that were measured."""
+    if protocol == "reencode":
+        calls = probes.encoder_calls_after_encode
+        seen = "not counted" if calls is None else f"vision modules were called {calls} times after Stage 3"
+        return (f"protocol reencode is a control: its Stage 3 is thrown away and Stage 4 encodes again ({seen})",)
+    if protocol == "decoupled" and probes.encoder_calls_after_encode:
+        return (f"vision modules were called {probes.encoder_calls_after_encode} times after Stage 3",)
+    blind = [record for record in ok if record.num_frames and not hooked_spans(record)]
+    if protocol == "hooked" and blind:
+        return (f"{len(blind)} samples on which no hook fired: {_some(blind)}",)
+    return ()
 
 
 def noise_warnings(spread: float | None, num_outliers: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A run as a folder: ``run.json``, ``samples.jsonl``, ``summary.json``, ``report.md``.
+"""A run as a folder: ``run.json``, ``samples.jsonl``, ``probes.json``, ``summary.json``, ``report.md``.
 
 A run exists whole from the moment its folder appears. Each sample that ``append`` has returned from is on the
 disk, so a killed process loses none that it reported; ``resume`` continues such a run and leaves its lines as
@@ -17,10 +17,10 @@ from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write, sync_folder, write_json_atomic, write_text_atomic
 from unfuse.runs.lock import FolderLock
 from unfuse.runs.manifest import MANIFEST_FILE, differences, read_manifest, write_manifest
-from unfuse.runs.place import REPORT_FILE, SUMMARY_FILE, refuse_occupied, take_away
-from unfuse.runs.plain import parse_object
+from unfuse.runs.place import PROBES_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied, take_away
+from unfuse.runs.plain import from_plain, parse_object
 from unfuse.runs.samples_file import SAMPLES_FILE, SamplesRead, SamplesWriter, read_samples
-from unfuse.runs.schema import Manifest, SampleRecord
+from unfuse.runs.schema import Manifest, Probes, SampleRecord
 from unfuse.runs.version import is_newer_minor
 
 
@@ -163,6 +163,33 @@ class RunFolder:
     def _read(self) -> SamplesRead:
         newer = is_newer_minor(self.manifest.schema_version, where=str(self.path / MANIFEST_FILE))
         return read_samples(self.path / SAMPLES_FILE, ignore_unknown=newer)
+
+    def write_probes(self, probes: Probes) -> None:
+        """Writes ``probes.json`` as a whole.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        write_json_atomic(self.path / PROBES_FILE, probes)
+
+    def read_probes(self) -> Probes | None:
+        """What ``write_probes`` wrote; None where the run did not come so far.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        path = self.path / PROBES_FILE
+        if not path.is_file():
+            return None
+        newer = is_newer_minor(self.manifest.schema_version, where=str(path))
+        return from_plain(
+            Probes, parse_object(path.read_bytes(), where=str(path)), where=str(path), ignore_unknown=newer
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its summary."""
+        return (self.path / SUMMARY_FILE).is_file()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json`` as a whole.

@@ -13,17 +13,20 @@ from unfuse.stages import STAGES
 
 __all__ = [
     "FUSED_STAGE",
+    "PROTOCOL_STAGES",
     "RECORD_STAGES",
     "SCHEMA_VERSION",
     "STAGES",
     "Manifest",
     "Noise",
+    "Probes",
     "SampleRecord",
+    "StageMemory",
     "StageTime",
     "Status",
 ]
 
-SCHEMA_VERSION: Final = "1.0"
+SCHEMA_VERSION: Final = "1.1"
 """Additive changes raise the minor number; a changed or removed field raises the major one."""
 
 FUSED_STAGE: Final = "fused_generate"
@@ -31,6 +34,15 @@ FUSED_STAGE: Final = "fused_generate"
 
 RECORD_STAGES: Final = (*STAGES, FUSED_STAGE)
 """Every stage that a record may hold a time of."""
+
+_FUSED_STAGES: Final = ("load", "preprocess", FUSED_STAGE)
+PROTOCOL_STAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "decoupled": STAGES,
+    "fused": _FUSED_STAGES,
+    "hooked": _FUSED_STAGES,
+    "reencode": ("load", "preprocess", "encode", FUSED_STAGE),
+}
+"""Stages that each protocol times, in order."""
 
 Status = Literal["ok", "failed"]
 
@@ -70,6 +82,10 @@ class SampleRecord:
     num_frames: int | None = None
     text_tokens: int | None = None
     media_tokens: int | None = None
+    frame_size: tuple[int, ...] | None = None
+    """(height, width) of the first frame, before preprocessing."""
+    pixels: tuple[int, ...] | None = None
+    """Shape of what the vision tower takes in."""
     output_tokens: int | None = None
     reused_prefix_tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
@@ -97,6 +113,29 @@ class Noise:
     short_total_host_ms: tuple[float, ...] = ()
     """The same of runs of a few tokens only, for the balance; they enter no other statistic."""
     short_e2e_host_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageMemory:
+    """Memory of one stage of one sample, in bytes."""
+
+    peak_bytes: int
+    """Most that was held at any moment of the stage, weights among it."""
+    resident_bytes: int
+    """Held when the stage had ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probes:
+    """``probes.json``: what was measured beside the samples, once a run."""
+
+    noise: Noise | None = None
+    memory: Mapping[str, StageMemory] = field(default_factory=dict)
+    """By stage, of one untimed pass over one warm sample."""
+    memory_source: str | None = None
+    """Whose count it is: the CUDA allocator's, or the process's as the system sees it."""
+    encoder_calls_after_encode: int | None = None
+    """Calls of vision modules in what the protocol times as Stage 4, of one untimed pass; 0 where features are used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

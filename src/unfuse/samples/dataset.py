@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from unfuse.errors import DatasetError, InputError
+from unfuse.errors import DatasetError, InputError, MediaError
 from unfuse.events import read_events
 from unfuse.samples.media import read_image
 from unfuse.samples.question import clean_question
 from unfuse.samples.sample import Sample, file_sha256
+from unfuse.samples.video import count_frames
 
 MANIFEST_NAME: Final = "EventGPT_Instruction_Subset.json"
 
@@ -40,8 +41,12 @@ class Dataset:
                 digest.update(file_sha256(path).encode())
         return digest.hexdigest()
 
-    def check_media(self) -> None:
-        """Reads every medium once.
+    def check_media(self, *, events: bool = True, video: bool = False) -> None:
+        """Reads every medium once that a run will read.
+
+        Args:
+            events: for models that are shown events.
+            video: for models that are shown video or images where a sample has them.
 
         Raises:
             InputError: the first defect, and how many more there are.
@@ -49,7 +54,7 @@ class Dataset:
         defects: list[InputError] = []
         for sample in self.samples:
             try:
-                _check(sample)
+                _check(sample, events=events, video=video)
             except InputError as error:
                 defects.append(error)
         if len(defects) == 1:
@@ -157,8 +162,24 @@ def _first(turns: Iterable[dict[str, Any]], who: str, where: str) -> str | None:
     return None
 
 
-def _check(sample: Sample) -> None:
-    if sample.event_data is not None:
-        read_events(sample.event_data, window=sample.window)
-    for path in sample.event_image:
-        read_image(path)
+def _check(sample: Sample, *, events: bool, video: bool) -> None:
+    seen = False
+    if video and sample.image is not None:
+        read_image(sample.image)
+        seen = True
+    elif video and sample.video is not None:
+        count_frames(sample.video)
+        seen = True
+    elif video and sample.video_frames is not None:
+        if not sample.video_files:
+            raise MediaError(str(sample.video_frames), found="no pictures", expected="a folder of PNG or JPEG frames")
+        for path in sample.video_files:
+            read_image(path)
+        seen = True
+    if events and not sample.has_events:
+        raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
+    if events or not seen:
+        if sample.event_data is not None and not sample.event_image:
+            read_events(sample.event_data, window=sample.window)
+        for path in sample.event_image:
+            read_image(path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from unfuse.errors import FileAccessError, MediaError
 from unfuse.events import TimeWindow
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     PathLike = str | os.PathLike[str]
+
+_PICTURES: Final = frozenset({".png", ".jpg", ".jpeg"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +89,19 @@ class Sample:
     def files(self) -> tuple[Path, ...]:
         """Every file the sample names."""
         single = [path for path in (self.event_data, self.video, self.image) if path is not None]
-        folder = sorted(self.video_frames.glob("*.png")) if self.video_frames is not None else []
-        return (*single, *self.event_image, *folder)
+        return (*single, *self.event_image, *self.video_files)
+
+    @property
+    def video_files(self) -> tuple[Path, ...]:
+        """Frames of the video folder, ordered by name."""
+        if self.video_frames is None:
+            return ()
+        return tuple(sorted(path for path in self.video_frames.glob("*") if path.suffix.lower() in _PICTURES))
+
+    @property
+    def has_events(self) -> bool:
+        """Whether there are events, as a recording or as frames of them."""
+        return bool(self.frames or self.event_image or self.event_data is not None)
 
 
 def media_sha256(files: Sequence[Path], representation: str, window: TimeWindow | None = None) -> str:

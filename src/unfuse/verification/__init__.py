@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-from unfuse.errors import FeaturesError
+from unfuse.errors import CutError, FeaturesError
 from unfuse.measure.timers import DeviceTimer, timer_for
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 from unfuse.verification import checks
 from unfuse.verification.golden import GoldenSet, golden
+from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.result import CheckResult, Verification, judged, skipped
+from unfuse.verification.steady import steady
 from unfuse.verification.timing import timing_additive
-
-_CHECKS: Final[dict[str, Callable[[checks.Subject], CheckResult]]] = {
-    "encode-once": checks.encode_once,
-    "same-output": checks.same_output,
-    "features-used": checks.features_used,
-    "backward-compatible": checks.backward_compatible,
-}
 
 
 def verify_model(
@@ -41,25 +35,36 @@ def verify_model(
         timer: of the device; the model's own by default.
         on_result: called with each row as it is known.
     """
-    prepared = checks.subject(model, sample, max_new_tokens)
+    s = checks.subject(model, sample, max_new_tokens)
+    clock = timer or timer_for(model.device)
+    rows: dict[str, Callable[[], CheckResult]] = {
+        "encode-once": lambda: checks.encode_once(s),
+        "same-output": lambda: checks.same_output(s),
+        "features-used": lambda: checks.features_used(s),
+        "golden": lambda: _golden(model, reference),
+        "backward-compatible": lambda: checks.backward_compatible(s),
+        "timing-additive": lambda: timing_additive(model, sample, clock, max_new_tokens),
+        "hooks-agree": lambda: hooks_agree(model, s.prepared, clock),
+        "steady": lambda: steady(model, sample, clock),
+    }
     results: list[CheckResult] = []
-
-    def add(result: CheckResult) -> None:
+    for name, check in rows.items():
+        try:
+            result = check()
+        except CutError as error:
+            result = skipped(name, str(error), expected="a model that can be cut")
+        except FeaturesError as error:
+            result = judged(name, False, expected="the check to run", observed=str(error))
         results.append(result)
         if on_result:
             on_result(result)
-
-    for name, check in _CHECKS.items():
-        try:
-            add(check(prepared))
-        except FeaturesError as error:
-            add(judged(name, False, expected="the check to run", observed=str(error)))
-    if reference is None:
-        add(skipped("golden", "no golden set given (--golden DIR)", expected="equality with the published code"))
-    else:
-        add(golden(model, reference))
-    add(timing_additive(model, sample, timer or timer_for(model.device), max_new_tokens))
     return Verification(model=model.name, results=tuple(results))
+
+
+def _golden(model: StagedModel, reference: GoldenSet | None) -> CheckResult:
+    if reference is None:
+        return skipped("golden", "no golden set given (--golden DIR)", expected="equality with the published code")
+    return golden(model, reference)
 
 
 __all__ = ["CheckResult", "Verification", "verify_model"]

@@ -7,7 +7,9 @@ from typing import Final
 
 from unfuse.measure.clock import settled_heap
 from unfuse.measure.timers import DeviceTimer
-from unfuse.protocols.decoupled import Decoupled
+from unfuse.protocols.decoupled import DECOUPLED
+from unfuse.protocols.pairs import Pairs
+from unfuse.protocols.protocol import BenchProtocol
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report.statistics import balance
 from unfuse.runs.schema import SampleRecord
@@ -22,7 +24,7 @@ CLOCKS_WITHIN_MS: Final = 0.3
 """... and by this much: launching the first and seeing the last of a stage's work."""
 _BUSY: Final = ("encode", "prefill", "decode")
 
-MakeProtocol = Callable[[StagedModel, DeviceTimer, BenchSettings], Decoupled]
+MakePairs = Callable[[BenchProtocol, StagedModel, DeviceTimer, BenchSettings], Pairs]
 
 
 def timing_additive(
@@ -32,11 +34,11 @@ def timing_additive(
     max_new_tokens: int,
     *,
     pairs: int = PAIRS,
-    protocol: MakeProtocol = Decoupled,
+    make: MakePairs = Pairs,
 ) -> CheckResult:
     """Staged and unstaged runs of one sample in pairs."""
     settings = BenchSettings(max_new_tokens=max_new_tokens)
-    measuring = protocol(model, timer, settings)
+    measuring = make(DECOUPLED, model, timer, settings)
     with settled_heap():
         for _ in measuring.measure(sample):
             pass

@@ -46,7 +46,7 @@ class _Convolutions(TorchDispatchMode):
 
 
 @contextmanager
-def watch_vision(modules: Mapping[str, tuple[nn.Module, int]]) -> Iterator[VisionCalls]:
+def watch_vision(modules: Mapping[str, nn.Module]) -> Iterator[VisionCalls]:
     """Counts calls of the vision side while the body runs."""
     calls = VisionCalls()
     calls.by_name = dict.fromkeys(modules, 0)
@@ -61,7 +61,7 @@ def watch_vision(modules: Mapping[str, tuple[nn.Module, int]]) -> Iterator[Visio
     def count_inner(*_: Any) -> None:
         calls.inner += 1
 
-    for name, (module, _) in modules.items():
+    for name, module in modules.items():
         handles.append(module.register_forward_pre_hook(count(name)))
         handles += [inner.register_forward_pre_hook(count_inner) for inner in module.modules() if inner is not module]
     try:

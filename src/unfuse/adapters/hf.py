@@ -1,0 +1,381 @@
+"""Any Hugging Face image-text or video-text model, cut at its own seams (see ``seam``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from unfuse.adapters.base import Fused
+from unfuse.adapters.fused import generate_fused
+from unfuse.adapters.media import evenly, load_frames, middle
+from unfuse.adapters.returns import count, normalise, restore
+from unfuse.adapters.seam import (
+    PIXELS,
+    as_prompt,
+    decoder_call,
+    encoded,
+    forward_start,
+    generate_start,
+    modalities,
+    stand_in,
+)
+from unfuse.adapters.structure import find_projectors, find_towers
+from unfuse.engines.attention import reproducible_attention
+from unfuse.engines.language_model import LanguageModel, end_ids
+from unfuse.errors import CutError, FeaturesError, PromptError
+from unfuse.features import Features, require_fit
+from unfuse.measure.clock import span
+from unfuse.measure.hooks import module_spans
+from unfuse.samples import Sample, clean_question
+from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
+
+VIDEO_FRAMES: Final = 8
+"""Evenly spaced frames that a video model is shown."""
+_SMALL: Final = 4096
+"""Elements up to which a tensor of sizes or grids is kept with the features, for further questions."""
+
+Frames = Sequence[NDArray[np.uint8]]
+Tensors = dict[str, torch.Tensor]
+
+
+class Prompter(Protocol):
+    """A family's processor: frames and a question to the arguments of its forward."""
+
+    def inputs(self, frames: Frames, question: str) -> Tensors:
+        """On the CPU: ``input_ids [1, L]`` and whatever else the forward takes."""
+
+    def further(self, frame_sizes: Sequence[tuple[int, int]], media_tokens: int, question: str) -> Tensors:
+        """The same without pixels, for a question about frames encoded before."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Tokens to text, without special ones."""
+
+
+class HFAdapter:
+    """One loaded Hugging Face model."""
+
+    takes_video = False
+    """Whether it is shown evenly spaced frames as a video, or the middle frame as an image."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompter: Prompter,
+        fingerprint: str,
+        notes: tuple[str, ...] = (),
+        *,
+        language: LanguageModel | None = None,
+        uncut: str | None = None,
+        takes_video: bool | None = None,
+    ):
+        self.family = str(model.config.model_type)
+        self.model = model
+        self.fingerprint = fingerprint
+        self.notes = notes
+        self.uncut = uncut
+        self._prompter = prompter
+        self._language = language
+        if takes_video is not None:
+            self.takes_video = takes_video
+        config = model.config
+        ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id", "image_token_index")]
+        self._media_ids = frozenset(int(i) for i in ids if i is not None)
+        self._vision = _vision_or_reason(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return end_ids(self.model)
+
+    @property
+    def language(self) -> LanguageModel:
+        """Decoder, head and embedding."""
+        if self._language is None:
+            raise CutError(
+                f"model of family {self.family}",
+                found=self.uncut,
+                expected="stages that can be taken apart",
+                fix="measure it with --protocol fused or --protocol hooked",
+            )
+        return self._language
+
+    def load(self, sample: Sample) -> Loaded:
+        """Evenly spaced frames of a video, or its middle frame; see ``load_frames``."""
+        return load_frames(sample, evenly(VIDEO_FRAMES) if self.takes_video else middle)
+
+    def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
+        """What the family's processor makes of frames and question."""
+        asked = loaded.question if question is None else clean_question(question)
+        inputs = self._prompter.inputs(loaded.frames, asked)
+        sizes = tuple((frame.shape[0], frame.shape[1]) for frame in loaded.frames)
+        return self._prepared(inputs, loaded.media_sha256, asked, sizes)
+
+    @torch.no_grad()
+    def encode(self, prepared: Prepared) -> Features:
+        """Runs the model's forward up to the point where every medium is encoded."""
+        _ = self.language
+        layout: dict[str, Any] = {
+            "outputs": {},
+            "inputs": {},
+            "frame_sizes": [list(size) for size in prepared.frame_sizes],
+            "media_tokens": prepared.media_tokens,
+        }
+        rows, layers = [], []
+        if modalities(prepared.inputs):
+            arguments = {"input_ids": prepared.input_ids, **prepared.inputs}
+            with module_spans(self.vision_modules()), reproducible_attention():
+                outputs = encoded(self.model, arguments)
+            for kind, output in outputs.items():
+                found = normalise(output)
+                rows.append(found.rows)
+                layers.append(found.layers)
+                layout["outputs"][kind] = found.form
+            layout["inputs"] = {name: _remembered(t) for name, t in self._media_inputs(prepared).items()}
+        tensor = torch.cat(rows) if rows else self.language.embed(prepared.input_ids[0, :0])
+        provenance = Provenance(
+            model_fingerprint=self.fingerprint,
+            family=self.family,
+            media_sha256=prepared.media_sha256,
+            num_frames=prepared.num_frames,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+        )
+        return Features(tensor, provenance, tuple(torch.cat(same) for same in zip(*layers, strict=True)), layout)
+
+    @torch.no_grad()
+    def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
+        """Runs the model's forward from the features to the decoder's door."""
+        outputs = self._outputs([(prepared, features)])
+        arguments = {"input_ids": prepared.input_ids, **prepared.inputs}
+        start = forward_start(self.model, arguments)
+        call = decoder_call(self.model, self.language.decoder, start, outputs)
+        keys: tuple[int, ...] = ()
+        if digest:
+            ids, seen = prepared.input_ids[0].tolist(), iter(range(len(features.tensor)))
+            keys = tuple(-1 - next(seen, 0) if i in self._media_ids else i for i in ids)
+        return as_prompt(call, keys=keys, features_digest=features.digest if digest else None)
+
+    @torch.no_grad()
+    def prompt_batch(self, items: Sequence[tuple[Prepared, Features]]) -> Prompt:
+        """The same through ``generate``, which knows the family's positions under padding."""
+        arguments = self._collated([prepared for prepared, _ in items])
+        outputs = self._outputs(items)
+        start = generate_start(self.model, arguments)
+        call = decoder_call(self.model, self.language.decoder, start, outputs)
+        return as_prompt(call, attention_mask=arguments["attention_mask"])
+
+    def tokenize(self, question: str, features: Features) -> Prepared:
+        """The ids of a further question; sizes and grids come with the features, pixels are stood in for."""
+        asked = clean_question(question)
+        source, layout = features.provenance, features.layout
+        sizes = tuple((int(h), int(w)) for h, w in layout.get("frame_sizes", ()))
+        inputs = self._prompter.further(sizes, int(layout.get("media_tokens", 0)), asked)
+        kept = layout.get("inputs", {})
+        text = {name: tensor for name, tensor in inputs.items() if name not in kept and name not in PIXELS}
+        prepared = self._prepared(text, source.media_sha256, asked, sizes)
+        recalled = {name: self._recalled(value) for name, value in kept.items()}
+        return replace(prepared, inputs={**prepared.inputs, **recalled})
+
+    def decode_text(self, token_ids: tuple[int, ...]) -> str:
+        """Without special tokens, stripped."""
+        return self._prompter.decode(token_ids).strip()
+
+    def fused_generate(
+        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
+    ) -> list[Fused]:
+        """The model's own ``generate`` from pixels."""
+        if len(prepared) == 1:
+            arguments = {"input_ids": prepared[0].input_ids, **prepared[0].inputs}
+        else:
+            arguments = self._collated(prepared)
+        length = arguments["input_ids"].shape[1]
+        return generate_fused(
+            self.model, arguments, length, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits
+        )
+
+    def expected_provenance(self) -> Provenance:
+        """This model's side of the comparison."""
+        return Provenance(
+            model_fingerprint=self.fingerprint,
+            family=self.family,
+            media_sha256="",
+            num_frames=0,
+            dtype=str(self.dtype).removeprefix("torch."),
+            shape=(self.language.embed(torch.zeros(1, dtype=torch.long, device=self.device)).shape[-1],),
+        )
+
+    def vision_modules(self) -> Mapping[str, nn.Module]:
+        """Towers and projectors, found by structure."""
+        if isinstance(self._vision, CutError):
+            raise self._vision
+        return {**self._vision[0], **self._vision[1]}
+
+    def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:
+        """One batch a modality through each."""
+        if isinstance(self._vision, CutError):
+            raise self._vision
+        return dict.fromkeys(self.vision_modules(), len(modalities(prepared.inputs)))
+
+    def _prepared(
+        self, inputs: Mapping[str, torch.Tensor], media_sha256: str, question: str, sizes: tuple[tuple[int, int], ...]
+    ) -> Prepared:
+        with span("upload"):
+            placed = {name: self._placed(value) for name, value in inputs.items()}
+        ids = placed.pop("input_ids")
+        mask = placed.get("attention_mask")
+        if mask is not None and bool(mask.all()):
+            del placed["attention_mask"]
+        media = sum(int((ids == i).sum()) for i in self._media_ids)
+        pixels = next((placed[name] for name in reversed(PIXELS) if name in placed), None)
+        return Prepared(
+            input_ids=ids,
+            pixel_values=torch.empty(0, device=self.device, dtype=self.dtype) if pixels is None else pixels,
+            media_sha256=media_sha256,
+            question=question,
+            num_frames=len(sizes),
+            text_tokens=ids.shape[1] - media,
+            media_tokens=media,
+            inputs=placed,
+            frame_sizes=sizes,
+        )
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def _media_inputs(self, prepared: Prepared) -> Tensors:
+        """Arguments that belong to the media: all that do not run along the ids."""
+        along = tuple(prepared.input_ids.shape)
+        return {name: tensor for name, tensor in prepared.inputs.items() if tuple(tensor.shape) != along}
+
+    def _recalled(self, kept: Mapping[str, Any]) -> torch.Tensor:
+        dtype = getattr(torch, kept["dtype"])
+        if "values" in kept:
+            return torch.tensor(kept["values"], dtype=dtype, device=self.device).view(kept["shape"])
+        return stand_in(tuple(kept["shape"]), dtype, self.device)
+
+    def _outputs(self, batch: Sequence[tuple[Prepared, Features]]) -> dict[str, Any]:
+        """By modality, what ``get_<modality>_features`` would return for these prompts together."""
+        rows: dict[str, list[torch.Tensor]] = {}
+        layers: dict[str, list[tuple[torch.Tensor, ...]]] = {}
+        forms: dict[str, list[Any]] = {}
+        for prepared, features in batch:
+            require_fit(features, self.expected_provenance())
+            # Some families put what fits and drop the rest, without a word.
+            if (given := features.layout.get("media_tokens")) != prepared.media_tokens:
+                raise FeaturesError(
+                    "features",
+                    found=f"ones for {given} positions",
+                    expected=f"{prepared.media_tokens}, as the prompt has",
+                )
+            scene, at = features.to(self.device), 0
+            for kind, form in features.layout.get("outputs", {}).items():
+                part = slice(at, at + count(form))
+                rows.setdefault(kind, []).append(scene.tensor[part])
+                layers.setdefault(kind, []).append(tuple(layer[part] for layer in scene.layers))
+                forms.setdefault(kind, []).append(form)
+                at = part.stop
+            if at != len(scene.tensor):
+                raise FeaturesError(
+                    "features", found=f"{len(scene.tensor)} rows", expected=f"{at} as their layout says"
+                )
+        return {
+            kind: restore(
+                torch.cat(parts),
+                tuple(torch.cat(same) for same in zip(*layers[kind], strict=True)),
+                joined(forms[kind]),
+            )
+            for kind, parts in rows.items()
+        }
+
+    def _collated(self, batch: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+        """One set of arguments: what runs along the ids padded on the left, the rest joined."""
+        longest = max(prepared.input_ids.shape[1] for prepared in batch)
+        joined_inputs: dict[str, list[torch.Tensor]] = {"input_ids": [], "attention_mask": []}
+        pad = self.model.generation_config.pad_token_id or 0
+        names = dict.fromkeys(name for prepared in batch for name in prepared.inputs)
+        for prepared in batch:
+            ids = prepared.input_ids
+            missing = longest - ids.shape[1]
+            joined_inputs["input_ids"].append(nn.functional.pad(ids, (missing, 0), value=pad))
+            mask = prepared.inputs.get("attention_mask", torch.ones_like(ids))
+            joined_inputs["attention_mask"].append(nn.functional.pad(mask, (missing, 0)))
+            media = self._media_inputs(prepared)
+            for name in names:
+                tensor = prepared.inputs.get(name)
+                if name == "attention_mask":
+                    continue
+                if tensor is not None and name in media:
+                    joined_inputs.setdefault(name, []).append(tensor)
+                elif tensor is not None:
+                    joined_inputs.setdefault(name, []).append(nn.functional.pad(tensor, (missing, 0)))
+                elif any(name in other.inputs and name not in self._media_inputs(other) for other in batch):
+                    joined_inputs.setdefault(name, []).append(ids.new_zeros(1, longest))
+        try:
+            return {name: torch.cat(_padded(name, parts)) for name, parts in joined_inputs.items()}
+        except RuntimeError as error:
+            raise PromptError("batch", found=f"media that do not join ({error})", expected="equal shapes") from None
+
+
+def _padded(name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Zeros up to one shape behind the first axis, as processors pad numbers of tiles and images.
+
+    Not frames of a video: a black frame would be one more frame.
+    """
+    if PIXELS.get(name) == "video":
+        return tensors
+    sizes = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, tensors[0].dim())]
+    missing = [[w - h for h, w in zip(tensor.shape[1:], sizes, strict=True)] for tensor in tensors]
+    return [
+        nn.functional.pad(tensor, [n for more in reversed(short) for n in (0, more)]) if any(short) else tensor
+        for tensor, short in zip(tensors, missing, strict=True)
+    ]
+
+
+def joined(forms: Sequence[Any]) -> Any:
+    """One form of several prompts' features together: items follow one another."""
+    first = forms[0]
+
+    def join(parts: list[Any]) -> Any:
+        if isinstance(parts[0], dict):
+            return {"items": [item for part in parts for item in part["items"]]}
+        return [sum(part[0] for part in parts), *parts[0][1:]]
+
+    layers = (
+        None
+        if first["layers"] is None
+        else [join(list(same)) for same in zip(*(f["layers"] for f in forms), strict=True)]
+    )
+    return {"bare": first["bare"], "pooled": join([form["pooled"] for form in forms]), "layers": layers}
+
+
+def _remembered(tensor: torch.Tensor) -> dict[str, Any]:
+    """A media argument for further questions: small ones by value, pixels by shape."""
+    kept: dict[str, Any] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    if not tensor.is_floating_point() and tensor.numel() <= _SMALL:
+        kept["values"] = tensor.flatten().tolist()
+    return kept
+
+
+def _vision_or_reason(model: Any) -> tuple[dict[str, nn.Module], dict[str, nn.Module]] | CutError:
+    try:
+        return find_towers(model), find_projectors(model)
+    except CutError as error:
+        return error

@@ -1,0 +1,229 @@
+"""Builds the adapter of a Hugging Face model: from a checkpoint folder, or with random weights at a known shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+)
+from transformers.utils import logging
+
+from unfuse.adapters.hf import HFAdapter
+from unfuse.adapters.llava import LlavaAdapter
+from unfuse.adapters.memory import require_memory
+from unfuse.adapters.probe import find_language_model
+from unfuse.adapters.prompters import ClipPrompter, ProcessorPrompter
+from unfuse.adapters.video_llava import VideoLlavaAdapter
+from unfuse.engines.language_model import LanguageModel
+from unfuse.errors import CheckpointError, CutError, MissingPackageError
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+
+_CLIP_PROCESSORS: Final = frozenset(
+    {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "LlavaImageProcessor"}
+    | {"VideoLlavaImageProcessor", "VideoLlavaProcessor", "LlavaProcessor"}
+)
+
+
+def load_hf_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> HFAdapter:
+    """Loads a checkpoint of any image-text or video-text family.
+
+    Raises:
+        CheckpointError: incomplete, damaged, or of no such family.
+        MissingPackageError: its processor needs a package that is not installed.
+    """
+    logging.disable_progress_bar()
+    model = _load_model(folder, dtype).to(device).eval()
+    fingerprint = cached_model_fingerprint(model, folder, dtype)
+    language, uncut = _cut(model)
+    if uncut:
+        notes = (*notes, f"cannot be cut: {uncut}")
+    kind = model.config.model_type
+    if kind in ("llava", "video_llava") and (settings := _clip_settings(folder)) is not None:
+        clip = _clip_prompter(model.config, AutoTokenizer.from_pretrained(folder), settings, _chat_template(folder))
+        make = LlavaAdapter if kind == "llava" else VideoLlavaAdapter
+        return make(model, clip, fingerprint, notes, language=language, uncut=uncut)
+    processor = _processor(folder)
+    video = "video" in (model.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
+    own = ProcessorPrompter(processor, video=video)
+    return HFAdapter(model, own, fingerprint, notes, language=language, uncut=uncut, takes_video=video)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomShape:
+    """A shape that can be made with random weights."""
+
+    config: Callable[[], Any]
+    parameters: int
+    """Rounded up; what must fit into memory before anything is made."""
+
+
+def _vision(size: int, *, tiny: bool) -> CLIPVisionConfig:
+    if tiny:
+        return CLIPVisionConfig(
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=28,
+            patch_size=14,
+        )
+    return CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, projection_dim=768,
+        image_size=size, patch_size=14,
+    )  # fmt: skip
+
+
+def _text(*, tiny: bool) -> LlamaConfig:
+    ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if tiny:
+        return LlamaConfig(
+            vocab_size=4096, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, **ends
+        )
+    return LlamaConfig(vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5, **ends)
+
+
+def llava_config(*, tiny: bool = False) -> LlavaConfig:
+    """LLaVA-1.5-7b's shape (llava-hf/llava-1.5-7b-hf), or the same family in miniature."""
+    return LlavaConfig(vision_config=_vision(336, tiny=tiny), text_config=_text(tiny=tiny))
+
+
+def video_llava_config(*, tiny: bool = False) -> VideoLlavaConfig:
+    """Video-LLaVA-7b's shape (LanguageBind/Video-LLaVA-7B-hf), or the same family in miniature."""
+    return VideoLlavaConfig(vision_config=_vision(224, tiny=tiny), text_config=_text(tiny=tiny))
+
+
+RANDOM_SHAPES: Final = {
+    "llava-1.5-7b": RandomShape(llava_config, 7_070_000_000),
+    "video-llava-7b": RandomShape(video_llava_config, 7_370_000_000),
+    "llava-tiny": RandomShape(lambda: llava_config(tiny=True), 1_000_000),
+    "video-llava-tiny": RandomShape(lambda: video_llava_config(tiny=True), 1_000_000),
+}
+
+
+def load_random_hf(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> HFAdapter:
+    """One of ``RANDOM_SHAPES``, made on the device.
+
+    Raises:
+        DeviceError: the device has not the memory.
+    """
+    from unfuse.adapters.random_tokenizer import tokenizer_with
+
+    known = RANDOM_SHAPES[shape]
+    require_memory(f"random:{shape}", known.parameters, device, dtype)
+    config = known.config()
+    video = isinstance(config, VideoLlavaConfig)
+    tokenizer = tokenizer_with("<image>", "<video>")
+    config.image_token_id, config.video_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    network = VideoLlavaForConditionalGeneration if video else LlavaForConditionalGeneration
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        model: Any = network._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers' own
+    model = model.to(device).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+    size = config.vision_config.image_size
+    settings = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    prompter = _clip_prompter(config, tokenizer, settings, None)
+    make = VideoLlavaAdapter if video else LlavaAdapter
+    language = find_language_model(model)
+    return make(model, prompter, model_fingerprint(model), ("random weights: timings only",), language=language)
+
+
+def _cut(model: Any) -> tuple[LanguageModel | None, str | None]:
+    try:
+        return find_language_model(model), None
+    except CutError as error:
+        return None, str(error)
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> Any:
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            str(folder), found=f"no loadable model ({reason})", expected="a whole checkpoint"
+        ) from None
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise CheckpointError(str(folder), found=f"{len(missing)} tensors missing ({names})", expected="all of them")
+    return model
+
+
+def _clip_prompter(config: Any, tokenizer: Any, settings: dict[str, Any], template: str | None) -> ClipPrompter:
+    video = config.model_type == "video_llava"
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    # The class token stays with a video (its features are not selected) and with strategy "full".
+    patches += int(video or config.vision_feature_select_strategy == "full")
+    return ClipPrompter(
+        tokenizer,
+        CLIPImageProcessorPil(**settings),
+        media_token="<video>" if video else "<image>",
+        patches=patches,
+        video=video,
+        template=template,
+    )
+
+
+def _clip_settings(folder: Path) -> dict[str, Any] | None:
+    """Of the image processor, where it is CLIP's; None where it is another."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        settings = _json(folder / name)
+        settings = settings.get("image_processor", settings)
+        kind = settings.get("image_processor_type", settings.get("feature_extractor_type"))
+        if kind in _CLIP_PROCESSORS:
+            return {k: v for k, v in settings.items() if not k.endswith(("_type", "_class")) and k != "video_processor"}
+    return None
+
+
+def _chat_template(folder: Path) -> str | None:
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        found = _json(folder / name).get("chat_template")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(path), found=f"malformed JSON ({error})", expected="an object") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _processor(folder: Path) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        package = "torchvision" if "torchvision" in reason.lower() else reason
+        raise MissingPackageError(
+            f"processor of {folder}", found=f"no {package}", expected="what this family's processor needs",
+            fix="pip install torchvision" if package == "torchvision" else None,
+        ) from None  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(str(folder), found=f"no loadable processor ({reason})", expected="one") from None

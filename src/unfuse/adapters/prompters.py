@@ -1,0 +1,137 @@
+"""Processors of Hugging Face families, behind one face: a checkpoint's own, and one that needs no torchvision.
+
+LLaVA-1.5 and Video-LLaVA see CLIP's pixels; those are made here with Pillow, as their checkpoints' processors make
+them, so that neither torchvision nor a video library is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from unfuse.errors import PromptError
+from unfuse.measure.clock import span
+
+Frames = Sequence[NDArray[np.uint8]]
+Tensors = dict[str, torch.Tensor]
+
+_PLAIN_CHAT: Final = "USER: {media}{question} ASSISTANT:"
+"""Vicuna's, as LLaVA-1.5 and Video-LLaVA were trained; for a checkpoint without a chat template."""
+
+
+class ClipPrompter:
+    """CLIP pixels with Pillow; the placeholder repeated once per feature position and then tokenised."""
+
+    def __init__(
+        self, tokenizer: Any, image_processor: Any, *, media_token: str, patches: int, video: bool, template: str | None
+    ):
+        """For a loader.
+
+        Args:
+            tokenizer: with ``media_token`` as one token.
+            image_processor: a Pillow image processor.
+            media_token: ``<image>`` or ``<video>``.
+            patches: feature positions per frame.
+            video: one placeholder for all frames and pixels ``[1, F, 3, H, W]``; else one a frame and ``[F, 3, H, W]``.
+            template: the checkpoint's chat template.
+        """
+        self._tokenizer = tokenizer
+        self._image_processor = image_processor
+        self._token = media_token
+        self._patches = patches
+        self._video = video
+        self._template = template
+
+    def inputs(self, frames: Frames, question: str) -> Tensors:
+        """``input_ids`` and ``pixel_values`` or ``pixel_values_videos``."""
+        tensors = self.further([(0, 0)] * len(frames), len(frames) * self._patches, question)
+        if frames:
+            with span("pixels"):
+                array = self._image_processor(list(frames), return_tensors="np")["pixel_values"]
+                pixels = torch.from_numpy(np.ascontiguousarray(array))
+            tensors |= {"pixel_values_videos": pixels.unsqueeze(0)} if self._video else {"pixel_values": pixels}
+        return tensors
+
+    def further(self, frame_sizes: Sequence[tuple[int, int]], media_tokens: int, question: str) -> Tensors:
+        """``input_ids`` alone: the number of positions is known without pixels."""
+        items = min(len(frame_sizes), 1) if self._video else len(frame_sizes)
+        with span("tokenize"):
+            text = self._chat(items, question)
+            if text.count(self._token) != items:
+                raise PromptError("prompt", found=f"{text.count(self._token)} {self._token}", expected=str(items))
+            if items:
+                text = text.replace(self._token, self._token * (media_tokens // items))
+            return {"input_ids": torch.tensor([self._tokenizer(text).input_ids])}
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Without special tokens."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _chat(self, items: int, question: str) -> str:
+        if self._template is None:
+            return _PLAIN_CHAT.format(media=f"{self._token}\n" * items, question=question)
+        return str(
+            self._tokenizer.apply_chat_template(
+                _messages(["video" if self._video else "image"] * items, question),
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        )
+
+
+class ProcessorPrompter:
+    """The checkpoint's own processor and chat template."""
+
+    def __init__(self, processor: Any, *, video: bool):
+        """For a loader.
+
+        Args:
+            processor: what ``AutoProcessor`` gave.
+            video: show the frames as one video; else as images.
+        """
+        self._processor = processor
+        self._video = video
+
+    def inputs(self, frames: Frames, question: str) -> Tensors:
+        """All that the processor gives."""
+        with span("process"):
+            return self._call(frames, question)
+
+    def further(self, frame_sizes: Sequence[tuple[int, int]], media_tokens: int, question: str) -> Tensors:
+        """Through blank frames of the same sizes: only the processor knows its placeholders. Pixels are dropped."""
+        blanks = [np.zeros((height, width, 3), np.uint8) for height, width in frame_sizes]
+        with span("process"):
+            return self._call(blanks, question)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Without special tokens."""
+        return str(self._processor.decode(list(token_ids), skip_special_tokens=True))
+
+    def _call(self, frames: Frames, question: str) -> Tensors:
+        media: dict[str, Any] = {}
+        if frames and self._video:
+            media = {"videos": [np.stack(list(frames))]}
+        elif frames:
+            media = {"images": [Image.fromarray(frame) for frame in frames]}
+        given = self._processor(text=[self._text(len(frames), question)], return_tensors="pt", **media)
+        return {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+
+    def _text(self, frames: int, question: str) -> str:
+        kinds = ["video"] * min(frames, 1) if self._video else ["image"] * frames
+        if getattr(self._processor, "chat_template", None):
+            messages = _messages(kinds, question)
+            return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        # Without a template the processor puts the placeholders itself (PaliGemma), or names its token.
+        token = getattr(self._processor, f"{kinds[0]}_token", "") if kinds else ""
+        return f"{token * len(kinds)}{question}"
+
+
+def _messages(kinds: Sequence[str], question: str) -> list[dict[str, Any]]:
+    content = [{"type": kind} for kind in kinds]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]

@@ -1,0 +1,159 @@
+"""Measures samples under one protocol: each staged under the clock, and once more in one piece without it.
+
+For each sample: warm-up repeats if its input shape is new; one staged run; one unstaged end-to-end run of the same
+work. Their order alternates, so that neither always profits from the other. A sample that fails becomes a record that
+says why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from unfuse import pipeline
+from unfuse.errors import UnfuseError
+from unfuse.measure.clock import NoClock, StageClock, paused_gc
+from unfuse.measure.timers import DeviceTimer
+from unfuse.measure.warmup import is_steady
+from unfuse.protocols.protocol import BenchProtocol, Pass
+from unfuse.protocols.settings import BenchSettings
+from unfuse.report.statistics import MIN_PAIRS, balance
+from unfuse.runs.schema import Noise, SampleRecord
+from unfuse.samples import Sample
+from unfuse.staged_model import StagedModel
+
+_SHORT_TOKENS: Final = 4
+_NARROW_PCT: Final = 1.0
+"""Width of the balance's interval that is narrow enough to stop repeating."""
+
+ShapeKey = tuple[tuple[int, ...], int]
+
+
+class Pairs:
+    """Measures samples on one model; keeps which input shapes are warm."""
+
+    def __init__(self, protocol: BenchProtocol, model: StagedModel, timer: DeviceTimer, settings: BenchSettings):
+        self.protocol = protocol
+        self._model = model
+        self._timer = timer
+        self._settings = settings
+        self._warm: set[ShapeKey] = set()
+        self._turn = 0
+
+    def measure(self, sample: Sample) -> Iterator[SampleRecord]:
+        """Yields the warm-up records, if any, then the sample's own; a failure is a record too."""
+        try:
+            yield from self._warm_up(sample)
+            yield self._pair(sample)
+        except (UnfuseError, OSError, RuntimeError, MemoryError) as error:
+            # RuntimeError is torch's for out of memory and device faults; a bug of ours is none of these.
+            yield SampleRecord(
+                sample_id=sample.sample_id, status="failed", error=_one_line(error), question=sample.question
+            )
+
+    def noise(self, sample: Sample) -> Noise:
+        """Repeats of one warm sample, staged and unstaged in turn.
+
+        ``noise_repeats`` whole pairs show the noise. Short pairs, of a few tokens each, follow until the balance is
+        known to half a percent or ``balance_seconds`` are spent: time lost between stages weighs the more in them,
+        and a busy machine has less time to change between the two runs of a pair.
+        """
+        whole = [self._pair(sample) for _ in range(self._settings.noise_repeats)]
+        short: list[SampleRecord] = []
+        until = time.perf_counter() + self._settings.balance_seconds
+        while time.perf_counter() < until:
+            short.append(self._pair(sample, min(_SHORT_TOKENS, self._settings.token_limit)))
+            found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in short])
+            if len(short) >= MIN_PAIRS and found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT:
+                break
+        return Noise(
+            sample_id=sample.sample_id,
+            total_host_ms=tuple(pair.total_host_ms for pair in whole),
+            e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in whole),
+            short_total_host_ms=tuple(pair.total_host_ms for pair in short),
+            short_e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in short),
+        )
+
+    def _warm_up(self, sample: Sample) -> Iterator[SampleRecord]:
+        model = self._model
+        shape = input_shape(model, sample)
+        if shape in self._warm:
+            return
+        totals: list[float] = []
+        while not is_steady(totals, self._settings.num_warmups):
+            record = replace(self._staged(sample), warmup=True)
+            totals.append(record.total_host_ms)
+            yield record
+        self._warm.add(shape)
+
+    def _pair(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
+        self._turn += 1
+        if self._turn % 2:
+            record = self._staged(sample, tokens)
+            e2e_ms, token_ids = self._unstaged(sample, tokens)
+        else:
+            e2e_ms, token_ids = self._unstaged(sample, tokens)
+            record = self._staged(sample, tokens)
+        return replace(record, e2e_host_ms=e2e_ms, e2e_same_tokens=token_ids == record.token_ids)
+
+    def _staged(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
+        # Frames and features must be gone before the next run is timed: memory that one run of a pair still holds, the
+        # other must fetch afresh from the system, and a few percent of a short run are page faults.
+        clock = StageClock(self._timer)
+        with paused_gc():
+            run, host_ms = self._timed(lambda: self._run(self.protocol.staged, sample, clock, tokens))
+        return _record(sample, run, clock, host_ms)
+
+    def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[float, tuple[int, ...]]:
+        with paused_gc():
+            run, host_ms = self._timed(lambda: self._run(self.protocol.whole, sample, NoClock(), tokens))
+        return host_ms, run.generation.token_ids
+
+    def _timed(self, body: Callable[[], pipeline.Run]) -> tuple[pipeline.Run, float]:
+        self._timer.synchronize()
+        started = time.perf_counter_ns()
+        run = body()
+        self._timer.synchronize()
+        return run, (time.perf_counter_ns() - started) / 1e6
+
+    def _run(self, one: Pass, sample: Sample, clock: StageClock | NoClock, tokens: int | None) -> pipeline.Run:
+        return one(self._model, sample, clock, self._settings, tokens or self._settings.token_limit)
+
+
+def _record(sample: Sample, run: pipeline.Run, clock: StageClock, host_ms: float) -> SampleRecord:
+    frames = run.loaded.frames
+    return SampleRecord(
+        sample_id=sample.sample_id,
+        status="ok",
+        stages=clock.stages,
+        spans=clock.spans,
+        staged_host_ms=host_ms,
+        question=run.prepared.question,
+        media=run.loaded.media,
+        media_sha256=run.loaded.media_sha256,
+        num_events=run.loaded.num_events,
+        num_frames=len(frames),
+        text_tokens=run.prepared.text_tokens,
+        media_tokens=run.prepared.media_tokens,
+        frame_size=frames[0].shape[:2] if frames else None,
+        pixels=tuple(run.prepared.pixel_values.shape) if frames else None,
+        output_tokens=run.generation.output_tokens,
+        reused_prefix_tokens=run.generation.reused_prefix_tokens,
+        token_ids=run.generation.token_ids,
+        text=run.generation.text,
+        stop_reason=run.generation.stop_reason,
+        notes=run.loaded.notes,
+    )
+
+
+def input_shape(model: StagedModel, sample: Sample) -> ShapeKey:
+    """What a kernel sees: the pixel tensor's shape and the prompt's length."""
+    prepared = model.preprocess(model.load(sample))
+    return tuple(prepared.pixel_values.shape), prepared.text_tokens + prepared.media_tokens
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UnfuseError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,84 @@
+"""Frames of a video file, through PyAV (FFmpeg)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unfuse.errors import FileAccessError, MediaError, MissingPackageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MAX_PIXELS = 64_000_000
+_EXPECTED = "an undamaged video file with frames"
+
+
+def count_frames(path: Path) -> int:
+    """Number of frames, counted by packets: what a header claims is not believed.
+
+    Raises:
+        MissingPackageError: PyAV is not installed.
+        FileAccessError: no such file.
+        MediaError: not a video, or one without frames.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        total = sum(1 for packet in container.demux(stream) if packet.size)
+    if not total:
+        raise MediaError(str(path), found="no frames", expected=_EXPECTED)
+    return total
+
+
+def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Decodes the frames at ``indices`` (0 is the first shown), read-only uint8 RGB ``[H, W, 3]``; an index may repeat.
+
+    Raises:
+        MissingPackageError: PyAV is not installed.
+        FileAccessError: no such file.
+        MediaError: not a video, damaged, or shorter than an index.
+    """
+    wanted, last = set(indices), max(indices)
+    found: dict[int, NDArray[np.uint8]] = {}
+    with _opened(path) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index in wanted:
+                array = frame.to_ndarray(format="rgb24")
+                array.setflags(write=False)
+                found[index] = array
+            if index == last:
+                break
+    if missing := sorted(wanted - found.keys()):
+        raise MediaError(str(path), found=f"no frame {missing[0]}", expected=_EXPECTED)
+    return [found[index] for index in indices]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        import av
+    except ImportError:
+        raise MissingPackageError(
+            str(path),
+            found="PyAV is not installed",
+            expected="it, to read video files",
+            fix='pip install "unfuse[video]"',
+        ) from None
+    if not path.is_file():
+        raise FileAccessError(str(path), found="no such file", expected="a video file")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise MediaError(str(path), found="no video stream", expected=_EXPECTED)
+            picture = container.streams.video[0]
+            if picture.width * picture.height > _MAX_PIXELS:
+                size = f"{picture.width} x {picture.height} pixels"
+                raise MediaError(str(path), found=size, expected=f"at most {_MAX_PIXELS}")
+            yield container
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        raise MediaError(str(path), found=f"no readable video ({error})", expected=_EXPECTED) from None
