@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unfuse.cli import cli, run
-from unfuse.cli.seed import four_stages
+from unfuse.cli.seed import four_stages, proper_decoupling, three_stages, verify_videollava
 from unfuse.events import event_frames, write_eventgpt_npy
 from unfuse.samples.dataset import MANIFEST_NAME
 from unfuse.samples.demo import demo_checkpoint
@@ -340,11 +340,78 @@ def test_seed_command_never_falls_back_to_the_demo(dataset, capsys):
     assert four_stages(["--dataset_dir", str(dataset), "--eventgpt_model_path", "demo"]) == 2
 
 
-def test_seed_script_runs_as_written(dataset):
-    script = Path(__file__).parents[2] / "feasible" / "benchmark_inference" / "benchmark_inference_4stages.py"
-    done = subprocess.run([sys.executable, script, "--dataset_dir", dataset], capture_output=True, text=True)
+SEED_SCRIPTS = Path(__file__).parents[2] / "feasible" / "benchmark_inference"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SEED_SCRIPTS.glob("benchmark_*.py")))
+def test_seed_scripts_run_as_written(dataset, name):
+    done = subprocess.run(
+        [sys.executable, SEED_SCRIPTS / name, "--dataset_dir", dataset], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "EventGPT-7b" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_entry_point_of_the_seed_is_there():
+    assert sorted(path.name for path in SEED_SCRIPTS.glob("*.py")) == [
+        "benchmark_inference_3stages.py", "benchmark_inference_4stages.py", "benchmark_with_proper_decoupling.py",
+        "verify_videollava_decoupling.py",
+    ]  # fmt: skip
+
+
+def test_seed_three_stages(dataset, capsys):
+    arguments = ["--dataset_dir", str(dataset), "--eventgpt_model_path", str(demo_checkpoint()), "--device", "cpu"]
+    assert three_stages([*arguments, "--max_samples", "1"]) in (0, 1)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Sample ")]
+    assert re.fullmatch(r"Sample 0: S1=\S+s \| S2=\S+s \| S3=\S+s \| Total=\S+s \| Tokens=\d+", line)
+
+
+def test_seed_proper_decoupling(dataset, capsys):
+    """Every model that is found, under every protocol; one line for each that is not."""
+    arguments = ["--dataset_dir", str(dataset), "--eventgpt_model_path", str(demo_checkpoint()), "--device", "cpu"]
+    assert proper_decoupling([*arguments, "--max_samples", "1", "--output_length", "3"]) in (0, 1)
+    out = capsys.readouterr().out
+    for title in ("Video-LLaVA", "LLaVA-1.5"):
+        assert sum(line.startswith(f"{title} is not measured: no checkpoint at") for line in out.splitlines()) == 1
+    for word in ("what each protocol would have claimed", "reencode (INVALID)", "hooked", "fused"):
+        assert word in out
+
+
+def test_seed_verification_of_video_llava(dataset, capsys):
+    arguments = ["--model_name", "random:video-llava-tiny", "--device", "cpu", "--dataset_dir", str(dataset)]
+    assert verify_videollava(arguments) in (0, 1)
+    out = capsys.readouterr().out
+    for check in ("encode-once", "same-output", "features-used", "hooks-agree", "steady", "timing-additive"):
+        assert check in out
+    assert "FAIL encode-once" not in out
+    assert "FAIL same-output" not in out
+    assert verify_videollava(["--model_name", "no such thing"]) == 2
+
+
+def test_several_models(dataset, tmp_path, capsys):
+    command = ["bench", "demo", "random:llava-tiny", "--dataset", str(dataset), "--max-samples", "2"]
+    code = run([*command, "--output", "both", "--num-warmups", "1", "--balance-seconds", "0", "--output-length", "3"])
+    out = capsys.readouterr().out
+    assert "Every model writes 3 new tokens a sample: equal work." in out
+    assert "What makes the comparison unfair" in out
+    assert f"VERDICT: {'VALID' if code == 0 else 'INVALID'}" in out
+    assert (tmp_path / "both" / "comparison.json").is_file()
+    assert run([*command, "--output", "both"]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "demo", "demo"], ["demo twice"]),
+        (["bench", "demo", "--protocol", "psychic"], ["psychic", "decoupled, fused, hooked, reencode or all"]),
+        (["bench", "demo", "random:llava-9000"], ["llava-9000", "random:llava-tiny"]),
+    ],
+)
+def test_several_models_misnamed(arguments, words, capsys):
+    assert run(arguments) == 2
+    one_line(capsys, words)
 
 
 def test_no_torch_before_the_input_is_checked():

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from unfuse.adapters.base import Fused
 from unfuse.engines.attention import reproducible_attention
+from unfuse.errors import PromptError
 from unfuse.stages import Sampling
 
 
@@ -39,7 +40,13 @@ def generate_fused(
         if sampling.temperature:
             torch.manual_seed(sampling.seed)
         settings.return_dict_in_generate, settings.output_logits = True, logits
-        output = model.generate(**arguments, generation_config=settings)
+        try:
+            output = model.generate(**arguments, generation_config=settings)
+        except ValueError as error:
+            found = " ".join(str(error).split())
+            raise PromptError(
+                f"{type(model).__name__}.generate", found=found, expected="inputs that it takes"
+            ) from None
     ends = settings.eos_token_id
     ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
     answers = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -153,7 +154,7 @@ def _cut(model: Any) -> tuple[LanguageModel | None, str | None]:
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             str(folder), found=f"no loadable model ({reason})", expected="a whole checkpoint"

@@ -43,7 +43,7 @@ def normalise(output: Any) -> Rows:
     try:
         rows = _rows(pooled)
         layers = tuple(_rows(layer) for layer in deeper or ())
-    except (TypeError, RuntimeError, AttributeError):
+    except (TypeError, ValueError, RuntimeError, AttributeError):
         raise CutError("features", found=f"a {type(output).__name__}", expected="tensors [..., H]") from None
     form = {
         "bare": bare,

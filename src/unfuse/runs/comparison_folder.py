@@ -10,16 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write, write_json_atomic, write_text_atomic
-from unfuse.runs.place import REPORT_FILE, SUMMARY_FILE, refuse_occupied
+from unfuse.runs.place import COMPARISON_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied
 from unfuse.runs.plain import from_plain, parse_object
 from unfuse.runs.schema import SCHEMA_VERSION
 from unfuse.runs.version import is_newer_minor
-
-COMPARISON_FILE: Final = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

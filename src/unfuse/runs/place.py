@@ -16,6 +16,7 @@ from unfuse.runs.samples_file import SAMPLES_FILE
 SUMMARY_FILE: Final = "summary.json"
 REPORT_FILE: Final = "report.md"
 PROBES_FILE: Final = "probes.json"
+COMPARISON_FILE: Final = "comparison.json"
 _OWN_FILES: Final = (MANIFEST_FILE, SAMPLES_FILE, PROBES_FILE, SUMMARY_FILE, REPORT_FILE, LOCK_FILE)
 
 
@@ -33,7 +34,7 @@ def refuse_occupied(path: str | Path) -> None:
         raise cannot_write(Path(path), error) from error
     if not names:
         return
-    holds_run = MANIFEST_FILE in names
+    holds_run = MANIFEST_FILE in names or COMPARISON_FILE in names
     raise RunFolderError(
         f"run folder {path}",
         found="a run" if holds_run else "files that are no run",

@@ -75,7 +75,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise MediaError(str(path), found="no video stream", expected=_EXPECTED)
-            picture = container.streams.video[0]
+            picture = container.streams.video[0].codec_context
+            if picture is None:
+                raise MediaError(str(path), found="a video stream of no known codec", expected=_EXPECTED)
             if picture.width * picture.height > _MAX_PIXELS:
                 size = f"{picture.width} x {picture.height} pixels"
                 raise MediaError(str(path), found=size, expected=f"at most {_MAX_PIXELS}")

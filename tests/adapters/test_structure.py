@@ -1,0 +1,124 @@
+"""Towers, projectors and decoders are found by what they are; a model that has none is refused with a reason."""
+
+from __future__ import annotations
+
+import families
+import pytest
+import torch
+import transformers as hf
+
+from unfuse.adapters.hf import HFAdapter
+from unfuse.adapters.probe import find_language_model
+from unfuse.adapters.structure import find_decoder, find_projectors, find_towers
+from unfuse.errors import CutError, UnfuseError
+from unfuse.protocols import BenchSettings, bench_model
+from unfuse.samples import Dataset, Sample
+from unfuse.staged_model import StagedModel, pick_engine
+
+PARTS = {
+    "llava": (["vision_tower"], ["multi_modal_projector"]),
+    "video_llava": (["video_tower", "image_tower"], ["multi_modal_projector"]),
+    "llava_next": (["vision_tower"], ["multi_modal_projector"]),
+    "llava_onevision": (["vision_tower"], ["multi_modal_projector"]),
+    "qwen2_5_vl": (["visual"], []),
+    "qwen3_vl": (["visual"], []),
+    "internvl": (["vision_tower"], ["multi_modal_projector"]),
+    "idefics3": (["vision_model"], ["connector"]),
+    "smolvlm": (["vision_model"], ["connector"]),
+    "gemma3": (["vision_tower"], ["multi_modal_projector"]),
+    "paligemma": (["vision_tower"], ["multi_modal_projector"]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts(name):
+    model, _ = families.FAMILIES[name]()
+    towers, projectors = PARTS[name]
+    assert list(find_towers(model)) == towers
+    assert list(find_projectors(model)) == projectors
+    assert find_decoder(model) is model.get_decoder()
+
+
+def test_a_tower_without_a_config_of_its_own_is_known_by_its_convolution():
+    model, _ = families.llava()
+    model.config.vision_config = {}
+    assert "vision_tower" in find_towers(model)
+
+
+def test_no_tower_is_an_error_not_zero():
+    model = hf.LlamaForCausalLM(families.text())
+    with pytest.raises(CutError, match="vision tower of LlamaForCausalLM"):
+        find_towers(model)
+
+
+class Biased(hf.LlavaForConditionalGeneration):
+    """Does more with its decoder's output than its head."""
+
+    def forward(self, input_ids=None, pixel_values=None, **kwargs):
+        output = super().forward(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
+        output.logits = output.logits * torch.linspace(0, 2, output.logits.shape[-1])
+        return output
+
+
+class Stateful(hf.LlavaForConditionalGeneration):
+    """A decoder that cannot be called without what the whole gives it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.language_model.register_forward_pre_hook(self._refuse, with_kwargs=True)
+        self.ready = False
+        self.model.register_forward_pre_hook(lambda *_: setattr(self, "ready", True))
+
+    def _refuse(self, module, args, kwargs):
+        if not self.ready:
+            raise RuntimeError("no state")
+        self.ready = False
+
+
+def staged(kind):
+    torch.manual_seed(0)
+    source, prompter = families.llava()
+    model = kind(source.config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.2)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    try:
+        language, reason = find_language_model(model), None
+    except UnfuseError as error:
+        language, reason = None, str(error)
+    adapter = HFAdapter(model, prompter, "f", language=language, uncut=reason)
+    return StagedModel("model", adapter, pick_engine("auto", adapter))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Biased, "other logits than the whole"), (Stateful, "fails by itself (RuntimeError: no state)")],
+)
+def test_what_cannot_be_cut_says_why_and_still_runs_fused_and_hooked(kind, reason):
+    model = staged(kind)
+    assert reason in model.adapter.uncut
+    frames = tuple(torch.randint(0, 255, (30, 30, 3), dtype=torch.uint8).numpy() for _ in range(2))
+    data = Dataset(name="two", samples=tuple(Sample(sample_id=str(i), frames=frames) for i in range(2)))
+    settings = BenchSettings(max_new_tokens=3, num_warmups=1, noise_repeats=4, balance_seconds=0)
+    for protocol in ("decoupled", "reencode"):
+        with pytest.raises(CutError, match=r"--protocol fused"):
+            bench_model(model, data, settings, protocol=protocol)
+    for protocol in ("fused", "hooked"):
+        run = bench_model(model, data, settings, protocol=protocol)
+        assert run.summary().num_ok == 2
+        assert all(record.output_tokens == 3 for record in run.records)
+    with pytest.raises(CutError, match="use --protocol fused|Use --protocol fused"):
+        model.engine.decode(None, 1)
+
+
+def test_encoder_decoders_are_refused():
+    model, _ = families.llava()
+    model.config.is_encoder_decoder = True
+    with pytest.raises(CutError, match="encoder-decoder"):
+        find_language_model(model)
+
+
+def test_models_without_a_seam_are_refused():
+    with pytest.raises(CutError, match="get_image_features"):
+        find_language_model(hf.LlamaForCausalLM(families.text()).eval())
