@@ -15,7 +15,7 @@ from unfuse.verification.watch import watch_vision
 
 TOKENS = 12
 GREEDY = Sampling()
-PROMPTS = [(1, "What moves?"), (3, "What moves, and where to?"), (0, "Say something.")]
+PROMPTS = [(1, "What moves?"), (8, "What moves, and where to?"), (0, "Say something.")]
 """One frame, several frames, text alone."""
 
 

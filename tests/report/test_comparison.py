@@ -115,10 +115,14 @@ def test_protocols_of_one_model_and_what_each_would_claim(part: Callable[..., Pa
     tower = StageTime(host_ms=1.0, device_ms=40.0)
     hooked = [fused(r, tower, name=f"s{i}") for i, r in enumerate(base)]
     again = [fused(r, encode=28.5, name=f"s{i}") for i, r in enumerate(base)]
+    spans = {"encode.tower": StageTime(host_ms=41.0, device_ms=41.0)}
+    plain = [replace(r, spans={}) for r in hooked]
     parts = [
-        part("m"), part("m", "hooked", hooked), part("m", "fused", [replace(r, spans={}) for r in hooked]),
+        part("m", spans=spans),
+        part("m", "hooked", hooked),
+        part("m", "fused", plain),
         part("m", "reencode", again),
-    ]  # fmt: skip
+    ]
     found = compare(parts)
     assert found.valid, "the control is invalid, as it has to be"
     claims = next(t for t in tables(found) if "would have claimed" in t.title)
@@ -127,8 +131,8 @@ def test_protocols_of_one_model_and_what_each_would_claim(part: Callable[..., Pa
     assert rows["S3 vision"] == ("28.50", "40.00", "-", "28.50")
     assert rows["S4 LLM"] == ("950.00", "960.00", "-", "1000.00")
     assert rows["S3 + S4 in one"] == ("-", "-", "1000.00", "-")
-    hooks = next(t for t in tables(found) if "without synchronisation" in t.title)
-    assert hooks.rows == (("tower", "40.000", "1.000", "-98 %"),)
+    hooks = next(t for t in tables(found) if "what hooks in the fused call saw" in t.title)
+    assert hooks.rows == (("tower", "40.000", "41.000", "-2.4 %", "1.000", "-98 %"),)
     assert any("INVALID" in line and "control" in line for line in remarks(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -160,3 +161,15 @@ def test_samples_from_frames(root):
     for bad in ([], [frames[0], "a.png"], [frames[0].astype(float)], [frames[0][..., 0]]):
         with pytest.raises(MediaError):
             Sample.from_frames(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("a.npy", "event_data"), ("a.h5", "event_data"), ("a.MP4", "video"), ("a.webm", "video"), ("a.png", "image")],
+)
+def test_files_are_known_by_their_names(name, field):
+    assert getattr(Sample.from_file(name), field) == Path(name)
+
+
+def test_a_folder_is_frames_of_a_video(tmp_path):
+    assert Sample.from_file(tmp_path).video_frames == tmp_path

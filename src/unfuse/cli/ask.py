@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -16,7 +15,7 @@ from unfuse.stages import DEFAULT_QUESTION
 
 
 @click.command()
-@click.option("--model", default=DEMO, help="Checkpoint folder, hub name, demo or random:eventgpt-7b.")
+@click.option("--model", default=DEMO, help="Checkpoint folder, hub name, demo or random:SHAPE.")
 @placement
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
@@ -34,12 +33,11 @@ def ask(
     events: str | None,
     questions: tuple[str, ...],
 ) -> int:
-    """Ask QUESTIONS about EVENTS: a recording (.npy, .h5), or demo:N for a built-in one."""
-    check_model(model)
+    """Ask QUESTIONS about EVENTS: a recording (.npy, .h5), a video, a picture, or demo:N for a built-in recording."""
+    ref = check_model(model)
     check_placement(device, dtype, engine)
 
-    from unfuse.events import read_events
-    from unfuse.samples import Sample, clean_question
+    from unfuse.samples import Dataset, Sample, clean_question
     from unfuse.samples.demo import demo_sample
     from unfuse.stages import Sampling
 
@@ -48,9 +46,8 @@ def ask(
     if max_new_tokens is not None and max_new_tokens < 1:
         raise PromptError("max-new-tokens", found=max_new_tokens, expected="at least 1")
     name = events if events is not None else "demo:0"
-    sample = demo_sample(name) if name.startswith("demo:") else Sample.from_events(Path(name))
-    if sample.event_data is not None:
-        read_events(sample.event_data)
+    sample = demo_sample(name) if name.startswith("demo:") else Sample.from_file(name)
+    Dataset(name=name, samples=(sample,)).check_media(events=ref.wants_events, video=not ref.wants_events)
 
     from unfuse.api import default_tokens
 

@@ -15,6 +15,8 @@ from unfuse.report import print_line
 _EXTRAS: Final = {
     "h5py": ("DSEC events.h5", 'pip install "unfuse[dsec]"'),
     "hdf5plugin": ("DSEC's Blosc compression", 'pip install "unfuse[dsec]"'),
+    "av": ("video files", 'pip install "unfuse[video]"'),
+    "torchvision": ("processors of other families than EventGPT, LLaVA-1.5, Video-LLaVA", "pip install torchvision"),
     "accelerate": ("device_map for models larger than one device", "pip install accelerate"),
 }
 

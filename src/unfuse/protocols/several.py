@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from unfuse.errors import RunFolderError, UnfuseError
+from unfuse.errors import CutError, RunFolderError, UnfuseError
 from unfuse.protocols.bench import BenchRun, OnRecord, bench_model, own_command, read_run
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report import Comparison, Part, compare, comparison_markdown
@@ -22,8 +22,33 @@ from unfuse.samples import Dataset
 from unfuse.staged_model import StagedModel
 
 Load = Callable[[str], StagedModel]
+_FAILURES = (UnfuseError, OSError, RuntimeError, MemoryError)
 OnPart = Callable[[str, str, str], None]
 """Called with model, protocol and what happens to it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartRun:
+    """One model under one protocol: its run, or why there is none."""
+
+    model: str
+    protocol: str
+    run: BenchRun | None = None
+    error: str | None = None
+    refused: bool = False
+    """Whether the model cannot be measured this way at all."""
+
+    def for_report(self) -> Part:
+        """What a report needs of it."""
+        if self.run is None:
+            return Part(model=self.model, protocol=self.protocol, error=self.error, refused=self.refused)
+        return Part(
+            model=self.model,
+            protocol=self.protocol,
+            manifest=self.run.manifest,
+            records=self.run.records,
+            summary=self.run.result,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +56,7 @@ class ComparisonRun:
     """Several finished runs."""
 
     command: tuple[str, ...]
-    runs: tuple[tuple[str, str, BenchRun | None, str | None], ...]
-    """(model, protocol, its run, why there is none)."""
+    runs: tuple[PartRun, ...]
     result: Comparison
     folder: Path | None = None
 
@@ -46,12 +70,12 @@ class ComparisonRun:
         Raises:
             RunFolderError: the place is taken or cannot be written.
         """
-        names = [(model, protocol) for model, protocol, _, _ in self.runs]
+        names = [(part.model, part.protocol) for part in self.runs]
         folder = ComparisonFolder.create(path, names, created=_now(), command=self.command)
-        for index, (_, _, run, error) in enumerate(self.runs):
-            if run is not None:
-                run.save(folder.run_folder(index))
-            folder.note(index, "failed" if run is None else "ended", error)
+        for index, part in enumerate(self.runs):
+            if part.run is not None:
+                part.run.save(folder.run_folder(index))
+            folder.note(index, "failed" if part.run is None else "ended", part.error)
         folder.finish(self.result.to_dict(), comparison_markdown(self.result, self.command))
 
 
@@ -95,7 +119,7 @@ def bench_several(
         )
     several = _Several(load, dataset, settings, folder, on_part or (lambda *_: None), on_record)
     runs = several.run(models, protocols)
-    result = compare([_part(*run) for run in runs])
+    result = compare([part.for_report() for part in runs])
     if folder is not None:
         folder.finish(result.to_dict(), comparison_markdown(result, folder.manifest.command))
     return ComparisonRun(command=command, runs=tuple(runs), result=result, folder=output)
@@ -110,19 +134,18 @@ class _Several:
     tell: OnPart
     on_record: OnRecord | None
 
-    def run(
-        self, models: Sequence[str], protocols: Sequence[str]
-    ) -> list[tuple[str, str, BenchRun | None, str | None]]:
-        runs: list[tuple[str, str, BenchRun | None, str | None]] = []
+    def run(self, models: Sequence[str], protocols: Sequence[str]) -> list[PartRun]:
+        runs: list[PartRun] = []
         for name in models:
             indices = {protocol: len(runs) + i for i, protocol in enumerate(protocols)}
-            ended = {p: run for p, i in indices.items() if (run := self._ended(i)) is not None}
-            for protocol in ended:
-                self.tell(name, protocol, "ended before; kept")
-            done: dict[str, tuple[BenchRun | None, str | None]] = {p: (run, None) for p, run in ended.items()}
-            if len(done) < len(protocols):
-                done |= self._model(name, {p: i for p, i in indices.items() if p not in ended})
-            runs += [(name, protocol, *done[protocol]) for protocol in protocols]
+            done: dict[str, PartRun] = {}
+            for protocol, index in indices.items():
+                if (run := self._ended(index)) is not None:
+                    self.tell(name, protocol, "ended before; kept")
+                    done[protocol] = PartRun(model=name, protocol=protocol, run=run)
+            if todo := {protocol: index for protocol, index in indices.items() if protocol not in done}:
+                done |= self._model(name, todo)
+            runs += [done[protocol] for protocol in protocols]
         return runs
 
     def _ended(self, index: int) -> BenchRun | None:
@@ -140,22 +163,20 @@ class _Several:
             )
         return run
 
-    def _model(self, name: str, indices: dict[str, int]) -> dict[str, tuple[BenchRun | None, str | None]]:
+    def _model(self, name: str, indices: dict[str, int]) -> dict[str, PartRun]:
         """Loads a model, measures it, and lets it go."""
-        done: dict[str, tuple[BenchRun | None, str | None]] = {}
         try:
             self.tell(name, "", "loading")
             model = self.load(name)
-        except (UnfuseError, OSError, RuntimeError, MemoryError) as error:
-            for protocol, index in indices.items():
-                done[protocol] = self._failed(name, protocol, index, error)
-            return done
+        except _FAILURES as error:
+            return {protocol: self._failed(name, protocol, index, error) for protocol, index in indices.items()}
+        done: dict[str, PartRun] = {}
         with model:
             for protocol, index in indices.items():
                 try:
                     self.tell(name, protocol, "measuring")
-                    done[protocol] = self._part(model, protocol, index), None
-                except (UnfuseError, OSError, RuntimeError, MemoryError) as error:
+                    done[protocol] = PartRun(model=name, protocol=protocol, run=self._part(model, protocol, index))
+                except _FAILURES as error:
                     done[protocol] = self._failed(name, protocol, index, error)
         del model
         _give_memory_back()
@@ -176,20 +197,13 @@ class _Several:
             self.folder.note(index, "ended")
         return run
 
-    def _failed(self, name: str, protocol: str, index: int, error: BaseException) -> tuple[None, str]:
+    def _failed(self, name: str, protocol: str, index: int, error: BaseException) -> PartRun:
         reason = " ".join(str(error).split()) or type(error).__name__
-        self.tell(name, protocol, f"FAILED: {reason}")
+        refused = isinstance(error, CutError)
+        self.tell(name, protocol, f"{'cannot be measured this way' if refused else 'FAILED'}: {reason}")
         if self.folder:
             self.folder.note(index, "failed", reason)
-        return None, reason
-
-
-def _part(model: str, protocol: str, run: BenchRun | None, error: str | None) -> Part:
-    if run is None:
-        return Part(model=model, protocol=protocol, error=error)
-    return Part(
-        model=model, protocol=protocol, manifest=run.manifest, records=run.records, summary=run.result, error=error
-    )
+        return PartRun(model=name, protocol=protocol, error=reason, refused=refused)
 
 
 def _give_memory_back() -> None:

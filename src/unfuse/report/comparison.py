@@ -22,6 +22,8 @@ class Part:
     records: tuple[SampleRecord, ...] = ()
     summary: Summary | None = None
     error: str | None = None
+    refused: bool = False
+    """Whether the model cannot be measured this way at all: a finding, not a failure."""
 
     @property
     def name(self) -> str:
@@ -64,10 +66,10 @@ class Comparison:
 
     @property
     def valid(self) -> bool:
-        """Every part ran and is valid; the control ``reencode`` has to be invalid."""
-        return bool(self.parts) and all(
-            part.summary is not None and part.summary.verdict.valid != (part.protocol == "reencode")
-            for part in self.parts
+        """Every part that could run did and is valid; the control ``reencode`` has to be invalid."""
+        tried = [part for part in self.parts if not part.refused]
+        return bool(tried) and all(
+            part.summary is not None and part.summary.verdict.valid != (part.protocol == "reencode") for part in tried
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from unfuse.report.claims import HOOKS
 from unfuse.report.comparison import Comparison, Part, claims_of, stage_ms, stage_names
 from unfuse.report.markdown import cell
 from unfuse.report.rows import number
@@ -50,7 +51,9 @@ def tables(comparison: Comparison) -> list[Table]:
         ran = [part for part in parts if part.model == model and part.measured]
         if len(ran) > 1:
             found.append(_claims(model, ran))
-            found += [_hooks(part) for part in ran if part.protocol == "hooked"]
+        if ran:
+            cut = next((part for part in ran if part.protocol == "decoupled"), None)
+            found += [_hooks(part, cut) for part in ran if part.protocol == "hooked"]
     found.append(_memory(parts))
     return [table for table in found if table.rows]
 
@@ -100,7 +103,8 @@ def _parts(parts: Sequence[Part]) -> Table:
     rows = []
     for part in parts:
         if part.summary is None:
-            rows.append((part.model, part.protocol, "NOT RUN", "-", "-", "-", "-"))
+            word = "CANNOT" if part.refused else "NOT RUN"
+            rows.append((part.model, part.protocol, word, "-", "-", "-", "-"))
             continue
         s = part.summary
         rows.append(
@@ -169,17 +173,30 @@ def _claims(model: str, parts: Sequence[Part]) -> Table:
     return Table(f"{model}: what each protocol would have claimed (median ms)", ("", *heads), tuple(rows))
 
 
-def _hooks(part: Part) -> Table:
-    """Hooked times by the device's clock and without synchronisation; host only where there is no device clock."""
+def _hooks(part: Part, cut: Part | None) -> Table:
+    """Hooked times by the device's clock, without synchronisation, and as sub-spans of ``encode``.
+
+    Nothing where there is no device clock: then there is nothing to wait for either.
+    """
     rows: list[tuple[str, ...]] = []
     if part.summary:
+        apart = cut.summary.spans_device if cut and cut.summary else {}
         for name, host in part.summary.spans_host.items():
-            device = part.summary.spans_device.get(name)
-            if host and device and name.startswith("fused_generate."):
-                wrong = f"{100 * (host.p50 - device.p50) / device.p50:+.0f} %"
-                rows.append((name.partition(".")[2], number(device.p50, 3), number(host.p50, 3), wrong))
-    columns = ("module", "by device events", "by the host clock, unsynchronised", "wrong by")
-    return Table(f"{part.model}: hooks with and without synchronisation (median ms)", columns, tuple(rows))
+            device, module = part.summary.spans_device.get(name), name.partition(".")[2]
+            if host and device and name.startswith(HOOKS):
+                own = apart.get(f"encode.{module}")
+                rows.append(
+                    (
+                        module,
+                        number(device.p50, 3),
+                        number(own.p50 if own else None, 3),
+                        f"{100 * (device.p50 / own.p50 - 1):+.1f} %" if own else "-",
+                        number(host.p50, 3),
+                        f"{100 * (host.p50 / device.p50 - 1):+.0f} %",
+                    )
+                )
+    columns = ("module", "hook", "sub-span of encode", "apart", "hook without synchronisation", "wrong by")
+    return Table(f"{part.model}: what hooks in the fused call saw (median ms)", columns, tuple(rows))
 
 
 def _memory(parts: Sequence[Part]) -> Table:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 _PICTURES: Final = frozenset({".png", ".jpg", ".jpeg"})
+_VIDEOS: Final = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +85,16 @@ class Sample:
     def from_image(cls, path: PathLike, question: str | None = None) -> Self:
         """One picture."""
         return cls(sample_id=Path(path).stem, question=question, image=Path(path))
+
+    @classmethod
+    def from_file(cls, path: PathLike, question: str | None = None) -> Self:
+        """A picture, a video or a folder of its frames by their names; anything else is a recording of events."""
+        place = Path(path)
+        if place.is_dir() or place.suffix.lower() in _VIDEOS:
+            return cls.from_video(place, question)
+        return (
+            cls.from_image(place, question) if place.suffix.lower() in _PICTURES else cls.from_events(place, question)
+        )
 
     @property
     def files(self) -> tuple[Path, ...]:
