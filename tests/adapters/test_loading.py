@@ -53,3 +53,16 @@ def test_cuda_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="0 CUDA devices"):
         load("demo", device="cuda:3")
+
+
+def test_a_repositorys_code_is_never_run(tmp_path):
+    config = {
+        "model_type": "strange", "vision_config": {}, "architectures": ["Strange"],
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(CheckpointError) as caught:
+        load(str(tmp_path), device="cpu")
+    assert len(str(caught.value)) < 500
+    assert not (tmp_path / "ran").exists()

@@ -149,7 +149,7 @@ class HFAdapter:
                 layers.append(found.layers)
                 layout["outputs"][kind] = found.form
             layout["inputs"] = {name: _remembered(t) for name, t in self._media_inputs(prepared).items()}
-        tensor = torch.cat(rows) if rows else self.language.embed(prepared.input_ids[0, :0])
+        tensor = _cat(rows) if rows else self.language.embed(prepared.input_ids[0, :0])
         provenance = Provenance(
             model_fingerprint=self.fingerprint,
             family=self.family,
@@ -158,7 +158,7 @@ class HFAdapter:
             dtype=str(tensor.dtype).removeprefix("torch."),
             shape=tuple(tensor.shape),
         )
-        return Features(tensor, provenance, tuple(torch.cat(same) for same in zip(*layers, strict=True)), layout)
+        return Features(tensor, provenance, tuple(_cat(same) for same in zip(*layers, strict=True)), layout)
 
     @torch.no_grad()
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
@@ -219,7 +219,7 @@ class HFAdapter:
             media_sha256="",
             num_frames=0,
             dtype=str(self.dtype).removeprefix("torch."),
-            shape=(self.language.embed(torch.zeros(1, dtype=torch.long, device=self.device)).shape[-1],),
+            shape=(self.model.get_input_embeddings().weight.shape[-1],),
         )
 
     def vision_modules(self) -> Mapping[str, nn.Module]:
@@ -237,13 +237,12 @@ class HFAdapter:
     def _prepared(
         self, inputs: Mapping[str, torch.Tensor], media_sha256: str, question: str, sizes: tuple[tuple[int, int], ...]
     ) -> Prepared:
+        # Looked at before they are on the device: there, a look waits for all work before it.
+        kept = {name: t for name, t in inputs.items() if name != "attention_mask" or not bool(t.all())}
+        media = sum(int((inputs["input_ids"] == i).sum()) for i in self._media_ids)
         with span("upload"):
-            placed = {name: self._placed(value) for name, value in inputs.items()}
+            placed = {name: self._placed(value) for name, value in kept.items()}
         ids = placed.pop("input_ids")
-        mask = placed.get("attention_mask")
-        if mask is not None and bool(mask.all()):
-            del placed["attention_mask"]
-        media = sum(int((ids == i).sum()) for i in self._media_ids)
         pixels = next((placed[name] for name in reversed(PIXELS) if name in placed), None)
         return Prepared(
             input_ids=ids,
@@ -298,8 +297,8 @@ class HFAdapter:
                 )
         return {
             kind: restore(
-                torch.cat(parts),
-                tuple(torch.cat(same) for same in zip(*layers[kind], strict=True)),
+                _cat(parts),
+                tuple(_cat(same) for same in zip(*layers[kind], strict=True)),
                 joined(forms[kind]),
             )
             for kind, parts in rows.items()
@@ -347,6 +346,11 @@ def _padded(name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         nn.functional.pad(tensor, [n for more in reversed(short) for n in (0, more)]) if any(short) else tensor
         for tensor, short in zip(tensors, missing, strict=True)
     ]
+
+
+def _cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One after the other; a single one as it is, without a copy."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def joined(forms: Sequence[Any]) -> Any:

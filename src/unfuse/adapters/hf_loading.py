@@ -34,6 +34,7 @@ from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
 
+_LONGEST: Final = 300
 _CLIP_PROCESSORS: Final = frozenset(
     {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "LlavaImageProcessor"}
     | {"VideoLlavaImageProcessor", "VideoLlavaProcessor", "LlavaProcessor"}
@@ -55,7 +56,12 @@ def load_hf_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes
         notes = (*notes, f"cannot be cut: {uncut}")
     kind = model.config.model_type
     if kind in ("llava", "video_llava") and (settings := _clip_settings(folder)) is not None:
-        clip = _clip_prompter(model.config, AutoTokenizer.from_pretrained(folder), settings, _chat_template(folder))
+        clip = _clip_prompter(
+            model.config,
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+            settings,
+            _chat_template(folder),
+        )
         make = LlavaAdapter if kind == "llava" else VideoLlavaAdapter
         return make(model, clip, fingerprint, notes, language=language, uncut=uncut)
     processor = _processor(folder)
@@ -144,6 +150,12 @@ def load_random_hf(shape: str, device: torch.device, dtype: torch.dtype, seed: i
     return make(model, prompter, model_fingerprint(model), ("random weights: timings only",), language=language)
 
 
+def _short(error: BaseException) -> str:
+    """One line; some errors list every class there is."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def _cut(model: Any) -> tuple[LanguageModel | None, str | None]:
     try:
         return find_language_model(model), None
@@ -153,9 +165,11 @@ def _cut(model: Any) -> tuple[LanguageModel | None, str | None]:
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = _short(error)
         raise CheckpointError(
             str(folder), found=f"no loadable model ({reason})", expected="a whole checkpoint"
         ) from None
@@ -217,14 +231,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _processor(folder: Path) -> Any:
     try:
-        return AutoProcessor.from_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:
-        reason = " ".join(str(error).split())
+        reason = _short(error)
         package = "torchvision" if "torchvision" in reason.lower() else reason
         raise MissingPackageError(
             f"processor of {folder}", found=f"no {package}", expected="what this family's processor needs",
             fix="pip install torchvision" if package == "torchvision" else None,
         ) from None  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        reason = _short(error)
         raise CheckpointError(str(folder), found=f"no loadable processor ({reason})", expected="one") from None
