@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
+from unfuse.adapters.registry import load
 from unfuse.errors import FeaturesError, MediaError, PromptError
 from unfuse.events import event_frames, read_events, write_eventgpt_npy
 from unfuse.features import Features
 from unfuse.measure.clock import StageClock
 from unfuse.measure.timers import HostTimer
 from unfuse.samples import Sample
+from unfuse.stages import Sampling
 from unfuse.testing import synthetic_stream
 
 
@@ -113,3 +115,33 @@ def test_features_survive_the_disk(demo_model, demo_sample, tmp_path):
     again = Features.load(tmp_path / "scene.safetensors")
     wanted = demo_model.generate("What?", features, max_new_tokens=6)
     assert demo_model.generate("What?", again, max_new_tokens=6).token_ids == wanted.token_ids
+
+
+def test_batches_write_what_single_prompts_write(golden_dir, recordings_dir):
+    """Prompts of other lengths about other scenes, padded on the left: staged, fused, and each by itself."""
+    questions = ["What moves?", "What moves, and where does it move to, and how fast?", "Is anything still?"]
+    scenes = [Sample.from_events(path) for path in sorted(recordings_dir.glob("*.npy"))[-3:]]
+    with load(str(golden_dir / "checkpoints" / "EventGPT-tiny"), device="cpu", dtype="float32") as model:
+        prepared = [model.preprocess(model.load(s), q) for s, q in zip(scenes, questions, strict=True)]
+        features = [model.encode(each) for each in prepared]
+        alone = [model.generate(q, f, max_new_tokens=12, reuse=False) for q, f in zip(questions, features, strict=True)]
+        assert model.generate_batch(questions, features, max_new_tokens=12) == alone
+        whole = model.adapter.fused_generate(prepared, max_new_tokens=12, sampling=Sampling())
+    assert [answer.token_ids for answer in whole] == [answer.token_ids for answer in alone]
+    assert len({answer.token_ids for answer in alone}) == 3, "three scenes, three answers"
+
+
+def test_sampled_rows_of_a_batch_are_drawn_as_alone(demo_model, demo_sample):
+    features = demo_model.encode(demo_sample)
+    sampling = Sampling(temperature=1.5, top_p=0.9, seed=3)
+    alone = demo_model.generate("What moves?", features, max_new_tokens=8, sampling=sampling, reuse=False)
+    together = demo_model.generate_batch(["What moves?"] * 2, [features] * 2, max_new_tokens=8, sampling=sampling)
+    assert together == [alone, alone]
+
+
+def test_a_batch_needs_one_scene_a_question(demo_model, demo_sample):
+    features = demo_model.encode(demo_sample)
+    with pytest.raises(PromptError, match="2 questions, expected 1"):
+        demo_model.generate_batch(["a", "b"], [features])
+    with pytest.raises(PromptError):
+        demo_model.generate_batch([], [])
