@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from unfuse.adapters.base import Fused
-from unfuse.adapters.fused import generate_fused
 from unfuse.adapters.media import load_event_frames
+from unfuse.adapters.shared import HuggingFaceAdapter
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.language_model import LanguageModel, end_ids
 from unfuse.errors import FeaturesError, MediaError, PromptError
@@ -21,10 +20,10 @@ from unfuse.measure.hooks import module_spans
 from unfuse.models.eventgpt import EventChatModel
 from unfuse.models.eventgpt.prompt import EVENT_INDEX, build_prompt, tokenize_prompt
 from unfuse.samples import Sample, clean_question
-from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
+from unfuse.stages import Loaded, Prepared, Prompt
 
 
-class EventGPTAdapter:
+class EventGPTAdapter(HuggingFaceAdapter):
     """One loaded EventGPT."""
 
     family = "eventgpt"
@@ -43,21 +42,6 @@ class EventGPTAdapter:
         self.uncut: str | None = None
         self._tokenizer = tokenizer
         self._event_processor = event_processor
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        return self.model.dtype
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-        return end_ids(self.model)
 
     @property
     def language(self) -> LanguageModel:
@@ -92,17 +76,7 @@ class EventGPTAdapter:
             projected = network.visual_projector(network.visual_tower(prepared.pixel_values))
         with span("pooling"):
             tensor = network.finish_features(projected)
-        return Features(
-            tensor,
-            Provenance(
-                model_fingerprint=self.fingerprint,
-                family=self.family,
-                media_sha256=prepared.media_sha256,
-                num_frames=prepared.num_frames,
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                shape=tuple(tensor.shape),
-            ),
-        )
+        return self._features(tensor, prepared)
 
     @torch.no_grad()
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
@@ -142,32 +116,6 @@ class EventGPTAdapter:
         """Without special tokens, stripped."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
-    def fused_generate(
-        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
-    ) -> list[Fused]:
-        """One prompt: the published ``generate(event_tensors=...)``. Several: Hugging Face's, padded on the left."""
-        if len(prepared) == 1:
-            tensors = list(prepared[0].pixel_values)
-            arguments: dict[str, Any] = {"input_ids": prepared[0].input_ids, "event_tensors": tensors}
-            length = 0
-        else:
-            arguments = self._native(prepared)
-            length = arguments["input_ids"].shape[1]
-        return generate_fused(
-            self.model, arguments, length, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits
-        )
-
-    def expected_provenance(self) -> Provenance:
-        """This model's side of the comparison."""
-        return Provenance(
-            model_fingerprint=self.fingerprint,
-            family=self.family,
-            media_sha256="",
-            num_frames=0,
-            dtype=str(self.dtype).removeprefix("torch."),
-            shape=(self.model.config.hidden_size,),
-        )
-
     def vision_modules(self) -> Mapping[str, nn.Module]:
         """Tower and projector; adaptor and pooling are the span ``pooling``."""
         network = self.model.model
@@ -176,6 +124,13 @@ class EventGPTAdapter:
     def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:
         """Each runs once: the frames are one batch."""
         return dict.fromkeys(self.vision_modules(), 1)
+
+    def _whole_call(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:
+        """One prompt: the published ``generate(event_tensors=...)``. Several: Hugging Face's, padded on the left."""
+        if len(prepared) == 1:
+            return {"input_ids": prepared[0].input_ids, "event_tensors": list(prepared[0].pixel_values)}, 0
+        arguments = self._native(prepared)
+        return arguments, arguments["input_ids"].shape[1]
 
     def _embeds(self, prepared: Prepared, features: Features) -> tuple[torch.Tensor, int]:
         """``[L, H]`` with the features in place, and where they begin."""

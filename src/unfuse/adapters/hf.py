@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from unfuse.adapters.base import Fused
-from unfuse.adapters.fused import generate_fused
 from unfuse.adapters.media import evenly, load_frames, middle
 from unfuse.adapters.returns import count, normalise, restore
 from unfuse.adapters.seam import (
@@ -25,15 +23,16 @@ from unfuse.adapters.seam import (
     modalities,
     stand_in,
 )
+from unfuse.adapters.shared import HuggingFaceAdapter
 from unfuse.adapters.structure import find_projectors, find_towers
 from unfuse.engines.attention import reproducible_attention
-from unfuse.engines.language_model import LanguageModel, end_ids
+from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CutError, FeaturesError, PromptError
 from unfuse.features import Features, require_fit
 from unfuse.measure.clock import span
 from unfuse.measure.hooks import module_spans
 from unfuse.samples import Sample, clean_question
-from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
+from unfuse.stages import Loaded, Prepared, Prompt
 
 VIDEO_FRAMES: Final = 8
 """Evenly spaced frames that a video model is shown."""
@@ -57,7 +56,7 @@ class Prompter(Protocol):
         """Tokens to text, without special ones."""
 
 
-class HFAdapter:
+class HFAdapter(HuggingFaceAdapter):
     """One loaded Hugging Face model."""
 
     takes_video = False
@@ -87,23 +86,6 @@ class HFAdapter:
         ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id", "image_token_index")]
         self._media_ids = frozenset(int(i) for i in ids if i is not None)
         self._vision = _vision_or_reason(model)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-        return end_ids(self.model)
 
     @property
     def language(self) -> LanguageModel:
@@ -150,15 +132,8 @@ class HFAdapter:
                 layout["outputs"][kind] = found.form
             layout["inputs"] = {name: _remembered(t) for name, t in self._media_inputs(prepared).items()}
         tensor = _cat(rows) if rows else self.language.embed(prepared.input_ids[0, :0])
-        provenance = Provenance(
-            model_fingerprint=self.fingerprint,
-            family=self.family,
-            media_sha256=prepared.media_sha256,
-            num_frames=prepared.num_frames,
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            shape=tuple(tensor.shape),
-        )
-        return Features(tensor, provenance, tuple(_cat(same) for same in zip(*layers, strict=True)), layout)
+        deeper = tuple(_cat(same) for same in zip(*layers, strict=True))
+        return self._features(tensor, prepared, layers=deeper, layout=layout)
 
     @torch.no_grad()
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
@@ -198,30 +173,6 @@ class HFAdapter:
         """Without special tokens, stripped."""
         return self._prompter.decode(token_ids).strip()
 
-    def fused_generate(
-        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
-    ) -> list[Fused]:
-        """The model's own ``generate`` from pixels."""
-        if len(prepared) == 1:
-            arguments = {"input_ids": prepared[0].input_ids, **prepared[0].inputs}
-        else:
-            arguments = self._collated(prepared)
-        length = arguments["input_ids"].shape[1]
-        return generate_fused(
-            self.model, arguments, length, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits
-        )
-
-    def expected_provenance(self) -> Provenance:
-        """This model's side of the comparison."""
-        return Provenance(
-            model_fingerprint=self.fingerprint,
-            family=self.family,
-            media_sha256="",
-            num_frames=0,
-            dtype=str(self.dtype).removeprefix("torch."),
-            shape=(self.model.get_input_embeddings().weight.shape[-1],),
-        )
-
     def vision_modules(self) -> Mapping[str, nn.Module]:
         """Towers and projectors, found by structure."""
         if isinstance(self._vision, CutError):
@@ -258,6 +209,11 @@ class HFAdapter:
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    def _whole_call(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:
+        alone = {"input_ids": prepared[0].input_ids, **prepared[0].inputs}
+        arguments = alone if len(prepared) == 1 else self._collated(prepared)
+        return arguments, arguments["input_ids"].shape[1]
 
     def _media_inputs(self, prepared: Prepared) -> Tensors:
         """Arguments that belong to the media: all that do not run along the ids."""

@@ -1,0 +1,77 @@
+"""What every adapter over a Hugging Face network does the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from unfuse.adapters.base import Fused
+from unfuse.adapters.fused import generate_fused
+from unfuse.engines.language_model import end_ids
+from unfuse.features import Features
+from unfuse.stages import Prepared, Provenance, Sampling
+
+
+class HuggingFaceAdapter:
+    """Where a network is, what its features must say, and its own ``generate``."""
+
+    family: str
+    model: Any
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return end_ids(self.model)
+
+    def fused_generate(
+        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
+    ) -> list[Fused]:
+        """The model's own ``generate`` from pixels."""
+        arguments, prompt_length = self._whole_call(prepared)
+        return generate_fused(
+            self.model, arguments, prompt_length, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits
+        )
+
+    def expected_provenance(self) -> Provenance:
+        """This model's side of the comparison."""
+        width = self.model.get_input_embeddings().weight.shape[-1]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Provenance(
+            model_fingerprint=self.fingerprint,
+            family=self.family,
+            media_sha256="",
+            num_frames=0,
+            dtype=dtype,
+            shape=(width,),
+        )
+
+    def _whole_call(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:
+        """Arguments of ``generate``, and how many ids at the start of what it returns are the prompt."""
+        raise NotImplementedError
+
+    def _features(self, tensor: torch.Tensor, prepared: Prepared, **more: Any) -> Features:
+        """Features of this model with their provenance."""
+        provenance = Provenance(
+            model_fingerprint=self.fingerprint,
+            family=self.family,
+            media_sha256=prepared.media_sha256,
+            num_frames=prepared.num_frames,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+        )
+        return Features(tensor, provenance, **more)
