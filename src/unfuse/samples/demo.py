@@ -24,9 +24,9 @@ from unfuse.errors import DatasetError, FileAccessError
 from unfuse.events import write_eventgpt_npy
 from unfuse.samples.dataset import MANIFEST_NAME, Dataset, read_dataset
 from unfuse.samples.sample import Sample
-from unfuse.samples.simulate import Mover, Scene, simulate
+from unfuse.samples.simulator import Mover, Scene, simulate
 
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 """Part of the folder's name: raised whenever what is built below changes."""
 
 MAX_NEW_TOKENS: Final = 64
