@@ -71,7 +71,8 @@ def bench(
 
     if plan.single:
         return bench_model(get(names[0]), data, options, protocol=protocol, output=place, resume=resume)
-    return bench_several(names, plan.protocols, get, data, options, output=place, resume=resume)
+    placement = (device, dtype, engine)
+    return bench_several(names, plan.protocols, get, data, options, placement=placement, output=place, resume=resume)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ import transformers as hf
 
 from unfuse.adapters.hf import HFAdapter
 from unfuse.adapters.probe import find_language_model
+from unfuse.adapters.seam import decoder_call
 from unfuse.adapters.structure import find_decoder, find_projectors, find_towers
 from unfuse.errors import CutError, UnfuseError
 from unfuse.protocols import PROTOCOLS, BenchSettings, bench_model, bench_several
@@ -127,3 +128,13 @@ def test_encoder_decoders_are_refused():
 def test_models_without_a_seam_are_refused():
     with pytest.raises(CutError, match="get_image_features"):
         find_language_model(hf.LlamaForCausalLM(families.text()).eval())
+
+
+def test_a_device_out_of_memory_is_no_fault_of_the_features():
+    model, _ = families.llava()
+
+    def starve():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder_call(model, find_decoder(model), starve, {})

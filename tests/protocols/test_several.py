@@ -21,6 +21,7 @@ from unfuse.protocols import BenchSettings, ComparisonRun, bench_several
 from unfuse.samples.demo import demo_dataset
 
 MODELS = ["demo", "random:llava-tiny", "random:video-llava-tiny"]
+PROTOCOLS = ["decoupled", "hooked"]
 QUICK = BenchSettings(max_new_tokens=8, output_length=3, num_warmups=1, noise_repeats=5, balance_seconds=0.0)
 
 
@@ -112,8 +113,13 @@ def test_resuming_something_else_is_refused(finished, data):
     with pytest.raises(RunFolderError, match="the same models and protocols"):
         bench_several(MODELS[:2], ["decoupled"], load_cpu, data, QUICK, output=folder, resume=True)
     other = BenchSettings(max_new_tokens=9, output_length=3, num_warmups=1, noise_repeats=5, balance_seconds=0.0)
-    with pytest.raises(RunFolderError, match="other options or another dataset"):
+    with pytest.raises(RunFolderError, match="options: recorded .* now"):
         bench_several(MODELS, ["decoupled", "hooked"], load_cpu, data, other, output=folder, resume=True)
+    placement = ("cpu", "float32", "eager")
+    with pytest.raises(RunFolderError, match="placement: recorded .* now .*float32"):
+        bench_several(MODELS, PROTOCOLS, load_cpu, data, QUICK, placement=placement, output=folder, resume=True)
+    with pytest.raises(RunFolderError, match="dataset: recorded"):
+        bench_several(MODELS, PROTOCOLS, load_cpu, demo_dataset(max_samples=2), QUICK, output=folder, resume=True)
     with pytest.raises(RunFolderError):
         bench_several(MODELS, ["decoupled"], load_cpu, data, QUICK, output=folder)
 

@@ -126,6 +126,8 @@ def decoder_call(
             start()
     except _Reached:
         return {name: value for name, value in taken.items() if name == "inputs_embeds" or name not in _NOT_OURS}
+    except torch.OutOfMemoryError:
+        raise  # no fault of the features
     except (ValueError, RuntimeError, IndexError) as error:
         raise FeaturesError(
             f"features for {type(model).__name__}", found=" ".join(str(error).split()), expected="ones that fit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from unfuse.features import Features
 from unfuse.stages import Prepared, Provenance, Sampling
 
 
-class HuggingFaceAdapter:
+class HuggingFaceAdapter(ABC):
     """Where a network is, what its features must say, and its own ``generate``."""
 
     family: str
@@ -60,9 +61,9 @@ class HuggingFaceAdapter:
             shape=(width,),
         )
 
+    @abstractmethod
     def _whole_call(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:
         """Arguments of ``generate``, and how many ids at the start of what it returns are the prompt."""
-        raise NotImplementedError
 
     def _features(self, tensor: torch.Tensor, prepared: Prepared, **more: Any) -> Features:
         """Features of this model with their provenance."""

@@ -177,6 +177,7 @@ class _Job:
                 self._load,
                 self.data,
                 self.options,
+                placement=self.placement,
                 output=self.folder,
                 resume=self.resume,
                 on_part=tell,

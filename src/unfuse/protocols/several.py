@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from unfuse.errors import CutError, RunFolderError, UnfuseError
+from unfuse.errors import CutError, UnfuseError
+from unfuse.measure.environment import code_version
 from unfuse.protocols.bench import BenchRun, OnRecord, bench_model, own_command, read_run
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report import Comparison, Part, compare, comparison_markdown
@@ -56,6 +58,8 @@ class ComparisonRun:
     """Several finished runs."""
 
     command: tuple[str, ...]
+    asked: Mapping[str, Any]
+    """What all parts have in common: options, data, placement, code."""
     runs: tuple[PartRun, ...]
     result: Comparison
     folder: Path | None = None
@@ -71,7 +75,7 @@ class ComparisonRun:
             RunFolderError: the place is taken or cannot be written.
         """
         names = [(part.model, part.protocol) for part in self.runs]
-        folder = ComparisonFolder.create(path, names, created=_now(), command=self.command)
+        folder = ComparisonFolder.create(path, names, asked=self.asked, created=_now(), command=self.command)
         for index, part in enumerate(self.runs):
             if part.run is not None:
                 part.run.save(folder.run_folder(index))
@@ -86,6 +90,7 @@ def bench_several(
     dataset: Dataset,
     settings: BenchSettings,
     *,
+    placement: Sequence[str] = (),
     output: Path | None = None,
     resume: bool = False,
     command: tuple[str, ...] | None = None,
@@ -100,6 +105,7 @@ def bench_several(
         load: from a name to a loaded model.
         dataset: its media have been checked.
         settings: the same for all.
+        placement: device, dtype and engine asked for, which a resumed comparison must share.
         output: folder of all runs, written as they go on; None keeps them in memory.
         resume: continue what lies in ``output``.
         command: for the record; the process's own by default.
@@ -111,18 +117,24 @@ def bench_several(
     """
     parts = [(model, protocol) for model in models for protocol in protocols]
     command = command or own_command()
+    asked = {
+        "options": asdict(settings),
+        "dataset": dataset.sha256(),
+        "placement": list(placement),
+        "code": code_version(),
+    }
     folder = None
     if output is not None:
-        make = ComparisonFolder.resume if resume else None
-        folder = (
-            make(output, parts) if make else ComparisonFolder.create(output, parts, created=_now(), command=command)
-        )
+        if resume:
+            folder = ComparisonFolder.resume(output, parts, asked=asked)
+        else:
+            folder = ComparisonFolder.create(output, parts, asked=asked, created=_now(), command=command)
     several = _Several(load, dataset, settings, folder, on_part or (lambda *_: None), on_record)
     runs = several.run(models, protocols)
     result = compare([part.for_report() for part in runs])
     if folder is not None:
         folder.finish(result.to_dict(), comparison_markdown(result, folder.manifest.command))
-    return ComparisonRun(command=command, runs=tuple(runs), result=result, folder=output)
+    return ComparisonRun(command=command, asked=asked, runs=tuple(runs), result=result, folder=output)
 
 
 @dataclass(slots=True)
@@ -149,19 +161,10 @@ class _Several:
         return runs
 
     def _ended(self, index: int) -> BenchRun | None:
-        """The run of a part that came to its end before, if it is of the same work."""
+        """The run of a part that came to its end before."""
         if self.folder is None or self.folder.manifest.parts[index].status != "ended":
             return None
-        run = read_run(self.folder.run_folder(index))
-        recorded = (dict(run.manifest.config), run.manifest.dataset.get("sha256"))
-        if recorded != (asdict(self.settings), self.dataset.sha256()):
-            raise RunFolderError(
-                f"run folder {self.folder.run_folder(index)}",
-                found="a run of other options or another dataset",
-                expected="the same ones",
-                fix="undo the change or give another --output",
-            )
-        return run
+        return read_run(self.folder.run_folder(index))
 
     def _model(self, name: str, indices: dict[str, int]) -> dict[str, PartRun]:
         """Loads a model, measures it, and lets it go."""

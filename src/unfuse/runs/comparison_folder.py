@@ -7,15 +7,15 @@ first part and after each. A part that has ended is never touched again, one tha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write, write_json_atomic, write_text_atomic
 from unfuse.runs.place import COMPARISON_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied
-from unfuse.runs.plain import from_plain, parse_object
+from unfuse.runs.plain import from_plain, parse_object, to_plain
 from unfuse.runs.schema import SCHEMA_VERSION
 from unfuse.runs.version import is_newer_minor
 
@@ -38,6 +38,8 @@ class ComparisonManifest:
     created: str
     command: tuple[str, ...]
     parts: tuple[PartEntry, ...]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What all parts have in common and no model need be loaded to know: options, data, placement, code."""
     schema_version: str = SCHEMA_VERSION
 
 
@@ -51,13 +53,20 @@ class ComparisonFolder:
 
     @classmethod
     def create(
-        cls, path: str | Path, parts: Sequence[tuple[str, str]], *, created: str, command: tuple[str, ...]
+        cls,
+        path: str | Path,
+        parts: Sequence[tuple[str, str]],
+        *,
+        asked: Mapping[str, Any],
+        created: str,
+        command: tuple[str, ...],
     ) -> Self:
         """Starts a comparison in a folder that does not exist yet or is empty.
 
         Args:
             path: the folder.
             parts: (model, protocol), in the order in which they are run.
+            asked: what all parts have in common, plain JSON.
             created: ISO-8601, UTC.
             command: what was called.
 
@@ -70,7 +79,7 @@ class ComparisonFolder:
             PartEntry(folder=f"{i:02d}-{_slug(model)}-{protocol}", model=model, protocol=protocol)
             for i, (model, protocol) in enumerate(parts, start=1)
         )
-        folder = cls(place, ComparisonManifest(created=created, command=command, parts=entries))
+        folder = cls(place, ComparisonManifest(created=created, command=command, parts=entries, asked=asked))
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,11 +88,12 @@ class ComparisonFolder:
         return folder
 
     @classmethod
-    def resume(cls, path: str | Path, parts: Sequence[tuple[str, str]]) -> Self:
+    def resume(cls, path: str | Path, parts: Sequence[tuple[str, str]], *, asked: Mapping[str, Any]) -> Self:
         """Continues a comparison that ended early; a failed part is tried again.
 
         Raises:
-            RunFolderError: there is none, or one of other models or protocols.
+            RunFolderError: there is none, or one of other models, protocols, options, data, placement or code; every
+                difference is named.
         """
         place = Path(path).absolute()
         manifest = read_comparison(place)
@@ -93,6 +103,15 @@ class ComparisonFolder:
                 f"run folder {place}",
                 found=f"a comparison of {_named(recorded)}, not of {_named(parts)}",
                 expected="the same models and protocols",
+                fix="undo the change or give another --output",
+            )
+        before, now = (to_plain(each, where="comparison") for each in (manifest.asked, asked))
+        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            what = "; ".join(f"{name}: recorded {before.get(name)}, now {now.get(name)}" for name in changed)
+            raise RunFolderError(
+                f"run folder {place}",
+                found=f"a comparison that is not this one ({what})",
+                expected="the same one",
                 fix="undo the change or give another --output",
             )
         return cls(place, manifest)
