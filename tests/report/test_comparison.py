@@ -150,6 +150,13 @@ def test_a_part_that_did_not_run_is_shown_and_invalid(part: Callable[..., Part])
     assert not compare([]).valid
 
 
+def test_what_cannot_be_measured_one_way_is_a_finding_not_a_failure(part: Callable[..., Part]) -> None:
+    refused = Part(model="a", protocol="decoupled", error="cannot be cut", refused=True)
+    assert compare([part("a"), refused]).valid
+    assert not compare([refused]).valid, "nothing was measured"
+    assert not compare([part("a"), replace(refused, refused=False)]).valid
+
+
 def test_written_and_printed_without_a_strangers_marks(part: Callable[..., Part]) -> None:
     found = compare([part(HOSTILE), part("b", media_tokens=1)])
     text = comparison_markdown(found, ("unfuse", "bench", HOSTILE))
