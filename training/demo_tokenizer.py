@@ -1,12 +1,11 @@
-"""Trains the demo model's sentencepiece tokenizer from sentences made here; run it to remake the shipped file.
+"""Trains the demo model's sentencepiece tokenizer on its own dialogue; run it to remake the shipped file.
 
-python training/demo_tokenizer.py src/unfuse/samples/demo_tokenizer.model
+python -m training.demo_tokenizer src/unfuse/samples/demo/tokenizer.model
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,49 +13,18 @@ from pathlib import Path
 import sentencepiece
 
 from unfuse.models.eventgpt.prompt import SYSTEM
-from unfuse.stages import DEFAULT_QUESTION
+from unfuse.samples.demo.dialogue import turns
+from unfuse.samples.demo.scenes import demo_scene
 
-_SIZES = ("small", "large", "dark", "bright", "")
-_THINGS = ("disc", "box", "car", "cyclist", "pedestrian", "tree", "sign", "building", "object")
-_MOTIONS = (
-    "moves",
-    "drives",
-    "turns",
-    "falls",
-    "rises",
-    "crosses the road",
-    "stands still",
-    "speeds up",
-    "slows down",
-)
-_WHERE = (
-    "to the left",
-    "to the right",
-    "up",
-    "down",
-    "toward the camera",
-    "away from the camera",
-    "in the middle",
-)
-_QUESTIONS = (
-    DEFAULT_QUESTION,
-    "Describe in detail what happened in the scene.",
-    "Are there any vehicles visible in the scene?",
-    "How many objects are moving, and which way?",
-    "Is the camera itself moving?",
-    "Which object is the fastest?",
-    "What shape does the moving object have?",
-)
+_SCENES = range(10_000_000, 10_000_400)
 
 
 def sentences() -> Iterator[str]:
-    """Every combination once, in a fixed order."""
-    for question in _QUESTIONS:
-        yield from [f"{SYSTEM} USER: \n{question} ASSISTANT:", question] * 20
-    for size, thing, motion, where in itertools.product(_SIZES, _THINGS, _MOTIONS, _WHERE):
-        yield " ".join(f"In this scene a {size} {thing} {motion} {where}.".split())
-    for count, thing in itertools.product(("one", "two", "three", "four", "several"), _THINGS):
-        yield f"There are {count} {thing}s; the events show their edges while the background keeps still."
+    """What is asked and answered about scenes that are in no other set."""
+    for seed in _SCENES:
+        for turn in turns(demo_scene(seed)[1]):
+            yield f"USER: \n{turn.question} ASSISTANT: {turn.answer}"
+    yield from [SYSTEM] * 20
 
 
 def main(target: Path) -> None:

@@ -14,7 +14,7 @@ from unfuse.events import read_events
 from unfuse.samples.demo import demo_checkpoint, demo_dataset, demo_sample
 from unfuse.samples.simulator import SHAPES, Camera, Flicker, Mover, Scene, driving_scene, simulate
 from unfuse.samples.simulator.pixels import _crossings, _rested
-from unfuse.samples.simulator.render import draw_texture, intensity
+from unfuse.samples.simulator.render import Picture, draw_texture
 
 BOX = Mover(shape="box", position=(30, 32), velocity=(400, 0), radius=10, intensity=0.9)
 SCENE = Scene(movers=(BOX,), size=(96, 64), duration_us=30_000)
@@ -83,7 +83,7 @@ def test_shapes_are_told_apart():
     pictures = set()
     for shape in SHAPES:
         scene = Scene(movers=(replace(BOX, shape=shape),), size=(96, 64), texture=0.0)
-        image = intensity(scene, draw_texture(np.random.default_rng(0)), 0.0)
+        image = Picture(scene, draw_texture(np.random.default_rng(0), (12, 60))).intensity(0.0)
         pictures.add(int((image > 0.6).sum()))
     assert len(pictures) == len(SHAPES)
     with pytest.raises(InputError, match="shape: found 'cube', expected disc"):
@@ -95,12 +95,12 @@ def test_shapes_are_told_apart():
 def test_the_fast_background_is_the_sum_of_its_waves(seed, pan_x, pan_y, zoom):
     """The matrix product against the waves themselves, pixel by pixel."""
     scene = Scene(pan=(pan_x, pan_y), zoom=zoom, size=(48, 32))
-    texture, seconds = draw_texture(np.random.default_rng(seed)), 0.04
+    texture, seconds = draw_texture(np.random.default_rng(seed), (12, 60)), 0.04
     scale = 1 + zoom * seconds
     y, x = np.mgrid[:32, :48].astype(float)
     x, y = (x - 24) / scale + 24 - pan_x * seconds, (y - 16) / scale + 16 - pan_y * seconds
     slow = 0.35 + sum(a * np.sin(kx * x + ky * y + phase) for a, kx, ky, phase in texture)
-    np.testing.assert_allclose(intensity(scene, texture, seconds), slow.clip(0, 1), atol=1e-12)
+    np.testing.assert_allclose(Picture(scene, texture).intensity(seconds), slow.clip(0, 1), atol=1e-12)
 
 
 def test_a_pixel_fires_as_often_as_its_contrast_crosses_the_threshold():

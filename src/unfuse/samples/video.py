@@ -58,17 +58,22 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
     return [found[index] for index in indices]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _av(path: Path) -> Any:
     try:
         import av
     except ImportError:
         raise MissingPackageError(
             str(path),
             found="PyAV is not installed",
-            expected="it, to read video files",
+            expected="it, to read and write video files",
             fix='pip install "unfuse[video]"',
         ) from None
+    return av
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    av = _av(path)
     if not path.is_file():
         raise FileAccessError(str(path), found="no such file", expected="a video file")
     try:
@@ -84,3 +89,21 @@ def _opened(path: Path) -> Iterator[Any]:
             yield container
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise MediaError(str(path), found=f"no readable video ({error})", expected=_EXPECTED) from None
+
+
+def write_frames(path: Path, frames: Sequence[NDArray[np.uint8]], rate: int) -> None:
+    """Writes RGB uint8 frames ``[H, W, 3]``, even in height and width, as an H.264 file.
+
+    Raises:
+        MissingPackageError: PyAV is not installed.
+    """
+    av = _av(path)
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # One thread: the file must not depend on how many cores wrote it.
+        stream.options = {"threads": "1"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

@@ -5,7 +5,21 @@
 """
 
 from unfuse.samples.simulator.driving import driving_scene
-from unfuse.samples.simulator.pixels import simulate
+from unfuse.samples.simulator.pixels import Chance, draw_chance, events_of, simulate
+from unfuse.samples.simulator.render import Picture
 from unfuse.samples.simulator.scene import DAYLIGHT, SHAPES, Camera, Flicker, Mover, Scene
 
-__all__ = ["DAYLIGHT", "SHAPES", "Camera", "Flicker", "Mover", "Scene", "driving_scene", "simulate"]
+__all__ = [
+    "DAYLIGHT",
+    "SHAPES",
+    "Camera",
+    "Chance",
+    "Flicker",
+    "Mover",
+    "Picture",
+    "Scene",
+    "draw_chance",
+    "driving_scene",
+    "events_of",
+    "simulate",
+]

@@ -11,62 +11,88 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unfuse.samples.simulator.scene import Mover, Scene
+from unfuse.samples.simulator.scene import Flicker, Mover, Scene
 
-_BACKGROUND: Final = 0.35
-_EPSILON: Final = 0.02  # keeps the logarithm of a black pixel finite
+BACKGROUND: Final = 0.35
+EPSILON: Final = 0.02  # keeps the logarithm of a black pixel finite
 _WAVES: Final = 6
 
 Array = NDArray[np.float64]
+_Box = tuple[slice, slice]
 
 
-def draw_texture(rng: np.random.Generator) -> Array:
-    """Rows (amplitude, kx, ky, phase) of a scene's background; wavelengths of 12 to 60 pixels."""
-    wavelength = rng.uniform(12, 60, _WAVES)
+def draw_texture(rng: np.random.Generator, wavelengths: tuple[float, float]) -> Array:
+    """Rows (amplitude, kx, ky, phase) of a scene's background; wavelengths in pixels."""
+    k = 2 * np.pi / rng.uniform(*wavelengths, _WAVES)
     angle = rng.uniform(0, np.pi, _WAVES)
-    k = 2 * np.pi / wavelength
     amplitude, phase = rng.uniform(0.02, 0.05, _WAVES), rng.uniform(0, 2 * np.pi, _WAVES)
     return np.stack([amplitude, k * np.cos(angle), k * np.sin(angle), phase], 1)
 
 
-def intensity(scene: Scene, texture: Array, seconds: float) -> Array:
-    """Linear intensity ``[H, W]``, 0 to 1."""
-    image = _background(scene, texture, seconds)
-    for light in scene.flickers:
-        swing = 1 + light.depth * np.sin(2 * np.pi * light.frequency_hz * seconds)
-        lamp = Mover(
-            shape="disc",
-            position=light.position,
-            velocity=(0, 0),
-            radius=light.radius,
-            intensity=light.intensity * swing,
-        )
-        _put(image, lamp, 0.0)
-    for mover in scene.movers:
-        _put(image, mover, seconds)
-    return image.clip(0.0, 1.0)
+class Picture:
+    """A scene in front of its background; what does not change is computed once."""
+
+    def __init__(self, scene: Scene, texture: Array):
+        self._scene = scene
+        self._texture = texture
+        self._still: tuple[Array, Array] | None = None
+        if not scene.camera_moves:
+            still = self._background(0.0)
+            self._still = still, _log(still)
+
+    def intensity(self, seconds: float) -> Array:
+        """Linear intensity ``[H, W]``, 0 to 1."""
+        image = self._background(seconds) if self._still is None else self._still[0].copy()
+        self._draw(image, seconds)
+        return image.clip(0.0, 1.0)
+
+    def log_intensity(self, seconds: float) -> Array:
+        """Natural logarithm of it, as a photoreceptor sees."""
+        if self._still is None:
+            return _log(self.intensity(seconds))
+        image, log = (array.copy() for array in self._still)
+        for box in self._draw(image, seconds):
+            log[box] = _log(image[box])
+        return log
+
+    def _background(self, seconds: float) -> Array:
+        scene = self._scene
+        width, height = scene.size
+        scale = 1.0 + scene.zoom * seconds
+        x = (np.arange(width) - width / 2) / scale + width / 2 - scene.pan[0] * seconds
+        y = (np.arange(height) - height / 2) / scale + height / 2 - scene.pan[1] * seconds
+        amplitude, kx, ky, phase = self._texture.T[:, :, None]
+        along = kx * x
+        down = ky * y + phase
+        left = np.concatenate([amplitude * np.cos(down), amplitude * np.sin(down)])
+        image: Array = BACKGROUND + scene.texture * (left.T @ np.concatenate([np.sin(along), np.cos(along)]))
+        return image
+
+    def _draw(self, image: Array, seconds: float) -> list[_Box]:
+        """Puts every shape in front; where each of them lies."""
+        lamps = [_lamp(light, seconds) for light in self._scene.flickers]
+        boxes = [_put(image, lamp, 0.0) for lamp in lamps]
+        boxes += [_put(image, mover, seconds) for mover in self._scene.movers]
+        return [box for box in boxes if box is not None]
 
 
-def log_intensity(scene: Scene, texture: Array, seconds: float) -> Array:
-    """Natural logarithm of it, as a photoreceptor sees."""
-    log: Array = np.log(intensity(scene, texture, seconds) + _EPSILON)
+def _log(intensity: Array) -> Array:
+    log: Array = np.log(intensity.clip(0.0, 1.0) + EPSILON)
     return log
 
 
-def _background(scene: Scene, texture: Array, seconds: float) -> Array:
-    width, height = scene.size
-    scale = 1.0 + scene.zoom * seconds
-    x = (np.arange(width) - width / 2) / scale + width / 2 - scene.pan[0] * seconds
-    y = (np.arange(height) - height / 2) / scale + height / 2 - scene.pan[1] * seconds
-    amplitude, kx, ky, phase = texture.T[:, :, None]
-    along = kx * x
-    down = ky * y + phase
-    left = np.concatenate([amplitude * np.cos(down), amplitude * np.sin(down)])
-    image: Array = _BACKGROUND + scene.texture * (left.T @ np.concatenate([np.sin(along), np.cos(along)]))
-    return image
+def _lamp(light: Flicker, seconds: float) -> Mover:
+    swing = 1 + light.depth * np.sin(2 * np.pi * light.frequency_hz * seconds)
+    return Mover(
+        shape="disc",
+        position=light.position,
+        velocity=(0, 0),
+        radius=light.radius,
+        intensity=light.intensity * swing,
+    )
 
 
-def _put(image: Array, mover: Mover, seconds: float) -> None:
+def _put(image: Array, mover: Mover, seconds: float) -> _Box | None:
     """Draws one shape over what is there, within its own bounds."""
     radius = mover.radius * (1 + mover.growth * seconds)
     cx = mover.position[0] + mover.velocity[0] * seconds
@@ -75,13 +101,14 @@ def _put(image: Array, mover: Mover, seconds: float) -> None:
     left, right = max(int(cx - radius) - 2, 0), min(int(cx + radius) + 3, width)
     top, bottom = max(int(cy - radius) - 2, 0), min(int(cy + radius) + 3, height)
     if left >= right or top >= bottom:
-        return
+        return None
     dx = np.arange(left, right) - cx
     dy = (np.arange(top, bottom) - cy)[:, None]
     # One pixel of blur at the rim lets an edge pass a pixel gradually, as optics do.
     cover = np.clip(0.5 - _outside(mover.shape, dx, dy, radius), 0.0, 1.0)
-    part = image[top:bottom, left:right]
-    part += cover * (mover.intensity - part)
+    box = slice(top, bottom), slice(left, right)
+    image[box] += cover * (mover.intensity - image[box])
+    return box
 
 
 def _outside(shape: str, dx: Array, dy: Array, radius: float) -> Array:

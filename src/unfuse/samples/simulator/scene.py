@@ -56,7 +56,9 @@ class Camera:
     off_factor: float = 1.0
     """Thresholds of falling contrast as a multiple of those of rising; above 1 there are more rising events."""
     shot_noise_hz: float = 0.0
-    """Rate of noise events of a mid-grey pixel; dark pixels have up to four times as many."""
+    """Rate of noise events of a mid-grey pixel."""
+    dark_noise: float = 4.0
+    """Most noise of a dark pixel, as a multiple of that; a bright one has at least as little. 1 is even noise."""
     leak_hz: float = 0.0
     """Rate of rising events of a pixel that sees nothing change."""
     refractory_us: int = 0
@@ -80,6 +82,8 @@ class Scene:
     """Apparent growth of the background per second: above 0 the camera drives forward."""
     texture: float = 1.0
     """Contrast of the background; 0 is an even wall."""
+    wavelengths: tuple[float, float] = (12.0, 60.0)
+    """Shortest and longest of its waves, in pixels."""
     size: tuple[int, int] = (640, 480)
     """Sensor (width, height)."""
     duration_us: int = 50_000
@@ -87,3 +91,8 @@ class Scene:
     """Time between rendered frames."""
     camera: Camera = field(default_factory=Camera)
     seed: int = 0
+
+    @property
+    def camera_moves(self) -> bool:
+        """Whether the background moves in the picture."""
+        return self.zoom != 0 or self.pan != (0.0, 0.0)

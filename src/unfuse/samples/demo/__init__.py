@@ -1,0 +1,92 @@
+"""The built-in demo: simulated recordings with questions and answers, and a small EventGPT trained to answer them.
+
+The checkpoint is part of the package, in the published format; its folder has a model card. Recordings are simulated on
+this machine at first use, offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from unfuse.errors import DatasetError, FileAccessError
+from unfuse.samples.dataset import MANIFEST_NAME, Dataset, read_dataset
+from unfuse.samples.demo.dialogue import describe
+from unfuse.samples.demo.folder import Row, manifest_of, write_events
+from unfuse.samples.demo.scenes import demo_scene
+from unfuse.samples.sample import Sample
+
+_VERSION: Final = "3"
+"""Part of the folder's name: raised whenever what is simulated below changes."""
+
+MAX_NEW_TOKENS: Final = 64
+
+_SEEDS: Final = (40_000_003, 40_000_006, 40_000_007, 40_000_010, 40_000_012, 40_000_015, 40_000_020, 40_000_021)
+"""Scenes that the model did not learn from, chosen to differ."""
+
+
+def demo_dataset(max_samples: int | None = None) -> Dataset:
+    """The demo recordings in the instruction-set layout, simulated at first use."""
+    return read_dataset(_built("recordings", _build_recordings), max_samples=max_samples)
+
+
+def demo_sample(name: str) -> Sample:
+    """The recording ``demo:N``.
+
+    Raises:
+        DatasetError: there is no such recording.
+    """
+    for sample in demo_dataset().samples:
+        if sample.sample_id == name:
+            return sample
+    raise DatasetError(f"recording {name!r}", found="no such demo", expected=f"demo:0 to demo:{len(_SEEDS) - 1}")
+
+
+def demo_checkpoint() -> Path:
+    """The demo model's folder, in the published checkpoint format."""
+    return Path(__file__).with_name("model") / "EventGPT-demo"
+
+
+def tokenizer_model() -> bytes:
+    """The demo model's sentencepiece file."""
+    return (demo_checkpoint() / "tokenizer.model").read_bytes()
+
+
+def _built(what: str, build: Callable[[Path], None]) -> Path:
+    """The folder of one part; built beside its place and moved there, so that it is never seen half-made."""
+    home = Path(os.environ.get("UNFUSE_CACHE") or platformdirs.user_cache_dir("unfuse"))
+    place = home / f"demo-{what}-{_VERSION}"
+    if place.is_dir():
+        return place
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=home, prefix=f".demo-{what}-"))
+    except OSError as error:
+        raise FileAccessError(
+            str(home), found=error.strerror, expected="a writable cache folder", fix="set UNFUSE_CACHE to one"
+        ) from None
+    try:
+        build(partial)
+        # Another process may have been faster: its result is the same.
+        with contextlib.suppress(OSError):
+            partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def _build_recordings(folder: Path) -> None:
+    rows = [
+        Row(f"demo:{index}", f"demo/{index:06d}", seed, "", describe(demo_scene(seed)[1]))
+        for index, seed in enumerate(_SEEDS)
+    ]
+    for row in rows:
+        write_events(folder, row)
+    (folder / MANIFEST_NAME).write_text(manifest_of(rows), encoding="utf-8")

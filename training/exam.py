@@ -1,0 +1,68 @@
+"""Questions about scenes that were not learned from, while training: what is asked, answered and right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import torch
+
+from training.learner import Learner
+from training.scenes import HEADS, Pool, class_targets
+from training.turns import Tokens
+from unfuse.samples.attributes import judge
+from unfuse.samples.demo.dialogue import turns
+from unfuse.samples.demo.scenes import demo_scene
+
+_BATCH: Final = 256
+_LONGEST: Final = 64
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # its shapes vary, and each would be compiled
+def head_accuracy(learner: Learner, pool: Pool, device: torch.device) -> dict[str, float]:
+    """Share of scenes that each auxiliary head judges rightly."""
+    wanted = torch.tensor([class_targets(demo_scene(seed)[1]) for seed in pool.seeds], device=device)
+    found = torch.cat([learner.facts(part) for part in pool.pixels.split(_BATCH)])
+    shares = (found == wanted).float().mean(0).tolist()
+    return {name: round(share, 4) for (name, _), share in zip(HEADS, shares, strict=True)}
+
+
+@torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # its shapes vary, and each would be compiled
+def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.device) -> dict[str, list[int]]:
+    """Attributes right and asked, by kind of question and attribute: one phrasing of each kind a scene."""
+    right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    features = torch.cat([learner.features(part) for part in pool.pixels.split(_BATCH)])
+    asked: dict[int, list[tuple[int, str, str, str]]] = defaultdict(list)
+    for row, seed in enumerate(pool.seeds):
+        for kind, question, reference in _one_of_each(seed):
+            asked[len(tokens.prompt(question))].append((row, kind, question, reference))
+    for rows in asked.values():
+        for part in _parts(rows):
+            ids = torch.tensor([tokens.prompt(question) for _, _, question, _ in part], device=device)
+            scenes = features[torch.tensor([row for row, *_ in part], device=device)]
+            new = learner.model.generate(
+                input_ids=ids, event_features=scenes, max_new_tokens=_LONGEST, do_sample=False, pad_token_id=0
+            )[:, ids.shape[1] :]
+            for (_, kind, _, reference), answer in zip(part, new.tolist(), strict=True):
+                for (name, _), correct in judge(reference, tokens.text(answer)).items():
+                    right[f"{kind}: {name}"][0] += correct
+                    right[f"{kind}: {name}"][1] += 1
+    return dict(sorted(right.items()))
+
+
+def _one_of_each(seed: int) -> Iterator[tuple[str, str, str]]:
+    """Kind, question and reference answer; which phrasing goes by the seed."""
+    kinds = defaultdict(list)
+    for turn in turns(demo_scene(seed)[1]):
+        kinds[turn.kind].append(turn)
+    for kind, options in kinds.items():
+        turn = options[seed % len(options)]
+        yield kind, turn.question, turn.answer
+
+
+def _parts(rows: Sequence[tuple[int, str, str, str]]) -> Iterator[Sequence[tuple[int, str, str, str]]]:
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]

@@ -1,0 +1,81 @@
+"""The model with what is added for training only: heads that say what is in the scene, thrown away afterwards.
+
+Language-model loss alone reaches the tower late, through every decoder layer. Two short ways are added: from the five
+temporal tokens together to the scene's facts, and from each alone to where every shape is in its frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from training.pixels import normalised
+from training.scenes import FRAMES, HEADS
+from unfuse.models.eventgpt import EventChatConfig, EventGPTForConditionalGeneration
+from unfuse.samples.simulator import SHAPES
+
+_TRACK_WEIGHT = 4.0
+
+
+class Learner(nn.Module):
+    """A new model of the layout's shape, and the heads."""
+
+    def __init__(self, checkpoint: Path, preprocessor: dict[str, list[float]], *, one_frame: bool = False):
+        super().__init__()
+        config = EventChatConfig.from_pretrained(checkpoint)
+        config.name_or_path = str(checkpoint)  # the tower is looked up beside it
+        self.model = EventGPTForConditionalGeneration(config)
+        self.heads = nn.Sequential(
+            nn.LayerNorm(FRAMES * config.hidden_size),
+            nn.Linear(FRAMES * config.hidden_size, 512),
+            nn.GELU(),
+            nn.Linear(512, sum(classes for _, classes in HEADS)),
+        )
+        self.tracks = nn.Linear(config.hidden_size, 4 * len(SHAPES))
+        self._mean, self._std = preprocessor["image_mean"], preprocessor["image_std"]
+        self._one_frame = one_frame
+
+    def compile_layers(self) -> None:
+        """Fuses what a layer of this width spends most time on: its small operations."""
+        for layer in (*self.model.model.layers, *self.model.model.visual_tower.visual_tower.encoder.layers):
+            layer.compile()
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 ``[B, F, 3, h, w]`` to features ``[B, N, H]``."""
+        if self._one_frame:
+            pixels = pixels[:, FRAMES // 2 : FRAMES // 2 + 1].expand_as(pixels)
+        return self.model.get_event_features(normalised(pixels, self._mean, self._std))
+
+    def forward(self, pixels: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The losses, by name."""
+        features = self.features(pixels)
+        turn = batch["turn"]
+        seen = (turn[:, None, :] == turn[:, :, None]) | (turn[:, None, :] == 0)
+        loss = self.model(
+            input_ids=batch["input_ids"],
+            event_features=features,
+            attention_mask=seen.tril()[:, None],
+            position_ids=batch["position"],
+            labels=batch["labels"],
+            use_cache=False,
+        ).loss
+        temporal = features[:, :FRAMES]
+        scores = self.heads(temporal.flatten(1)).split([classes for _, classes in HEADS], 1)
+        facts = sum(functional.cross_entropy(s, t) for s, t in zip(scores, batch["classes"].T, strict=True))
+        return {"language": loss, "facts": facts / len(HEADS), "tracks": self._track_loss(temporal, batch["tracks"])}
+
+    def facts(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Class that each head chooses, ``[B, heads]``."""
+        scores = self.heads(self.features(pixels)[:, :FRAMES].flatten(1))
+        return torch.stack([s.argmax(1) for s in scores.split([classes for _, classes in HEADS], 1)], 1)
+
+    def _track_loss(self, temporal: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Squared error of centre and radius where there is such a shape, and of whether there is."""
+        shape = (*wanted.shape[:-1], len(SHAPES), 4)
+        found, wanted = self.tracks(temporal).float().view(shape), wanted.view(shape)
+        there = wanted[..., :1]
+        place = (there * (found[..., 1:] - wanted[..., 1:]) ** 2).sum() / there.sum().clamp(1)
+        return functional.mse_loss(found[..., :1], there) + _TRACK_WEIGHT * place
