@@ -1,0 +1,1 @@
+"""How the demo model is made: tokenizer, scenes on a device, training, evaluation."""

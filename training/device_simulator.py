@@ -1,4 +1,4 @@
-"""The event simulator for many scenes at once, on a GPU: the same events as ``unfuse.samples.simulator``, drawn as frames.
+"""The event simulator for many scenes at once on a GPU: the same events as ``unfuse.samples.simulator``, as frames.
 
 It follows that code step by step; a test holds the two equal event for event when both are given the same chance. Left
 alone it draws its own chance on the device, from the seeds of the scenes.

@@ -48,7 +48,7 @@ def _edge(length: int, shortest: int) -> tuple[int, int]:
 
 @cache
 def _matrix(length: int, resized: int, start: int, device: torch.device) -> torch.Tensor:
-    """``[112, length]``"""
+    """Weights ``[112, length]``."""
     impulses = Image.fromarray(np.eye(length, dtype=np.float32))
     weights = np.asarray(impulses.resize((resized, length), Image.Resampling.BICUBIC)).T
     return torch.from_numpy(weights[start : start + IMAGE].copy()).to(device)
