@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -113,7 +112,7 @@ def evaluate(checkpoint: str, folder: Path, count: int, device: str, workers: in
         "checkpoint": Path(checkpoint).name,
         "scenes": [seeds.start, seeds.stop],
         "questions": len(asked),
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,
         "constant_guess_pct": constant_guess(asked),
     }
@@ -137,6 +136,7 @@ def evaluate(checkpoint: str, folder: Path, count: int, device: str, workers: in
         # Another scene's features for every question.
         shuffled = [features[(i + 1) % len(features)] for i in range(len(features))]
         found["shuffled"] = scores(asked, answers(model, asked, shuffled))
+        found["one_frame"] = scores(asked, answers(model, asked, [model.encode(_middle(model, s)) for s in samples]))
     with unfuse.load(checkpoint, device=device, dtype="bfloat16") as model:
         half = answers(model, asked, [model.encode(sample) for sample in samples])
         found["bfloat16"] = scores(asked, half)
@@ -155,6 +155,12 @@ def _by_kind(asked: Sequence[Asked], given: Sequence[Generation]) -> dict[str, A
 
 def _prepared(model: StagedModel, samples: Sequence[unfuse.Sample], one: Asked) -> Any:
     return model.preprocess(model.load(samples[one.scene]), one.question)
+
+
+def _middle(model: StagedModel, sample: unfuse.Sample) -> unfuse.Sample:
+    """The middle frame in the place of all."""
+    frames = model.load(sample).frames
+    return unfuse.Sample.from_frames([frames[len(frames) // 2]] * len(frames))
 
 
 def _saved(features: Features, path: Path, model: StagedModel) -> Features:
@@ -181,10 +187,12 @@ def main(checkpoint: str, out: Path, scenes: int, device: str, workers: int) -> 
     for name, share in found["float32"]["attributes"].items():
         interval = f"[{share['low_pct']:.1f}, {share['high_pct']:.1f}]"
         wrong = found["shuffled"]["attributes"][name]
+        alone = found["one_frame"]["attributes"][name]
         click.echo(
             f"{name:10s} {share['right']:6d} of {share['asked']:6d} "
             f"{100 * share['right'] / share['asked']:6.2f} % {interval}; shuffled "
-            f"{100 * wrong['right'] / wrong['asked']:.1f} %, constant {found['constant_guess_pct'][name]:.1f} %"
+            f"{100 * wrong['right'] / wrong['asked']:.1f} %, one frame "
+            f"{100 * alone['right'] / alone['asked']:.1f} %, constant {found['constant_guess_pct'][name]:.1f} %"
         )
     for name in ("from_saved_features", "from_fused_call", "in_bfloat16"):
         click.echo(f"same tokens {name}: {found[f'same_tokens_{name}']}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -18,29 +19,29 @@ from unfuse.samples.demo.scenes import demo_scene
 _BATCH: Final = 256
 _LONGEST: Final = 64
 
+_Asked = tuple[int, str, str, str]
+"""Row of the pool, kind of question, question, reference answer."""
 
-@torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # its shapes vary, and each would be compiled
+
 def head_accuracy(learner: Learner, pool: Pool, device: torch.device) -> dict[str, float]:
     """Share of scenes that each auxiliary head judges rightly."""
     wanted = torch.tensor([class_targets(demo_scene(seed)[1]) for seed in pool.seeds], device=device)
-    found = torch.cat([learner.facts(part) for part in pool.pixels.split(_BATCH)])
+    with _as_is():
+        found = torch.cat([learner.facts(part) for part in pool.pixels.split(_BATCH)])
     shares = (found == wanted).float().mean(0).tolist()
     return {name: round(share, 4) for (name, _), share in zip(HEADS, shares, strict=True)}
 
 
-@torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # its shapes vary, and each would be compiled
 def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.device) -> dict[str, list[int]]:
     """Attributes right and asked, by kind of question and attribute: one phrasing of each kind a scene."""
     right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    features = torch.cat([learner.features(part) for part in pool.pixels.split(_BATCH)])
-    asked: dict[int, list[tuple[int, str, str, str]]] = defaultdict(list)
+    asked: dict[int, list[_Asked]] = defaultdict(list)
     for row, seed in enumerate(pool.seeds):
         for kind, question, reference in _one_of_each(seed):
             asked[len(tokens.prompt(question))].append((row, kind, question, reference))
-    for rows in asked.values():
-        for part in _parts(rows):
+    with _as_is():
+        features = torch.cat([learner.features(part) for part in pool.pixels.split(_BATCH)])
+        for part in _parts(asked.values()):
             ids = torch.tensor([tokens.prompt(question) for _, _, question, _ in part], device=device)
             scenes = features[torch.tensor([row for row, *_ in part], device=device)]
             new = learner.model.generate(
@@ -53,6 +54,13 @@ def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.
     return dict(sorted(right.items()))
 
 
+@contextmanager
+def _as_is() -> Iterator[None]:
+    """Nothing is learned, and nothing compiled: shapes vary here."""
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def _one_of_each(seed: int) -> Iterator[tuple[str, str, str]]:
     """Kind, question and reference answer; which phrasing goes by the seed."""
     kinds = defaultdict(list)
@@ -63,6 +71,7 @@ def _one_of_each(seed: int) -> Iterator[tuple[str, str, str]]:
         yield kind, turn.question, turn.answer
 
 
-def _parts(rows: Sequence[tuple[int, str, str, str]]) -> Iterator[Sequence[tuple[int, str, str, str]]]:
-    for start in range(0, len(rows), _BATCH):
-        yield rows[start : start + _BATCH]
+def _parts(groups: Iterable[Sequence[_Asked]]) -> Iterator[Sequence[_Asked]]:
+    for rows in groups:
+        for start in range(0, len(rows), _BATCH):
+            yield rows[start : start + _BATCH]

@@ -7,6 +7,7 @@ temporal tokens together to the scene's facts, and from each alone to where ever
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ class Learner(nn.Module):
         super().__init__()
         config = EventChatConfig.from_pretrained(checkpoint)
         config.name_or_path = str(checkpoint)  # the tower is looked up beside it
-        self.model = EventGPTForConditionalGeneration(config)
+        # As transformers' own annotations would have it, such a model has no `generate`.
+        self.model: Any = EventGPTForConditionalGeneration(config)
         self.heads = nn.Sequential(
             nn.LayerNorm(FRAMES * config.hidden_size),
             nn.Linear(FRAMES * config.hidden_size, 512),
@@ -47,35 +49,47 @@ class Learner(nn.Module):
         """uint8 ``[B, F, 3, h, w]`` to features ``[B, N, H]``."""
         if self._one_frame:
             pixels = pixels[:, FRAMES // 2 : FRAMES // 2 + 1].expand_as(pixels)
-        return self.model.get_event_features(normalised(pixels, self._mean, self._std))
+        features: torch.Tensor = self.model.get_event_features(normalised(pixels, self._mean, self._std))
+        return features
 
     def forward(self, pixels: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The losses, by name."""
         features = self.features(pixels)
-        turn = batch["turn"]
-        seen = (turn[:, None, :] == turn[:, :, None]) | (turn[:, None, :] == 0)
-        loss = self.model(
-            input_ids=batch["input_ids"],
-            event_features=features,
-            attention_mask=seen.tril()[:, None],
-            position_ids=batch["position"],
-            labels=batch["labels"],
-            use_cache=False,
-        ).loss
+        loss: torch.Tensor = self.model(**self._rows(features, batch), labels=batch["labels"]).loss
         temporal = features[:, :FRAMES]
         scores = self.heads(temporal.flatten(1)).split([classes for _, classes in HEADS], 1)
-        facts = sum(functional.cross_entropy(s, t) for s, t in zip(scores, batch["classes"].T, strict=True))
-        return {"language": loss, "facts": facts / len(HEADS), "tracks": self._track_loss(temporal, batch["tracks"])}
+        each = [functional.cross_entropy(s, t) for s, t in zip(scores, batch["classes"].T, strict=True)]
+        facts = torch.stack(each).mean()
+        return {"language": loss, "facts": facts, "tracks": self._track_loss(temporal, batch["tracks"])}
+
+    def logits(self, features: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of every position of the rows, ``[B, L, V]``."""
+        logits: torch.Tensor = self.model(**self._rows(features, batch)).logits
+        return logits
 
     def facts(self, pixels: torch.Tensor) -> torch.Tensor:
         """Class that each head chooses, ``[B, heads]``."""
         scores = self.heads(self.features(pixels)[:, :FRAMES].flatten(1))
-        return torch.stack([s.argmax(1) for s in scores.split([classes for _, classes in HEADS], 1)], 1)
+        chosen: list[torch.Tensor] = [s.argmax(1) for s in scores.split([classes for _, classes in HEADS], 1)]
+        return torch.stack(chosen, 1)
+
+    def _rows(self, features: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """A question sees the common beginning and itself, none of the others in its row."""
+        turn = batch["turn"]
+        seen = (turn[:, None, :] == turn[:, :, None]) | (turn[:, None, :] == 0)
+        return {
+            "input_ids": batch["input_ids"],
+            "event_features": features,
+            "attention_mask": seen.tril()[:, None],
+            "position_ids": batch["position"],
+            "use_cache": False,
+        }
 
     def _track_loss(self, temporal: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Squared error of centre and radius where there is such a shape, and of whether there is."""
         shape = (*wanted.shape[:-1], len(SHAPES), 4)
         found, wanted = self.tracks(temporal).float().view(shape), wanted.view(shape)
         there = wanted[..., :1]
-        place = (there * (found[..., 1:] - wanted[..., 1:]) ** 2).sum() / there.sum().clamp(1)
-        return functional.mse_loss(found[..., :1], there) + _TRACK_WEIGHT * place
+        place: torch.Tensor = (there * (found[..., 1:] - wanted[..., 1:]) ** 2).sum() / there.sum().clamp(1)
+        presence: torch.Tensor = functional.mse_loss(found[..., :1], there)
+        return presence + _TRACK_WEIGHT * place

@@ -104,7 +104,7 @@ def test_demo_by_default(capsys):
     run(["bench", "--max-samples", "1", *QUICK])
     out = capsys.readouterr().out
     assert "No model given: using the built-in demo model" in out
-    assert "random weights" in out
+    assert "trained on simulated scenes" in out
     assert len(list(Path("runs").iterdir())) == 1
 
 
@@ -435,6 +435,44 @@ def test_options_are_frozen():
             "balance_seconds", "dataset", "device", "dtype", "engine", "max_new_tokens", "max_samples", "models",
             "num_warmups", "output", "output_length", "protocol", "resume", "reuse", "seed", "temperature",
         ],
+        "dataset": [],
         "doctor": [],
         "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model"],
     }  # fmt: skip
+    parts = cli.commands["dataset"].commands
+    assert {name: sorted(p.name for p in verb.params) for name, verb in parts.items()} == {
+        "demo": ["count", "out", "seed", "workers"],
+    }
+
+
+def test_demo_data_set(tmp_path, capsys):
+    """Made, benchmarked on events and judged by its reference answers."""
+    out = tmp_path / "set"
+    assert run(["dataset", "demo", str(out), "--count", "2", "--workers", "1"]) == 0
+    assert run(["dataset", "demo", str(out), "--count", "2"]) == 0, "again"
+    folder = tmp_path / "run"
+    run(["bench", "--dataset", str(out), "--output", str(folder), "--balance-seconds", "0", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "2 samples in" in printed
+    assert "Answers: 2 of 2, 100.0 %" in printed
+    assert "Answers against the reference answers" in (folder / "report.md").read_text()
+    quality = json.loads((folder / "summary.json").read_text())["quality"]
+    assert quality["exact"]["right"] == quality["answers"] == 2
+    assert all(json.loads(line)["reference"] for line in (folder / "samples.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--count", "0"], ["count", "at least 1"]),
+        (["--seed", "-1"], ["seed", "at least 0"]),
+        (["--workers", "-1"], ["workers", "at least 0"]),
+        (["--count", "1"], ["other files", "new folder"]),
+    ],
+)
+def test_a_bad_demo_data_set(tmp_path, capsys, arguments, words):
+    (tmp_path / "mine").write_text("")
+    assert run(["dataset", "demo", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words)
+    assert error.count("\n") == 1

@@ -50,13 +50,14 @@ def test_bare_stages_reuse_nothing(demo_model, prepared, features):
         assert demo_model.prefill(prepared, features).reused_prefix_tokens == 0
 
 
-def test_changed_features_are_not_served_from_the_prefix(demo_model, features):
+def test_changed_features_are_not_served_from_the_prefix(demo_model, prepared, features):
     from unfuse.features import Features
 
     demo_model.generate("What moves?", features, max_new_tokens=2)
     other = Features(features.tensor.flip(0).contiguous(), features.provenance)
     answer = demo_model.generate("What moves?", other, max_new_tokens=8)
-    assert answer.reused_prefix_tokens < 48, "text before the scene at most"
+    before_the_scene = prepared.input_ids[0].tolist().index(-200)
+    assert answer.reused_prefix_tokens <= before_the_scene
     assert answer.token_ids == demo_model.generate("What moves?", other, max_new_tokens=8, reuse=False).token_ids
 
 
@@ -101,7 +102,7 @@ def test_fixed_output_length(demo_model, demo_sample):
 
 def test_sampling_is_seeded(demo_model, prepared, features):
     def sampled(seed):
-        prefilled = demo_model.prefill(prepared, features, Sampling(temperature=1.5, seed=seed))
+        prefilled = demo_model.prefill(prepared, features, Sampling(temperature=20.0, seed=seed))
         first = demo_model.decode(prefilled, 12).token_ids
         assert demo_model.decode(prefilled, 12).token_ids == first
         return first

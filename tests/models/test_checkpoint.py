@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
@@ -222,3 +223,17 @@ def test_quantised_round_trip(tmp_path):
         [sys.executable, "-c", QUANTISED, demo_checkpoint(), tmp_path / "q"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_new_model_saves_under_the_published_names(tmp_path):
+    """transformers renames on the way out only what it renamed on the way in."""
+    loaded = EventChatModel.from_pretrained(demo_checkpoint())
+    new = EventChatModel(loaded.config)
+    new.save_pretrained(tmp_path / "new")
+    with (
+        safe_open(tmp_path / "new" / "model.safetensors", "pt") as file,
+        safe_open(demo_checkpoint() / "model.safetensors", "pt") as shipped,
+    ):
+        assert set(file.keys()) == set(shipped.keys())
+    again = EventChatModel.from_pretrained(tmp_path / "new").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in new.state_dict().items())

@@ -94,7 +94,7 @@ def test_fields_are_the_documented_ones(make_record: MakeRecord) -> None:
             "token_ids",
             "text",
         ),
-        *("stop_reason", "e2e_same_tokens", "notes", "line_crc32"),
+        *("stop_reason", "reference", "e2e_same_tokens", "notes", "line_crc32"),
     ]
     assert set(RECORD_STAGES) >= set(STAGES)
     assert fields["decode_host_ms"] == 928.2

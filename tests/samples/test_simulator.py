@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfuse.errors import DatasetError, EventStreamError, InputError
+from unfuse.errors import EventStreamError, InputError
 from unfuse.events import read_events
-from unfuse.samples.demo import demo_checkpoint, demo_dataset, demo_sample
 from unfuse.samples.simulator import SHAPES, Camera, Flicker, Mover, Scene, driving_scene, simulate
 from unfuse.samples.simulator.pixels import _crossings, _rested
 from unfuse.samples.simulator.render import Picture, draw_texture
@@ -49,23 +48,6 @@ def test_nothing_moves_outside_the_box():
 
 def test_higher_threshold_fewer_events():
     assert len(simulate(replace(SCENE, camera=Camera(threshold=0.4)))) < len(simulate(SCENE))
-
-
-def test_demo_recordings():
-    dataset = demo_dataset()
-    assert [sample.sample_id for sample in dataset.samples] == [f"demo:{i}" for i in range(6)]
-    dataset.check_media()
-    for sample in dataset.samples:
-        stream = read_events(sample.event_data)
-        assert 10_000 < len(stream) < 1_000_000
-        assert stream.duration_us < 50_001
-        assert sample.reference
-    with pytest.raises(DatasetError, match="demo:0 to demo:5"):
-        demo_sample("demo:9")
-
-
-def test_demo_checkpoint_is_small():
-    assert sum(path.stat().st_size for path in demo_checkpoint().parent.rglob("*")) < 40 * 2**20
 
 
 @pytest.mark.parametrize("shape", SHAPES)

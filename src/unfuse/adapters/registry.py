@@ -140,7 +140,7 @@ def _adapter(ref: ModelRef, place: torch.device, precision: torch.dtype) -> Adap
     if ref.kind == "demo":
         from unfuse.samples.demo import demo_checkpoint
 
-        folder, notes = demo_checkpoint(), ("demo model: random weights",)
+        folder, notes = demo_checkpoint(), ("demo model: trained on simulated scenes, knows nothing else",)
     elif ref.kind == "folder":
         folder = Path(ref.name)
     elif ref.kind == "hub":

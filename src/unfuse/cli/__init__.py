@@ -9,6 +9,7 @@ import click
 
 from unfuse.cli.ask import ask
 from unfuse.cli.bench import bench
+from unfuse.cli.dataset import dataset
 from unfuse.cli.doctor import doctor
 from unfuse.cli.errors import exit_code_of
 from unfuse.cli.verify import verify
@@ -20,7 +21,7 @@ def cli() -> None:
     """Take a multimodal LLM's fused generate() apart: run, time and verify each stage alone."""
 
 
-for _verb in (bench, ask, verify, doctor):
+for _verb in (bench, ask, verify, dataset, doctor):
     cli.add_command(_verb)
 
 

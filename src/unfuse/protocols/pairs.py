@@ -50,7 +50,11 @@ class Pairs:
         except (UnfuseError, OSError, RuntimeError, MemoryError) as error:
             # RuntimeError is torch's for out of memory and device faults; a bug of ours is none of these.
             yield SampleRecord(
-                sample_id=sample.sample_id, status="failed", error=_one_line(error), question=sample.question
+                sample_id=sample.sample_id,
+                status="failed",
+                error=_one_line(error),
+                question=sample.question,
+                reference=sample.reference,
             )
 
     def noise(self, sample: Sample) -> Noise:
@@ -144,6 +148,7 @@ def _record(sample: Sample, run: pipeline.Run, clock: StageClock, host_ms: float
         token_ids=run.generation.token_ids,
         text=run.generation.text,
         stop_reason=run.generation.stop_reason,
+        reference=sample.reference,
         notes=run.loaded.notes,
     )
 

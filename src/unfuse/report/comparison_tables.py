@@ -11,7 +11,7 @@ from typing import Final
 from unfuse.report.claims import HOOKS
 from unfuse.report.comparison import Comparison, Part, claims_of, stage_ms, stage_names
 from unfuse.report.markdown import cell
-from unfuse.report.rows import number
+from unfuse.report.rows import number, share_text
 from unfuse.report.summary import FORMULAS, Summary
 from unfuse.report.text import printable
 
@@ -54,6 +54,7 @@ def tables(comparison: Comparison) -> list[Table]:
         if ran:
             cut = next((part for part in ran if part.protocol == "decoupled"), None)
             found += [_hooks(part, cut) for part in ran if part.protocol == "hooked"]
+    found.append(_answers(parts))
     found.append(_memory(parts))
     return [table for table in found if table.rows]
 
@@ -119,6 +120,16 @@ def _parts(parts: Sequence[Part]) -> Table:
             )
         )
     return Table("Runs", ("model", "protocol", "verdict", "ok", "failed", "remainder", "noise %"), tuple(rows))
+
+
+def _answers(parts: Sequence[Part]) -> Table:
+    rows = []
+    for part in parts:
+        if part.summary and (found := part.summary.quality):
+            each = ", ".join(f"{name} {s.right}/{s.asked}" for name, s in found.attributes.items())
+            rows.append((part.model, part.protocol, share_text(found.exact), each))
+    columns = ("model", "protocol", "right in every attribute [95 %]", "by attribute")
+    return Table("Answers against the reference answers", columns, tuple(rows))
 
 
 def _side_by_side(protocol: str, parts: Sequence[Part]) -> Table:

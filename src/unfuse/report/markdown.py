@@ -46,6 +46,15 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
         lines.append(
             f"| {name} | {number(host.p50 if host else None, 3)} | {number(device.p50 if device else None, 3)} |"
         )
+    if summary.quality:
+        lines += ["", "### Answers against the reference answers", "", "| attribute | right | 95 % interval |"]
+        lines += ["|---|--:|--:|"]
+        for name, share in {
+            "every attribute of an answer": summary.quality.exact,
+            **summary.quality.attributes,
+        }.items():
+            right = f"{share.right} of {share.asked}, {share.pct:.1f} %"
+            lines.append(f"| {name} | {right} | {share.low_pct:.1f} .. {share.high_pct:.1f} % |")
     if summary.memory:
         lines += ["", f"### Memory, GiB ({summary.memory_source})", "", "| stage | peak | resident |", "|---|--:|--:|"]
         for stage, memory in summary.memory.items():

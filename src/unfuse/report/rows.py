@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unfuse.report.quality import Share
 from unfuse.report.statistics import Distribution
 from unfuse.report.summary import Summary
 
@@ -78,6 +79,10 @@ def headlines(summary: Summary) -> list[str]:
             f"Tokens a sample: {summary.output_tokens.mean:.1f} out, {summary.text_tokens.mean:.1f} text and "
             f"{summary.media_tokens.mean:.1f} media in."
         )
+    if summary.quality:
+        exact = f"{share_text(summary.quality.exact)} right in every attribute"
+        each = ", ".join(f"{name} {s.right}/{s.asked}" for name, s in summary.quality.attributes.items())
+        lines.append(f"Answers: {exact} ({each}).")
     if summary.memory:
         peaks = ", ".join(f"{name} {memory.peak_bytes / 2**30:.2f}" for name, memory in summary.memory.items())
         lines.append(f"Peak memory in GiB ({summary.memory_source}): {peaks}.")
@@ -86,6 +91,11 @@ def headlines(summary: Summary) -> list[str]:
             f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s."
         )
     return lines
+
+
+def share_text(share: Share) -> str:
+    """How many were right, with the interval."""
+    return f"{share.right} of {share.asked}, {share.pct:.1f} % [{share.low_pct:.1f}, {share.high_pct:.1f}]"
 
 
 def method_lines(summary: Summary) -> list[str]:

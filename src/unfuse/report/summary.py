@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from unfuse.report.claims import claimed_llm, claimed_vision, unsynchronised_vision
+from unfuse.report.quality import Quality, quality
 from unfuse.report.statistics import (
     Balance,
     Distribution,
@@ -96,6 +97,8 @@ class Summary:
     memory: Mapping[str, StageMemory]
     memory_source: str | None
     drifts: Mapping[str, Drift | None]
+    quality: Quality | None
+    """Of the answers; None without reference answers that can be judged, or where all were made equally long."""
     notes: tuple[str, ...]
     verdict: Verdict
 
@@ -180,9 +183,16 @@ def summarise(
         memory=probes.memory,
         memory_source=probes.memory_source,
         drifts=drifts,
+        quality=_quality(manifest, ok),
         notes=tuple(dict.fromkeys(note for r in measured for note in r.notes)),
         verdict=Verdict(reasons=reasons, warnings=warnings),
     )
+
+
+def _quality(manifest: Manifest, records: Sequence[SampleRecord]) -> Quality | None:
+    if manifest.config.get("output_length") is not None:
+        return None  # an answer that may not end where it would is not the model's answer
+    return quality((r.reference, r.text) for r in records if r.reference is not None and r.text is not None)
 
 
 def _pairs(records: Sequence[SampleRecord], noise: Noise | None) -> list[tuple[float, float]]:

@@ -26,7 +26,7 @@ __all__ = [
     "Status",
 ]
 
-SCHEMA_VERSION: Final = "1.1"
+SCHEMA_VERSION: Final = "1.2"
 """Additive changes raise the minor number; a changed or removed field raises the major one."""
 
 FUSED_STAGE: Final = "fused_generate"
@@ -91,6 +91,8 @@ class SampleRecord:
     token_ids: tuple[int, ...] | None = None
     text: str | None = None
     stop_reason: str | None = None
+    reference: str | None = None
+    """The dataset's own answer, where it has one."""
     e2e_same_tokens: bool | None = None
     """Whether the unstaged call gave the same token ids."""
     notes: tuple[str, ...] = ()

@@ -33,10 +33,10 @@ class Dataset:
     samples: tuple[Sample, ...]
 
     def sha256(self) -> str:
-        """Of every file used, the ids and the questions."""
+        """Of every file used, the ids, the questions and the reference answers."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            digest.update(f"{sample.sample_id}\0{sample.question}\0".encode())
+            digest.update(f"{sample.sample_id}\0{sample.question}\0{sample.reference or ''}\0".encode())
             for path in sample.files:
                 digest.update(file_sha256(path).encode())
         return digest.hexdigest()

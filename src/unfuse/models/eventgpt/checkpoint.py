@@ -1,6 +1,7 @@
-"""Strict loading: every key of a checkpoint is accounted for.
+"""Strict loading and saving: every key of a checkpoint is accounted for, and is called what the published one calls it.
 
 transformers reports a missing or unexpected tensor and goes on with random weights; here it is an error that lists it.
+It renames the tower's tensors on the way in and, only if it did so, on the way out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from safetensors import SafetensorError
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
 from unfuse.errors import CheckpointError
@@ -51,6 +53,17 @@ class StrictLoading:
         _refuse_misfits(path, info)
         result: Any = (model, info) if wants_info else model
         return result
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves under the published names, also what was built anew or loaded under other names."""
+        conversions = "_weight_conversions"
+        known = getattr(self, conversions, None)
+        if not known:
+            setattr(self, conversions, get_model_conversion_mapping(self, add_legacy=False))
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            setattr(self, conversions, known)
 
 
 def _refuse_misfits(path: str, info: dict[str, Any]) -> None:
