@@ -25,7 +25,7 @@ from unfuse.features import Features
 from unfuse.report.quality import quality
 from unfuse.samples.attributes import attributes
 from unfuse.samples.demo import MAX_NEW_TOKENS
-from unfuse.samples.demo.dialogue import turns
+from unfuse.samples.demo.dialogue import one_of_each
 from unfuse.samples.demo.folder import Row, write_events
 from unfuse.samples.demo.scenes import demo_scene
 from unfuse.staged_model import StagedModel
@@ -62,15 +62,11 @@ def _simulate(folder: Path, row: Row) -> None:
 
 def questions(seeds: Sequence[int]) -> list[Asked]:
     """One of each kind about each scene; which phrasing goes by the seed."""
-    asked = []
-    for scene, seed in enumerate(seeds):
-        kinds = defaultdict(list)
-        for turn in turns(demo_scene(seed)[1]):
-            kinds[turn.kind].append(turn)
-        for kind, options in kinds.items():
-            turn = options[seed % len(options)]
-            asked.append(Asked(scene, kind, turn.question, turn.answer))
-    return asked
+    return [
+        Asked(scene, turn.kind, turn.question, turn.answer)
+        for scene, seed in enumerate(seeds)
+        for turn in one_of_each(demo_scene(seed)[1], seed)
+    ]
 
 
 def answers(model: StagedModel, asked: Sequence[Asked], features: Sequence[Features]) -> list[Generation]:

@@ -13,14 +13,14 @@ from training.learner import Learner
 from training.scenes import HEADS, Pool, class_targets
 from training.turns import Tokens
 from unfuse.samples.attributes import judge
-from unfuse.samples.demo.dialogue import turns
+from unfuse.samples.demo.dialogue import Turn, one_of_each
 from unfuse.samples.demo.scenes import demo_scene
 
 _BATCH: Final = 256
 _LONGEST: Final = 64
 
-_Asked = tuple[int, str, str, str]
-"""Row of the pool, kind of question, question, reference answer."""
+_Asked = tuple[int, Turn]
+"""Row of the pool, and what is asked about it."""
 
 
 def head_accuracy(learner: Learner, pool: Pool, device: torch.device) -> dict[str, float]:
@@ -37,20 +37,20 @@ def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.
     right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     asked: dict[int, list[_Asked]] = defaultdict(list)
     for row, seed in enumerate(pool.seeds):
-        for kind, question, reference in _one_of_each(seed):
-            asked[len(tokens.prompt(question))].append((row, kind, question, reference))
+        for turn in one_of_each(demo_scene(seed)[1], seed):
+            asked[len(tokens.prompt(turn.question))].append((row, turn))
     with _as_is():
         features = torch.cat([learner.features(part) for part in pool.pixels.split(_BATCH)])
         for part in _parts(asked.values()):
-            ids = torch.tensor([tokens.prompt(question) for _, _, question, _ in part], device=device)
-            scenes = features[torch.tensor([row for row, *_ in part], device=device)]
+            ids = torch.tensor([tokens.prompt(turn.question) for _, turn in part], device=device)
+            scenes = features[torch.tensor([row for row, _ in part], device=device)]
             new = learner.model.generate(
                 input_ids=ids, event_features=scenes, max_new_tokens=_LONGEST, do_sample=False, pad_token_id=0
             )[:, ids.shape[1] :]
-            for (_, kind, _, reference), answer in zip(part, new.tolist(), strict=True):
-                for (name, _), correct in judge(reference, tokens.text(answer)).items():
-                    right[f"{kind}: {name}"][0] += correct
-                    right[f"{kind}: {name}"][1] += 1
+            for (_, turn), answer in zip(part, new.tolist(), strict=True):
+                for (name, _), correct in judge(turn.answer, tokens.text(answer)).items():
+                    right[f"{turn.kind}: {name}"][0] += correct
+                    right[f"{turn.kind}: {name}"][1] += 1
     return dict(sorted(right.items()))
 
 
@@ -59,16 +59,6 @@ def _as_is() -> Iterator[None]:
     """Nothing is learned, and nothing compiled: shapes vary here."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         yield
-
-
-def _one_of_each(seed: int) -> Iterator[tuple[str, str, str]]:
-    """Kind, question and reference answer; which phrasing goes by the seed."""
-    kinds = defaultdict(list)
-    for turn in turns(demo_scene(seed)[1]):
-        kinds[turn.kind].append(turn)
-    for kind, options in kinds.items():
-        turn = options[seed % len(options)]
-        yield kind, turn.question, turn.answer
 
 
 def _parts(groups: Iterable[Sequence[_Asked]]) -> Iterator[Sequence[_Asked]]:

@@ -102,7 +102,7 @@ def train(out: Path, recipe: Recipe, device: torch.device, workers: int, data: P
     torch.manual_seed(recipe.seed)
     preprocessor = json.loads((out / TOWER / "preprocessor_config.json").read_text())
     learner = Learner(checkpoint, preprocessor, one_frame=recipe.one_frame).to(device)
-    # CLIP's own layers are given to the optimiser whole; norms and biases do not decay.
+    # Norms and biases do not decay.
     decays = [p for p in learner.parameters() if p.ndim > 1]
     stays = [p for p in learner.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(

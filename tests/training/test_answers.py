@@ -16,6 +16,7 @@ from unfuse.report.quality import share
 from unfuse.samples.demo import demo_checkpoint, demo_sample
 
 SCENES = 60
+QUESTION = "What are the key elements in this scene?"
 ABOUT_THE_QUESTION = {"absent", "shown"}
 """Attributes with one value only: a question that is asked rightly gives them away."""
 
@@ -84,14 +85,14 @@ def test_transformers_loads_it_and_answers_the_same(demo_model):
     messages = [
         {
             "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": "What are the key elements in this scene?"}],
+            "content": [{"type": "image"}, {"type": "text", "text": QUESTION}],
         }
     ]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(images=[frames], text=[prompt], return_tensors="pt")
     new = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert processor.tokenizer.decode(new, skip_special_tokens=True).strip() == sample.reference
-    assert demo_model.generate(None or "", demo_model.encode(sample), max_new_tokens=64).text == sample.reference
+    assert demo_model.generate(QUESTION, demo_model.encode(sample), max_new_tokens=64).text == sample.reference
 
 
 def test_keys_are_those_of_the_published_layout():

@@ -190,11 +190,14 @@ def turns(facts: Facts) -> tuple[Turn, ...]:
     return tuple(found)
 
 
+def one_of_each(facts: Facts, choice: int) -> list[Turn]:
+    """One question of every kind; ``choice`` says in which phrasing."""
+    return [options[choice % len(options)] for options in _by_kind(turns(facts)).values()]
+
+
 def draw_turns(facts: Facts, rng: np.random.Generator, count: int) -> list[Turn]:
     """A few questions about a scene: of different kinds as far as there are, each in a phrasing of its own."""
-    kinds: dict[str, list[Turn]] = {}
-    for turn in turns(facts):
-        kinds.setdefault(turn.kind, []).append(turn)
+    kinds = _by_kind(turns(facts))
     names = list(kinds)
     weights = np.array([_WEIGHT.get(name, 1.0) for name in names])
     chosen = rng.choice(len(names), count, replace=count > len(names), p=weights / weights.sum())
@@ -210,6 +213,13 @@ _WEIGHT: Final = {
     "not in events": 0.4,
 }
 """How often each kind is asked, where 1 is usual: more often what is hard, less what is easy."""
+
+
+def _by_kind(found: Sequence[Turn]) -> dict[str, list[Turn]]:
+    kinds: dict[str, list[Turn]] = {}
+    for turn in found:
+        kinds.setdefault(turn.kind, []).append(turn)
+    return kinds
 
 
 def _listed(parts: Sequence[str]) -> str:
