@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# What is compiled at its first call takes longer then.
+settings.register_profile("unfuse", deadline=None)
+settings.load_profile("unfuse")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

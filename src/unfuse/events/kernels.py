@@ -1,0 +1,67 @@
+"""Loops over events, compiled: one thread, in the order of the events, without the interpreter's lock.
+
+What a loop writes to is indexed by coordinates that ``EventStream`` has checked; its caller sizes the output by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
+
+
+def compiled(function: _F) -> _F:
+    """Compiled at its first call; kept on disk where there is a place to."""
+    try:
+        fast: _F = numba.njit(function, cache=True, nogil=True)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        fast = numba.njit(function, nogil=True)
+    return fast
+
+
+@compiled
+def draw_last(x: U16, y: U16, p: U8, frame: U8) -> None:
+    """Each event paints its pixel of ``[H, W, 3]``: red for 1, blue for 0."""
+    for i in range(len(x)):
+        brighter = p[i] != 0
+        frame[y[i], x[i], 0] = 255 if brighter else 0
+        frame[y[i], x[i], 1] = 0
+        frame[y[i], x[i], 2] = 0 if brighter else 255
+
+
+@compiled
+def count(x: U16, y: U16, p: U8, counts: NDArray[np.uint32]) -> None:
+    """Adds each event to its polarity's plane of ``[2, H, W]``."""
+    for i in range(len(x)):
+        counts[p[i], y[i], x[i]] += 1
+
+
+@compiled
+def spread_in_time(x: U16, y: U16, p: U8, t: NDArray[np.int64], grid: NDArray[np.float64]) -> None:
+    """Adds each event's sign to the two bins of ``[B, H, W]`` that its time lies between, by nearness."""
+    bins = len(grid)
+    start = t[0]
+    duration = max(t[-1] - start, 1)
+    for i in range(len(x)):
+        place = (bins - 1) * ((t[i] - start) / duration)
+        low = int(place)
+        part = place - low
+        sign = 1.0 if p[i] != 0 else -1.0
+        grid[low, y[i], x[i]] += sign * (1.0 - part)
+        if low + 1 < bins:
+            grid[low + 1, y[i], x[i]] += sign * part
+
+
+@compiled
+def latest(x: U16, y: U16, p: U8, t: NDArray[np.int64], last: NDArray[np.int64]) -> None:
+    """Keeps each pixel's last time in its polarity's plane of ``[2, H, W]``."""
+    for i in range(len(x)):
+        last[p[i], y[i], x[i]] = t[i]
