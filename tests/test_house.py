@@ -14,7 +14,7 @@ import unfuse
 SOURCE = Path(unfuse.__file__).parent
 
 LAYERS = [
-    {"errors", "stages", "checksum", "features"},
+    {"errors", "stages", "checksum", "features", "compiled", "decoders"},
     {"events"},
     {"samples", "runs"},
     {"measure"},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from unfuse.adapters.media import load_event_frames
+from unfuse.adapters.pixels import ClipPixels
 from unfuse.adapters.shared import HuggingFaceAdapter
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.language_model import LanguageModel, end_ids
@@ -38,10 +38,10 @@ class EventGPTAdapter(HuggingFaceAdapter):
     ):
         self.model = model
         self.fingerprint = fingerprint
-        self.notes = notes
+        self._pixels = ClipPixels(event_processor)
+        self.notes = (*notes, *self._pixels.notes)
         self.uncut: str | None = None
         self._tokenizer = tokenizer
-        self._event_processor = event_processor
 
     @property
     def language(self) -> LanguageModel:
@@ -59,11 +59,11 @@ class EventGPTAdapter(HuggingFaceAdapter):
         """CLIP pixels of every frame, and the prompt's ids with ``-200`` for the scene."""
         asked = loaded.question if question is None else clean_question(question)
         with span("pixels"):
-            pixels = self._event_processor(list(loaded.frames), return_tensors="np")["pixel_values"]
+            pixels = self._pixels(loaded.frames)
         with span("tokenize"):
             ids = tokenize_prompt(build_prompt(asked), self._tokenizer)
         with span("upload"):
-            pixel_values = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, self.dtype)
+            pixel_values = torch.from_numpy(pixels).to(self.device, self.dtype)
             input_ids = torch.tensor([ids], device=self.device)
         sizes = tuple((frame.shape[0], frame.shape[1]) for frame in loaded.frames)
         return self._prepared(input_ids, pixel_values, loaded.media_sha256, asked, len(sizes), sizes)

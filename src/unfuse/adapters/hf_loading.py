@@ -63,7 +63,7 @@ def load_hf_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes
             _chat_template(folder),
         )
         make = LlavaAdapter if kind == "llava" else VideoLlavaAdapter
-        return make(model, clip, fingerprint, notes, language=language, uncut=uncut)
+        return make(model, clip, fingerprint, (*notes, *clip.notes), language=language, uncut=uncut)
     processor = _processor(folder)
     video = "video" in (model.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
     own = ProcessorPrompter(processor, video=video)

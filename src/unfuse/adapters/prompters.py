@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from unfuse.adapters.pixels import ClipPixels
 from unfuse.errors import PromptError
 from unfuse.measure.clock import span
 
@@ -41,7 +42,8 @@ class ClipPrompter:
             template: the checkpoint's chat template.
         """
         self._tokenizer = tokenizer
-        self._image_processor = image_processor
+        self._pixels = ClipPixels(image_processor)
+        self.notes = self._pixels.notes
         self._token = media_token
         self._patches = patches
         self._video = video
@@ -52,8 +54,7 @@ class ClipPrompter:
         tensors = self.further([(0, 0)] * len(frames), len(frames) * self._patches, question)
         if frames:
             with span("pixels"):
-                array = self._image_processor(list(frames), return_tensors="np")["pixel_values"]
-                pixels = torch.from_numpy(np.ascontiguousarray(array))
+                pixels = torch.from_numpy(self._pixels(frames))
             tensors |= {"pixel_values_videos": pixels.unsqueeze(0)} if self._video else {"pixel_values": pixels}
         return tensors
 

@@ -1,30 +1,17 @@
-"""Loops over events, compiled: one thread, in the order of the events, without the interpreter's lock.
+"""Loops over events, in their order, on one thread.
 
 What a loop writes to is indexed by coordinates that ``EventStream`` has checked; its caller sizes the output by them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+from unfuse.compiled import compiled
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
-
-
-def compiled(function: _F) -> _F:
-    """Compiled at its first call; kept on disk where there is a place to."""
-    try:
-        fast: _F = numba.njit(function, cache=True, nogil=True)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        fast = numba.njit(function, nogil=True)
-    return fast
 
 
 @compiled
