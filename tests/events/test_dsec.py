@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from unfuse.decoders import dsec
 from unfuse.errors import EventFileError, EventStreamError, MissingPackageError
 from unfuse.events import TimeWindow, read_events
-from unfuse.events.readers import dsec
+from unfuse.events.readers import child
 from unfuse.testing import synthetic_stream
 
 h5py = pytest.importorskip("h5py")
@@ -60,8 +61,9 @@ def test_only_the_window_is_read(tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", counted)
-    got = read_events(path, window=TimeWindow(start_us=60_000, stop_us=61_000))
-    assert sum(read) < 4 * len(got) + 3 * 3 * len(got) + 100
+    events = sum(len(columns[0]) for columns in dsec.decode(str(path), 60_000, 61_000).batches)
+    assert events > 1000
+    assert sum(read) < 4 * events + 3 * 3 * events + 100
 
 
 def test_empty_window(tmp_path):
@@ -84,16 +86,41 @@ def test_truncated(tmp_path, share):
         read_events(path)
 
 
-def test_missing_filter_names_the_extra(tmp_path):
-    error = dsec._explained(tmp_path, OSError("can't open directory '.../plugin' (required filter 'blosc')"))
-    assert isinstance(error, MissingPackageError)
-    assert "unfuse[dsec]" in str(error)
-
-
-def test_missing_package_names_the_extra(tmp_path, monkeypatch):
-    import sys
-
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     path = write(tmp_path / "events.h5")
-    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    with pytest.raises(MissingPackageError, match=r"unfuse\[dsec\]"):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "hdf5plugin.py").write_text("raise ImportError('none', name='hdf5plugin')\n")
+    monkeypatch.syspath_prepend(tmp_path / "none")
+    child._stop()
+    with pytest.raises(MissingPackageError, match=r"no package hdf5plugin.*unfuse\[dsec\]"):
+        read_events(path)
+    child._stop()
+
+
+def test_an_index_of_other_events_is_refused(tmp_path):
+    path = write(tmp_path / "events.h5")
+    with h5py.File(path, "r+") as file:
+        file["ms_to_idx"][...] = file["ms_to_idx"][...] // 2
+    with pytest.raises(EventFileError, match="a ms_to_idx that is wrong at 61 ms"):
+        read_events(path, window=TimeWindow(start_us=60_500, stop_us=61_000))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f.create_dataset("events/t", (10**12,), "u4", chunks=(4096,)), "bytes that claim 4000000000000"),
+        (lambda f: f.create_dataset("events/t", (200_000,), "f8"), "a list of integers"),
+        (lambda f: f.create_dataset("events/t", (2, 100_000), "u4"), "a list of integers"),
+        (lambda f: f.create_dataset("events/t", data=STREAM.t[:-1].astype("u4")), "equal lengths"),
+        (lambda f: f.create_group("events/t"), "events/{x, y, t, p}"),
+        (lambda f: f.create_dataset("events/t", data=STREAM.t[::-1].astype("u4")), "times that never go back"),
+        (lambda f: f.create_dataset("events/t", data=STREAM.t - 10), "microseconds from 0 on"),
+    ],
+)
+def test_hostile_layouts(tmp_path, change, says):
+    path = write(tmp_path / "events.h5")
+    with h5py.File(path, "r+") as file:
+        del file["events/t"]
+        change(file)
+    with pytest.raises((EventFileError, EventStreamError), match=says):
         read_events(path)

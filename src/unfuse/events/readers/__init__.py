@@ -5,43 +5,53 @@ from __future__ import annotations
 from pathlib import Path
 
 from unfuse.errors import EventFileError, FileAccessError
-from unfuse.events.readers import dsec, npy
+from unfuse.events.readers import child, dat, npy, npz, raw, text
 from unfuse.events.stream import EventStream, TimeWindow
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_FORMATS = "EventGPT .npy or .npz, DSEC events.h5, Prophesee RAW or DAT, AEDAT4, or text"
 
 
 def read_events(path: str | Path, *, window: TimeWindow | None = None) -> EventStream:
-    """Reads a recording: EventGPT ``.npy`` or DSEC ``events.h5``.
+    """Reads a recording of any format in ``docs/events.md``.
 
     Args:
         path: the file.
-        window: only this stretch of the recording's own clock; a DSEC file is then not loaded whole.
+        window: only this stretch of the recording's own clock; long recordings are then not loaded whole.
 
     Raises:
         FileAccessError: missing or unreadable.
         EventFileError: an unknown format, truncated or corrupt; ``UnsafeFileError`` where it asks for code.
         EventStreamError: the events are not a valid stream, or none lie in the window.
+        MissingPackageError: a format of an extra that is not installed.
     """
     file = Path(path)
     try:
         with file.open("rb") as opened:
-            head = opened.read(16)
-        if head.startswith(npy.MAGIC):
-            stream = npy.read_npy(file)
-            return stream if window is None else stream.window(window)
+            head = opened.read(256)
+        return _read(file, head, window)
     except OSError as error:
         raise FileAccessError(str(path), found=error.strerror or error, expected="a readable event file") from None
-    if head.startswith(dsec.MAGIC):
-        return dsec.read_dsec(file, window)
-    raise EventFileError(str(path), found=_described(head), expected="EventGPT .npy or DSEC events.h5")
+
+
+def _read(file: Path, head: bytes, window: TimeWindow | None) -> EventStream:
+    if head.startswith((npy.MAGIC, npz.MAGIC)):
+        stream = npy.read_npy(file) if head.startswith(npy.MAGIC) else npz.read_npz(file)
+        return stream if window is None else stream.window(window)
+    if head.startswith(_HDF5):
+        return child.decode("dsec", file, window)
+    if head.startswith(b"#!AER-DAT4"):
+        return child.decode("aedat4", file, window)
+    if head.startswith(b"%"):
+        return raw.read_raw(file, window) if raw.is_raw(file) else dat.read_dat(file, window)
+    if text.is_text(head):
+        return text.read_text(file, window)
+    raise EventFileError(str(file), found=_described(head), expected=_FORMATS)
 
 
 def _described(head: bytes) -> str:
     if not head:
         return "an empty file"
-    if head.startswith(b"PK"):
-        return "a zip archive (.npz)"
-    if head.startswith((b"% ", b"%\r")):
-        return "a camera vendor's raw file"
     if head.startswith(b"#!AER-DAT"):
-        return "an AEDAT file"
+        return "AEDAT of a version before 4"
     return f"an unknown format that starts with {head[:8].hex(' ')}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import struct
 from pathlib import Path
 from typing import Any, Final
@@ -31,17 +32,37 @@ def read_npy(path: Path) -> EventStream:
         EventStreamError: the columns are not a valid stream.
     """
     source = str(path)
-    data = path.read_bytes()
+    return stream_of(parse_npy(path.read_bytes(), source), source)
+
+
+def parse_npy(data: bytes, source: str) -> Any:
+    """The value of one ``.npy``: an array of integers or of records of them, or what a pickle holds of such.
+
+    Raises:
+        UnsafeFileError: the pickle holds anything but plain arrays.
+        EventFileError: truncated or corrupt, or of another type.
+    """
     header, start = _header(data, source)
     descr, shape = header["descr"], header["shape"]
-    value: Any
     if descr == "|O":
-        value = load_pickled_arrays(data[start:], source)
-        while isinstance(value, list) and len(value) == 1:
-            value = value[0]
+        return load_pickled_arrays(data[start:], source)
+    return _array(descr, shape, data, start, source)
+
+
+def stream_of(value: Any, source: str) -> EventStream:
+    """Events of a dict or record of x, y, t and p, or of a list of such in the order of time (EventBench's bins).
+
+    Raises:
+        EventFileError: another type, or without x, y, t and p.
+        EventStreamError: the columns are not a valid stream.
+    """
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list) and value:
+        bins = [_columns(part, source) for part in value]
+        columns = {name: np.concatenate([part[name] for part in bins]) for name in _FIELDS}
     else:
-        value = _structured(descr, shape, data, start, source)
-    columns = _columns(value, source)
+        columns = _columns(value, source)
     return EventStream.from_arrays(*(columns[name] for name in _FIELDS), source=source)
 
 
@@ -66,10 +87,12 @@ def _header(data: bytes, source: str) -> tuple[dict[str, Any], int]:
     return header, offset + length
 
 
-def _structured(descr: Any, shape: Any, data: bytes, start: int, source: str) -> NDArray[np.void]:
-    if not isinstance(descr, list) or not all(
+def _array(descr: Any, shape: Any, data: bytes, start: int, source: str) -> NDArray[np.generic]:
+    plain = isinstance(descr, str) and re.fullmatch(r"[<>|=]?[iub][1248]", descr)
+    record = isinstance(descr, list) and all(
         isinstance(field, tuple) and len(field) == 2 and all(isinstance(part, str) for part in field) for field in descr
-    ):
+    )
+    if not plain and not record:
         raise EventFileError(source, found=f"dtype {descr!r:.60}", expected="a dict or record of x, y, t and p")
     try:
         dtype = np.dtype(descr)
@@ -102,6 +125,7 @@ def _columns(value: Any, source: str) -> dict[str, NDArray[np.generic]]:
         )
     columns = {name: value[name] for name in _FIELDS}
     for name, column in columns.items():
-        if not isinstance(column, np.ndarray):
-            raise EventFileError(f"{source}: {name}", found=type(column).__name__, expected="an array")
+        if not isinstance(column, np.ndarray) or column.ndim != 1:
+            found = f"{column.ndim} dimensions" if isinstance(column, np.ndarray) else type(column).__name__
+            raise EventFileError(f"{source}: {name}", found=found, expected="an array of one dimension")
     return columns

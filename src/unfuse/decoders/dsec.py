@@ -1,0 +1,95 @@
+"""DSEC ``events.h5`` through h5py: a window of a recording, without reading the recording.
+
+``events/{x, y, p, t}`` with t in microseconds from the recording's start; ``ms_to_idx[m]`` is the first event at or
+after millisecond m; ``t_offset`` places that start on the image clock and is not added here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import h5py
+import hdf5plugin  # noqa: F401  # importing registers the Blosc filter
+import numpy as np
+
+from unfuse.decoders.batches import Batch, Decoded, RefusedError, batch
+
+_COLUMNS: Final = ("x", "y", "t", "p")
+_CHUNK: Final = 1 << 16
+_BATCH: Final = 1 << 22
+_MAX_CHUNK_BYTES: Final = 256 << 20
+_MAX_EXPANSION: Final = 2000
+"""Bytes read for a byte stored: a few kilobytes can claim terabytes of one value."""
+SENSOR_SIZE: Final = (640, 480)
+
+
+def decode(path: str, start: int | None, stop: int | None) -> Decoded:
+    """Opens a recording and finds the window."""
+    file = h5py.File(path, "r")
+    events = file.get("events")
+    if not isinstance(events, h5py.Group) or any(not isinstance(events.get(n), h5py.Dataset) for n in _COLUMNS):
+        raise RefusedError(f"groups {sorted(file)[:8]}", "events/{x, y, t, p}")
+    columns = {name: events[name] for name in _COLUMNS}
+    length = _length(columns)
+    span = (int(columns["t"][0]), int(columns["t"][length - 1])) if length else None
+    first, last = 0, length
+    if start is not None and stop is not None:
+        index = file.get("ms_to_idx")
+        if index is not None and (
+            not isinstance(index, h5py.Dataset) or index.ndim != 1 or index.dtype.kind not in "iu"
+        ):
+            raise RefusedError("a ms_to_idx that is no list of integers", "the first event of each millisecond")
+        first = _first_at(columns["t"], index, start, length)
+        last = _first_at(columns["t"], index, stop, length)
+    return Decoded(_batches(columns, first, last), SENSOR_SIZE, span)
+
+
+def _length(columns: dict[str, Any]) -> int:
+    lengths = set()
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype.kind not in "iub":
+            raise RefusedError(f"events/{name} of {column.dtype} {column.shape}"[:100], "a list of integers")
+        size = len(column) * column.dtype.itemsize
+        if size > _MAX_EXPANSION * (column.id.get_storage_size() + 4096):
+            raise RefusedError(f"events/{name}: {column.id.get_storage_size()} bytes that claim {size}", "real events")
+        if column.chunks is not None and column.chunks[0] * column.dtype.itemsize > _MAX_CHUNK_BYTES:
+            raise RefusedError(f"events/{name} in chunks of {column.chunks[0]}", "chunks that fit in memory")
+        lengths.add(len(column))
+    if len(lengths) != 1:
+        raise RefusedError(f"lengths {sorted(lengths)}", "equal lengths of x, y, t and p")
+    return int(lengths.pop())
+
+
+def _batches(columns: dict[str, Any], first: int, last: int) -> Iterator[Batch]:
+    for at in range(first, last, _BATCH):
+        end = min(at + _BATCH, last)
+        x, y, t, p = (columns[name][at:end] for name in _COLUMNS)
+        yield batch(x, y, t, p, None, None)
+
+
+def _first_at(times: Any, index: Any, target_us: int, length: int) -> int:
+    """Index of the first event at or after ``target_us``."""
+    low, high = 0, length
+    millisecond = target_us // 1000
+    if index is not None and len(index):
+        if millisecond >= len(index):
+            # Past the last millisecond of the index there may still be events.
+            low = int(index[len(index) - 1])
+        else:
+            low = int(index[millisecond])
+            high = int(index[millisecond + 1]) if millisecond + 1 < len(index) else length
+        low, high = min(max(low, 0), length), min(max(high, 0), length)
+        # An index of another recording would give other events without a word.
+        if low and int(times[low - 1]) >= target_us:
+            raise RefusedError(f"a ms_to_idx that is wrong at {millisecond} ms", "the index of these events")
+        if high < length and int(times[high]) < target_us:
+            raise RefusedError(f"a ms_to_idx that is wrong at {millisecond + 1} ms", "the index of these events")
+    while high - low > _CHUNK:
+        middle = (low + high) // 2
+        if int(times[middle]) < target_us:
+            low = middle + 1
+        else:
+            high = middle
+    part = times[low:high].astype(np.int64)
+    return low + int(np.searchsorted(part, target_us, side="left"))
