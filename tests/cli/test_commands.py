@@ -441,8 +441,13 @@ def test_options_are_frozen():
     }  # fmt: skip
     parts = cli.commands["dataset"].commands
     assert {name: sorted(p.name for p in verb.params) for name, verb in parts.items()} == {
+        "build": [
+            "events", "frames", "max_windows", "out", "questions", "source", "stride", "window", "workers",
+        ],
+        "check": ["folder"],
         "demo": ["count", "out", "seed", "workers"],
-    }
+        "info": ["folder", "picture"],
+    }  # fmt: skip
 
 
 def test_demo_data_set(tmp_path, capsys):

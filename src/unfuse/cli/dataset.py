@@ -1,7 +1,9 @@
-"""``unfuse dataset``: makes data sets."""
+"""``unfuse dataset``: makes, checks and describes data sets."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ from unfuse.report import print_line
 
 @click.group()
 def dataset() -> None:
-    """Make data sets in the instruction-set layout."""
+    """Make, check and describe data sets in the instruction-set layout."""
 
 
 @dataset.command()
@@ -24,21 +26,121 @@ def dataset() -> None:
 @click.option("--workers", type=int, default=0, help="Processes; default: one a core.")
 def demo(out: Path, count: int, seed: int, workers: int) -> int:
     """Simulate a data set into the folder OUT: events, event frames, video, questions and reference answers."""
-    for name, value, least in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 0)):
-        if value < least:
-            raise InputError(name, found=value, expected=f"at least {least}")
+    _at_least(1, count=count)
+    _at_least(0, seed=seed, workers=workers)
 
     from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_demo_dataset
 
     console = Console(highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("samples", total=count)
-        write_demo_dataset(
-            out,
-            demo_rows(count, FIRST_SEED + seed),
-            workers=workers,
-            done=lambda number: progress.update(bar, completed=number),
-        )
+    with _bar(console, "samples", count) as bar:
+        write_demo_dataset(out, demo_rows(count, FIRST_SEED + seed), workers=workers, done=bar)
     print_line(console, f"{count} samples in {out}")
     return 0
+
+
+@dataset.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--window", default="1s", show_default=True, help="Length of a window: 1s, 500ms, 250us.")
+@click.option("--events", type=int, help="Length of a window as a number of events instead.")
+@click.option("--stride", help="From one start to the next, in the same unit; default: the length.")
+@click.option("--frames", type=int, default=5, show_default=True, help="Event frames drawn of each window.")
+@click.option(
+    "--questions", type=click.Path(path_type=Path), help="One a line, or a JSON list; default: the usual one."
+)
+@click.option("--max-windows", type=int, help="Of each recording, the first so many.")
+@click.option("--workers", type=int, default=0, help="Processes; default: one a core.")
+def build(
+    source: Path,
+    out: Path,
+    window: str,
+    events: int | None,
+    stride: str | None,
+    frames: int,
+    questions: Path | None,
+    max_windows: int | None,
+    workers: int,
+) -> int:
+    """Cut SOURCE, an event file or a folder of DSEC sequences, into windows and write them into the folder OUT."""
+    _at_least(0, workers=workers)
+    if max_windows is not None:
+        _at_least(1, **{"max-windows": max_windows})
+
+    from unfuse.samples.build import Cut, parse_time, plan, read_questions, write_dataset
+    from unfuse.samples.sources import find_recordings
+    from unfuse.stages import DEFAULT_QUESTION
+
+    if events is None:
+        cut = Cut(window_us=parse_time(window), stride=parse_time(stride) if stride else None, frames=frames)
+    else:
+        if stride is not None and not stride.isdigit():
+            raise InputError("stride", found=repr(stride), expected="a number of events, as the window is one")
+        cut = Cut(window_us=None, events=events, stride=int(stride) if stride else None, frames=frames)
+    asked = read_questions(questions) if questions else (DEFAULT_QUESTION,)
+    found = plan(find_recordings(source), cut, max_windows)
+    console = Console(highlight=False, soft_wrap=True)
+    with _bar(console, "windows", found.count) as bar:
+        write_dataset(out, found, asked, workers=workers, done=bar)
+    print_line(console, f"{found.count} windows, {found.count * len(asked)} samples in {out}")
+    if found.left_out:
+        print_line(console, f"{found.left_out} windows with fewer than {frames} events are left out")
+    return 0
+
+
+@dataset.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def check(folder: Path) -> int:
+    """Read everything in a data set's FOLDER and report every defect; exit code 1 if there is one."""
+    from unfuse.samples.dataset import find_defects, read_rows
+
+    console = Console(highlight=False, soft_wrap=True)
+    total = len(read_rows(folder))
+    with _bar(console, "rows", total) as bar:
+        defects = find_defects(folder, bar)
+    for defect in defects:
+        print_line(console, str(defect))
+    print_line(console, f"{total} rows, {len(defects)} defects")
+    return 1 if defects else 0
+
+
+@dataset.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also as a PNG file.")
+def info(folder: Path, picture: Path | None) -> int:
+    """Say what is in a data set's FOLDER: counts, durations, event rates, sizes, and how it looks."""
+    from unfuse.report.dataset import print_dataset
+    from unfuse.samples.description import contact_sheet, describe_dataset
+    from unfuse.samples.writing import write_picture
+
+    console = Console(highlight=False, soft_wrap=True)
+    described = describe_dataset(folder)
+    sheet = contact_sheet(described)
+    print_dataset(console, described, sheet)
+    if picture is not None:
+        try:
+            write_picture(picture, sheet)
+        except OSError as error:
+            raise InputError(str(picture), found=error.strerror or error, expected="a place to write to") from None
+        print_line(console, f"picture in {picture}")
+    return 0
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise InputError(name, found=value, expected=f"at least {least}")
+
+
+class _Done:
+    def __init__(self, progress: Progress, label: str, total: int):
+        self._progress, self._task = progress, progress.add_task(label, total=total)
+
+    def __call__(self, number: int) -> None:
+        self._progress.update(self._task, completed=number)
+
+
+@contextmanager
+def _bar(console: Console, label: str, total: int) -> Iterator[_Done]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield _Done(progress, label, total)

@@ -36,7 +36,10 @@ def main() -> None:
 def _served(request: dict[str, Any], target: int, replies: TextIO) -> dict[str, Any]:
     try:
         decoder = importlib.import_module(f"unfuse.decoders.{KINDS[request['kind']]}")
-        decoded = decoder.decode(request["path"], request["start"], request["stop"])
+        if "edges" in request:
+            return {"done": True, **decoder.look(request["path"], request["edges"], request["numbers"])}
+        decode = decoder.decode_events if request.get("numbered") else decoder.decode
+        decoded = decode(request["path"], request["start"], request["stop"])
         for columns in decoded.batches:
             for column in columns:
                 _write(target, column.tobytes())

@@ -25,24 +25,60 @@ SENSOR_SIZE: Final = (640, 480)
 
 
 def decode(path: str, start: int | None, stop: int | None) -> Decoded:
-    """Opens a recording and finds the window."""
+    """Opens a recording and finds the window in microseconds."""
+    file, columns, length = _opened(path)
+    span = (int(columns["t"][0]), int(columns["t"][length - 1])) if length else None
+    first, last = 0, length
+    if start is not None and stop is not None:
+        first, last = places(file, columns["t"], length, [start, stop])
+    return Decoded(_batches(columns, first, last), SENSOR_SIZE, span)
+
+
+def decode_events(path: str, first: int, last: int) -> Decoded:
+    """Events ``first`` to ``last`` by their number."""
+    _, columns, length = _opened(path)
+    return Decoded(_batches(columns, min(first, length), min(last, length)), SENSOR_SIZE)
+
+
+def look(path: str, edges: list[int], numbers: list[int]) -> dict[str, Any]:
+    """What is asked about a recording before windows of it are read.
+
+    Args:
+        path: the file.
+        edges: times in microseconds, each to be answered by the number of the first event at or after it.
+        numbers: event numbers, each to be answered by its time.
+
+    Returns:
+        ``events``, ``span`` (first and last time), ``t_offset`` (0 where there is none), ``places`` and ``times``.
+    """
+    file, columns, length = _opened(path)
+    times = columns["t"]
+    offset = file.get("t_offset")
+    return {
+        "events": length,
+        "span": [int(times[0]), int(times[length - 1])] if length else None,
+        "t_offset": int(offset[()]) if isinstance(offset, h5py.Dataset) and offset.shape == () else 0,
+        "places": places(file, times, length, edges),
+        "times": [int(times[number]) for number in numbers],
+    }
+
+
+def places(file: h5py.File, times: Any, length: int, edges: list[int]) -> list[int]:
+    """Number of the first event at or after each time."""
+    index = file.get("ms_to_idx")
+    listed = isinstance(index, h5py.Dataset) and index.ndim == 1 and index.dtype.kind in "iu"
+    if index is not None and not listed:
+        raise RefusedError("a ms_to_idx that is no list of integers", "the first event of each millisecond")
+    return [_first_at(times, index, edge, length) for edge in edges]
+
+
+def _opened(path: str) -> tuple[h5py.File, dict[str, Any], int]:
     file = h5py.File(path, "r")
     events = file.get("events")
     if not isinstance(events, h5py.Group) or any(not isinstance(events.get(n), h5py.Dataset) for n in _COLUMNS):
         raise RefusedError(f"groups {sorted(file)[:8]}", "events/{x, y, t, p}")
     columns = {name: events[name] for name in _COLUMNS}
-    length = _length(columns)
-    span = (int(columns["t"][0]), int(columns["t"][length - 1])) if length else None
-    first, last = 0, length
-    if start is not None and stop is not None:
-        index = file.get("ms_to_idx")
-        if index is not None and (
-            not isinstance(index, h5py.Dataset) or index.ndim != 1 or index.dtype.kind not in "iu"
-        ):
-            raise RefusedError("a ms_to_idx that is no list of integers", "the first event of each millisecond")
-        first = _first_at(columns["t"], index, start, length)
-        last = _first_at(columns["t"], index, stop, length)
-    return Decoded(_batches(columns, first, last), SENSOR_SIZE, span)
+    return file, columns, _length(columns)
 
 
 def _length(columns: dict[str, Any]) -> int:

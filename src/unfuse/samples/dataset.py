@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -75,6 +76,21 @@ def read_dataset(folder: str | Path, *, max_samples: int | None = None) -> Datas
         PromptError: a question with special tokens.
     """
     root = Path(folder)
+    rows = read_rows(root)
+    chosen = rows if max_samples is None else rows[:max_samples]
+    if not chosen:
+        raise DatasetError(str(root / MANIFEST_NAME), found="no rows", expected="at least one")
+    seen: dict[str, int] = {}
+    samples = [_sample(root, row, index, seen) for index, row in enumerate(chosen)]
+    return Dataset(name=str(root), samples=tuple(samples))
+
+
+def read_rows(root: Path) -> list[Any]:
+    """The JSON's rows as they are.
+
+    Raises:
+        DatasetError: no such folder or JSON, or not a list.
+    """
     manifest = root / MANIFEST_NAME
     if not root.is_dir():
         raise DatasetError(str(root), found="no such folder", expected=f"a dataset folder with {MANIFEST_NAME}")
@@ -86,12 +102,53 @@ def read_dataset(folder: str | Path, *, max_samples: int | None = None) -> Datas
         raise DatasetError(str(manifest), found=f"malformed JSON ({error})", expected="a list of rows") from None
     if not isinstance(rows, list):
         raise DatasetError(str(manifest), found=type(rows).__name__, expected="a list of rows")
-    chosen = rows if max_samples is None else rows[:max_samples]
-    if not chosen:
-        raise DatasetError(str(manifest), found="no rows", expected="at least one")
+    return rows
+
+
+def find_defects(folder: str | Path, done: Callable[[int], None] = lambda number: None) -> list[InputError]:
+    """Everything that is wrong with a folder: rows, missing or damaged media of every kind, ids that repeat.
+
+    Args:
+        folder: holds ``EventGPT_Instruction_Subset.json``.
+        done: told how many rows were checked.
+
+    Raises:
+        DatasetError: no such folder or JSON, or not a list.
+    """
+    root = Path(folder)
+    defects: list[InputError] = []
     seen: dict[str, int] = {}
-    samples = [_sample(root, row, index, seen) for index, row in enumerate(chosen)]
-    return Dataset(name=str(root), samples=tuple(samples))
+    for index, row in enumerate(read_rows(root)):
+        try:
+            sample = _sample(root, row, index, seen)
+        except InputError as error:
+            defects.append(error)
+        else:
+            if isinstance(row, dict) and sample.sample_id != str(row.get("id", index)):
+                where = f"{root / MANIFEST_NAME} row {index} id"
+                defects.append(DatasetError(where, found=f"{row.get('id')!r} again", expected="each once"))
+            defects += _defects(sample)
+        done(index + 1)
+    if not seen and not defects:
+        defects.append(DatasetError(str(root / MANIFEST_NAME), found="no rows", expected="at least one"))
+    return defects
+
+
+def _defects(sample: Sample) -> Iterator[InputError]:
+    """Of every medium, also of those that no model would read as long as there is a better one."""
+    checks: list[Callable[[], object]] = []
+    if sample.event_data is not None:
+        checks.append(partial(read_events, sample.event_data, window=sample.window))
+    checks += [partial(read_image, path) for path in (*sample.event_image, *sample.video_files)]
+    if sample.video is not None:
+        checks.append(partial(count_frames, sample.video))
+    if sample.video_frames is not None and not sample.video_files:
+        yield MediaError(str(sample.video_frames), found="no pictures", expected="a folder of PNG or JPEG frames")
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            yield error
 
 
 def _sample(root: Path, row: Any, index: int, seen: dict[str, int]) -> Sample:
@@ -141,6 +198,9 @@ def _path(root: Path, value: Any, where: str) -> Path | None:
     relative = PurePosixPath(value)
     if relative.is_absolute() or ".." in relative.parts or "\0" in value:
         raise DatasetError(where, found=repr(value), expected=f"a path below {root.name}/")
+    # A kind's folder may lie elsewhere and be linked to, as large ones do; a link in it must not lead out of it.
+    if not (root / relative).resolve().is_relative_to(root.resolve()):
+        raise DatasetError(where, found=f"{value!r}, a link to elsewhere", expected=f"a path below {root.name}/")
     return root / relative
 
 

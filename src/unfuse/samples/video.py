@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unfuse.errors import FileAccessError, MediaError, MissingPackageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -91,19 +91,23 @@ def _opened(path: Path) -> Iterator[Any]:
         raise MediaError(str(path), found=f"no readable video ({error})", expected=_EXPECTED) from None
 
 
-def write_frames(path: Path, frames: Sequence[NDArray[np.uint8]], rate: int) -> None:
-    """Writes RGB uint8 frames ``[H, W, 3]``, even in height and width, as an H.264 file.
+def write_frames(path: Path, frames: Iterable[NDArray[np.uint8]], rate: int) -> None:
+    """Writes RGB uint8 frames ``[H, W, 3]`` of one size as an H.264 file, an odd last row or column left out.
 
     Raises:
         MissingPackageError: PyAV is not installed.
     """
     av = _av(path)
-    height, width = frames[0].shape[:2]
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # One thread: the file must not depend on how many cores wrote it.
-        stream.options = {"threads": "1"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.pix_fmt = "yuv420p"
+        # The file must depend neither on the number of cores nor, as looking ahead at small pictures was found to, on
+        # what was in memory before.
+        stream.options = {"threads": "1", "x264-params": "rc-lookahead=0:mbtree=0:weightp=0"}
+        for number, frame in enumerate(frames):
+            height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+            if not number:
+                stream.width, stream.height = width, height
+            picture = av.VideoFrame.from_ndarray(frame[:height, :width].copy(), format="rgb24")
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -54,18 +55,8 @@ def decode(kind: str, path: Path, window: TimeWindow | None, sensor_size: tuple[
         EventFileError: the library cannot read the file, crashed on it, or took too much memory or time.
         EventStreamError: what it read is not a valid stream, or none of it lies in the window.
     """
-    with _lock:
-        process = _running()
-        try:
-            lengths, reply = process.ask(kind, path, window)
-            columns = process.columns(lengths)
-        except _StoppedError as stopped:
-            _stop()
-            raise EventFileError(
-                str(path), found=f"a file on which its decoder {stopped}", expected=f"an undamaged {_NAMES[kind]} file"
-            ) from None
-    _raise_reply(kind, path, reply)
-    size = sensor_size or reply.get("sensor_size")
+    edges = (None, None) if window is None else (window.start_us, window.stop_us)
+    columns, reply = _ask(kind, path, {"start": edges[0], "stop": edges[1]})
     if not len(columns["t"]) and window is not None:
         span = reply.get("span")
         raise EventStreamError(
@@ -73,7 +64,34 @@ def decode(kind: str, path: Path, window: TimeWindow | None, sensor_size: tuple[
             found="no events",
             expected=f"a stretch of the recording's {span[0]} to {span[1]} us" if span else "a stretch with events",
         )
+    size = sensor_size or reply.get("sensor_size")
     return EventStream.from_arrays(**columns, sensor_size=tuple(size) if size else None, source=str(path))
+
+
+def decode_events(path: Path, first: int, last: int) -> EventStream:
+    """Events ``first`` to ``last`` of a DSEC recording, by their number; errors as ``decode``."""
+    columns, reply = _ask("dsec", path, {"start": first, "stop": last, "numbered": True})
+    return EventStream.from_arrays(**columns, sensor_size=tuple(reply["sensor_size"]), source=str(path))
+
+
+def look(path: Path, edges: Sequence[int] = (), numbers: Sequence[int] = ()) -> dict[str, Any]:
+    """Facts of a DSEC recording, as ``decoders.dsec.look`` gives them; errors as ``decode``."""
+    return _ask("dsec", path, {"edges": list(edges), "numbers": list(numbers)})[1]
+
+
+def _ask(kind: str, path: Path, request: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    with _lock:
+        process = _running()
+        try:
+            lengths, reply = process.ask({"kind": kind, "path": str(path.resolve()), **request})
+            columns = process.columns(lengths)
+        except _StoppedError as stopped:
+            _stop()
+            raise EventFileError(
+                str(path), found=f"a file on which its decoder {stopped}", expected=f"an undamaged {_NAMES[kind]} file"
+            ) from None
+    _raise_reply(kind, path, reply)
+    return columns, reply
 
 
 class _StoppedError(Exception):
@@ -99,10 +117,8 @@ class _Process:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 
-    def ask(self, kind: str, path: Path, window: TimeWindow | None) -> tuple[list[int], dict[str, Any]]:
+    def ask(self, request: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
         """Lengths of the batches written, and the last reply."""
-        edges = (None, None) if window is None else (window.start_us, window.stop_us)
-        request = {"kind": kind, "path": str(path.resolve()), "start": edges[0], "stop": edges[1]}
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -112,7 +128,7 @@ class _Process:
             stdin.flush()
             while True:
                 reply = json.loads(self._line(stdout))
-                if "events" not in reply:
+                if reply.keys() != {"events"}:
                     return lengths, reply
                 lengths.append(int(reply["events"]))
         except (BrokenPipeError, ValueError):

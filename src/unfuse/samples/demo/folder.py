@@ -1,34 +1,22 @@
-"""Writes demo scenes as a folder of the instruction set: events, event frames, camera frames, video, and the JSON.
-
-Every file is whole or absent and the JSON is written last, so that a call that was cut off is continued by the same
-call; running it again changes nothing.
-"""
+"""Writes demo scenes as a folder of the instruction set: events, event frames, camera frames, video, and the JSON."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from unfuse.errors import DatasetError, FileAccessError
 from unfuse.events import EventStream, event_frames, write_eventgpt_npy
-from unfuse.samples.dataset import MANIFEST_NAME
 from unfuse.samples.demo.dialogue import draw_turns
 from unfuse.samples.demo.scenes import demo_scene
 from unfuse.samples.simulator import Chance, Picture, Scene, draw_chance, events_of
 from unfuse.samples.video import write_frames
+from unfuse.samples.writing import whole, write_folder, write_picture
 
 FIRST_SEED: Final = 50_000_000
 """Of the data sets that a user makes; the model learned from none of them."""
@@ -76,22 +64,7 @@ def write_demo_dataset(
         DatasetError: the folder holds another data set.
         FileAccessError: it cannot be written.
     """
-    manifest = json.dumps([_entry(row) for row in rows], indent=1) + "\n"
-    with _writable(out):
-        _claim(out, manifest)
-        workers = min(workers or os.cpu_count() or 1, len(rows))
-        if workers == 1:
-            for number, row in enumerate(rows, start=1):
-                write_media(out, row)
-                done(number)
-        else:
-            # Spawned: a forked child of a process with threads, as torch has them, may hang.
-            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-                for number in _in_turn(pool, out, rows, 2 * workers):
-                    done(number)
-        with _whole(out / MANIFEST_NAME) as partial:
-            partial.write_text(manifest, encoding="utf-8")
-        (out / _BEGUN).unlink(missing_ok=True)
+    write_folder(out, [_entry(row) for row in rows], rows, write_media, workers=workers, done=done)
 
 
 def write_events(out: Path, row: Row) -> tuple[Scene, Chance, EventStream]:
@@ -117,11 +90,11 @@ def write_media(out: Path, row: Row) -> None:
     for path in (*pictures, *stills, video):
         path.parent.mkdir(parents=True, exist_ok=True)
     for path, frame in zip(pictures, event_frames(stream, _EVENT_FRAMES), strict=True):
-        _write_picture(path, frame)
+        write_picture(path, frame)
     seen = camera_frames(scene, chance, _CAMERA_FRAMES)
     for path, frame in zip(stills, seen, strict=True):
-        _write_picture(path, frame)
-    with _whole(video) as partial:
+        write_picture(path, frame)
+    with whole(video) as partial:
         write_frames(partial, seen, _RATE)
 
 
@@ -139,10 +112,6 @@ def manifest_of(rows: Sequence[Row]) -> str:
     return json.dumps([{key: _entry(row)[key] for key in keys} for row in rows], indent=1) + "\n"
 
 
-_BEGUN: Final = ".begun.json"
-"""What is being written, while it is."""
-
-
 def _entry(row: Row) -> dict[str, object]:
     return {
         "id": row.sample_id,
@@ -156,59 +125,3 @@ def _entry(row: Row) -> dict[str, object]:
             {"from": "gpt", "value": row.answer},
         ],
     }
-
-
-def _claim(out: Path, manifest: str) -> None:
-    """Says in the folder what will be in it, unless something else is."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST_NAME, _BEGUN):
-        if (out / name).is_file() and (out / name).read_text(encoding="utf-8") != manifest:
-            raise DatasetError(
-                str(out), found="another data set", expected="a new folder, or the same count and seed to go on"
-            )
-    if (out / MANIFEST_NAME).is_file() or (out / _BEGUN).is_file():
-        return
-    if any(out.iterdir()):
-        raise DatasetError(str(out), found="a folder with other files in it", expected="a new folder")
-    with _whole(out / _BEGUN) as partial:
-        partial.write_text(manifest, encoding="utf-8")
-
-
-def _in_turn(pool: ProcessPoolExecutor, out: Path, rows: Sequence[Row], ahead: int) -> Iterator[int]:
-    """Rows handed out a few at a time, so that an error or an interrupt leaves little behind."""
-    source = iter(rows)
-    waiting = [pool.submit(write_media, out, row) for row in islice(source, ahead)]
-    for number in range(1, len(rows) + 1):
-        waiting.pop(0).result()
-        waiting += [pool.submit(write_media, out, row) for row in islice(source, 1)]
-        yield number
-
-
-def _write_picture(path: Path, frame: NDArray[np.uint8]) -> None:
-    with _whole(path) as partial:
-        Image.fromarray(frame).save(partial, format="PNG")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; moved there if nothing went wrong."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _writable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FileAccessError(
-            str(error.filename or out), found=error.strerror or error, expected="a folder with room to write in"
-        ) from None

@@ -1,0 +1,274 @@
+"""Data sets cut from recordings: exact, stable, resumable; checked and described."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from unfuse.cli import run
+from unfuse.errors import DatasetError, InputError
+from unfuse.events import event_frames, read_events, write_eventgpt_npy
+from unfuse.samples import read_dataset
+from unfuse.samples.build import Cut, parse_time, plan, read_questions, write_dataset
+from unfuse.samples.dataset import MANIFEST_NAME, find_defects
+from unfuse.samples.description import contact_sheet, describe_dataset
+from unfuse.samples.media import read_image
+from unfuse.samples.sources import find_recordings
+from unfuse.samples.video import count_frames
+from unfuse.testing import synthetic_stream
+
+STREAM = synthetic_stream(40_000, size=(640, 480), duration_us=400_000)
+OFFSET = 50_000_000_000
+
+
+def write_sequence(root, name="thun_00_a", *, pictures=True):
+    """DSEC's layout with a small camera at 50 Hz."""
+    sequence = root / "test" / name
+    events = sequence / "events" / "left"
+    events.mkdir(parents=True)
+    with h5py.File(events / "events.h5", "w") as file:
+        for column, dtype in (("x", "u2"), ("y", "u2"), ("t", "u4"), ("p", "u1")):
+            file[f"events/{column}"] = getattr(STREAM, column).astype(dtype)
+        file["ms_to_idx"] = np.searchsorted(STREAM.t, np.arange(400) * 1000).astype("u8")
+        file["t_offset"] = np.int64(OFFSET)
+    if pictures:
+        (sequence / "images" / "left" / "rectified").mkdir(parents=True)
+        times = range(0, 400_000, 20_000)
+        for number, _ in enumerate(times):
+            picture = np.full((36, 49, 3), 10 * number, np.uint8)
+            Image.fromarray(picture).save(sequence / "images" / "left" / "rectified" / f"{number:06d}.png")
+        (sequence / "images" / "timestamps.txt").write_text("\n".join(str(OFFSET + t) for t in times))
+    return sequence
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def contents(folder):
+    return {name: digest for name, (digest, _) in digests(folder).items()}
+
+
+def test_windows_of_a_sequence_are_a_brute_force_slice(tmp_path):
+    write_sequence(tmp_path)
+    out = tmp_path / "out"
+    found = plan(find_recordings(tmp_path), Cut(window_us=100_000, stride=50_000))
+    write_dataset(out, found, workers=1)
+    data = read_dataset(out)
+    assert len(data.samples) == 7
+    assert find_defects(out) == []
+    for number, sample in enumerate(data.samples):
+        start = number * 50_000
+        inside = (STREAM.t >= start) & (STREAM.t < start + 100_000)
+        got = read_events(sample.event_data)
+        for column in "xytp":
+            assert_array_equal(getattr(got, column), getattr(STREAM, column)[inside])
+        for path, frame in zip(sample.event_image, event_frames(got), strict=True):
+            assert_array_equal(read_image(path), frame)
+        taken = [k for k in range(20) if start <= k * 20_000 < start + 100_000]
+        assert [path.name for path in sample.video_files] == [f"{k:06d}.png" for k in taken]
+        assert count_frames(sample.video) == len(taken)
+        assert sample.question == "What are the key elements in this scene?"
+    rows = json.loads((out / MANIFEST_NAME).read_text())
+    assert {row["split"] for row in rows} == {"test"}
+    assert rows[1]["window"] == {
+        "start_us": 50_000,
+        "stop_us": 150_000,
+        "events": len(read_events(data.samples[1].event_data)),
+    }
+
+
+def test_again_changes_nothing_and_processes_do_not_matter(tmp_path):
+    write_sequence(tmp_path)
+    found = plan(find_recordings(tmp_path), Cut(window_us=100_000))
+    write_dataset(tmp_path / "one", found, workers=1)
+    write_dataset(tmp_path / "two", found, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    before = digests(tmp_path / "one")
+    write_dataset(tmp_path / "one", found, workers=2)
+    assert digests(tmp_path / "one") == before, "not even written again"
+    with pytest.raises(DatasetError, match="another data set"):
+        write_dataset(tmp_path / "one", plan(find_recordings(tmp_path), Cut(window_us=200_000)))
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.5])
+def test_a_killed_build_is_finished_by_the_same_command(tmp_path, seconds):
+    write_sequence(tmp_path)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command = [sys.executable, "-m", "unfuse", "dataset", "build", str(tmp_path / "test"), str(out), "--window", "20ms"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    time.sleep(seconds)
+    os.killpg(process.pid, 9)
+    process.wait()
+    assert run([*command[3:], "--workers", "1"]) == 0
+    write_dataset(whole, plan(find_recordings(tmp_path), Cut(window_us=20_000)), workers=1)
+    left = {name for name in contents(out) if name.endswith(".partial") or "/." in f"/{name}"}
+    assert {n: d for n, d in contents(out).items() if n not in left} == contents(whole)
+
+
+@pytest.mark.parametrize("step", [None, 3_000, 9_000])
+def test_windows_of_events(tmp_path, step):
+    write_eventgpt_npy(tmp_path / "rec one.npy", STREAM)
+    found = plan(find_recordings(tmp_path / "rec one.npy"), Cut(window_us=None, events=6_000, stride=step))
+    write_dataset(tmp_path / "out", found, ["What moves?", "Where to?"], workers=1)
+    data = read_dataset(tmp_path / "out")
+    starts = range(0, 40_001 - 6_000, step or 6_000)
+    assert len(data.samples) == 2 * len(starts)
+    assert len({sample.sample_id for sample in data.samples}) == len(data.samples)
+    assert [sample.question for sample in data.samples[:2]] == ["What moves?", "Where to?"]
+    for sample, start in zip(data.samples[::2], starts, strict=True):
+        assert_array_equal(read_events(sample.event_data).t, STREAM.t[start : start + 6_000])
+        assert sample.sample_id.startswith(f"rec_one-{start:010d}-{start + 6000:010d}")
+
+
+def test_a_recording_in_any_format_gives_the_same_windows(tmp_path):
+    write_sequence(tmp_path, pictures=False)
+    write_eventgpt_npy(tmp_path / "thun_00_a.npy", STREAM)
+    cut = Cut(window_us=70_000)
+    write_dataset(tmp_path / "a", plan(find_recordings(tmp_path / "test"), cut), workers=1)
+    write_dataset(tmp_path / "b", plan(find_recordings(tmp_path / "thun_00_a.npy"), cut), workers=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_windows_without_events_are_left_out_and_counted(tmp_path):
+    early = STREAM.slice(0, 4_000)
+    late = replace(early, t=early.t + 300_000)
+    both = type(early).from_arrays(*(np.concatenate([getattr(early, c), getattr(late, c)]) for c in "xytp"))
+    write_eventgpt_npy(tmp_path / "a.npy", both)
+    found = plan(find_recordings(tmp_path / "a.npy"), Cut(window_us=20_000))
+    assert found.left_out > 5
+    write_dataset(tmp_path / "out", found, workers=1)
+    assert len(read_dataset(tmp_path / "out").samples) == found.count
+
+
+def test_every_defect_is_reported(tmp_path):
+    write_sequence(tmp_path)
+    out = tmp_path / "out"
+    write_dataset(out, plan(find_recordings(tmp_path), Cut(window_us=100_000)), workers=1)
+    rows = json.loads((out / MANIFEST_NAME).read_text())
+    (out / "event_npy" / rows[0]["event_data"]).write_bytes(b"junk")
+    (out / "event_image" / rows[0]["event_image"][1]).unlink()
+    (out / "event_image" / rows[1]["event_image"][4]).write_bytes(b"\x89PNG")
+    (out / "mp4" / rows[2]["mp4_data"]).write_bytes(b"")
+    for picture in (out / "video" / rows[3]["video_data"]).iterdir():
+        picture.unlink()
+    secret = tmp_path / "secret.npy"
+    write_eventgpt_npy(secret, STREAM)
+    (out / "event_npy" / "link.npy").symlink_to(secret)
+    rows += [
+        {**rows[3], "event_data": "link.npy"},
+        {**rows[3]},
+        "text",
+        {"id": "empty"},
+        {"id": "e", "event_data": "../x"},
+    ]
+    (out / MANIFEST_NAME).write_text(json.dumps(rows))
+    said = "\n".join(str(defect) for defect in find_defects(out))
+    for words in (
+        "an unknown format that starts with 6a 75 6e 6b",
+        "thun_00_a/000000_1.png",
+        "000001_4.png",
+        "000002.mp4",
+        "no pictures",
+        "a link to elsewhere",
+        "again, expected each once",
+        "row 6: found str",
+        "row 7: found no media",
+        "'../x'",
+    ):
+        assert words in said, said
+    assert run(["dataset", "check", str(out)]) == 1
+    with pytest.raises(DatasetError):
+        read_dataset(out)
+
+
+def test_description(tmp_path, capsys):
+    write_sequence(tmp_path)
+    out, picture = tmp_path / "out", tmp_path / "sheet.png"
+    write_dataset(out, plan(find_recordings(tmp_path), Cut(window_us=100_000)), ["a?", "b?"], workers=1)
+    described = describe_dataset(out)
+    assert described.samples == 8
+    assert described.questions == 2
+    assert sum(one.events for one in described.recorded) == len(STREAM)
+    assert contact_sheet(described).shape == (252, 988, 3)
+    assert run(["dataset", "info", str(out), "--picture", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "8 samples, 4 recordings, 2 questions" in printed
+    assert "40,000" in printed
+    assert_array_equal(read_image(picture), contact_sheet(described))
+    assert run(["dataset", "check", str(out)]) == 0
+    assert "8 rows, 0 defects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--window", "1 hour"], "1s"),
+        (["--window", "0.0001us"], "1s"),
+        (["--window", "10s"], "no window with events"),
+        (["--events", "0"], "at least 1"),
+        (["--events", "10", "--stride", "1ms"], "a number of events"),
+        (["--stride", "0ms"], "1s"),
+        (["--frames", "0"], "frames"),
+        (["--max-windows", "0"], "max-windows"),
+        (["--workers", "-1"], "workers"),
+        (["--questions", "none.txt"], "no readable questions"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, capsys, arguments, says):
+    write_eventgpt_npy(tmp_path / "a.npy", STREAM)
+    code = run(["dataset", "build", str(tmp_path / "a.npy"), str(tmp_path / "out"), *arguments])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: (s / "images" / "timestamps.txt").write_text("1 2 3"), "3 times for 20 pictures"),
+        (lambda s: (s / "images" / "timestamps.txt").unlink(), "pictures without times"),
+        (lambda s: (s / "events" / "left" / "events.h5").unlink(), "no events/left/events.h5"),
+        (lambda s: (s / "events" / "left" / "events.h5").write_bytes(b"junk"), "unknown format"),
+    ],
+)
+def test_a_damaged_sequence(tmp_path, change, says):
+    sequence = write_sequence(tmp_path)
+    change(sequence)
+    with pytest.raises(InputError, match=says):
+        plan(find_recordings(tmp_path), Cut(window_us=100_000))
+
+
+def test_questions(tmp_path):
+    path = tmp_path / "q"
+    path.write_text("What moves?\n\nWhere?\n")
+    assert read_questions(path) == ("What moves?", "Where?")
+    path.write_text('["What moves?"]')
+    assert read_questions(path) == ("What moves?",)
+    for text in ("", "[]", "[1]", "[", "\n"):
+        path.write_text(text)
+        with pytest.raises(DatasetError):
+            read_questions(path)
+
+
+def test_times():
+    assert [parse_time(text) for text in ("1s", "500ms", "50 ms", "250us", "0.5s")] == [
+        1_000_000, 500_000, 50_000, 250, 500_000,
+    ]  # fmt: skip
