@@ -8,9 +8,12 @@ import torch
 from unfuse.adapters.registry import load
 from unfuse.checksum import tensor_checksum
 from unfuse.engines.attention import reproducible_attention
+from unfuse.events import event_frames
+from unfuse.events.on_device import event_frames_on
 from unfuse.measure.clock import StageClock
 from unfuse.measure.timers import CudaTimer
 from unfuse.samples.demo import demo_sample
+from unfuse.testing import synthetic_stream
 
 pytestmark = [
     pytest.mark.cuda,
@@ -63,3 +66,12 @@ def test_long_cache_attention_repeats():
         first = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         for _ in range(200):
             assert torch.equal(torch.nn.functional.scaled_dot_product_attention(q, k, v), first)
+
+
+def test_event_frames_are_those_of_the_cpu():
+    """Many events a pixel, so that threads do race."""
+    stream = synthetic_stream(2_000_000, size=(64, 48))
+    expected = event_frames(stream)
+    for _ in range(5):
+        for drawn, frame in zip(event_frames_on(stream, torch.device("cuda")), expected, strict=True):
+            assert (drawn.cpu().numpy() == frame).all()

@@ -15,6 +15,8 @@ from unfuse.report import print_line
 _EXTRAS: Final = {
     "h5py": ("DSEC events.h5", 'pip install "unfuse[dsec]"'),
     "hdf5plugin": ("DSEC's Blosc compression", 'pip install "unfuse[dsec]"'),
+    "evt3": ("Prophesee RAW in EVT3", 'pip install "unfuse[cameras]"'),
+    "aedat": ("iniVation AEDAT4", 'pip install "unfuse[cameras]"'),
     "av": ("video files", 'pip install "unfuse[video]"'),
     "torchvision": ("processors of other families than EventGPT, LLaVA-1.5, Video-LLaVA", "pip install torchvision"),
     "accelerate": ("device_map for models larger than one device", "pip install accelerate"),

@@ -16,7 +16,7 @@ import unfuse
 if TYPE_CHECKING:
     import torch
 
-PACKAGES: Final = ("numpy", "torch", "transformers", "tokenizers", "safetensors", "pillow", "scipy")
+PACKAGES: Final = ("numpy", "torch", "transformers", "tokenizers", "safetensors", "pillow", "scipy", "numba")
 _GPU_FIELDS: Final = (
     "name",
     "uuid",

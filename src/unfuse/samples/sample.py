@@ -51,7 +51,7 @@ class Sample:
 
     @classmethod
     def from_events(cls, path: PathLike, question: str | None = None, *, window: TimeWindow | None = None) -> Self:
-        """A recording: EventGPT ``.npy`` or DSEC ``events.h5``."""
+        """A recording in any format that ``read_events`` takes."""
         return cls(sample_id=Path(path).stem, question=question, event_data=Path(path), window=window)
 
     @classmethod
