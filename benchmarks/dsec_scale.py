@@ -9,6 +9,7 @@ Events are simulated: different scenes of driving, one after the other and over 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unfuse.events import EventStream, TimeWindow, read_events
+from unfuse.events.readers import child
 from unfuse.samples.simulator import driving_scene, simulate
 
 _SCENES = 12
@@ -134,13 +136,32 @@ def _private_bytes(pid: int) -> int:
     return 0
 
 
+def read_windows(path: Path) -> None:
+    """Windows anywhere in a recording, a line of JSON each."""
+    rng = np.random.default_rng(0)
+    last = int(child.look(path)["span"][1])
+    for length in (50_000, 1_000_000):
+        for _ in range(20):
+            at = int(rng.integers(0, last - length))
+            start = time.perf_counter()
+            got = read_events(path, window=TimeWindow(start_us=at, stop_us=at + length))
+            seconds = time.perf_counter() - start
+            digest = hashlib.sha256(got.t.tobytes()).hexdigest()
+            line = {"start_us": at, "length_us": length, "events": len(got), "seconds": seconds, "sha256": digest}
+            print(json.dumps(line))
+
+
 def main() -> None:
     """Writes, builds, reads, compares, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--million", type=float, default=200.0)
+    parser.add_argument("--only-read", action="store_true", help="FOLDER is a recording: read windows of it")
     arguments = parser.parse_args()
+    if arguments.only_read:
+        read_windows(arguments.folder)
+        return
     start = time.perf_counter()
     sequence = write_recording(arguments.folder, arguments.seconds, round(arguments.million * 1e6))
     path = sequence / "events" / "left" / "events.h5"
@@ -177,21 +198,21 @@ def main() -> None:
             ) or last - first != len(inside)
     print(f"windows              {len(rows)}, {wrong} differ from a brute-force slice")
 
-    rng = np.random.default_rng(0)
-    for length in (50_000, 1_000_000):
-        spent, read = [], 0
-        for _ in range(20):
-            at = int(rng.integers(0, times[-1] - length))
-            start = time.perf_counter()
-            got = read_events(path, window=TimeWindow(start_us=at, stop_us=at + length))
-            spent.append(time.perf_counter() - start)
-            expected = np.searchsorted(times, [at, at + length])
-            wrong += len(got) != expected[1] - expected[0] or not np.array_equal(
-                got.t, times[expected[0] : expected[1]]
-            )
-            read += len(got)
-        each = 1e9 * sum(spent) / read
-        print(f"any {length // 1000:>4} ms          {1e3 * median(spent):6.1f} ms, {each:.0f} ns an event")
+    reader = subprocess.Popen([sys.executable, __file__, str(path), "--only-read"], stdout=subprocess.PIPE)
+    memory = Memory(reader.pid)
+    said, _ = reader.communicate()
+    peak = memory.stop() / 2**30
+    reads = [json.loads(line) for line in said.splitlines()]
+    for read in reads:
+        first, last = np.searchsorted(times, [read["start_us"], read["start_us"] + read["length_us"]]).tolist()
+        expected = hashlib.sha256(times[first:last].tobytes()).hexdigest()
+        wrong += read["events"] != last - first or read["sha256"] != expected
+    for length in dict.fromkeys(read["length_us"] for read in reads):
+        part = [read for read in reads if read["length_us"] == length]
+        each = 1e9 * sum(read["seconds"] for read in part) / sum(read["events"] for read in part)
+        middle = 1e3 * median(read["seconds"] for read in part)
+        print(f"any {length // 1000:>4} ms          {middle:6.1f} ms, {each:.0f} ns an event")
+    print(f"while reading        peak memory {peak:.2f} GiB in both processes")
     if wrong:
         raise SystemExit(f"{wrong} windows differ")
 

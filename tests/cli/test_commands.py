@@ -442,7 +442,8 @@ def test_options_are_frozen():
     parts = cli.commands["dataset"].commands
     assert {name: sorted(p.name for p in verb.params) for name, verb in parts.items()} == {
         "build": [
-            "events", "frames", "max_windows", "out", "questions", "source", "stride", "window", "workers",
+            "events", "frames", "max_windows", "out", "questions", "rectify", "source", "stride", "window",
+            "workers",
         ],
         "check": ["folder"],
         "demo": ["count", "out", "seed", "workers"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 
@@ -13,7 +14,7 @@ from numpy.testing import assert_array_equal
 
 from tests.events.formats import FORMATS, write_all
 from unfuse.errors import EventFileError, EventStreamError, MissingPackageError, UnfuseError
-from unfuse.events import TimeWindow, read_events
+from unfuse.events import TimeWindow, read_events, stream
 from unfuse.events.readers import child
 from unfuse.testing import synthetic_stream
 
@@ -183,3 +184,33 @@ def test_what_a_decoder_gives_is_not_believed(folder, tmp_path, monkeypatch):
         with pytest.raises(EventStreamError, match=r"x of event 1: found 700, expected 0 to 639"):
             read_events(folder / "evt3.raw")
     child._stop()
+
+
+def test_wrong_endianness_is_read_as_its_dtype_says(tmp_path):
+    record = np.zeros(len(STREAM), [("x", ">u2"), ("y", ">u2"), ("t", ">i8"), ("p", "u1")])
+    for name in "xytp":
+        record[name] = getattr(STREAM, name)
+    np.save(tmp_path / "a.npy", record)
+    got = read_events(tmp_path / "a.npy")
+    for name in "xytp":
+        assert_array_equal(getattr(got, name), getattr(STREAM, name))
+    # A swapped word that says nothing of it gives coordinates or times that cannot be.
+    np.save(tmp_path / "a.npy", record.view(record.dtype.newbyteorder()))
+    with pytest.raises(EventStreamError):
+        read_events(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("name", ["eventgpt.npy", "columns.npz"])
+def test_a_sparse_file_of_a_terabyte_is_not_read(folder, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes((folder / name).read_bytes())
+    os.truncate(path, 1 << 40)
+    with pytest.raises(EventFileError, match="1099511627776 bytes"):
+        read_events(path)
+
+
+@pytest.mark.parametrize("name", ["evt2.raw", "cd.dat", "named.csv"])
+def test_more_events_than_fit_are_refused(folder, monkeypatch, name):
+    monkeypatch.setattr(stream, "MAX_EVENTS", 1000)
+    with pytest.raises(EventStreamError, match="at most 1000 at once"):
+        read_events(folder / name)

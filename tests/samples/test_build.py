@@ -90,6 +90,7 @@ def test_windows_of_a_sequence_are_a_brute_force_slice(tmp_path):
         "start_us": 50_000,
         "stop_us": 150_000,
         "events": len(read_events(data.samples[1].event_data)),
+        "rectified": False,
     }
 
 
@@ -143,6 +144,35 @@ def test_a_recording_in_any_format_gives_the_same_windows(tmp_path):
     write_dataset(tmp_path / "a", plan(find_recordings(tmp_path / "test"), cut), workers=1)
     write_dataset(tmp_path / "b", plan(find_recordings(tmp_path / "thun_00_a.npy"), cut), workers=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_rectified_events_are_where_the_map_says(tmp_path):
+    sequence = write_sequence(tmp_path, pictures=False)
+    found = find_recordings(tmp_path)
+    with pytest.raises(DatasetError, match="rectify map"):
+        plan(found, Cut(window_us=100_000, rectify=True))
+    y, x = np.mgrid[:480, :640]
+    places = np.stack([x * 1.1 - 20.3, y * 0.9 + 3.2], 2).astype("f4")
+    places[100, 100] = np.nan
+    path = sequence / "events" / "left" / "rectify_map.h5"
+    with h5py.File(path, "w") as file:
+        file["rectify_map"] = places
+    write_dataset(tmp_path / "out", plan(found, Cut(window_us=400_000, rectify=True)), workers=1)
+    (sample,) = read_dataset(tmp_path / "out").samples
+    got = read_events(sample.event_data)
+    expected = []
+    for column, row, t, p in zip(*(getattr(STREAM, c).tolist() for c in "xytp"), strict=True):
+        to = places[row, column]
+        if np.isfinite(to).all():
+            to = np.rint(to).astype(int)
+            if 0 <= to[0] < 640 and 0 <= to[1] < 480:
+                expected.append((*to.tolist(), t, p))
+    assert len(expected) < len(STREAM)
+    assert list(zip(*(getattr(got, c).tolist() for c in "xytp"), strict=True)) == expected
+    with h5py.File(path, "w") as file:
+        file["rectify_map"] = places[:3]
+    with pytest.raises(InputError, match="rectify_map of"):
+        write_dataset(tmp_path / "other", plan(found, Cut(window_us=400_000, rectify=True)), workers=1)
 
 
 def test_windows_without_events_are_left_out_and_counted(tmp_path):

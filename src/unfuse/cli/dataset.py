@@ -48,6 +48,7 @@ def demo(out: Path, count: int, seed: int, workers: int) -> int:
 @click.option(
     "--questions", type=click.Path(path_type=Path), help="One a line, or a JSON list; default: the usual one."
 )
+@click.option("--rectify", is_flag=True, help="Move events to the rectified picture by rectify_map.h5.")
 @click.option("--max-windows", type=int, help="Of each recording, the first so many.")
 @click.option("--workers", type=int, default=0, help="Processes; default: one a core.")
 def build(
@@ -57,6 +58,7 @@ def build(
     events: int | None,
     stride: str | None,
     frames: int,
+    rectify: bool,
     questions: Path | None,
     max_windows: int | None,
     workers: int,
@@ -71,11 +73,12 @@ def build(
     from unfuse.stages import DEFAULT_QUESTION
 
     if events is None:
-        cut = Cut(window_us=parse_time(window), stride=parse_time(stride) if stride else None, frames=frames)
+        length, step = parse_time(window), parse_time(stride) if stride else None
     else:
         if stride is not None and not stride.isdigit():
             raise InputError("stride", found=repr(stride), expected="a number of events, as the window is one")
-        cut = Cut(window_us=None, events=events, stride=int(stride) if stride else None, frames=frames)
+        length, step = None, int(stride) if stride else None
+    cut = Cut(window_us=length, events=events, stride=step, frames=frames, rectify=rectify)
     asked = read_questions(questions) if questions else (DEFAULT_QUESTION,)
     found = plan(find_recordings(source), cut, max_windows)
     console = Console(highlight=False, soft_wrap=True)

@@ -14,7 +14,12 @@ from typing import Any, Final, TextIO
 
 from unfuse.decoders.batches import RefusedError
 
-KINDS: Final = {"dsec": "dsec", "evt3": "prophesee_evt3", "aedat4": "inivation_aedat4"}
+KINDS: Final = {
+    "dsec": "dsec",
+    "rectify_map": "dsec_rectify_map",
+    "evt3": "prophesee_evt3",
+    "aedat4": "inivation_aedat4",
+}
 
 
 def main() -> None:

@@ -16,6 +16,9 @@ from unfuse.errors import EventStreamError
 
 _T = TypeVar("_T", bound=np.generic)
 
+MAX_EVENTS: Final = 1_000_000_000
+"""Of one stream in memory; more are read window by window."""
+
 MAX_AXIS: Final = 8192
 """Pixels per axis; no event sensor comes near it, and one forged coordinate would otherwise size a frame."""
 
@@ -121,6 +124,16 @@ class EventStream:
                 expected=f"a stretch of {self.t[0]} to {self.t[-1]} us",
             )
         return self.slice(int(start), int(stop))
+
+
+def require_room(source: object, events: int) -> None:
+    """Refuses more events than are held at once.
+
+    Raises:
+        EventStreamError: too many.
+    """
+    if events > MAX_EVENTS:
+        raise EventStreamError(str(source), found=f"{events} events or more", expected=f"at most {MAX_EVENTS} at once")
 
 
 def _coordinate(column: NDArray[Any], name: str, limit: int, source: str) -> NDArray[np.uint16]:

@@ -18,6 +18,7 @@ from typing import Final
 from unfuse.errors import DatasetError, InputError
 from unfuse.events import EventStream, event_frames, write_eventgpt_npy
 from unfuse.events.readers import child
+from unfuse.events.rectify import read_rectify_map
 from unfuse.samples.media import read_image
 from unfuse.samples.question import clean_question
 from unfuse.samples.sources import Recording
@@ -39,6 +40,8 @@ class Cut:
     """From one window's start to the next, in microseconds or events; None is the length."""
     frames: int = 5
     """Event frames drawn of each."""
+    rectify: bool = False
+    """Whether events are moved to their places in the rectified picture; those that leave it are dropped."""
 
     def __post_init__(self) -> None:
         if (self.window_us is None) == (self.events is None):
@@ -76,6 +79,7 @@ class Window:
     source: Path
     pictures: tuple[Path, ...]
     rate: int
+    rectify_map: Path | None = None
     stream: EventStream | None = None
     """Its events, where they were read already."""
 
@@ -187,6 +191,8 @@ def write_window(out: Path, window: Window) -> None:
     if target.is_file():
         return
     stream = window.stream or child.decode_events(window.source, window.first, window.last)
+    if window.rectify_map is not None:
+        stream = read_rectify_map(window.rectify_map)(stream)
     folder = out / "event_image" / window.name
     for path in (target, folder, out / "mp4" / window.name):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +236,7 @@ def _windows(recording: Recording, cut: Cut) -> Iterator[Window]:
             source=recording.events,
             pictures=recording.camera.between(start, stop),
             rate=recording.camera.rate,
+            rectify_map=recording.rectify_map if cut.rectify else None,
         )
 
 
@@ -257,6 +264,11 @@ def _entry(window: Window, questions: Sequence[str], number: int) -> dict[str, o
         "id": f"{sequence}-{window.first:010d}-{window.last:010d}{suffix}",
         "split": window.split,
         **media,
-        "window": {"start_us": window.start_us, "stop_us": window.stop_us, "events": window.last - window.first},
+        "window": {
+            "start_us": window.start_us,
+            "stop_us": window.stop_us,
+            "events": window.last - window.first,
+            "rectified": window.rectify_map is not None,
+        },
         "conversations": [{"from": "human", "value": f"<event>\n{questions[number]}"}],
     }

@@ -3,6 +3,7 @@
 DSEC's layout (dsec.ifi.uzh.ch/data-format)::
 
     <sequence>/events/left/events.h5
+    <sequence>/events/left/rectify_map.h5        if events are to be rectified
     <sequence>/images/timestamps.txt             microseconds of the image clock, one a picture
     <sequence>/images/left/rectified/*.png       or distorted/
 """
@@ -68,6 +69,18 @@ class Recording:
             raise FileAccessError(
                 str(self.events), found=error.strerror or error, expected="a readable event file"
             ) from None
+
+    @property
+    def rectify_map(self) -> Path:
+        """Where its map is.
+
+        Raises:
+            DatasetError: it has none.
+        """
+        place = self.events.with_name("rectify_map.h5")
+        if self.folder is None or not place.is_file():
+            raise DatasetError(str(place), found="no such file", expected="the sequence's rectify map")
+        return place
 
     @cached_property
     def stream(self) -> EventStream:

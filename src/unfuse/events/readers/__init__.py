@@ -9,6 +9,8 @@ from unfuse.events.readers import child, dat, npy, npz, raw, text
 from unfuse.events.stream import EventStream, TimeWindow
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_MAX_WHOLE_BYTES = 8 << 30
+"""Of a format that is read whole; a sparse file of any size costs nobody anything."""
 _FORMATS = "EventGPT .npy or .npz, DSEC events.h5, Prophesee RAW or DAT, AEDAT4, or text"
 
 
@@ -36,6 +38,10 @@ def read_events(path: str | Path, *, window: TimeWindow | None = None) -> EventS
 
 def _read(file: Path, head: bytes, window: TimeWindow | None) -> EventStream:
     if head.startswith((npy.MAGIC, npz.MAGIC)):
+        if (size := file.stat().st_size) > _MAX_WHOLE_BYTES:
+            raise EventFileError(
+                str(file), found=f"{size} bytes", expected=f"at most {_MAX_WHOLE_BYTES} in a format that is read whole"
+            )
         stream = npy.read_npy(file) if head.startswith(npy.MAGIC) else npz.read_npz(file)
         return stream if window is None else stream.window(window)
     if head.startswith(_HDF5):

@@ -24,14 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfuse.errors import EventFileError, EventStreamError, MissingPackageError
-from unfuse.events.stream import EventStream, TimeWindow
+from unfuse.events.stream import MAX_EVENTS, EventStream, TimeWindow
 
 MEMORY_BYTES: Final = 4 << 30
 SILENCE_SECONDS: Final = 60.0
 """Without a batch or a reply for so long, it hangs."""
-MAX_EVENTS: Final = 1_000_000_000
-_EXTRAS: Final = {"dsec": "dsec", "evt3": "cameras", "aedat4": "cameras"}
-_NAMES: Final = {"dsec": "DSEC events.h5", "evt3": "Prophesee RAW (EVT3)", "aedat4": "iniVation AEDAT4"}
+_EXTRAS: Final = {"dsec": "dsec", "rectify_map": "dsec", "evt3": "cameras", "aedat4": "cameras"}
+_NAMES: Final = {
+    "dsec": "DSEC events.h5",
+    "rectify_map": "DSEC rectify_map.h5",
+    "evt3": "Prophesee RAW (EVT3)",
+    "aedat4": "iniVation AEDAT4",
+}
 _COLUMNS: Final = (
     (np.dtype(np.int32), "x"),
     (np.dtype(np.int32), "y"),
@@ -77,6 +81,15 @@ def decode_events(path: Path, first: int, last: int) -> EventStream:
 def look(path: Path, edges: Sequence[int] = (), numbers: Sequence[int] = ()) -> dict[str, Any]:
     """Facts of a DSEC recording, as ``decoders.dsec.look`` gives them; errors as ``decode``."""
     return _ask("dsec", path, {"edges": list(edges), "numbers": list(numbers)})[1]
+
+
+def decode_table(kind: str, path: Path) -> tuple[dict[str, NDArray[Any]], tuple[int, int]]:
+    """Columns of a file that holds no stream, one row a pixel of a sensor (width, height); errors as ``decode``."""
+    columns, reply = _ask(kind, path, {"start": None, "stop": None})
+    width, height = (int(length) for length in reply["sensor_size"])
+    if len(columns["t"]) != width * height:
+        raise EventFileError(str(path), found=f"{len(columns['t'])} pixels", expected=f"{width * height}")
+    return columns, (width, height)
 
 
 def _ask(kind: str, path: Path, request: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from unfuse.errors import EventFileError, EventStreamError
 from unfuse.events.readers.raw import read_header
-from unfuse.events.stream import EventStream, TimeWindow
+from unfuse.events.stream import EventStream, TimeWindow, require_room
 
 _RECORD: Final = np.dtype([("t", "<u4"), ("data", "<u4")])
 _KINDS: Final = (0, 12)
@@ -49,6 +49,7 @@ def read_dat(path: Path, window: TimeWindow | None = None) -> EventStream:
                 found="no events",
                 expected=f"a stretch of the recording's {span}",
             )
+    require_room(path, last - first)
     times, data = records["t"][first:last].astype(np.int64), records["data"][first:last].astype(np.int64)
     return EventStream.from_arrays(
         data & 0x3FFF,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unfuse.compiled import compiled
 from unfuse.errors import EventFileError, EventStreamError
 from unfuse.events.readers import child
-from unfuse.events.stream import EventStream, TimeWindow
+from unfuse.events.stream import EventStream, TimeWindow, require_room
 
 _BLOCK: Final = 1 << 22
 """Words decoded at a time."""
@@ -106,6 +106,7 @@ def _decoded(
                 str(path), found=f"a word of unknown type near word {at + int(state[2]) - 1}", expected="EVT2 words"
             )
         parts.append([column[:count].copy() for column in part])
+        require_room(path, sum(len(part[0]) for part in parts))
     if window is not None and not sum(len(part[0]) for part in parts):
         raise EventStreamError(
             f"{path}, window [{window.start_us}, {window.stop_us}) us",

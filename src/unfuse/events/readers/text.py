@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfuse.errors import EventFileError, EventStreamError
-from unfuse.events.stream import EventStream, TimeWindow
+from unfuse.events.stream import EventStream, TimeWindow, require_room
 
 _LINES: Final = 1 << 20
 """Read at a time."""
@@ -53,6 +53,7 @@ def read_text(path: Path, window: TimeWindow | None = None) -> EventStream:
                 if order is None:
                     order = _order(path, table)
                 parts.append(_columns(table, order, seconds, window))
+                require_room(path, sum(len(part["t"]) for part in parts))
     except UnicodeDecodeError as error:
         raise EventFileError(str(path), found=f"byte {error.object[error.start]:#x}", expected="ASCII text") from None
     columns = {
