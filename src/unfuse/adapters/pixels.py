@@ -75,7 +75,7 @@ class ClipPixels:
             frame.dtype != np.uint8
             or frame.ndim != 3
             or frame.shape[2] != 3
-            or frame.shape[0] <= 3
+            or frame.shape[0] <= 4
             or not frame.shape[1]
         ):
             return False
