@@ -124,3 +124,16 @@ def test_hostile_layouts(tmp_path, change, says):
         change(file)
     with pytest.raises((EventFileError, EventStreamError), match=says):
         read_events(path)
+
+
+@pytest.mark.parametrize("column", ["x", "y", "p", "t"])
+@pytest.mark.parametrize("value", [2**9 + 2**8, 2**16 + 2**9, 2**32 + 1, 2**63 + 5])
+def test_values_that_would_wrap_to_valid_ones_are_refused(tmp_path, column, value):
+    path = write(tmp_path / "events.h5")
+    values = getattr(STREAM, column).astype("u8")
+    values[1000] = value
+    with h5py.File(path, "r+") as file:
+        del file[f"events/{column}"]
+        file[f"events/{column}"] = values
+    with pytest.raises(EventStreamError):
+        read_events(path)

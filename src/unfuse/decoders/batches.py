@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int8]]
 """x, y, t and p of some events."""
+_KINDS: Final[tuple[type[np.signedinteger[Any]], ...]] = (np.int32, np.int32, np.int64, np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,18 @@ class RefusedError(Exception):
 
 def batch(x: Any, y: Any, t: Any, p: Any, start: int | None, stop: int | None) -> Batch:
     """The events of a batch that lie in ``[start, stop)`` microseconds."""
-    columns = [np.asarray(column) for column in (x, y, t, p)]
-    columns[2] = columns[2].astype(np.int64)
+    columns = [_within(column, kind) for column, kind in zip((x, y, t, p), _KINDS, strict=True)]
     if start is not None and stop is not None:
         inside = (columns[2] >= start) & (columns[2] < stop)
         columns = [column[inside] for column in columns]
     across, down, times, polarity = columns
-    return across.astype(np.int32), down.astype(np.int32), times, polarity.astype(np.int8)
+    return across, down, times, polarity
+
+
+def _within(column: Any, kind: type[np.signedinteger[Any]]) -> NDArray[Any]:
+    """Values that do not fit become the nearest that does, which no sensor gives; wrapped, they might pass for real."""
+    values = np.asarray(column)
+    if not np.can_cast(values.dtype, kind) and values.dtype.kind in "iu":
+        here, there = np.iinfo(values.dtype), np.iinfo(kind)
+        values = values.clip(max(here.min, there.min), min(here.max, there.max))
+    return values.astype(kind)
