@@ -16,7 +16,7 @@ import torch
 
 from unfuse.samples.simulator import SHAPES, Chance, Mover, Scene
 from unfuse.samples.simulator.pixels import LOWEST_THRESHOLD
-from unfuse.samples.simulator.render import BACKGROUND, EPSILON, draw_texture
+from unfuse.samples.simulator.render import BACKGROUND, EPSILON, TONE, draw_texture
 
 _NONE, _OFF, _ON = 0, 1, 2
 """What a pixel of a frame shows."""
@@ -168,6 +168,9 @@ class _Picture:
 
         scenes = batch.scenes
         self._zoom, self._texture = row([s.zoom for s in scenes]), row([s.texture for s in scenes])
+        thickets = [s.thicket or (0.0, 0.0, math.inf) for s in scenes]
+        self._thicket = tuple(row([thicket[i] for thicket in thickets]) for i in range(3))
+        self._contours = row([s.contours for s in scenes])
         self._pan = row([s.pan[0] for s in scenes]), row([s.pan[1] for s in scenes])
         self._x, self._y = (torch.arange(n, dtype=dtype, device=device) for n in (self._width, self._height))
         fronts = [[(m, 0.0, 0.0) for m in _lamps(s)] + [(m, 0.0, 0.0) for m in s.movers] for s in scenes]
@@ -212,7 +215,13 @@ class _Picture:
         down = ky * y[:, None] + phase
         left = torch.cat([amplitude * down.cos(), amplitude * down.sin()], 1)
         waves = left.transpose(1, 2) @ torch.cat([along.sin(), along.cos()], 1)
-        return BACKGROUND + self._texture[:, None, None] * waves
+        texture, steep = self._texture[:, None, None], self._contours[:, None, None]
+        cx, cy, radius = (column[:, None] for column in self._thicket)
+        far = torch.hypot((x - cx)[:, None], (y - cy)[:, :, None])
+        inside = (0.5 + radius[:, None] - far).clamp(0.0, 1.0)
+        tone = TONE * texture * torch.tanh(steep * waves) * inside
+        tones = (BACKGROUND + EPSILON) * torch.exp(tone) - EPSILON
+        return torch.where(steep > 0, tones, BACKGROUND + texture * waves)
 
     def _draw(self, image: Tensor, seconds: float) -> None:
         radius = self._radius * (1 + self._growth * seconds)

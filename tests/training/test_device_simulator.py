@@ -38,6 +38,8 @@ def small(seed):
         flickers=(Flicker(position=(20.0, 20.0), radius=7.0),) if seed % 2 else (),
         pan=(rng.uniform(-500, 500), rng.uniform(-500, 500)) if seed % 3 else (0.0, 0.0),
         zoom=rng.uniform(0, 4) if seed % 3 == 2 else 0.0,
+        contours=300.0 if seed % 4 == 3 else 0.0,
+        thicket=(50.0, 30.0, 20.0) if seed % 8 == 3 else None,
         size=(96, 64),
         duration_us=20_500,
         camera=Camera(off_factor=1.2, shot_noise_hz=5.0, leak_hz=1.0, refractory_us=400),

@@ -23,13 +23,13 @@ from unfuse.samples.demo.folder import Row, manifest_of, write_events
 from unfuse.samples.demo.scenes import demo_scene
 from unfuse.samples.sample import Sample
 
-_VERSION: Final = "3"
+_VERSION: Final = "4"
 """Part of the folder's name: raised whenever what is simulated below changes."""
 
 MAX_NEW_TOKENS: Final = 64
 
-_SEEDS: Final = (40_000_000, 40_000_005, 40_000_237, 40_000_256, 40_000_263, 40_000_265, 40_000_271, 40_000_305)
-"""The first scenes that differ in what moves, how, and what the camera does; the model learned from none of them."""
+_SEEDS: Final = (40_000_000, 40_000_005, 40_000_002, 40_000_023, 40_000_009, 40_000_020, 40_000_059, 40_000_008)
+"""Scenes that differ in what moves, how, and what the camera does; the model learned from none of them."""
 
 
 def demo_dataset(max_samples: int | None = None) -> Dataset:

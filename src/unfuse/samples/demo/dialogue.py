@@ -65,6 +65,11 @@ _DESCRIBE: Final = (
     "What is happening in this scene?",
     "What can be seen in these events?",
     "Give a summary of the scene.",
+    "What is going on?",
+    "What happens here?",
+    "Tell me what you see.",
+    "Describe the events.",
+    "What is in the picture?",
 )
 _WHAT: Final = (
     "What moves?",
@@ -73,6 +78,10 @@ _WHAT: Final = (
     "Which objects are moving?",
     "Name the moving objects.",
     "What things can you see moving?",
+    "Which shapes can you see?",
+    "What objects are there?",
+    "Does anything move?",
+    "Is anything moving?",
 )
 _COUNT: Final = (
     "How many objects are moving?",
@@ -80,12 +89,17 @@ _COUNT: Final = (
     "How many moving objects are there?",
     "Count the moving objects.",
     "Is there more than one moving object?",
+    "How many?",
+    "How many objects do you see?",
+    "How many shapes are there?",
 )
 _SHAPE: Final = (
     "What shape does the moving object have?",
     "What shape is the object?",
     "Which shape has the thing that moves?",
     "What is the shape of the moving object?",
+    "What kind of object is it?",
+    "What is it?",
 )
 _DIRECTION: Final = (
     "Which way does the {} move?",
@@ -94,6 +108,10 @@ _DIRECTION: Final = (
     "How does the {} move?",
     "What is the {} doing?",
     "Where to does the {} move?",
+    "Which way is the {} moving?",
+    "In what direction is the {} going?",
+    "Does the {} move?",
+    "Is the {} coming closer?",
 )
 _DIRECTIONS: Final = (
     "Where to?",
@@ -102,12 +120,16 @@ _DIRECTIONS: Final = (
     "Which way do they move?",
     "In which direction do the objects move?",
     "Where is it going?",
+    "How do they move?",
+    "How does it move?",
 )
 _WHERE: Final = (
     "Where is the {}?",
     "Where in the picture is the {}?",
     "In which part of the picture is the {}?",
     "Where can the {} be seen?",
+    "Is the {} on the left or on the right?",
+    "On which side is the {}?",
 )
 _FASTEST: Final = (
     "Which object is the fastest?",
@@ -115,20 +137,34 @@ _FASTEST: Final = (
     "What moves faster than the rest?",
     "Which object has the highest speed?",
     "Who is the fastest?",
+    "Which is the fastest?",
+    "Which shape moves fastest?",
 )
 _EGO: Final = (
-    "Is the camera itself moving?",
-    "Does the camera move?",
     "How does the camera move?",
     "What does the camera do?",
-    "Is there any ego motion?",
+    "What is the camera doing?",
+    "Which way does the camera turn?",
+    "Which way is the camera turning?",
+    "Does the camera turn or stand still?",
     "Is the camera still?",
 )
+_EGO_OR_NOT: Final = (
+    "Is the camera itself moving?",
+    "Is the camera moving?",
+    "Does the camera move?",
+    "Is there any ego motion?",
+    "Is the background moving?",
+)
+"""Asked for a yes or a no."""
 _FLICKER: Final = (
     "Does any light flicker?",
     "Is there a flickering lamp?",
     "Do you see a lamp?",
     "Is anything flickering?",
+    "Is there a lamp?",
+    "Is there any light?",
+    "Does anything flicker?",
 )
 _NOT_IN_EVENTS: Final = (
     "What colour is it?",
@@ -139,6 +175,15 @@ _NOT_IN_EVENTS: Final = (
     "Are there any vehicles visible in the scene?",
     "Where was this recorded?",
     "What does the sign say?",
+    "What colour is the {}?",
+    "Is the {} red?",
+    "What is the weather like?",
+    "Is it day or night?",
+    "Are there any people?",
+    "How many cars are there?",
+    "How old is the man?",
+    "Why does the {} move?",
+    "What is the name of the city?",
 )
 
 
@@ -182,7 +227,8 @@ def turns(facts: Facts) -> tuple[Turn, ...]:
             f"Of all the objects that move, the {facts.fastest} is the fastest.",
         )
         found += [Turn("fastest", question, answers[i % 2]) for i, question in enumerate(_FASTEST)]
-    found += [Turn("camera", question, _ego(facts, i % 2)) for i, question in enumerate(_EGO)]
+    for wording, questions in enumerate((_EGO, _EGO_OR_NOT)):
+        found += [Turn("camera", question, _ego(facts, wording)) for question in questions]
     found += [Turn("flicker", question, _lamp(facts, i % 2)) for i, question in enumerate(_FLICKER)]
     for question in _NOT_IN_EVENTS:
         asked = [question.format(shape) for shape in SHAPES] if "{}" in question else [question]

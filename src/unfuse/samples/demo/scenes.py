@@ -1,9 +1,13 @@
 """Scenes of the demo, drawn from a seed, and the facts about them that events can show.
 
 Five frames are needed: a bright shape that moves left and a dark one that moves right paint the same single frame, and
-the pixels are as noisy in the dark as in the light, so that noise does not tell them apart either. Speeds are those of
-a close, fast scene, so that 50 ms show them. What is asked about stays inside the part of the picture that is left
-after the centre crop, no two movers touch, and nothing lies so near a border that its place is a matter of taste.
+the pixels are as noisy in the dark as in the light, so that noise does not tell them apart either. The background is a
+thicket of sharp contours before an even wall. In a smooth one a single frame would show which way the camera turns: a
+pixel that an extremum has passed is silent until its threshold is reached again.
+
+Speeds are those of a close, fast scene, so that 50 ms show them. What is asked about stays inside the part of the
+picture that is left after the centre crop, no two movers touch, and nothing lies so near a border that its place is a
+matter of taste.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Final
 import numpy as np
 
 from unfuse.samples.simulator import DAYLIGHT, SHAPES, Flicker, Mover, Scene
+from unfuse.samples.simulator.render import BACKGROUND, EPSILON
 
 DIRECTIONS: Final = ("left", "right", "up", "down", "closer", "away")
 PLACES: Final = ("left", "middle", "right")
@@ -61,14 +66,18 @@ def demo_scene(seed: int) -> tuple[Scene, Facts]:
     count = int(rng.choice(len(chances), p=chances))
     movers, fastest = _movers(rng, count)
     lamps = _lamps(rng, movers) if camera == "still" and rng.uniform() < 0.25 else ()
-    pan = rng.uniform(500, 1100) * {"left": 1, "right": -1}.get(camera, 0)
+    pan = float(rng.uniform(500, 1100) * {"left": 1, "right": -1}.get(camera, 0))
+    # Placed by where it is halfway through: where it begins would say which way it goes.
+    thicket = rng.uniform(250, 390) - pan * _SECONDS / 2, rng.uniform(170, 310), rng.uniform(110, 170)
     scene = Scene(
         movers=tuple(mover for mover, _ in movers),
         flickers=lamps,
-        pan=(float(pan), 0.0),
+        pan=(pan, 0.0),
         zoom=float(rng.uniform(3, 6)) if camera == "forward" else 0.0,
-        texture=float(rng.uniform(1.2, 2.0)),
-        wavelengths=(80.0, 260.0),
+        texture=float(rng.uniform(1.2, 1.8)),
+        wavelengths=(60.0, 200.0),
+        contours=1000.0,
+        thicket=(float(thicket[0]), float(thicket[1]), float(thicket[2])),
         duration_us=round(_SECONDS * 1e6),
         camera=replace(DAYLIGHT, threshold=float(rng.uniform(0.16, 0.26)), dark_noise=1.0),
         seed=seed,
@@ -106,9 +115,15 @@ def _mover(rng: np.random.Generator, shape: str, direction: str, speed: float) -
         position=(rng.uniform(_LEFT, _RIGHT), rng.uniform(0, _HEIGHT)),
         velocity=(ux * speed, uy * speed),
         radius=radius,
-        intensity=rng.uniform(0.75, 0.98) if rng.uniform() < 0.5 else rng.uniform(0.01, 0.08),
+        intensity=_intensity(rng),
         growth=growth,
     )
+
+
+def _intensity(rng: np.random.Generator) -> float:
+    """Brighter or darker than the background, by the same factor."""
+    contrast = rng.uniform(0.85, 1.0) * rng.choice([-1, 1])
+    return float((BACKGROUND + EPSILON) * np.exp(contrast) - EPSILON)
 
 
 def _at(mover: Mover, seconds: float) -> tuple[float, float, float]:

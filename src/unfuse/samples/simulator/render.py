@@ -15,6 +15,8 @@ from unfuse.samples.simulator.scene import Flicker, Mover, Scene
 
 BACKGROUND: Final = 0.35
 EPSILON: Final = 0.02  # keeps the logarithm of a black pixel finite
+TONE: Final = 0.3
+"""Distance of a tone of the background from the middle, in natural-log intensity, at texture 1."""
 _WAVES: Final = 6
 
 Array = NDArray[np.float64]
@@ -65,7 +67,15 @@ class Picture:
         along = kx * x
         down = ky * y + phase
         left = np.concatenate([amplitude * np.cos(down), amplitude * np.sin(down)])
-        image: Array = BACKGROUND + scene.texture * (left.T @ np.concatenate([np.sin(along), np.cos(along)]))
+        waves: Array = left.T @ np.concatenate([np.sin(along), np.cos(along)])
+        if not scene.contours:
+            return BACKGROUND + scene.texture * waves
+        # Equally far from the middle in log intensity: neither tone is told from the other by its events.
+        tone = TONE * scene.texture * np.tanh(scene.contours * waves)
+        if scene.thicket:
+            cx, cy, radius = scene.thicket
+            tone *= np.clip(0.5 + radius - np.hypot(x - cx, (y - cy)[:, None]), 0.0, 1.0)
+        image: Array = (BACKGROUND + EPSILON) * np.exp(tone) - EPSILON
         return image
 
     def _draw(self, image: Array, seconds: float) -> list[_Box]:

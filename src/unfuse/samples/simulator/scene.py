@@ -84,6 +84,11 @@ class Scene:
     """Contrast of the background; 0 is an even wall."""
     wavelengths: tuple[float, float] = (12.0, 60.0)
     """Shortest and longest of its waves, in pixels."""
+    contours: float = 0.0
+    """How steeply the background changes between two tones where the sum of its waves is 0; 0 is the waves as they
+    are."""
+    thicket: tuple[float, float, float] | None = None
+    """Disc in which the two tones are: its centre (x, y) and radius at time 0, in pixels; None is everywhere."""
     size: tuple[int, int] = (640, 480)
     """Sensor (width, height)."""
     duration_us: int = 50_000
