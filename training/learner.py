@@ -52,10 +52,19 @@ class Learner(nn.Module):
         features: torch.Tensor = self.model.get_event_features(normalised(pixels, self._mean, self._std))
         return features
 
-    def forward(self, pixels: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The losses, by name."""
+    def forward(
+        self, pixels: torch.Tensor, batch: dict[str, torch.Tensor], *, apart: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """The losses, by name.
+
+        Args:
+            pixels: uint8 ``[B, F, 3, h, w]``.
+            batch: rows and targets, as ``training.turns`` makes them.
+            apart: the language model learns from the features as they are, and they not from it.
+        """
         features = self.features(pixels)
-        loss: torch.Tensor = self.model(**self._rows(features, batch), labels=batch["labels"]).loss
+        read = features.detach() if apart else features
+        loss: torch.Tensor = self.model(**self._rows(read, batch), labels=batch["labels"]).loss
         temporal = features[:, :FRAMES]
         scores = self.heads(temporal.flatten(1)).split([classes for _, classes in HEADS], 1)
         each = [functional.cross_entropy(s, t) for s, t in zip(scores, batch["classes"].T, strict=True)]

@@ -42,11 +42,15 @@ class Recipe:
     scenes_a_step: int = 192
     row_length: int = 320
     """Tokens of a scene's row: the prompt's beginning once and as many questions with answers as fit."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
+    """At twice this rate the tower's features became constant within 200 steps and stayed so."""
     warm_up: int = 300
     weight_decay: float = 0.05
     heads: float = 0.5
     """Weight of the auxiliary losses."""
+    apart: int = 500
+    """First steps, in which the language loss does not reach the tower: it has little to say to it while there are no
+    words yet."""
     one_frame: bool = False
     """A control: the middle frame five times, from which motion cannot be read."""
 
@@ -157,7 +161,8 @@ def _learn(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
         with torch.autocast(device.type, torch.bfloat16):
-            losses = learner(varied(pool.pixels[batch["scene"]], batch["mirror"], batch["inverse"]), batch)
+            pixels = varied(pool.pixels[batch["scene"]], batch["mirror"], batch["inverse"])
+            losses = learner(pixels, batch, apart=step < recipe.apart)
         total = losses["language"] + recipe.heads * (losses["facts"] + losses["tracks"])
         optimiser.zero_grad()
         total.backward()
