@@ -26,7 +26,7 @@ _Asked = tuple[int, Turn]
 def head_accuracy(learner: Learner, pool: Pool, device: torch.device) -> dict[str, float]:
     """Share of scenes that each auxiliary head judges rightly."""
     wanted = torch.tensor([class_targets(demo_scene(seed)[1]) for seed in pool.seeds], device=device)
-    with _as_is():
+    with _as_is(learner):
         found = torch.cat([learner.facts(part) for part in pool.pixels.split(_BATCH)])
     shares = (found == wanted).float().mean(0).tolist()
     return {name: round(share, 4) for (name, _), share in zip(HEADS, shares, strict=True)}
@@ -39,7 +39,7 @@ def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.
     for row, seed in enumerate(pool.seeds):
         for turn in one_of_each(demo_scene(seed)[1], seed):
             asked[len(tokens.prompt(turn.question))].append((row, turn))
-    with _as_is():
+    with _as_is(learner):
         features = torch.cat([learner.features(part) for part in pool.pixels.split(_BATCH)])
         for part in _parts(asked.values()):
             ids = torch.tensor([tokens.prompt(turn.question) for _, turn in part], device=device)
@@ -55,10 +55,12 @@ def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.
 
 
 @contextmanager
-def _as_is() -> Iterator[None]:
+def _as_is(learner: Learner) -> Iterator[None]:
     """Nothing is learned, and nothing compiled: shapes vary here."""
+    learner.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         yield
+    learner.train()
 
 
 def _parts(groups: Iterable[Sequence[_Asked]]) -> Iterator[Sequence[_Asked]]:

@@ -31,11 +31,12 @@ class Learner(nn.Module):
         # As transformers' own annotations would have it, such a model has no `generate`.
         self.model: Any = EventGPTForConditionalGeneration(config)
         self.heads = nn.Sequential(
-            nn.LayerNorm(FRAMES * config.hidden_size),
+            _centred(FRAMES * config.hidden_size),
             nn.Linear(FRAMES * config.hidden_size, 512),
             nn.GELU(),
             nn.Linear(512, sum(classes for _, classes in HEADS)),
         )
+        self.centre = _centred(config.hidden_size)
         self.tracks = nn.Linear(config.hidden_size, 4 * len(SHAPES))
         self._mean, self._std = preprocessor["image_mean"], preprocessor["image_std"]
         self._one_frame = one_frame
@@ -52,19 +53,10 @@ class Learner(nn.Module):
         features: torch.Tensor = self.model.get_event_features(normalised(pixels, self._mean, self._std))
         return features
 
-    def forward(
-        self, pixels: torch.Tensor, batch: dict[str, torch.Tensor], *, apart: bool = False
-    ) -> dict[str, torch.Tensor]:
-        """The losses, by name.
-
-        Args:
-            pixels: uint8 ``[B, F, 3, h, w]``.
-            batch: rows and targets, as ``training.turns`` makes them.
-            apart: the language model learns from the features as they are, and they not from it.
-        """
+    def forward(self, pixels: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The losses, by name."""
         features = self.features(pixels)
-        read = features.detach() if apart else features
-        loss: torch.Tensor = self.model(**self._rows(read, batch), labels=batch["labels"]).loss
+        loss: torch.Tensor = self.model(**self._rows(features, batch), labels=batch["labels"]).loss
         temporal = features[:, :FRAMES]
         scores = self.heads(temporal.flatten(1)).split([classes for _, classes in HEADS], 1)
         each = [functional.cross_entropy(s, t) for s, t in zip(scores, batch["classes"].T, strict=True)]
@@ -97,8 +89,18 @@ class Learner(nn.Module):
     def _track_loss(self, temporal: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Squared error of centre and radius where there is such a shape, and of whether there is."""
         shape = (*wanted.shape[:-1], len(SHAPES), 4)
-        found, wanted = self.tracks(temporal).float().view(shape), wanted.view(shape)
+        centred = self.centre(temporal.flatten(0, 1))
+        found, wanted = self.tracks(centred).float().view(shape), wanted.view(shape)
         there = wanted[..., :1]
         place: torch.Tensor = (there * (found[..., 1:] - wanted[..., 1:]) ** 2).sum() / there.sum().clamp(1)
         presence: torch.Tensor = functional.mse_loss(found[..., :1], there)
         return presence + _TRACK_WEIGHT * place
+
+
+def _centred(width: int) -> nn.BatchNorm1d:
+    """Takes away what all scenes have in common, which at first is fifty times what tells them apart.
+
+    No gradient then moves that common part. Where one did, features became constant within 200 steps at a learning rate
+    of 1e-3, and stayed so.
+    """
+    return nn.BatchNorm1d(width, eps=1e-10)

@@ -38,19 +38,15 @@ class Recipe:
     seed: int = 0
     scenes: int = 49_152
     """Different scenes to learn from."""
-    steps: int = 9_000
+    steps: int = 8_000
     scenes_a_step: int = 192
     row_length: int = 320
     """Tokens of a scene's row: the prompt's beginning once and as many questions with answers as fit."""
-    learning_rate: float = 5e-4
-    """At twice this rate the tower's features became constant within 200 steps and stayed so."""
+    learning_rate: float = 1e-3
     warm_up: int = 300
     weight_decay: float = 0.05
     heads: float = 0.5
     """Weight of the auxiliary losses."""
-    apart: int = 500
-    """First steps, in which the language loss does not reach the tower: it has little to say to it while there are no
-    words yet."""
     one_frame: bool = False
     """A control: the middle frame five times, from which motion cannot be read."""
 
@@ -162,7 +158,7 @@ def _learn(
             group["lr"] = learning_rate(recipe, step)
         with torch.autocast(device.type, torch.bfloat16):
             pixels = varied(pool.pixels[batch["scene"]], batch["mirror"], batch["inverse"])
-            losses = learner(pixels, batch, apart=step < recipe.apart)
+            losses = learner(pixels, batch)
         total = losses["language"] + recipe.heads * (losses["facts"] + losses["tracks"])
         optimiser.zero_grad()
         total.backward()
