@@ -8,10 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
 import click
+
+from training.scenes import HELD_OUT, VALIDATION_SEEDS
+from unfuse.samples.demo.scenes import demo_scene
 
 _ABOUT: Final = {
     "count": "how many objects move",
@@ -26,8 +30,22 @@ _ABOUT: Final = {
 }
 
 
-def card(log: list[dict[str, Any]], found: dict[str, Any], weights: Path) -> str:
-    """The card as Markdown."""
+def card(
+    log: list[dict[str, Any]],
+    control: list[dict[str, Any]],
+    found: dict[str, Any],
+    cameras: Counter[str],
+    weights: Path,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        log: of the training.
+        control: of the training on one frame.
+        found: what ``training.evaluate`` wrote.
+        cameras: how often each camera motion occurs in the scenes of the control's exam.
+        weights: the checkpoint's tensors.
+    """
     recipe = log[0]["recipe"]
     steps = [entry for entry in log if entry["event"] == "step"]
     simulated = sum(float(entry["note"].split()[-2]) for entry in log if entry["event"] == "scenes")
@@ -79,6 +97,8 @@ def card(log: list[dict[str, Any]], found: dict[str, Any], weights: Path) -> str
         "",
         "A frame shows the axis along which a shape moves, and not which way: one in two is right without the others.",
         "",
+        *_control(control, cameras),
+        "",
         "## How it was made",
         "",
         "```",
@@ -95,6 +115,24 @@ def card(log: list[dict[str, Any]], found: dict[str, Any], weights: Path) -> str
         "",
     ]
     return "\n".join(lines)
+
+
+def _control(log: list[dict[str, Any]], cameras: Counter[str]) -> list[str]:
+    """What a model learns that has never seen more than one frame."""
+    recipe, answers = log[0]["recipe"], next(entry for entry in log if entry["event"] == "answers")
+
+    def share(name: str) -> str:
+        right, asked = answers[name]
+        return f"{right} of {asked}, {100 * right / asked:.1f} %"
+
+    scenes = cameras.total()
+    blind = scenes - (cameras["left"] + cameras["right"]) / 2
+    return [
+        f"A model trained with the middle frame in place of all five (`--one-frame`, {recipe['scenes']} scenes, "
+        f"{recipe['steps']} steps, {scenes} scenes held out) finds shape ({share('shape: shape')}) and place "
+        f"({share('place: place')}), and not the direction ({share('direction: direction')}). The camera: "
+        f"{share('camera: camera')}; all but left from right would be {100 * blind / scenes:.1f} %.",
+    ]
 
 
 def draw_curve(log: list[dict[str, Any]], target: Path) -> None:
@@ -137,10 +175,12 @@ def _sha256(path: Path) -> str:
 @click.argument("record", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 def main(record: Path, target: Path) -> None:
-    """Writes TARGET, the card beside the weights, from the log and the evaluation in RECORD."""
+    """Writes TARGET, the card beside the weights, from the logs and the evaluation in RECORD."""
     log = [json.loads(line) for line in (record / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    control = [json.loads(line) for line in (record / "control.jsonl").read_text(encoding="utf-8").splitlines()]
     found = json.loads((record / "evaluation.json").read_text(encoding="utf-8"))
-    target.write_text(card(log, found, target.with_name("model.safetensors")), encoding="utf-8")
+    cameras = Counter(demo_scene(seed)[1].camera for seed in range(VALIDATION_SEEDS, VALIDATION_SEEDS + HELD_OUT))
+    target.write_text(card(log, control, found, cameras, target.with_name("model.safetensors")), encoding="utf-8")
     draw_curve(log, record / "curve.png")
 
 

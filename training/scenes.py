@@ -22,6 +22,8 @@ _BATCH: Final = 128
 
 TRAINING_SEEDS: Final = 0
 VALIDATION_SEEDS: Final = 20_000_000
+HELD_OUT: Final = 512
+"""Scenes of the exams during training."""
 FRAMES: Final = 5
 
 

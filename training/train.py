@@ -21,14 +21,13 @@ from training.architecture import TOWER, write_layout
 from training.exam import answer_accuracy, head_accuracy
 from training.learner import Learner
 from training.pixels import varied
-from training.scenes import TRAINING_SEEDS, VALIDATION_SEEDS, Pool, make_pool
+from training.scenes import HELD_OUT, TRAINING_SEEDS, VALIDATION_SEEDS, Pool, make_pool
 from training.turns import Steps, Tokens
 from unfuse.samples.demo import tokenizer_model
 
 _STATE_EVERY: Final = 500
 _EXAM_EVERY: Final = 2000
 _LOG_EVERY: Final = 100
-_HELD_OUT: Final = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +96,7 @@ def train(out: Path, recipe: Recipe, device: torch.device, workers: int, data: P
     def told(line: str) -> None:
         log(event="scenes", note=line)
 
-    held_out = make_pool(scenes, range(VALIDATION_SEEDS, VALIDATION_SEEDS + _HELD_OUT), device, told)
+    held_out = make_pool(scenes, range(VALIDATION_SEEDS, VALIDATION_SEEDS + HELD_OUT), device, told)
     pool = make_pool(scenes, range(TRAINING_SEEDS, TRAINING_SEEDS + recipe.scenes), device, told)
     torch.manual_seed(recipe.seed)
     preprocessor = json.loads((out / TOWER / "preprocessor_config.json").read_text())

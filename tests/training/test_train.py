@@ -22,7 +22,7 @@ RECIPE = train.Recipe(scenes=4, steps=4, scenes_a_step=2, warm_up=1)
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(train, "_HELD_OUT", 2)
+    monkeypatch.setattr(train, "HELD_OUT", 2)
     monkeypatch.setattr(train, "_STATE_EVERY", 2)
     monkeypatch.setattr(train, "_LOG_EVERY", 1)
     monkeypatch.setattr(scenes, "_PART", 2)
