@@ -192,7 +192,7 @@ def test_lora_round_trip(tmp_path, demo_model, demo_sample):
 def test_device_map(demo_model, demo_sample):
     pytest.importorskip("accelerate")
     pixels = list(demo_model.preprocess(demo_model.load(demo_sample)).pixel_values)
-    mapped = EventChatModel.from_pretrained(demo_checkpoint(), device_map={"": "cpu"})
+    mapped = EventChatModel.from_pretrained(demo_checkpoint(), device_map={"": "cpu"}, dtype=torch.float32)
     wanted = demo_model.adapter.model.generate(IDS, event_tensors=pixels, do_sample=False, max_new_tokens=4)
     assert mapped.generate(IDS, event_tensors=pixels, do_sample=False, max_new_tokens=4).tolist() == wanted.tolist()
 

@@ -18,7 +18,7 @@ from unfuse.verification import checks, verify_model
 from unfuse.verification.golden import golden, read_golden
 from unfuse.verification.timing import timing_additive
 
-TOKENS = 8
+TOKENS = 24
 
 
 def staged(demo_model, adapter_class, engine=None):
