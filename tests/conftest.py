@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 # What is compiled at its first call takes longer then.
 settings.register_profile("unfuse", deadline=None)
 settings.load_profile("unfuse")
+
+if not torch.cuda.is_available():
+    # Kernels then run in Triton's interpreter, one program after the other. Read where triton is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from unfuse.adapters.base import Adapter
-from unfuse.engines import Engine
+from unfuse.engines import ENGINES, Engine
 from unfuse.engines.fused_only import FusedOnly
 from unfuse.errors import DeviceError, PromptError
 from unfuse.features import Features
@@ -27,10 +27,11 @@ class StagedModel:
     the same features prefills its own text only. The stage calls themselves reuse nothing.
     """
 
-    def __init__(self, name: str, adapter: Adapter, engine: Engine):
+    def __init__(self, name: str, adapter: Adapter, engine: Engine, notes: tuple[str, ...] = ()):
         self.name = name
         self.adapter = adapter
         self.engine = engine
+        self._notes = notes
 
     @property
     def family(self) -> str:
@@ -41,6 +42,11 @@ class StagedModel:
     def fingerprint(self) -> str:
         """SHA-256 of the config and every tensor."""
         return self.adapter.fingerprint
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a report must know of the model and the engine."""
+        return (*self.adapter.notes, *self._notes)
 
     @property
     def device(self) -> torch.device:
@@ -177,16 +183,41 @@ def _require_tokens(max_new_tokens: int) -> None:
         raise PromptError("max_new_tokens", found=max_new_tokens, expected="at least 1")
 
 
-def pick_engine(name: str, adapter: Adapter) -> Engine:
-    """The engine of that name; ``auto`` is ``eager``, the only one so far. None is needed where nothing can be cut.
+def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
+    """The engine of that name, and what is to be said of the choice.
+
+    ``auto`` is ``eager``. Where ``graphed`` cannot serve the model or the device, ``eager`` takes its place, and the
+    reason is among the notes. None is needed where nothing can be cut.
 
     Raises:
         DeviceError: no such engine.
     """
-    if name not in ("auto", "eager"):
-        raise DeviceError("engine", found=repr(name), expected="auto or eager")
+    if name not in ENGINES:
+        raise DeviceError("engine", found=repr(name), expected=", ".join(ENGINES))
     if adapter.uncut is not None:
-        return FusedOnly(adapter.uncut)
+        return FusedOnly(adapter.uncut), ()
     from unfuse.engines.eager import EagerEngine
 
-    return EagerEngine(adapter.language)
+    if name in ("auto", "eager"):
+        return EagerEngine(adapter.language), ()
+    engine = _graphed(adapter)
+    if isinstance(engine, str):
+        return EagerEngine(adapter.language), (f"engine eager in the place of graphed: {engine}",)
+    return engine, ()
+
+
+def _graphed(adapter: Adapter) -> Engine | str:
+    """The engine, or why it cannot be."""
+    if adapter.device.type != "cuda":
+        return f"it needs a CUDA device, and the model is on {adapter.device}"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed"
+    from unfuse.engines.graphed.engine import GraphedEngine
+    from unfuse.engines.graphed.structure import Unserved
+
+    try:
+        return GraphedEngine(adapter.language)
+    except Unserved as reason:
+        return str(reason)

@@ -90,7 +90,7 @@ def staged(kind):
     except UnfuseError as error:
         language, reason = None, str(error)
     adapter = HFAdapter(model, prompter, "f", language=language, uncut=reason)
-    return StagedModel("model", adapter, pick_engine("auto", adapter))
+    return StagedModel("model", adapter, *pick_engine("auto", adapter))
 
 
 @pytest.mark.parametrize(

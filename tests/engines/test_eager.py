@@ -89,7 +89,7 @@ def test_fixed_output_length(demo_model, demo_sample):
     settings = model.adapter.model.generation_config
     ends, settings.eos_token_id = settings.eos_token_id, second
     try:
-        model = StagedModel("other end", model.adapter, pick_engine("eager", model.adapter))
+        model = StagedModel("other end", model.adapter, *pick_engine("eager", model.adapter))
         natural = model.decode(model.prefill(prepared, features), 9)
         assert natural.token_ids[-1] == second
         assert (natural.stop_reason, natural.output_tokens) == ("eos", 2)
@@ -146,3 +146,27 @@ def test_bad_arguments(demo_model, features):
 def test_text_prompt_has_no_pixels_to_encode(demo_model, features):
     with pytest.raises(PromptError, match="without pixels"):
         demo_model.encode(demo_model.adapter.tokenize("What?", features))
+
+
+def test_graphed_says_why_it_does_not_run_here(demo_model):
+    engine, notes = pick_engine("graphed", demo_model.adapter)
+    assert engine.name == "eager"
+    assert notes == ("engine eager in the place of graphed: it needs a CUDA device, and the model is on cpu",)
+    assert StagedModel("demo", demo_model.adapter, engine, notes).notes[-1:] == notes
+
+
+def test_rows_of_a_batch_are_drawn_as_each_alone():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    ends, cpu = torch.tensor([7]), torch.device("cpu")
+    for sampling in (Sampling(), Sampling(temperature=3.0, top_p=0.9, seed=4, ignore_eos=True)):
+        together = TokenChooser(sampling, ends, cpu)
+        alone = [TokenChooser(sampling, ends, cpu) for _ in logits]
+        for _ in range(20):
+            assert together(logits).tolist() == [int(choose(row)) for choose, row in zip(alone, logits, strict=True)]
+
+
+def test_draws_are_multinomials():
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    choose = TokenChooser(Sampling(temperature=1.0, seed=3), torch.tensor([7]), torch.device("cpu"))
+    counts = torch.bincount(torch.stack([choose(logits) for _ in range(4000)]), minlength=50) / 4000
+    assert float((counts - torch.softmax(logits, dim=-1)).abs().max()) < 0.03

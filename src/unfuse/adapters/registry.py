@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from unfuse.engines import ENGINES
 from unfuse.errors import CheckpointError, DeviceError
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _NOT_NEEDED: Final = ["*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "original
 """Of a hub repository: other formats, and code, which is never run."""
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
-ENGINES: Final = ("auto", "eager")
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -115,7 +115,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
             ``video-llava-7b`` (real size, random weights), ``llava-tiny``, ``video-llava-tiny``.
         device: ``auto`` is CUDA if there is one.
         dtype: ``auto`` is bfloat16 on CUDA and float32 on the CPU.
-        engine: ``auto`` or ``eager``.
+        engine: ``eager``, ``graphed`` (CUDA, models of LLaMA's kind), or ``auto``, which is ``eager``.
 
     Raises:
         CheckpointError: no such model, or an incomplete one.
@@ -131,7 +131,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
     from unfuse.staged_model import StagedModel, pick_engine
 
     adapter = _adapter(ref, place, precision)
-    return StagedModel(name, adapter, pick_engine(engine, adapter))
+    picked, why = pick_engine(engine, adapter)
+    return StagedModel(name, adapter, picked, why)
 
 
 def _adapter(ref: ModelRef, place: torch.device, precision: torch.dtype) -> Adapter:

@@ -55,7 +55,7 @@ def ask(
     tokens = default_tokens(model) if max_new_tokens is None else max_new_tokens
     with load(model, device=device, dtype=dtype, engine=engine) as loaded:
         print_line(console, f"{model} on {loaded.device}, asked about {name}")
-        for note in loaded.adapter.notes:
+        for note in loaded.notes:
             print_line(console, f"Note: {note}")
         started = time.perf_counter()
         features = loaded.encode(sample)

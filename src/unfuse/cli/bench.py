@@ -190,7 +190,7 @@ class _Job:
         print_line(self.console, f"Loading {name} ...")
         device, dtype, engine = self.placement
         model = load(name, device=device, dtype=dtype, engine=engine)
-        for note in model.adapter.notes:
+        for note in model.notes:
             print_line(self.console, f"Note: {printable(note)}")
         precision = str(model.dtype).removeprefix("torch.")
         print_line(self.console, f"{model.family} on {model.device}, {precision}, engine {model.engine.name}")

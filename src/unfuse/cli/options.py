@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from unfuse.adapters.registry import DTYPES, ENGINES, check_choice, check_device
+from unfuse.adapters.registry import DTYPES, check_choice, check_device
+from unfuse.engines import ENGINES
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -15,7 +16,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def placement(function: _F) -> _F:
     """``--device``, ``--dtype`` and ``--engine``."""
     for option in (
-        click.option("--engine", default="auto", help="auto or eager."),
+        click.option("--engine", default="auto", help="auto, eager or graphed (CUDA)."),
         click.option("--dtype", default="auto", help="auto, bfloat16, float16 or float32."),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
     ):

@@ -89,7 +89,7 @@ def run_verify(
     with load(name, device=device, dtype=dtype, engine=engine) as loaded:
         precision = str(loaded.dtype).removeprefix("torch.")
         print_line(console, f"{loaded.family} on {loaded.device}, {precision}, engine {loaded.engine.name}")
-        for note in loaded.adapter.notes:
+        for note in loaded.notes:
             print_line(console, f"Note: {printable(note)}")
         outcome = verify_model(
             loaded, data.samples[0], max_new_tokens=max_new_tokens, reference=reference, on_result=show

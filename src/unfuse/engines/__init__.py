@@ -1,5 +1,9 @@
 """What runs Stage 4, behind one protocol."""
 
+from typing import Final
+
 from unfuse.engines.base import Engine
 
-__all__ = ["Engine"]
+ENGINES: Final = ("auto", "eager", "graphed")
+
+__all__ = ["ENGINES", "Engine"]

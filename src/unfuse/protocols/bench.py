@@ -181,7 +181,7 @@ def _about(model: StagedModel) -> dict[str, Any]:
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "engine": model.engine.name,
-        "notes": list(model.adapter.notes),
+        "notes": list(model.notes),
     }
 
 

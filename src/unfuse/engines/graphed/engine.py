@@ -1,0 +1,291 @@
+"""Engine ``graphed``: a LLaMA's Stage 4 as captured graphs over own kernels."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from unfuse.engines.eager import EagerEngine, common_prefix
+from unfuse.engines.graphed.answers import Answers, State, Step
+from unfuse.engines.graphed.caches import Sequence, new_sequence
+from unfuse.engines.graphed.capture import Captured
+from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
+from unfuse.engines.graphed.network import Network, Tail, row_bucket, tail_bucket
+from unfuse.engines.graphed.structure import Unserved, find_llama
+from unfuse.engines.graphed.tuning import Tuner
+from unfuse.engines.language_model import LanguageModel
+from unfuse.engines.sampling import TokenChooser
+from unfuse.errors import CutError
+from unfuse.stages import Prefilled, Prompt, Sampling
+
+_APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Largest relative distance of logits from the model's own at which both compute the same."""
+_LONGEST_CAPTURED: Final = 2048
+"""Rows of a prompt; beyond, a launch is short beside what it launches."""
+_ROOM: Final = 64
+"""Positions beyond a prompt's, until an answer's length is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    token_keys: tuple[int, ...]
+    features_digest: str | None
+    sequence: Sequence
+    user: weakref.ref[State]
+    """Who may still decode from the sequence."""
+
+
+class GraphedEngine:
+    """Prefill and decode of a LLaMA through own kernels, a decode step as one graph."""
+
+    name = "graphed"
+
+    def __init__(self, language: LanguageModel, *, tuning: Path | None = None):
+        """Takes over the language model's weights, and compares itself with the model's own forward.
+
+        Args:
+            language: what to run.
+            tuning: folder of what was found to be fast; by default in the user's cache.
+
+        Raises:
+            Unserved: the model is no LLaMA, or computes something else.
+        """
+        self._language = language
+        self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
+        with torch.no_grad():
+            llama = find_llama(language)
+            self._network = Network(llama, Tuner(llama.device, tuning))
+            self._network.tune(1)
+        self._steps: dict[tuple[int, bool, bool], Step] = {}
+        self._tails: dict[int, tuple[Tail, Callable[[], None]]] = {}
+        self._kept: _Kept | None = None
+        self._room = _ROOM
+        self._counted = torch.empty(self._network.axes, 0, dtype=torch.int32)
+        """Positions of a prompt that counts from 0."""
+        self._pool = torch.cuda.graph_pool_handle() if llama.device.type == "cuda" else None
+        self._compare()
+
+    @torch.no_grad()
+    def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
+        """See ``Engine.prefill``."""
+        _require_causal(prompt)
+        embeds, positions, following = self._rows(prompt)
+        keys = prompt.token_keys if reuse else ()
+        sequence = self._taken(keys, prompt.features_digest, len(embeds))
+        reused = sequence.length
+        logits = self._prompt_logits(embeds[reused:], positions[:, reused:], sequence)[0].clone()
+        chooser = TokenChooser(sampling, self._end_ids, logits.device)
+        token = int(chooser(logits))
+        state = State(sequence, following, chooser.marked().mark)
+        if keys:
+            self._kept = _Kept(keys, prompt.features_digest, sequence, weakref.ref(state))
+        return Prefilled(
+            token_id=token,
+            logits=logits,
+            prompt_tokens=len(embeds),
+            reused_prefix_tokens=reused,
+            sampling=sampling,
+            state=state,
+        )
+
+    def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
+        """See ``Engine.decode``."""
+        token = prefilled.token_id
+        if self.is_end(token) or max_new_tokens == 1:
+            yield token
+            return
+        self._room = max(_ROOM, max_new_tokens)
+        answers = self._answers([prefilled], max_new_tokens)
+        answers.launch()
+        yield token
+        for written in range(2, max_new_tokens + 1):
+            # The next step is on its way before this one's token is looked at: the device never waits for the host.
+            if written < max_new_tokens:
+                answers.launch()
+            (token,) = answers.land()
+            yield token
+            if self.is_end(token):
+                return
+
+    @torch.no_grad()
+    def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
+        """See ``Engine.answer_batch``."""
+        self._room = max(_ROOM, max_new_tokens)
+        rows = [self.prefill(row, sampling) for row in _unpadded(prompt)]
+        groups = (rows[at : at + MOST_ROWS] for at in range(0, len(rows), MOST_ROWS))
+        return list(itertools.chain.from_iterable(self._together(group, max_new_tokens) for group in groups))
+
+    @torch.no_grad()
+    def score(self, prefilled: Prefilled, token_ids: Seq[int]) -> torch.Tensor:
+        """See ``Engine.score``."""
+        rows = [prefilled.logits]
+        if len(token_ids) > 1:
+            answers = self._answers([prefilled], len(token_ids))
+            rows += [answers.forced(token) for token in token_ids[:-1]]
+        return torch.stack(rows)
+
+    def is_end(self, token_id: int) -> bool:
+        """See ``Engine.is_end``."""
+        return token_id in self._language.end_ids
+
+    def close(self) -> None:
+        """Frees graphs and kept keys; the engine can still be used, and captures again."""
+        self._kept = None
+        self._steps.clear()
+        self._tails.clear()
+        self._network.close()
+
+    def _rows(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """``[L, H]`` and int32 ``[A, L]`` of a single prompt, and the position after it."""
+        embeds, ids, axes = prompt.inputs_embeds[0], prompt.position_ids, self._network.axes
+        if ids is None:
+            if self._counted.shape[1] < len(embeds):
+                self._counted = torch.arange(2 * len(embeds), dtype=torch.int32, device=embeds.device).expand(axes, -1)
+            return embeds, self._counted[:, : len(embeds)], len(embeds)
+        # Under M-RoPE a fourth row in front counts the text alone.
+        ids = ids[-axes:, 0] if ids.dim() == 3 else ids[:1].expand(axes, -1)
+        return embeds, ids.to(torch.int32), int(ids[0, -1]) + 1
+
+    def _taken(self, keys: tuple[int, ...], digest: str | None, length: int) -> Sequence:
+        """A sequence for a prompt: what can be kept of the last one, or an empty one."""
+        kept, room = self._kept, length + self._room
+        if kept is None or not keys:
+            return new_sequence(self._network.llama, room)
+        same = common_prefix(kept.token_keys, keys, same_features=kept.features_digest == digest)
+        # One position at least must be computed: its logits give the first token.
+        same = min(same, length - 1)
+        if kept.user() is None and kept.sequence.capacity >= room:
+            # Nobody can decode the earlier question again, so its own positions are free.
+            self._kept = None
+            kept.sequence.length = same
+            return kept.sequence
+        return kept.sequence.prefix(same, room)
+
+    def _prompt_logits(self, embeds: torch.Tensor, positions: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+        rows, anchor = len(embeds), self._network.anchor
+        tail, run = self._tail(rows)
+        tail.embeds[:rows].copy_(embeds)
+        tail.positions[:, :rows].copy_(positions)
+        numbers = sequence.offset(anchor), sequence.capacity, sequence.length, rows, rows - 1
+        tail.numbers.copy_(torch.tensor(numbers))
+        run()
+        sequence.length += rows
+        return tail.logits
+
+    def _tail(self, rows: int) -> tuple[Tail, Callable[[], None]]:
+        bucket = tail_bucket(rows)
+        if bucket not in self._tails:
+            network = self._network
+            if bucket <= MOST_ROWS:
+                network.tune(bucket)
+            tail = network.tail(bucket)
+
+            parts = network.prompt(tail)
+            if bucket > _LONGEST_CAPTURED:
+                return tail, functools.partial(_call, parts)
+            self._tails[bucket] = tail, Captured(parts, network.llama.device, self._pool)
+        return self._tails[bucket]
+
+    def _step(self, rows: int, sampling: Sampling) -> Step:
+        key = row_bucket(rows), sampling.temperature == 0, sampling.ignore_eos
+        if key not in self._steps:
+            network, device = self._network, self._network.llama.device
+            network.tune(key[0])
+            batch = network.batch(key[0])
+            chooser = TokenChooser(sampling, self._end_ids, device)
+            generator = None if key[1] else chooser.generator
+
+            def work() -> None:
+                network.step(batch)
+                batch.token.copy_(chooser(batch.logits))
+
+            self._steps[key] = Step(batch, chooser, Captured([work], device, self._pool, generator))
+        return self._steps[key]
+
+    def _answers(self, rows: Seq[Prefilled], max_new_tokens: int) -> Answers:
+        for row in rows:
+            row.state.sequence.reserve(row.prompt_tokens + max_new_tokens)
+        return Answers(self._step(len(rows), rows[0].sampling), rows, self._network)
+
+    def _together(self, rows: Seq[Prefilled], max_new_tokens: int) -> list[tuple[int, ...]]:
+        answers = [[row.token_id] for row in rows]
+
+        def all_ended() -> bool:
+            return all(self.is_end(answer[-1]) for answer in answers)
+
+        if max_new_tokens > 1 and not all_ended():
+            batch = self._answers(rows, max_new_tokens)
+            batch.launch()
+            for written in range(2, max_new_tokens + 1):
+                if written < max_new_tokens:
+                    batch.launch()
+                for answer, token in zip(answers, batch.land(), strict=True):
+                    # A row that has ended goes on computing, unseen, until the last one ends.
+                    if not self.is_end(answer[-1]):
+                        answer.append(token)
+                if all_ended():
+                    break
+        return [tuple(answer) for answer in answers]
+
+    @torch.no_grad()
+    def _compare(self) -> None:
+        """Holds every path against the model's own forward, on rows that mean nothing.
+
+        Raises:
+            Unserved: it computes something else.
+        """
+        language, weight = self._language, self._network.llama.embedding
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(len(weight), (MOST_ROWS + 8,), generator=generator).to(weight.device)
+        asked, tokens = Sampling(ignore_eos=True), ids[:3].tolist()
+
+        def prompt(length: int) -> Prompt:
+            keys = tuple(ids[:length].tolist())
+            return Prompt(inputs_embeds=language.embed(ids[:length])[None], token_keys=keys)
+
+        theirs = EagerEngine(language)
+        for length, reuse in ((len(ids) - 2, True), (len(ids), True)):
+            mine = self.score(self.prefill(prompt(length), asked, reuse=reuse), tokens)
+            own = theirs.score(theirs.prefill(prompt(length), asked), tokens)
+            apart = float((mine - own).norm() / own.norm())
+            # Not a number is far apart.
+            if not apart <= _APART[weight.dtype]:
+                raise Unserved(f"its logits are {apart:.2g} from the model's own")
+        self._kept = None
+
+
+def _call(parts: Seq[Callable[[], None]]) -> None:
+    for part in parts:
+        part()
+
+
+def _require_causal(prompt: Prompt) -> None:
+    """What such a prompt needs beside its rows, this engine's models do not take."""
+    if prompt.decoder_inputs or prompt.scene_inputs:
+        names = ", ".join([*prompt.decoder_inputs, *prompt.scene_inputs])
+        raise CutError("Stage 4", found=f"a decoder given {names}", expected="rows alone", fix="use --engine eager")
+
+
+def _unpadded(prompt: Prompt) -> list[Prompt]:
+    """Each row of a batch as a prompt of its own, without what pads it."""
+    rows = []
+    for index in range(len(prompt.inputs_embeds)):
+        mask, ids = prompt.attention_mask, prompt.position_ids
+        first = 0 if mask is None else int((mask[index] == 0).sum())
+        rows.append(
+            Prompt(
+                inputs_embeds=prompt.inputs_embeds[index : index + 1, first:],
+                position_ids=None if ids is None else ids[..., index : index + 1, first:],
+                decoder_inputs=prompt.decoder_inputs,
+                scene_inputs=prompt.scene_inputs,
+            )
+        )
+    return rows

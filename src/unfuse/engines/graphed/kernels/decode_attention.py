@@ -1,0 +1,254 @@
+"""Attention of one new position a sequence, with what surrounds it: head norms, rotation, the cache's new entry.
+
+A sequence's keys and values lie in one buffer ``[layers, 2, kv heads, capacity, D]`` of its own. A kernel finds them by
+where they are in memory, so that one captured graph serves every request, whatever its length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from unfuse.engines.graphed.kernels.launch import UNIT, overlap
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeShape:
+    """How attention of a step is cut."""
+
+    splits: int
+    """Programs that share one head's positions."""
+    positions: int
+    """Positions a step."""
+    warps: int
+    stages: int
+
+
+@triton.jit
+def _head(base, gain, eps, cosine, sine, at, HALF: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr):
+    """One head's two halves, normed and turned."""
+    inside = at < HALF
+    low = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(base + HALF + at, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        dtype = base.dtype.element_ty
+        scale = tl.rsqrt((tl.sum(low * low, axis=0) + tl.sum(high * high, axis=0)) / D + eps)
+        low = (low * scale).to(dtype).to(tl.float32) * tl.load(gain + at, mask=inside, other=0.0).to(tl.float32)
+        high = (high * scale).to(dtype).to(tl.float32) * tl.load(gain + HALF + at, mask=inside, other=0.0).to(
+            tl.float32
+        )
+    return low * cosine - high * sine, high * cosine + low * sine
+
+
+@triton.jit
+def _decode_attention(
+    out, qkv, anchor, caches, capacity, here, cosines, sines, q_gain, k_gain, partial, arrived, eps, scale, layer,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, D_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    row, kv_head, split = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, tl.program_id(1)
+    if OVERLAP:
+        gdc_launch_dependents()
+    if DEPENDENT:
+        gdc_wait()
+    half: tl.constexpr = D // 2
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    at = tl.arange(0, HALF_BLOCK)
+    wide = tl.arange(0, D_BLOCK)
+    heads = tl.arange(0, GROUP_BLOCK)
+    inside, across = at < half, wide < D
+    new = tl.load(here + row)
+    room = tl.load(capacity + row)
+    cosine = tl.load(cosines + row * half + at, mask=inside, other=0.0).to(tl.float32)
+    sine = tl.load(sines + row * half + at, mask=inside, other=0.0).to(tl.float32)
+    mine = qkv + row * ((HEADS + 2 * KV_HEADS) * D)
+
+    # Queries of the group, [GROUP, D / 2] twice.
+    places = mine + (kv_head * GROUP + heads)[:, None] * D + at[None, :]
+    asked = (heads < GROUP)[:, None] & inside[None, :]
+    low = tl.load(places, mask=asked, other=0.0).to(tl.float32)
+    high = tl.load(places + half, mask=asked, other=0.0).to(tl.float32)
+    if NORM:
+        rms = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / D + eps)[:, None]
+        low = (low * rms).to(dtype).to(tl.float32)
+        high = (high * rms).to(dtype).to(tl.float32)
+        low *= tl.load(q_gain + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        high *= tl.load(q_gain + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+    q_low = (low * cosine[None, :] - high * sine[None, :]).to(dtype)
+    q_high = (high * cosine[None, :] + low * sine[None, :]).to(dtype)
+
+    cache = anchor + tl.load(caches + row) * UNIT
+    size = room.to(tl.int64) * D
+    keys = cache + (layer * (2 * KV_HEADS) + kv_head) * size
+    values = keys + KV_HEADS * size
+    best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
+    weight = tl.zeros([GROUP_BLOCK], tl.float32)
+    total = tl.zeros([GROUP_BLOCK, D_BLOCK], tl.float32)
+    if split == SPLITS - 1:
+        # The new position is taken from here, not from the cache: other programs read only what was there before.
+        k_low, k_high = _head(
+            mine + (HEADS + kv_head) * D, k_gain, eps, cosine, sine, at, HALF=half, D=D, NORM=NORM
+        )  # fmt: skip
+        k_low, k_high = k_low.to(dtype), k_high.to(dtype)
+        value = tl.load(mine + (HEADS + KV_HEADS + kv_head) * D + wide, mask=across, other=0.0)
+        tl.store(keys + new * D + at, k_low, mask=inside)
+        tl.store(keys + new * D + half + at, k_high, mask=inside)
+        tl.store(values + new * D + wide, value, mask=across)
+        best = scale * (
+            tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32)[None, :], axis=1)
+            + tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32)[None, :], axis=1)
+        )
+        weight = tl.full([GROUP_BLOCK], 1.0, tl.float32)
+        total += value.to(tl.float32)[None, :]
+    share = tl.cdiv(tl.cdiv(new, SPLITS), BLOCK) * BLOCK
+    positions = tl.arange(0, BLOCK)
+    for start in tl.range(split * share, tl.minimum(split * share + share, new), BLOCK, num_stages=STAGES):
+        present = start + positions < new
+        k_at = keys + (start + positions)[:, None] * D + at[None, :]
+        k_mask = present[:, None] & inside[None, :]
+        k_low = tl.load(k_at, mask=k_mask, other=0.0)
+        k_high = tl.load(k_at + half, mask=k_mask, other=0.0)
+        v = tl.load(
+            values + (start + positions)[:, None] * D + wide[None, :],
+            mask=present[:, None] & across[None, :],
+            other=0.0,
+        )
+        scores = tl.dot(q_low, tl.trans(k_low), input_precision=PRECISION)
+        scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision=PRECISION)
+        scores = tl.where(present[None, :], scores * scale, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, axis=1))
+        old = tl.exp(best - higher)
+        p = tl.exp(scores - higher[:, None])
+        weight = weight * old + tl.sum(p, axis=1)
+        total = tl.dot(p.to(dtype), v, total * old[:, None], input_precision=PRECISION)
+        best = higher
+    last = True
+    if SPLITS > 1:
+        per_row: tl.constexpr = D_BLOCK + 4
+        base = partial + (tl.program_id(0) * SPLITS + split) * (GROUP * per_row)
+        wanted = heads < GROUP
+        tl.store(base + heads * per_row + D_BLOCK, best, mask=wanted)
+        tl.store(base + heads * per_row + D_BLOCK + 1, weight, mask=wanted)
+        tl.store(base + heads[:, None] * per_row + wide[None, :], total, mask=wanted[:, None])
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
+    if last:
+        if SPLITS > 1:
+            tl.debug_barrier()
+            tl.store(arrived + tl.program_id(0), 0)
+            # In the order of the splits, whoever does it: the same bits every time.
+            best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
+            weight = tl.zeros([GROUP_BLOCK], tl.float32)
+            total = tl.zeros([GROUP_BLOCK, D_BLOCK], tl.float32)
+            for other in tl.static_range(SPLITS):
+                base = partial + (tl.program_id(0) * SPLITS + other) * (GROUP * per_row)
+                their_best = tl.load(base + heads * per_row + D_BLOCK, mask=wanted, other=0.0, cache_modifier=".cg")
+                higher = tl.maximum(best, their_best)
+                # A split without positions has nothing to say; two such must not give inf - inf.
+                safe = tl.where(higher == float("-inf"), 0.0, higher)
+                old, fresh = tl.exp(best - safe), tl.exp(their_best - safe)
+                their_weight = tl.load(
+                    base + heads * per_row + D_BLOCK + 1, mask=wanted, other=1.0, cache_modifier=".cg"
+                )
+                weight = weight * old + fresh * their_weight
+                theirs = tl.load(
+                    base + heads[:, None] * per_row + wide[None, :],
+                    mask=wanted[:, None], other=0.0, cache_modifier=".cg",
+                )  # fmt: skip
+                total = total * old[:, None] + theirs * fresh[:, None]
+                best = higher
+        result = (total / weight[:, None]).to(dtype)
+        target = out + row * (HEADS * D) + (kv_head * GROUP + heads)[:, None] * D + wide[None, :]
+        tl.store(target, result, mask=(heads < GROUP)[:, None] & across[None, :])
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Sizes of a layer's attention."""
+
+    heads: int
+    kv_heads: int
+    size: int
+    """D, of one head."""
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one head of keys and values."""
+        return self.heads // self.kv_heads
+
+    @property
+    def width(self) -> int:
+        """Of queries, keys and values side by side."""
+        return (self.heads + 2 * self.kv_heads) * self.size
+
+
+def partial_size(heads: Heads, rows: int, splits: int) -> int:
+    """float32 numbers of scratch."""
+    return rows * heads.heads * splits * (wide_enough(heads.size) + 4)
+
+
+def wide_enough(size: int) -> int:
+    """A width that matrix units take."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def decode_attention(
+    out: torch.Tensor,
+    qkv: torch.Tensor,
+    anchor: torch.Tensor,
+    caches: torch.Tensor,
+    capacity: torch.Tensor,
+    here: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    heads: Heads,
+    layer: int,
+    *,
+    shape: DecodeShape,
+    partial: torch.Tensor,
+    arrived: torch.Tensor,
+    gains: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    scale: float,
+) -> None:
+    """``softmax(q K^T scale) V`` with the new position included and written to the cache.
+
+    Keys and values that are read in parts are put together after Dao et al. (Flash-Decoding, 2023).
+
+    Args:
+        out: ``[B, heads * D]``.
+        qkv: ``[B, (heads + 2 kv_heads) * D]``, before norm and rotation.
+        anchor: any tensor of the caches' dtype, as a point to count from: a compiler trusts an offset in whole units to
+            be aligned, and an address not.
+        caches: int64 ``[B]``, where the sequences' buffers ``[layers, 2, kv_heads, capacity, D]`` begin, in units of
+            ``UNIT`` numbers from the anchor.
+        capacity: int32 ``[B]``, positions that each buffer has room for.
+        here: int32 ``[B]``, positions that it holds; the new one goes there.
+        angles: cosine and sine, ``[B, D / 2]`` each.
+        heads: their numbers and size.
+        layer: which layer of the buffers.
+        shape: how the work is cut.
+        partial: float32 scratch of at least ``partial_size`` numbers.
+        arrived: int32 zeros ``[B * kv_heads]``; left as zeros.
+        gains: of RMS norms of queries and keys, ``[D]`` each (Qwen3); None for none.
+        eps: of those norms.
+        scale: usually ``D ** -0.5``.
+    """
+    rows = len(here)
+    q_gain, k_gain = gains or (qkv, qkv)
+    _decode_attention[(rows * heads.kv_heads, shape.splits)](
+        out, qkv, anchor, caches, capacity, here, *angles, q_gain, k_gain, partial, arrived, eps, scale, layer,
+        HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
+        HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),
+        GROUP=heads.group, GROUP_BLOCK=wide_enough(heads.group), SPLITS=shape.splits, BLOCK=shape.positions,
+        STAGES=shape.stages,
+        NORM=gains is not None,
+        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
+    )  # fmt: skip

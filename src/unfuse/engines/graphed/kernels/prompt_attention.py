@@ -1,0 +1,244 @@
+"""Attention of a prompt's positions, all of one sequence, to themselves and to what is cached before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from unfuse.engines.graphed.kernels.decode_attention import Heads, wide_enough
+from unfuse.engines.graphed.kernels.launch import UNIT, overlap
+
+if TYPE_CHECKING:
+    import torch
+
+
+@triton.jit
+def _place(
+    qkv, anchor, cache_at, capacity, start, count, cosines, sines, q_gain, k_gain, eps, layer,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, TOGETHER: tl.constexpr,
+    NORM: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    head = (tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER))[:, None]
+    if OVERLAP:
+        gdc_launch_dependents()
+    if DEPENDENT:
+        gdc_wait()
+    half: tl.constexpr = D // 2
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    if row < tl.load(count):
+        at = tl.arange(0, HALF_BLOCK)
+        inside = at < half
+        present = (head < HEADS + 2 * KV_HEADS) & inside[None, :]
+        mine = qkv + row.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * D) + head * D + at[None, :]
+        low = tl.load(mine, mask=present, other=0.0)
+        high = tl.load(mine + half, mask=present, other=0.0)
+        turned_low, turned_high = low.to(tl.float32), high.to(tl.float32)
+        if NORM:
+            rms = tl.rsqrt(
+                (tl.sum(turned_low * turned_low, axis=1) + tl.sum(turned_high * turned_high, axis=1)) / D + eps
+            )
+            is_query = head < HEADS
+            turned_low = (turned_low * rms[:, None]).to(dtype).to(tl.float32)
+            turned_high = (turned_high * rms[:, None]).to(dtype).to(tl.float32)
+            for_q = tl.load(q_gain + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            for_k = tl.load(k_gain + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            turned_low *= tl.where(is_query, for_q, for_k)
+            for_q = tl.load(q_gain + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            for_k = tl.load(k_gain + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            turned_high *= tl.where(is_query, for_q, for_k)
+        cosine = tl.load(cosines + row * half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        sine = tl.load(sines + row * half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        # Values are neither normed nor turned.
+        turns = head < HEADS + KV_HEADS
+        new_low = tl.where(turns, (turned_low * cosine - turned_high * sine).to(dtype), low)
+        new_high = tl.where(turns, (turned_high * cosine + turned_low * sine).to(dtype), high)
+        queries = present & (head < HEADS)
+        tl.store(mine, new_low, mask=queries)
+        tl.store(mine + half, new_high, mask=queries)
+        # Keys and values of a layer follow one another in the cache, as they do in a row.
+        kept = (layer * (2 * KV_HEADS) + head - HEADS).to(tl.int64) * tl.load(capacity) + tl.load(start) + row
+        target = anchor + tl.load(cache_at) * UNIT + kept * D + at[None, :]
+        tl.store(target, new_low, mask=present & (head >= HEADS))
+        tl.store(target + half, new_high, mask=present & (head >= HEADS))
+
+
+def place_keys(
+    qkv: torch.Tensor,
+    sequence: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    angles: tuple[torch.Tensor, torch.Tensor],
+    heads: Heads,
+    layer: int,
+    *,
+    gains: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+) -> None:
+    """Norms and turns queries where they are, and keys and values into the sequence's cache.
+
+    Args:
+        qkv: ``[R, (heads + 2 kv_heads) * D]``.
+        sequence: the anchor, and one number each, on the device: where the cache is (as in ``decode_attention``), its
+            capacity, the place of the first row, and how many of the rows there are.
+        angles: cosine and sine, ``[R, D / 2]`` each.
+        heads: their numbers and size.
+        layer: which layer of the cache.
+        gains: of RMS norms of queries and keys, or None.
+        eps: of those norms.
+    """
+    q_gain, k_gain = gains or (qkv, qkv)
+    count = heads.heads + 2 * heads.kv_heads
+    together = min(32, triton.next_power_of_2(count))
+    _place[(len(qkv), triton.cdiv(count, together))](
+        qkv, *sequence, *angles, q_gain, k_gain, eps, layer,
+        HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
+        HALF_BLOCK=triton.next_power_of_2(heads.size // 2), TOGETHER=together,
+        NORM=gains is not None, num_warps=4, **overlap(qkv),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PromptShape:
+    """How attention of a prompt is cut."""
+
+    rows: int
+    """Queries a program."""
+    positions: int
+    """Positions a step."""
+    warps: int
+    stages: int
+
+
+def _shape(rows: int) -> PromptShape:
+    return PromptShape(16 if rows <= 16 else 32 if rows <= 32 else 64, 64, 4, 3)
+
+
+@triton.jit
+def _prompt_attention(
+    out, qkv, anchor, cache_at, capacity, start, count, partial, arrived, scale, layer, rows,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
+    PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    # The last rows have the most before them; they begin first.
+    tile, head, split = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2)
+    if OVERLAP:
+        gdc_launch_dependents()
+    if DEPENDENT:
+        gdc_wait()
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    wide = tl.arange(0, D_BLOCK)
+    across = wide < D
+    row = tile * ROWS + tl.arange(0, ROWS)
+    before = tl.load(start).to(tl.int32)
+    end = before + tl.minimum(tl.load(count).to(tl.int32), (tile + 1) * ROWS)
+    width: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
+    q = tl.load(
+        qkv + row[:, None].to(tl.int64) * width + head * D + wide[None, :],
+        mask=(row < rows)[:, None] & across[None, :], other=0.0,
+    )  # fmt: skip
+    size = tl.load(capacity).to(tl.int64) * D
+    cache = anchor + tl.load(cache_at) * UNIT
+    keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
+    values = keys + KV_HEADS * size
+    positions = tl.arange(0, BLOCK)
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS, D_BLOCK], tl.float32)
+    # Base 2, so that the exponential is one instruction.
+    factor = scale * 1.4426950408889634
+    share = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK) * BLOCK
+    for at in tl.range(split * share, tl.minimum(end, split * share + share), BLOCK, num_stages=STAGES):
+        place = at + positions
+        present = place < end
+        k_at = keys + place[None, :].to(tl.int64) * D + wide[:, None]
+        k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
+        scores = tl.dot(q, k, input_precision=PRECISION) * factor
+        scores = tl.where(place[None, :] <= before + row[:, None], scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, axis=1))
+        # A row may see none of these positions: it must not give inf - inf.
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        old = tl.exp2(best - safe)
+        p = tl.exp2(scores - safe[:, None])
+        weight = weight * old + tl.sum(p, axis=1)
+        v_at = values + place[:, None].to(tl.int64) * D + wide[None, :]
+        v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
+        total = tl.dot(p.to(dtype), v, total * old[:, None], input_precision=PRECISION)
+        best = higher
+    last = True
+    if SPLITS > 1:
+        # Whoever arrives last puts the parts together, always in the same order.
+        per_row: tl.constexpr = D_BLOCK + 4
+        which = tl.program_id(1) * HEADS + head
+        inner = tl.arange(0, ROWS) * per_row
+        mine = partial + (which * SPLITS + split) * (ROWS * per_row)
+        tl.store(mine + inner + D_BLOCK, best)
+        tl.store(mine + inner + D_BLOCK + 1, weight)
+        tl.store(mine + inner[:, None] + wide[None, :], total)
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + which, 1, sem="acq_rel") == SPLITS - 1
+    if last:
+        if SPLITS > 1:
+            tl.debug_barrier()
+            tl.store(arrived + which, 0)
+            best = tl.full([ROWS], float("-inf"), tl.float32)
+            weight = tl.zeros([ROWS], tl.float32)
+            total = tl.zeros([ROWS, D_BLOCK], tl.float32)
+            for other in tl.static_range(SPLITS):
+                theirs = partial + (which * SPLITS + other) * (ROWS * per_row)
+                their_best = tl.load(theirs + inner + D_BLOCK, cache_modifier=".cg")
+                higher = tl.maximum(best, their_best)
+                safe = tl.where(higher == float("-inf"), 0.0, higher)
+                old, fresh = tl.exp2(best - safe), tl.exp2(their_best - safe)
+                weight = weight * old + fresh * tl.load(theirs + inner + D_BLOCK + 1, cache_modifier=".cg")
+                part = tl.load(theirs + inner[:, None] + wide[None, :], cache_modifier=".cg")
+                total = total * old[:, None] + part * fresh[:, None]
+                best = higher
+        target = out + row[:, None].to(tl.int64) * (HEADS * D) + head * D + wide[None, :]
+        tl.store(target, (total / weight[:, None]).to(dtype), mask=(row < rows)[:, None] & across[None, :])
+
+
+def partial_size(heads: Heads, rows: int, splits: int) -> int:
+    """float32 numbers of scratch."""
+    tile = _shape(rows).rows
+    return heads.heads * triton.cdiv(rows, tile) * tile * splits * (wide_enough(heads.size) + 4)
+
+
+def prompt_attention(
+    out: torch.Tensor,
+    qkv: torch.Tensor,
+    sequence: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    heads: Heads,
+    layer: int,
+    *,
+    scale: float,
+    splits: int,
+    partial: torch.Tensor,
+    arrived: torch.Tensor,
+    shape: PromptShape | None = None,
+) -> None:
+    """Causal attention of the rows whose keys ``place_keys`` has put into the cache (after Dao, arXiv 2307.08691).
+
+    Args:
+        out: ``[R, heads * D]``; rows that are not there get numbers without a meaning.
+        qkv: ``[R, (heads + 2 kv_heads) * D]``, queries turned.
+        sequence: as ``place_keys``.
+        heads: their numbers and size.
+        layer: which layer of the cache.
+        scale: usually ``D ** -0.5``.
+        splits: programs that share one head's positions.
+        partial: float32 scratch of at least ``partial_size`` numbers.
+        arrived: int32 zeros, one a head and tile of rows; left as zeros.
+        shape: how the work is cut; by default what was fast for so many rows.
+    """
+    rows = len(qkv)
+    shape = shape or _shape(rows)
+    _prompt_attention[(heads.heads, triton.cdiv(rows, shape.rows), splits)](
+        out, qkv, *sequence, partial, arrived, scale, layer, rows,
+        HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide_enough(heads.size), GROUP=heads.group,
+        ROWS=shape.rows, BLOCK=shape.positions, STAGES=shape.stages, SPLITS=splits,
+        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
+    )  # fmt: skip

@@ -1,0 +1,269 @@
+"""The engine against ``eager`` on small models of every kind that it serves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen2VLTextConfig,
+    Qwen2VLTextModel,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+from unfuse.engines.eager import EagerEngine
+from unfuse.engines.graphed import network, products
+from unfuse.engines.graphed.engine import GraphedEngine
+from unfuse.engines.graphed.kernels import few_rows, matvec
+from unfuse.engines.graphed.structure import Unserved, find_llama
+from unfuse.engines.language_model import LanguageModel
+from unfuse.stages import Prompt, Sampling
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+VOCABULARY, HIDDEN = 40, 32
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+KINDS = {
+    "llama": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=4)),
+    "grouped queries": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=2)),
+    "one key head": lambda: MistralModel(MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=None)),
+    "biases": lambda: Qwen2Model(Qwen2Config(**SIZES, num_key_value_heads=2)),
+    "normed heads": lambda: Qwen3Model(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16)),
+    "llama3 angles": lambda: LlamaModel(
+        LlamaConfig(
+            **SIZES,
+            num_key_value_heads=4,
+            rope_parameters={
+                "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            },
+        )
+    ),
+}  # fmt: skip
+
+
+def language(kind="llama", *, tied=False, ends=(1,), seed=0):
+    torch.manual_seed(seed)
+    decoder = KINDS[kind]().to(DEVICE).eval()
+    for parameter in decoder.parameters():
+        # Away from the initial ones and zeros, which hide what is left out.
+        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
+    head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
+    if tied:
+        head.weight = decoder.embed_tokens.weight
+    return LanguageModel(decoder, head, decoder.embed_tokens, ends)
+
+
+def prompt(model, length, seed=0, keys=True):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, VOCABULARY, (length,), generator=generator)
+    return Prompt(
+        inputs_embeds=model.embed(ids.to(DEVICE))[None].detach(), token_keys=tuple(ids.tolist()) if keys else ()
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """The interpreter runs one program after the other: as few as show every path."""
+    if DEVICE.type == "cuda":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matvec, "CANDIDATES", (matvec.MatvecShape(64, 64, 4, True),))
+        patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
+        patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
+        patch.setattr(network, "_PROGRAMS", 6)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    return language()
+
+
+@pytest.fixture(scope="module")
+def engine(model, tmp_path_factory):
+    return GraphedEngine(model, tuning=tmp_path_factory.mktemp("tuning"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_writes_what_eager_writes(kind, tmp_path):
+    model = language(kind)
+    eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
+    for length in (3, 70):
+        asked = prompt(model, length)
+        theirs, ours = eager.prefill(asked, Sampling()), engine.prefill(asked, Sampling())
+        tokens = list(eager.decode(theirs, 3))
+        assert list(engine.decode(ours, 3)) == tokens
+        torch.testing.assert_close(engine.score(ours, tokens), eager.score(theirs, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_held_once(tmp_path):
+    model = language("biases")
+    before = {name: p.clone() for name, p in model.decoder.named_parameters()}
+    llama = find_llama(model)
+    for name, parameter in model.decoder.named_parameters():
+        assert torch.equal(parameter, before[name])
+    attention = model.decoder.layers[0].self_attn
+    joined = llama.layers[0].qkv
+    assert attention.q_proj.weight.data_ptr() == joined.weight.data_ptr()
+    assert attention.v_proj.weight.untyped_storage().data_ptr() == joined.weight.untyped_storage().data_ptr()
+    assert attention.v_proj.bias.untyped_storage().data_ptr() == joined.bias.untyped_storage().data_ptr()
+    again = find_llama(model)
+    assert again.layers[1].gate_up.weight.data_ptr() == llama.layers[1].gate_up.weight.data_ptr()
+
+
+def test_tied_embeddings(tmp_path):
+    model = language(tied=True)
+    eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
+    asked = prompt(model, 5)
+    wanted = list(eager.decode(eager.prefill(asked, Sampling()), 4))
+    assert list(engine.decode(engine.prefill(asked, Sampling()), 4)) == wanted
+
+
+def test_prefix_is_reused_and_changes_nothing(model, engine):
+    engine.close()
+    first, second = prompt(model, 30), prompt(model, 30)
+    other = [2 + first.token_keys[25] % 30, 4, 5]
+    ids = torch.tensor(other, device=DEVICE)
+    longer = Prompt(
+        inputs_embeds=torch.cat([second.inputs_embeds[:, :25], model.embed(ids)[None].detach()], dim=1),
+        token_keys=(*second.token_keys[:25], *other),
+    )
+    afresh = engine.prefill(longer, Sampling())
+    wanted = list(engine.decode(afresh, 6))
+    list(engine.decode(engine.prefill(first, Sampling(), reuse=True), 6))
+    reused = engine.prefill(longer, Sampling(), reuse=True)
+    assert afresh.reused_prefix_tokens == 0
+    assert reused.reused_prefix_tokens == 25
+    assert list(engine.decode(reused, 6)) == wanted
+    assert list(engine.decode(reused, 6)) == wanted
+    again = engine.prefill(longer, Sampling(), reuse=True)
+    assert again.reused_prefix_tokens == 27
+
+
+def test_sampling_is_eagers(model, engine):
+    asked = prompt(model, 12)
+    sampling = Sampling(temperature=2.0, top_p=0.8, seed=5)
+    theirs = EagerEngine(model)
+    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 8))
+    mine = engine.prefill(asked, sampling)
+    assert list(engine.decode(mine, 8)) == wanted
+    assert list(engine.decode(mine, 8)) == wanted
+    other = engine.prefill(asked, Sampling(temperature=2.0, top_p=0.8, seed=6))
+    assert list(engine.decode(other, 8)) != wanted
+
+
+@pytest.mark.parametrize("sampling", [Sampling(ignore_eos=True), Sampling(temperature=2.0, ignore_eos=True)])
+def test_answers_may_be_written_by_turns(model, engine, sampling):
+    """Two answers share one captured step, and each goes on where it was."""
+    prefilled = [engine.prefill(prompt(model, 9, seed), sampling) for seed in (1, 2)]
+    alone = [list(engine.decode(one, 7)) for one in prefilled]
+    writing = [engine.decode(one, 7) for one in prefilled]
+    turns = [[next(one) for one in writing] for _ in range(7)]
+    assert [list(tokens) for tokens in zip(*turns, strict=True)] == alone
+
+
+def test_a_batch_is_each_alone(model, engine):
+    rows = [prompt(model, length, seed=length) for length in (3, 9, 6)]
+    longest = 9
+    embeds = torch.cat(
+        [nn.functional.pad(row.inputs_embeds, (0, 0, longest - row.inputs_embeds.shape[1], 0)) for row in rows]
+    )
+    mask = torch.stack([(torch.arange(longest) >= longest - row.inputs_embeds.shape[1]).long() for row in rows])
+    mask = mask.to(DEVICE)
+    padded = Prompt(inputs_embeds=embeds, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
+    for sampling in (Sampling(), Sampling(temperature=1.5, seed=2)):
+        together = engine.answer_batch(padded, sampling, 6)
+        alone = [tuple(engine.decode(engine.prefill(row, sampling), 6)) for row in rows]
+        assert together == alone
+        assert together == EagerEngine(model).answer_batch(padded, sampling, 6)
+
+
+def test_ends_where_the_model_does():
+    model = language()
+    eager = EagerEngine(model)
+    asked = prompt(model, 10)
+    tokens = list(eager.decode(eager.prefill(asked, Sampling(ignore_eos=True)), 6))
+    end = tokens[len(tokens) // 2]
+    model = LanguageModel(model.decoder, model.head, model.embed, (end,))
+    engine = GraphedEngine(model)
+    at = tokens.index(end)
+    assert list(engine.decode(engine.prefill(asked, Sampling()), 6)) == tokens[: at + 1]
+    fixed = list(engine.decode(engine.prefill(asked, Sampling(ignore_eos=True)), 6))
+    assert len(fixed) == 6
+    assert end not in fixed
+
+
+def test_closed_engine_starts_again(model, engine):
+    asked = prompt(model, 4)
+    wanted = list(engine.decode(engine.prefill(asked, Sampling()), 3))
+    engine.close()
+    assert list(engine.decode(engine.prefill(asked, Sampling()), 3)) == wanted
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_what_is_no_llama_is_refused_with_a_reason():
+    model = language()
+    model.decoder.layers[1].mlp.down_proj = Doubled(48, HIDDEN, bias=False, device=DEVICE)
+    with pytest.raises(Unserved, match="Doubled"):
+        GraphedEngine(model)
+    model = language()
+    model.decoder.layers[0].mlp.act_fn = nn.GELU()
+    with pytest.raises(Unserved, match="SiLU"):
+        GraphedEngine(model)
+    sliding = MistralModel(MistralConfig(**SIZES, sliding_window=8)).to(DEVICE)
+    with pytest.raises(Unserved, match="sliding"):
+        find_llama(LanguageModel(sliding, model.head, sliding.embed_tokens, ()))
+
+
+def test_what_looks_the_same_and_computes_something_else_is_found(monkeypatch):
+    model = language()
+    forward = type(model.decoder.layers[0]).forward
+    monkeypatch.setattr(
+        type(model.decoder.layers[0]), "forward", lambda self, x, *a, **k: 0.7 * forward(self, x, *a, **k)
+    )
+    with pytest.raises(Unserved, match="from the model's own"):
+        GraphedEngine(model)
+
+
+def test_positions_of_several_axes(tmp_path):
+    """M-RoPE: a picture's positions differ by axis, and text goes on from the largest."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    decoder = Qwen2VLTextModel(Qwen2VLTextConfig(**SIZES, num_key_value_heads=2, rope_parameters=rope))
+    decoder = decoder.to(DEVICE).eval()
+    head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
+    model = LanguageModel(decoder, head, decoder.embed_tokens, (1,))
+    eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
+    time = [0, 1, 2, 2, 2, 2, 4, 5]
+    height = [0, 1, 2, 2, 3, 3, 4, 5]
+    width = [0, 1, 2, 3, 2, 3, 4, 5]
+    positions = torch.tensor([time, height, width], device=DEVICE)[:, None]
+    asked = replace(prompt(model, 8), position_ids=positions)
+    flat = replace(asked, position_ids=torch.tensor([time] * 3, device=DEVICE)[:, None])
+    sampling = Sampling(ignore_eos=True)
+    tokens = list(eager.decode(eager.prefill(asked, sampling), 4))
+    ours = engine.prefill(asked, sampling)
+    assert list(engine.decode(ours, 4)) == tokens
+    wanted = eager.score(eager.prefill(asked, sampling), tokens)
+    torch.testing.assert_close(engine.score(ours, tokens), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(engine.prefill(flat, sampling).logits, ours.logits, rtol=1e-3)

@@ -1,0 +1,222 @@
+"""Every kernel against a few lines of torch, on shapes that fit its tiles and shapes that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from unfuse.engines.graphed.kernels import decode_attention as decoding
+from unfuse.engines.graphed.kernels import few_rows as few
+from unfuse.engines.graphed.kernels import matvec as one
+from unfuse.engines.graphed.kernels import prompt_attention as prompting
+from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
+from unfuse.engines.graphed.kernels.launch import UNIT
+from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
+from unfuse.engines.graphed.kernels.rows import begin_step, gate, rms_norm, rotary_angles
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = (torch.float32, torch.bfloat16) if DEVICE.type == "cuda" else (torch.float32,)
+EPS = 1e-6
+LAYERS, LAYER = 2, 1
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    return request.param
+
+
+def normal(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=torch.float32).to(DEVICE, dtype)
+
+
+def whole(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype, device=DEVICE)
+
+
+def close(ours, theirs):
+    """By norm, against float64: single sums differ in their order and in what they are rounded to."""
+    limit = 1e-5 if ours.dtype == torch.float32 else 2e-2
+    ours, theirs = ours.double(), theirs.double()
+    assert ours.isfinite().all()
+    assert float((ours - theirs).norm() / theirs.norm()) < limit
+
+
+def rms(x, gain):
+    x = x.double()
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * gain.double()
+
+
+def turned(x, cosine, sine):
+    low, high = x.double().chunk(2, dim=-1)
+    cosine, sine = cosine.double(), sine.double()
+    return torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=-1)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(
+    ("n", "k", "shape"),
+    [
+        (32, 64, one.MatvecShape(8, 32, 4, True)),
+        (30, 100, one.MatvecShape(8, 32, 4, False)),
+        (7, 20, one.MatvecShape(4, 64, 4, True)),
+    ],
+)
+def test_matvec(dtype, n, k, shape, normed, gated):
+    weight, x = normal(n * (1 + gated), k, dtype=dtype), normal(k, dtype=dtype)
+    gain, bias = normal(k, dtype=dtype), normal(len(weight), dtype=dtype)
+    out = normal(n, dtype=dtype)
+    before = out.double()
+    one.matvec(out, weight, x, shape, gain=gain if normed else None, eps=EPS, bias=bias, add=not gated, gated=gated)
+    wanted = weight.double() @ (rms(x, gain) if normed else x.double()) + bias.double()
+    close(out, silu(wanted[:n]) * wanted[n:] if gated else before + wanted)
+
+
+@pytest.mark.parametrize("rows", [2, 16, 20])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("n", "k", "shape"),
+    [
+        (32, 64, few.FewRowsShape(16, 16, 1, 2, 4)),
+        (40, 72, few.FewRowsShape(16, 32, 2, 2, 4)),
+        (16, 128, few.FewRowsShape(16, 16, 4, 3, 4)),
+    ],
+)
+def test_few_rows(dtype, n, k, shape, gated, rows):
+    weight, x = normal(n * (1 + gated), k, dtype=dtype), normal(few.padded_rows(rows), k, dtype=dtype)
+    bias, out = normal(len(weight), dtype=dtype), normal(rows, n, dtype=dtype)
+    before = out.double()
+    partial = torch.full((few.partial_size(len(weight), rows, shape, gated=gated) + 1,), float("nan"), device=DEVICE)
+    arrived = torch.zeros(16, dtype=torch.int32, device=DEVICE)
+    few.few_rows(
+        out, weight, x, shape, rows=rows, partial=partial, arrived=arrived, bias=bias, add=not gated, gated=gated
+    )
+    wanted = x[:rows].double() @ weight.double().t() + bias.double()
+    close(out, silu(wanted[:, :n]) * wanted[:, n:] if gated else before + wanted)
+    assert not arrived.any()
+
+
+def caches(heads, capacities, dtype):
+    anchor = normal(64, dtype=dtype)
+    buffers = [normal(LAYERS, 2, heads.kv_heads, room, heads.size, dtype=dtype) for room in capacities]
+    unit = UNIT.value * anchor.element_size()
+    return anchor, buffers, whole(*((b.data_ptr() - anchor.data_ptr()) // unit for b in buffers), dtype=torch.int64)
+
+
+HEADS = [Heads(4, 4, 16), Heads(8, 2, 32), Heads(6, 1, 24)]
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_decode_attention(dtype, heads, splits, normed):
+    lengths, rooms = (5, 130, 0), (16, 140, 8)
+    anchor, buffers, where = caches(heads, rooms, dtype)
+    wanted = [buffer.double() for buffer in buffers]
+    rows, size = len(lengths), heads.size
+    qkv, angles = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
+    cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+    gains = (normal(size, dtype=dtype), normal(size, dtype=dtype))
+    out = torch.full((rows, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
+    arrived = torch.zeros(rows * heads.kv_heads, dtype=torch.int32, device=DEVICE)
+    decode_attention(
+        out, qkv, anchor, where, whole(*rooms), whole(*lengths), (cosine, sine), heads, LAYER,
+        shape=DecodeShape(splits, 32, 4, 2),
+        partial=torch.full((decoding.partial_size(heads, rows, splits),), float("nan"), device=DEVICE),
+        arrived=arrived, gains=gains if normed else None, eps=EPS, scale=size**-0.5,
+    )  # fmt: skip
+    for row, length in enumerate(lengths):
+        q, k, v = qkv[row].double().split([heads.heads * size, *[heads.kv_heads * size] * 2])
+        q, k, v = (part.view(-1, size) for part in (q, k, v))
+        if normed:
+            q, k = rms(q, gains[0]), rms(k, gains[1])
+        q, k = turned(q, cosine[row], sine[row]), turned(k, cosine[row], sine[row])
+        wanted[row][LAYER, 0, :, length], wanted[row][LAYER, 1, :, length] = k, v
+        keys, values = (part[:, : length + 1].repeat_interleave(heads.group, dim=0) for part in wanted[row][LAYER])
+        weights = torch.softmax(torch.einsum("hd,hsd->hs", q, keys) * size**-0.5, dim=-1)
+        close(out[row], torch.einsum("hs,hsd->hd", weights, values).flatten())
+        close(buffers[row], wanted[row])
+    assert not arrived.any()
+
+
+@pytest.mark.parametrize(("normed", "splits"), [(False, 1), (True, 1), (True, 4)])
+@pytest.mark.parametrize(("start", "count", "rows"), [(0, 20, 20), (11, 70, 80), (100, 3, 16)])
+@pytest.mark.parametrize("heads", HEADS[:2], ids=str)
+def test_prompt_attention(dtype, heads, start, count, rows, normed, splits):
+    room, size = start + count + 5, heads.size
+    anchor, (buffer,), where = caches(heads, (room,), dtype)
+    wanted = buffer.double()
+    qkv, angles = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
+    given = qkv[:count].double()
+    cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+    gains = (normal(size, dtype=dtype), normal(size, dtype=dtype))
+    sequence = anchor, where, whole(room), whole(start), whole(count)
+    place_keys(qkv, sequence, (cosine, sine), heads, LAYER, gains=gains if normed else None, eps=EPS)
+    out = torch.full((rows, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
+    partial = torch.full((prompting.partial_size(heads, rows, splits),), float("nan"), device=DEVICE)
+    arrived = torch.zeros(64, dtype=torch.int32, device=DEVICE)
+    prompt_attention(
+        out, qkv, sequence, heads, LAYER, scale=size**-0.5, splits=splits, partial=partial, arrived=arrived
+    )
+    assert not arrived.any()
+    q, k, v = (
+        part.view(count, -1, size) for part in given.split([heads.heads * size, *[heads.kv_heads * size] * 2], dim=-1)
+    )
+    if normed:
+        q, k = rms(q, gains[0]), rms(k, gains[1])
+    q, k = (turned(part, cosine[:count, None], sine[:count, None]) for part in (q, k))
+    wanted[LAYER, 0, :, start : start + count] = k.transpose(0, 1)
+    wanted[LAYER, 1, :, start : start + count] = v.transpose(0, 1)
+    keys, values = (part[:, : start + count].repeat_interleave(heads.group, dim=0) for part in wanted[LAYER])
+    scores = torch.einsum("nhd,hsd->hns", q, keys) * size**-0.5
+    places = torch.arange(start + count, device=DEVICE)
+    scores = scores.masked_fill(places > start + torch.arange(count, device=DEVICE)[:, None], float("-inf"))
+    close(out[:count], torch.einsum("hns,hsd->nhd", scores.softmax(-1), values).flatten(1))
+    close(buffer, wanted)
+
+
+def test_rms_norm(dtype):
+    x, gain = normal(3, 40, dtype=dtype), normal(40, dtype=dtype)
+    out = torch.full_like(x, float("nan"))
+    rms_norm(out, x, gain, EPS, rows=2)
+    close(out[:2], rms(x[:2], gain))
+    assert out[2].isnan().all()
+
+
+def test_gate(dtype):
+    pair = normal(3, 2 * 2100, dtype=dtype)
+    out = torch.full((3, 2100), float("nan"), dtype=dtype, device=DEVICE)
+    gate(out, pair)
+    close(out, silu(pair[:, :2100].double()) * pair[:, 2100:].double())
+
+
+def test_angles_of_several_axes():
+    positions, rates = whole(1, 2, 3, 40, 50, 60, 7, 8, 9).view(3, 3), torch.rand(6).to(DEVICE)
+    axes = whole(0, 0, 1, 1, 2, 2)
+    cosine, sine = torch.empty(2, 3, 6, device=DEVICE)
+    rotary_angles(cosine, sine, positions, rates, axes, 1.5)
+    angles = positions[axes.long()].t() * rates
+    torch.testing.assert_close(cosine, angles.cos() * 1.5, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sine, angles.sin() * 1.5, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_begins_where_the_last_one_ended(dtype):
+    embedding, rates, axes = normal(10, 40, dtype=dtype), torch.rand(6).to(DEVICE), torch.zeros_like(whole(*[0] * 6))
+    x, angles = normal(2, 40, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
+    here, length, position, capacity = whole(0, 0), whole(4, 7), whole(7, 9), whole(9, 8)
+    for step in range(2):
+        begin_step(
+            x, *angles, here, whole(3, 8, dtype=torch.int64), length, position, capacity, embedding, rates, axes, 1.0
+        )
+        assert torch.equal(x, embedding[[3, 8]])
+        # The second row has no more room, and stays at its last place.
+        assert here.tolist() == [4 + step, 7]
+        assert position.tolist() == [8 + step, 10 + step]
+        wanted = (whole(7, 9)[:, None] + step) * rates
+        torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
