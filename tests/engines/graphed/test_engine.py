@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from unfuse.engines.eager import EagerEngine
+from unfuse.engines.graphed import answers as answers_module
+from unfuse.engines.graphed import engine as engine_module
 from unfuse.engines.graphed import network, products
 from unfuse.engines.graphed.engine import GraphedEngine
 from unfuse.engines.graphed.kernels import few_rows, matvec
@@ -177,6 +179,20 @@ def test_answers_may_be_written_by_turns(model, engine, sampling):
     writing = [engine.decode(one, 7) for one in prefilled]
     turns = [[next(one) for one in writing] for _ in range(7)]
     assert [list(tokens) for tokens in zip(*turns, strict=True)] == alone
+
+
+def test_an_answer_may_outgrow_its_room(model, engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "_MOST_ROOM", 1)
+    monkeypatch.setattr(answers_module, "_MORE", 1)
+    asked, sampling = prompt(model, 62), Sampling(ignore_eos=True)
+    theirs = EagerEngine(model)
+    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 6))
+    monkeypatch.setattr(engine, "_room", 1)
+    mine = engine.prefill(asked, sampling)
+    assert mine.state.sequence.capacity == 64
+    assert list(engine.decode(mine, 6)) == wanted
+    assert mine.state.sequence.capacity == 128
+    assert list(engine.decode(mine, 6)) == wanted
 
 
 def test_a_batch_is_each_alone(model, engine):

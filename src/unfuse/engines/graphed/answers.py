@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -14,6 +15,9 @@ from unfuse.engines.graphed.capture import Captured
 from unfuse.engines.graphed.network import Batch, Network
 from unfuse.engines.sampling import TokenChooser
 from unfuse.stages import Prefilled
+
+_MORE: Final = 512
+"""Positions that an answer is given when it has used up its room."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -56,7 +60,7 @@ class Answers:
     def launch(self) -> None:
         """Starts the next step; its tokens come with ``land``."""
         step = self._step
-        if step.user is None or step.user() is not self:
+        if step.user is None or step.user() is not self or self._grown():
             self._take_over()
         step.run()
         self._taken += 1
@@ -86,10 +90,21 @@ class Answers:
         self._taken += 1
         return self._step.batch.logits[0].clone()
 
+    def _grown(self) -> bool:
+        """Makes room for answers that are longer than was thought; whether their memory has moved."""
+        moved = False
+        for row in self._rows:
+            sequence, written = row.state.sequence, row.prompt_tokens + self._taken
+            if written >= sequence.capacity:
+                sequence.reserve(written + _MORE, written)
+                moved = True
+        return moved
+
     def _take_over(self) -> None:
         """Puts this answer's state where the step reads it: another may have used it since."""
         while self._flying:
             self._land()
+        self._grown()
         step, batch = self._step, self._step.batch
         step.user = weakref.ref(self)
         nowhere, anchor = self._network.nowhere, self._network.anchor

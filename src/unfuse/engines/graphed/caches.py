@@ -32,11 +32,11 @@ class Sequence:
         assert rest == 0, "memory that is not aligned"
         return int(units)
 
-    def reserve(self, positions: int) -> None:
-        """Makes room, and keeps the prompt's."""
+    def reserve(self, positions: int, written: int) -> None:
+        """Makes room for so many positions, and keeps those that are written."""
         if positions > self.capacity:
             larger = _buffer(self.buffer, positions)
-            larger[:, :, :, : self.length] = self.buffer[:, :, :, : self.length]
+            larger[:, :, :, :written] = self.buffer[:, :, :, :written]
             self.buffer = larger
 
     def prefix(self, length: int, positions: int) -> Sequence:

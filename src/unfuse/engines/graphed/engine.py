@@ -31,7 +31,9 @@ _APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 _LONGEST_CAPTURED: Final = 2048
 """Rows of a prompt; beyond, a launch is short beside what it launches."""
 _ROOM: Final = 64
-"""Positions beyond a prompt's, until an answer's length is known."""
+"""Positions beyond a prompt's, until it is known how long an answer may be."""
+_MOST_ROOM: Final = 1024
+"""At first; most answers end long before they have to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class GraphedEngine:
         if self.is_end(token) or max_new_tokens == 1:
             yield token
             return
-        self._room = max(_ROOM, max_new_tokens)
+        self._room = min(max(_ROOM, max_new_tokens), _MOST_ROOM)
         answers = self._answers([prefilled], max_new_tokens)
         answers.launch()
         yield token
@@ -118,7 +120,7 @@ class GraphedEngine:
     @torch.no_grad()
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
         """See ``Engine.answer_batch``."""
-        self._room = max(_ROOM, max_new_tokens)
+        self._room = min(max(_ROOM, max_new_tokens), _MOST_ROOM)
         rows = [self.prefill(row, sampling) for row in _unpadded(prompt)]
         groups = (rows[at : at + MOST_ROWS] for at in range(0, len(rows), MOST_ROWS))
         return list(itertools.chain.from_iterable(self._together(group, max_new_tokens) for group in groups))
@@ -212,7 +214,7 @@ class GraphedEngine:
 
     def _answers(self, rows: Seq[Prefilled], max_new_tokens: int) -> Answers:
         for row in rows:
-            row.state.sequence.reserve(row.prompt_tokens + max_new_tokens)
+            row.state.sequence.reserve(row.prompt_tokens + min(max_new_tokens, _MOST_ROOM), row.prompt_tokens)
         return Answers(self._step(len(rows), rows[0].sampling), rows, self._network)
 
     def _together(self, rows: Seq[Prefilled], max_new_tokens: int) -> list[tuple[int, ...]]:
