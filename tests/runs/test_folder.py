@@ -183,7 +183,7 @@ def changed(part: str, **values: Any) -> Callable[[Manifest], dict[str, Any]]:
         (changed("environment", device_name="another"), "environment.device_name"),
         (changed("environment", code_version={"unfuse": "0.2.0"}), "environment.code_version.unfuse"),
         (lambda _: {"protocol": "fused"}, 'protocol: recorded "decoupled", now "fused"'),
-        (lambda _: {"schema_version": "1.3"}, "schema_version"),
+        (lambda _: {"schema_version": "1.99"}, "schema_version"),
     ],
 )
 def test_resume_refuses_another_run(

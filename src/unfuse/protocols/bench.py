@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from unfuse.measure.ceilings import measure_ceilings
 from unfuse.measure.clock import edge_cost_ms, resolution_ns, settled_heap
 from unfuse.measure.environment import environment
 from unfuse.measure.timers import timer_for
@@ -21,6 +22,7 @@ from unfuse.protocols.probing import calls_after_encode, stage_memory
 from unfuse.protocols.protocol import BenchProtocol
 from unfuse.protocols.reencode import REENCODE
 from unfuse.protocols.settings import BenchSettings
+from unfuse.protocols.work import stage_work
 from unfuse.report import Summary, report_markdown, summarise
 from unfuse.runs import Manifest, Probes, RunFolder, SampleRecord
 from unfuse.samples import Dataset
@@ -196,7 +198,26 @@ def _probes(
     memory, source = stage_memory(pairs.protocol, model, sample, settings)
     staged_vision = pairs.protocol.name in ("decoupled", "reencode")
     calls = calls_after_encode(pairs.protocol, model, sample, settings) if staged_vision else None
-    return Probes(noise=noise, memory=memory, memory_source=source, encoder_calls_after_encode=calls)
+    work, typical = {}, None
+    if pairs.protocol.name == "decoupled":
+        typical = _typical(records)
+        found = next(sample for sample in dataset.samples if sample.sample_id == typical.sample_id)
+        work = stage_work(model, found, typical.output_tokens or 0)
+    return Probes(
+        noise=noise,
+        memory=memory,
+        memory_source=source,
+        encoder_calls_after_encode=calls,
+        work=work,
+        work_sample_id=typical.sample_id if typical else None,
+        ceilings=measure_ceilings(model.device, model.dtype) if typical else None,
+    )
+
+
+def _typical(records: list[SampleRecord]) -> SampleRecord:
+    """The measured one in the middle: the first and the last may be the odd ones."""
+    measured = sorted((r for r in records if r.status == "ok" and not r.warmup), key=lambda r: r.total_host_ms)
+    return measured[len(measured) // 2]
 
 
 def _finish(folder: RunFolder, manifest: Manifest, probes: Probes, result: Summary) -> None:

@@ -60,6 +60,16 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
         for stage, memory in summary.memory.items():
             peak, resident = (bytes_ / 2**30 for bytes_ in (memory.peak_bytes, memory.resident_bytes))
             lines.append(f"| {stage} | {peak:.3f} | {resident:.3f} |")
+    if summary.roofline and summary.ceilings:
+        most = f"{summary.ceilings.bytes_per_s / 1e9:.1f} GB/s, {summary.ceilings.flops_per_s / 1e12:.4g} TFLOP/s"
+        lines += ["", f"### Roofline of one sample (ceilings measured here: {most})", ""]
+        lines += ["| stage | GFLOP | GB | floor ms | bound by | host ms | device ms | reached |"]
+        lines += ["|---|--:|--:|--:|---|--:|--:|--:|"]
+        for stage, at in summary.roofline.items():
+            lines.append(
+                f"| {stage} | {at.flops / 1e9:.3f} | {at.least_bytes / 1e9:.4f} | {at.floor_ms:.3f} | {at.bound} | "
+                f"{at.host_ms:.2f} | {number(at.device_ms)} | {at.reached_pct:.1f} % |"
+            )
     lines += ["", "## How far to trust it", "", *[f"- {line}" for line in method_lines(summary)], ""]
     lines += ["Formulas: " + "; ".join(f"{name} = {text}" for name, text in FORMULAS.items()) + ".", ""]
     if summary.failures:

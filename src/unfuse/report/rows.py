@@ -86,6 +86,10 @@ def headlines(summary: Summary) -> list[str]:
     if summary.memory:
         peaks = ", ".join(f"{name} {memory.peak_bytes / 2**30:.2f}" for name, memory in summary.memory.items())
         lines.append(f"Peak memory in GiB ({summary.memory_source}): {peaks}.")
+    if summary.roofline and summary.ceilings:
+        each = ", ".join(f"{name} {p.reached_pct:.0f} % ({p.bound})" for name, p in summary.roofline.items())
+        most = f"{summary.ceilings.bytes_per_s / 1e9:.0f} GB/s, {summary.ceilings.flops_per_s / 1e12:.3g} TFLOP/s"
+        lines.append(f"Roofline (measured here: {most}): {each}.")
     if summary.samples_per_s is not None and summary.output_tokens_per_s is not None:
         lines.append(
             f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s."

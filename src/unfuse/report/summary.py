@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from unfuse.report.claims import claimed_llm, claimed_vision, unsynchronised_vision
 from unfuse.report.quality import Quality, quality
+from unfuse.report.roofline import Position, roofline
 from unfuse.report.statistics import (
     Balance,
     Distribution,
@@ -30,6 +31,7 @@ from unfuse.report.verdict import (
 from unfuse.runs.schema import (
     PROTOCOL_STAGES,
     SCHEMA_VERSION,
+    Ceilings,
     Manifest,
     Noise,
     Probes,
@@ -44,6 +46,7 @@ FORMULAS: Final = {
     "share": "mean of the stage / mean of the sum of stages",
     "remainder": "(e2e - sum of stages) / e2e",
     "LLM to vision": "mean of Stage 4 / mean of Stage 3",
+    "roofline": "least time at the measured ceilings / time, of one sample",
 }
 
 
@@ -96,6 +99,9 @@ class Summary:
     noise_spread_pct: float | None
     memory: Mapping[str, StageMemory]
     memory_source: str | None
+    ceilings: Ceilings | None
+    roofline: Mapping[str, Position]
+    """Of one sample, by stage."""
     drifts: Mapping[str, Drift | None]
     quality: Quality | None
     """Of the answers; None without reference answers that can be judged, or where all were made equally long."""
@@ -182,6 +188,8 @@ def summarise(
         noise_spread_pct=spread,
         memory=probes.memory,
         memory_source=probes.memory_source,
+        ceilings=probes.ceilings,
+        roofline=roofline(probes, ok),
         drifts=drifts,
         quality=_quality(manifest, ok),
         notes=tuple(dict.fromkeys(note for r in measured for note in r.notes)),

@@ -17,16 +17,18 @@ __all__ = [
     "RECORD_STAGES",
     "SCHEMA_VERSION",
     "STAGES",
+    "Ceilings",
     "Manifest",
     "Noise",
     "Probes",
     "SampleRecord",
     "StageMemory",
     "StageTime",
+    "StageWork",
     "Status",
 ]
 
-SCHEMA_VERSION: Final = "1.2"
+SCHEMA_VERSION: Final = "1.3"
 """Additive changes raise the minor number; a changed or removed field raises the major one."""
 
 FUSED_STAGE: Final = "fused_generate"
@@ -128,6 +130,26 @@ class StageMemory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StageWork:
+    """The least that a stage has to do for one sample."""
+
+    flops: int
+    """Multiplications and additions of its matrix products."""
+    least_bytes: int
+    """To and from memory: weights, cache, inputs and outputs, each as often as it cannot be avoided."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ceilings:
+    """The most that the device did when it did nothing else."""
+
+    bytes_per_s: float
+    """Of a large buffer, read or copied."""
+    flops_per_s: float
+    """Of a large matrix product in the model's dtype."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Probes:
     """``probes.json``: what was measured beside the samples, once a run."""
 
@@ -138,6 +160,10 @@ class Probes:
     """Whose count it is: the CUDA allocator's, or the process's as the system sees it."""
     encoder_calls_after_encode: int | None = None
     """Calls of vision modules in what the protocol times as Stage 4, of one untimed pass; 0 where features are used."""
+    work: Mapping[str, StageWork] = field(default_factory=dict)
+    """By stage, of one sample."""
+    work_sample_id: str | None = None
+    ceilings: Ceilings | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

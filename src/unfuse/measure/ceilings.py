@@ -1,0 +1,62 @@
+"""What a device can do at most, measured: the two ceilings of the roofline model (Williams et al., CACM 2009)."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import TYPE_CHECKING, Final
+
+from unfuse.runs.schema import Ceilings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+_REPEATS: Final = 4
+
+
+@functools.cache
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings | None:
+    """Reads and copies a large buffer, and multiplies large matrices; the best of a few repeats each, once a process.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+
+    Returns:
+        None where the device has not the memory.
+    """
+    import torch
+
+    cuda = device.type == "cuda"
+    size, side = (2**30, 8192) if cuda else (2**28, 1024)
+    try:
+        buffer = torch.empty(size // 4, dtype=torch.float32, device=device).normal_()
+        other = torch.empty_like(buffer)
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        read = _fastest(lambda: buffer.sum(), device)
+        copied = _fastest(lambda: other.copy_(buffer), device)
+        multiplied = _fastest(lambda: a @ b, device)
+    except torch.OutOfMemoryError:
+        return None
+    return Ceilings(bytes_per_s=max(size / read, 2 * size / copied), flops_per_s=2 * side**3 / multiplied)
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds."""
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    work()
+    times = []
+    for _ in range(_REPEATS):
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)
