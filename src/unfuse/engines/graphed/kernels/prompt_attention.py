@@ -112,7 +112,9 @@ class PromptShape:
     stages: int
 
 
-def _shape(rows: int) -> PromptShape:
+def _shape(rows: int, bytes_a_number: int) -> PromptShape:
+    if rows > 64 and bytes_a_number == 2:
+        return PromptShape(128, 64, 8, 3)
     return PromptShape(16 if rows <= 16 else 32 if rows <= 32 else 64, 64, 4, 3)
 
 
@@ -203,7 +205,7 @@ def _prompt_attention(
 
 def partial_size(heads: Heads, rows: int, splits: int) -> int:
     """float32 numbers of scratch."""
-    tile = _shape(rows).rows
+    tile = max(_shape(rows, size).rows for size in (2, 4))
     return heads.heads * triton.cdiv(rows, tile) * tile * splits * (wide_enough(heads.size) + 4)
 
 
@@ -235,7 +237,7 @@ def prompt_attention(
         shape: how the work is cut; by default what was fast for so many rows.
     """
     rows = len(qkv)
-    shape = shape or _shape(rows)
+    shape = shape or _shape(rows, qkv.element_size())
     _prompt_attention[(heads.heads, triton.cdiv(rows, shape.rows), splits)](
         out, qkv, *sequence, partial, arrived, scale, layer, rows,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide_enough(heads.size), GROUP=heads.group,
