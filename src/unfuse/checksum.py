@@ -1,8 +1,10 @@
 """Checksums of tensors, computed where the tensors are.
 
-Seen as 64-bit words w_i (zero-padded), a tensor's checksum is ``sum(w_i * (2 i + 1)) mod 2**64`` together with the
-plain sum: odd weights are invertible, so any single changed word changes it, and moved words do too. It finds
-mistakes, not forgeries. A 13 GB model takes well under a second on a GPU and needs no copy to the host.
+Seen as 64-bit words w_i (zero-padded), a tensor's checksum is ``sum(m(w_i) * (2 i + 1)) mod 2**64``, where m mixes a
+word's bits and gives no two words the same result: ``m(w) = y ^ (y >> 32)``, ``y = (w ^ (w >> 32)) * C`` with C =
+0x9E3779B97F4A7C15. Odd weights are invertible, so any single changed word changes it; without the mixing, words that
+differ in their highest bit could change places unseen. It finds mistakes, not forgeries. A 13 GB model takes well under
+a second on a GPU and needs no copy to the host.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import torch
 
-_CHUNK_WORDS: Final = 1 << 22  # bounds the extra memory to three times 32 MiB
+_CHUNK_WORDS: Final = 1 << 18
+"""What is worked on at a time fits into the caches of a CPU."""
+_LOW: Final = 2**32 - 1
+_ODD: Final = 0x9E3779B97F4A7C15 - 2**64  # as a signed word
 
 
 def tensor_checksum(tensor: torch.Tensor) -> int:
@@ -27,13 +32,15 @@ def tensor_checksum(tensor: torch.Tensor) -> int:
     if data.storage_offset() % 8:
         data = data.clone()
     words = data.view(torch.int64)
-    total = torch.zeros(2, dtype=torch.int64, device=words.device)
-    for start in range(0, words.numel(), _CHUNK_WORDS):
-        chunk = words[start : start + _CHUNK_WORDS]
-        weights = torch.arange(start, start + chunk.numel(), device=words.device).mul_(2).add_(1)
-        total += torch.stack([(chunk * weights).sum(), chunk.sum()])
-    weighted, plain = (int(value) & (2**64 - 1) for value in total.tolist())
-    return (weighted ^ (plain * 0x9E3779B97F4A7C15)) & (2**64 - 1)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    size = _CHUNK_WORDS * (16 if words.is_cuda else 1)
+    for start in range(0, words.numel(), size):
+        chunk = words[start : start + size]
+        mixed = ((chunk >> 32) & _LOW).bitwise_xor_(chunk).mul_(_ODD)
+        mixed ^= (mixed >> 32) & _LOW
+        mixed *= torch.arange(2 * start + 1, 2 * (start + chunk.numel()), 2, device=words.device)
+        total += mixed.sum()
+    return int(total) & (2**64 - 1)
 
 
 def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *extra: str) -> str:

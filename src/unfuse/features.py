@@ -21,7 +21,7 @@ from unfuse.stages import Provenance
 if TYPE_CHECKING:
     import torch
 
-_FORMAT: Final = "unfuse.features/1"
+_FORMAT: Final = "unfuse.features/2"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

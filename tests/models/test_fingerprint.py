@@ -21,8 +21,12 @@ def by_words(tensor):
     data = tensor.contiguous().view(torch.uint8).flatten().numpy().tobytes()
     data += bytes(-len(data) % 8)
     words = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
-    weighted = sum(w * (2 * i + 1) for i, w in enumerate(words)) % 2**64
-    return (weighted ^ (sum(words) * 0x9E3779B97F4A7C15)) % 2**64
+
+    def mixed(word):
+        word = (word ^ word >> 32) * 0x9E3779B97F4A7C15 % 2**64
+        return word ^ word >> 32
+
+    return sum(mixed(w) * (2 * i + 1) for i, w in enumerate(words)) % 2**64
 
 
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=200))
@@ -40,6 +44,25 @@ def test_a_changed_or_moved_value_shows(values, data):
     assert tensor_checksum(changed) != tensor_checksum(tensor)
     flipped = tensor.flip(0)
     assert torch.equal(flipped, tensor) or tensor_checksum(flipped) != tensor_checksum(tensor)
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_any_flipped_bit_shows(bit):
+    """In every byte of many words, the highest among them."""
+    tensor = torch.arange(8 * 300, dtype=torch.int64).mul(37).to(torch.uint8)
+    whole = tensor_checksum(tensor)
+    for at in range(len(tensor)):
+        tensor[at] ^= 1 << bit
+        assert tensor_checksum(tensor) != whole
+        tensor[at] ^= 1 << bit
+
+
+@pytest.mark.parametrize("signs", [[-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+@pytest.mark.parametrize("apart", [1, 2, 3, 8])
+def test_words_that_differ_in_their_signs_do_not_change_places_unseen(signs, apart):
+    pair, other = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.25]) * torch.tensor(signs)
+    between = torch.zeros(2 * (apart - 1))
+    assert tensor_checksum(torch.cat([pair, between, other])) != tensor_checksum(torch.cat([other, between, pair]))
 
 
 def test_chunks_do_not_matter(monkeypatch):

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from unfuse.checksum import digest_tensors
 
-_SCHEME: Final = "1"
+_SCHEME: Final = "2"
 """Raised whenever the digest of the same tensors changes."""
 _VOLATILE: Final = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
