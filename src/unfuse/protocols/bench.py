@@ -22,7 +22,6 @@ from unfuse.protocols.probing import calls_after_encode, stage_memory
 from unfuse.protocols.protocol import BenchProtocol
 from unfuse.protocols.reencode import REENCODE
 from unfuse.protocols.settings import BenchSettings
-from unfuse.protocols.work import stage_work
 from unfuse.report import Summary, report_markdown, summarise
 from unfuse.runs import Manifest, Probes, RunFolder, SampleRecord
 from unfuse.samples import Dataset
@@ -200,6 +199,8 @@ def _probes(
     calls = calls_after_encode(pairs.protocol, model, sample, settings) if staged_vision else None
     work, typical = {}, None
     if pairs.protocol.name == "decoupled":
+        from unfuse.protocols.work import stage_work  # imports torch, which waits until the input is checked
+
         typical = _typical(records)
         found = next(sample for sample in dataset.samples if sample.sample_id == typical.sample_id)
         work = stage_work(model, found, typical.output_tokens or 0)
