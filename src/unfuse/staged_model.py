@@ -211,7 +211,7 @@ def _graphed(adapter: Adapter) -> Engine | str:
     if adapter.device.type != "cuda":
         return f"it needs a CUDA device, and the model is on {adapter.device}"
     try:
-        import triton  # noqa: F401
+        import triton  # noqa: F401  # only whether it is there
     except ImportError:
         return "triton is not installed"
     from unfuse.engines.graphed.engine import GraphedEngine

@@ -23,7 +23,7 @@ from transformers import (
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed import answers as answers_module
 from unfuse.engines.graphed import engine as engine_module
-from unfuse.engines.graphed import network, products
+from unfuse.engines.graphed import network, products, structure
 from unfuse.engines.graphed.engine import GraphedEngine
 from unfuse.engines.graphed.kernels import few_rows, matvec
 from unfuse.engines.graphed.structure import Unserved, find_llama
@@ -260,6 +260,19 @@ def test_what_looks_the_same_and_computes_something_else_is_found(monkeypatch):
     )
     with pytest.raises(Unserved, match="from the model's own"):
         GraphedEngine(model)
+
+
+def test_axes_in_another_order_are_found(monkeypatch):
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    decoder = Qwen2VLTextModel(Qwen2VLTextConfig(**SIZES, num_key_value_heads=2, rope_parameters=rope))
+    decoder = decoder.to(DEVICE).eval()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
+    head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
+    found = structure.find_llama(LanguageModel(decoder, head, decoder.embed_tokens, (1,)))
+    monkeypatch.setattr(engine_module, "find_llama", lambda _: replace(found, axes=found.axes.flip(0)))
+    with pytest.raises(Unserved, match="from the model's own"):
+        GraphedEngine(LanguageModel(decoder, head, decoder.embed_tokens, (1,)))
 
 
 def test_positions_of_several_axes(tmp_path):

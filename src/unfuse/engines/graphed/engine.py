@@ -251,7 +251,13 @@ class GraphedEngine:
 
         def prompt(length: int) -> Prompt:
             keys = tuple(ids[:length].tolist())
-            return Prompt(inputs_embeds=language.embed(ids[:length])[None], token_keys=keys)
+            positions = None
+            if (axes := self._network.axes) > 1:
+                # Where all axes agree, it would not show which one turns what.
+                count = torch.arange(length, device=ids.device)
+                positions = torch.stack([count + 7 * axis * (count < MOST_ROWS // 2) for axis in range(axes)])[:, None]
+            embeds = language.embed(ids[:length])[None]
+            return Prompt(inputs_embeds=embeds, token_keys=keys, position_ids=positions)
 
         theirs = EagerEngine(language)
         for length, reuse in ((len(ids) - 2, True), (len(ids), True)):

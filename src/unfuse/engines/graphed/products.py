@@ -46,12 +46,6 @@ class Product:
     cuts: dict[int, Cut] = field(default_factory=dict)
     """By padded number of rows."""
 
-    @property
-    def outputs(self) -> int:
-        """Width of the result."""
-        n = self.linears[0].weight.shape[0]
-        return n // 2 if self.gated else n
-
     def __call__(self, layer: int, out: torch.Tensor, x: torch.Tensor, scratch: Scratch, *, rows: int) -> None:
         """Up to 64 rows: ``out [>= rows, N]`` from ``x [>= padded rows, K]``."""
         self._run(self.cuts[bucket(rows)], layer, out, x, scratch, rows)

@@ -98,4 +98,4 @@ class Tuner:
 
 
 def _name(candidate: object) -> object:
-    return candidate if isinstance(candidate, str) else list(astuple(candidate))  # type: ignore[call-overload]
+    return candidate if isinstance(candidate, str) else list(astuple(candidate))  # type: ignore[call-overload]  # the others are dataclasses
