@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from unfuse.adapters.base import Adapter
 from unfuse.engines import ENGINES, Engine
 from unfuse.engines.fused_only import FusedOnly
-from unfuse.errors import DeviceError, PromptError
+from unfuse.errors import CutError, DeviceError, PromptError
 from unfuse.features import Features
 from unfuse.samples import Sample
 from unfuse.stages import Generation, Loaded, Prefilled, Prepared, Sampling
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 _GREEDY = Sampling()
 
@@ -46,7 +47,7 @@ class StagedModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of a report must know of the model and the engine."""
-        return (*self.adapter.notes, *self._notes)
+        return (*self.adapter.notes, *self._notes, *self.engine.notes)
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +73,8 @@ class StagedModel:
             source = self.preprocess(self.load(source))
         if source.media_tokens and not source.pixel_values.numel():
             raise PromptError("encode", found="a prompt without pixels", expected="what preprocess gives")
-        return self.adapter.encode(source)
+        with self.engine.encoding():
+            return self.adapter.encode(source)
 
     def prefill(
         self, prepared: Prepared, features: Features, sampling: Sampling = _GREEDY, *, reuse: bool = False
@@ -211,13 +213,23 @@ def _graphed(adapter: Adapter) -> Engine | str:
     if adapter.device.type != "cuda":
         return f"it needs a CUDA device, and the model is on {adapter.device}"
     try:
-        import triton  # noqa: F401  # only whether it is there
+        from triton.errors import TritonError
     except ImportError:
         return "triton is not installed"
     from unfuse.engines.graphed.engine import GraphedEngine
     from unfuse.engines.graphed.structure import Unserved
 
     try:
-        return GraphedEngine(adapter.language)
+        return GraphedEngine(adapter.language, _vision(adapter))
     except Unserved as reason:
         return str(reason)
+    except (RuntimeError, TritonError) as reason:
+        # A device without the memory, a compiler without the device: the answer is worth more than its speed.
+        return f"it could not be built ({type(reason).__name__}: {str(reason).strip().splitlines()[0]})"
+
+
+def _vision(adapter: Adapter) -> Mapping[str, nn.Module]:
+    try:
+        return adapter.vision_modules()
+    except CutError:
+        return {}  # encoded in the model's own way

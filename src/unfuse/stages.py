@@ -85,6 +85,8 @@ class Prepared:
     """Further arguments of the family's forward by their own names (masks, sizes, grids), its pixels among them."""
     frame_sizes: tuple[tuple[int, int], ...] = ()
     """(height, width) of every frame before preprocessing."""
+    token_ids: tuple[int, ...] = ()
+    """The same ids on the host, where they are known there: a look at the device waits for all work before it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

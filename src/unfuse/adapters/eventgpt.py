@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ class EventGPTAdapter(HuggingFaceAdapter):
             pixel_values = torch.from_numpy(pixels).to(self.device, self.dtype)
             input_ids = torch.tensor([ids], device=self.device)
         sizes = tuple((frame.shape[0], frame.shape[1]) for frame in loaded.frames)
-        return self._prepared(input_ids, pixel_values, loaded.media_sha256, asked, len(sizes), sizes)
+        prepared = self._prepared(input_ids, pixel_values, loaded.media_sha256, asked, len(sizes), sizes)
+        return replace(prepared, token_ids=tuple(ids))
 
     @torch.no_grad()
     def encode(self, prepared: Prepared) -> Features:
@@ -84,8 +86,8 @@ class EventGPTAdapter(HuggingFaceAdapter):
         embeds, at = self._embeds(prepared, features)
         keys: tuple[int, ...] = ()
         if digest:
-            text = prepared.input_ids[0].tolist()
-            keys = (*text[:at], *(-1 - i for i in range(len(features.tensor))), *text[at + 1 :])
+            text = _on_host(prepared)
+            keys = (*text[:at], *range(-1, -1 - len(features.tensor), -1), *text[at + 1 :])
         return Prompt(
             inputs_embeds=embeds.unsqueeze(0),
             token_keys=keys,
@@ -110,7 +112,8 @@ class EventGPTAdapter(HuggingFaceAdapter):
             input_ids = torch.tensor([ids], device=self.device)
         nothing = torch.empty(0, 3, 0, 0, device=self.device, dtype=self.dtype)
         source = features.provenance
-        return self._prepared(input_ids, nothing, source.media_sha256, asked, source.num_frames)
+        prepared = self._prepared(input_ids, nothing, source.media_sha256, asked, source.num_frames)
+        return replace(prepared, token_ids=tuple(ids))
 
     def decode_text(self, token_ids: tuple[int, ...]) -> str:
         """Without special tokens, stripped."""
@@ -140,7 +143,7 @@ class EventGPTAdapter(HuggingFaceAdapter):
                 "features", found=f"{features.tensor.shape[0]} positions", expected=f"{prepared.media_tokens}"
             )
         ids = prepared.input_ids[0]
-        at = int((ids == EVENT_INDEX).nonzero()[0])
+        at = _on_host(prepared).index(EVENT_INDEX)
         embed = self.model.get_input_embeddings()
         scene = features.tensor.to(self.device)
         return torch.cat([embed(ids[:at]), scene, embed(ids[at + 1 :])]), at
@@ -150,7 +153,7 @@ class EventGPTAdapter(HuggingFaceAdapter):
         rows = []
         for prepared in batch:
             ids = prepared.input_ids[0]
-            at = int((ids == EVENT_INDEX).nonzero()[0])
+            at = _on_host(prepared).index(EVENT_INDEX)
             patches = ids.new_full((prepared.media_tokens,), self.model.config.placeholder_id)
             rows.append(torch.cat([ids[:at], patches, ids[at + 1 :]]))
         longest = max(len(row) for row in rows)
@@ -189,6 +192,10 @@ class EventGPTAdapter(HuggingFaceAdapter):
             media_tokens=media_tokens,
             frame_sizes=frame_sizes,
         )
+
+
+def _on_host(prepared: Prepared) -> tuple[int, ...]:
+    return prepared.token_ids or tuple(prepared.input_ids[0].tolist())
 
 
 def _left_mask(length: int, longest: int, device: torch.device) -> torch.Tensor:

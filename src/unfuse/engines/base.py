@@ -7,6 +7,7 @@ no sample.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from unfuse.stages import Prefilled, Prompt, Sampling
@@ -19,6 +20,13 @@ class Engine(Protocol):
     """Stage 4 of one loaded model."""
 
     name: str
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a report must know of how it has run so far."""
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Surrounds stage 3: what of it this engine runs in its own way."""
 
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """Computes the prompt's keys and values and the first token.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +40,11 @@ class EagerEngine:
     """Prefill and decode through the decoder's own forward."""
 
     name = "eager"
+    notes: tuple[str, ...] = ()
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Nothing of its own."""
+        return nullcontext()
 
     def __init__(self, language: LanguageModel):
         self._language = language
@@ -152,11 +160,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int], *, same_features: bool) ->
 
     Feature positions are negative; with other features they are not common whatever their index.
     """
-    length = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y or (x < 0 and not same_features):
-            break
-        length += 1
+    # Several hundred positions stand between a question and its first token: no loop in Python.
+    differs = itertools.compress(itertools.count(), map(operator.ne, a, b))
+    length = next(differs, min(len(a), len(b)))
+    if not same_features:
+        length = next(itertools.compress(itertools.count(), map(operator.lt, a[:length], itertools.repeat(0))), length)
     return length
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
 from unfuse.errors import CutError
@@ -16,6 +17,11 @@ class FusedOnly:
     """Refuses every call of Stage 4, with the reason."""
 
     name = "none"
+    notes: tuple[str, ...] = ()
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Nothing of its own."""
+        return nullcontext()
 
     def __init__(self, reason: str):
         self._reason = reason

@@ -108,7 +108,7 @@ class Pairs:
         clock = StageClock(self._timer)
         with paused_gc():
             run, host_ms = self._timed(lambda: self._run(self.protocol.staged, sample, clock, tokens))
-        return _record(sample, run, clock, host_ms)
+        return _record(sample, run, clock, host_ms, self._model.engine.notes)
 
     def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[float, tuple[int, ...]]:
         with paused_gc():
@@ -126,7 +126,9 @@ class Pairs:
         return one(self._model, sample, clock, self._settings, tokens or self._settings.token_limit)
 
 
-def _record(sample: Sample, run: pipeline.Run, clock: StageClock, host_ms: float) -> SampleRecord:
+def _record(
+    sample: Sample, run: pipeline.Run, clock: StageClock, host_ms: float, notes: tuple[str, ...]
+) -> SampleRecord:
     frames = run.loaded.frames
     return SampleRecord(
         sample_id=sample.sample_id,
@@ -149,7 +151,7 @@ def _record(sample: Sample, run: pipeline.Run, clock: StageClock, host_ms: float
         text=run.generation.text,
         stop_reason=run.generation.stop_reason,
         reference=sample.reference,
-        notes=run.loaded.notes,
+        notes=(*run.loaded.notes, *notes),
     )
 
 

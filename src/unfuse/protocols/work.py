@@ -33,7 +33,7 @@ def stage_work(model: StagedModel, sample: Sample, output_tokens: int) -> dict[s
     """
     adapter, language = model.adapter, model.adapter.language
     prepared = model.preprocess(model.load(sample))
-    flops, features = _counted(lambda: model.encode(prepared))
+    flops, features = _counted(lambda: adapter.encode(prepared))
     vision = _unique(p for module in adapter.vision_modules().values() for p in module.parameters())
     media = prepared.pixel_values.nbytes + features.tensor.nbytes
     found = {"encode": StageWork(flops=flops, least_bytes=_bytes(vision) + media)}

@@ -212,10 +212,10 @@ def test_a_batch_is_each_alone(model, engine):
 
 
 def test_ends_where_the_model_does():
-    model = language()
+    model = language(ends=())
     eager = EagerEngine(model)
     asked = prompt(model, 10)
-    tokens = list(eager.decode(eager.prefill(asked, Sampling(ignore_eos=True)), 6))
+    tokens = list(eager.decode(eager.prefill(asked, Sampling()), 6))
     end = tokens[len(tokens) // 2]
     model = LanguageModel(model.decoder, model.head, model.embed, (end,))
     engine = GraphedEngine(model)

@@ -10,8 +10,10 @@ from unfuse.engines.graphed.kernels import decode_attention as decoding
 from unfuse.engines.graphed.kernels import few_rows as few
 from unfuse.engines.graphed.kernels import matvec as one
 from unfuse.engines.graphed.kernels import prompt_attention as prompting
+from unfuse.engines.graphed.kernels import tower
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
 from unfuse.engines.graphed.kernels.launch import UNIT
+from unfuse.engines.graphed.kernels.matvec import SQUARES, Begun
 from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, gate, rms_norm, rotary_angles
 
@@ -220,3 +222,62 @@ def test_a_step_begins_where_the_last_one_ended(dtype):
         assert position.tolist() == [8 + step, 10 + step]
         wanted = (whole(7, 9)[:, None] + step) * rates
         torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [48, 50])
+def test_a_norm_is_begun_by_whoever_makes_its_row(dtype, n):
+    k, m, shape = 40, 24, one.MatvecShape(4, 32, 4, early=True)
+    w, x, gain, row = normal(n, k, dtype=dtype), normal(k, dtype=dtype), normal(n, dtype=dtype), normal(n, dtype=dtype)
+    begun = Begun(row.new_empty(n), torch.zeros(2, dtype=torch.int64, device=DEVICE))
+    one.matvec(row, w, x, shape, add=True, following=(gain, begun))
+    close(begun.x, row.double() * gain.double())
+    assert float(begun.squares[0]) / SQUARES.value == pytest.approx(float((row.double() ** 2).sum()), rel=1e-5)
+    assert int(begun.squares[1]) == 0
+
+    v, out = normal(m, n, dtype=dtype), row.new_empty(m)
+    one.matvec(out, v, row, shape, begun=begun, gain=gain, eps=EPS)
+    close(out, v.double() @ rms(row, gain))
+
+
+def test_a_norm_of_a_small_row_keeps_its_digits(dtype):
+    n, shape = 64, one.MatvecShape(2, 32, 4, early=True)
+    row, gain, v = 1e-3 * normal(n), normal(n, dtype=dtype), normal(n, n, dtype=dtype)
+    row = row.to(dtype)
+    begun = Begun(row.new_empty(n), torch.zeros(2, dtype=torch.int64, device=DEVICE))
+    one.matvec(row, torch.zeros_like(v), row.clone(), shape, add=True, following=(gain, begun))
+    out = row.new_empty(n)
+    one.matvec(out, v, row, shape, begun=begun, gain=gain, eps=EPS)
+    theirs = v.double() @ rms(row, gain)
+    assert float((out.double() - theirs).norm() / theirs.norm()) < (2e-2 if dtype == torch.bfloat16 else 1e-3)
+
+
+@pytest.mark.parametrize("shape", tower.CANDIDATES, ids=str)
+@pytest.mark.parametrize(("images", "positions", "heads", "size"), [(2, 65, 2, 16), (1, 130, 1, 24), (3, 16, 2, 16)])
+def test_tower_attention(dtype, images, positions, heads, size, shape):
+    qkv = normal(images * positions, 3 * heads * size, dtype=dtype)
+    out = qkv.new_empty(len(qkv), heads * size)
+    tower.tower_attention(out, qkv, images, heads, size**-0.5, shape)
+    q, k, v = qkv.double().view(images, positions, 3, heads, size).permute(2, 0, 3, 1, 4)
+    attended = (q @ k.transpose(-1, -2) * size**-0.5).softmax(-1) @ v
+    close(out, attended.transpose(1, 2).reshape(len(qkv), -1))
+
+
+@pytest.mark.parametrize("width", [32, 48])
+def test_layer_norm(dtype, width):
+    x, gain, shift, bias = normal(5, width, dtype=dtype), *(normal(width, dtype=dtype) for _ in range(3))
+    out, moved = torch.empty_like(x), torch.empty_like(x)
+    tower.layer_norm(out, moved, x, gain, shift, bias, EPS)
+    close(out, torch.nn.functional.layer_norm(x.double(), (width,), gain.double(), shift.double(), EPS))
+    close(moved, x.double() + bias.double())
+
+
+@pytest.mark.parametrize("kind", tower.ACTIVATIONS)
+def test_activations(dtype, kind):
+    x = 3 * normal(7, 700, dtype=dtype)
+    exact = {
+        "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
+    }[kind](x.double())
+    tower.activate(x, kind)
+    close(x, exact)

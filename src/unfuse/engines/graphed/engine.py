@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
+from torch import nn
 
 from unfuse.engines.eager import EagerEngine, common_prefix
 from unfuse.engines.graphed.answers import Answers, State, Step
@@ -21,9 +23,9 @@ from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
 from unfuse.engines.graphed.network import Network, Tail, row_bucket, tail_bucket
 from unfuse.engines.graphed.structure import Unserved, find_llama
 from unfuse.engines.graphed.tuning import Tuner
+from unfuse.engines.graphed.vision import CapturedVision
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.sampling import TokenChooser
-from unfuse.errors import CutError
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 _APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -50,11 +52,14 @@ class GraphedEngine:
 
     name = "graphed"
 
-    def __init__(self, language: LanguageModel, *, tuning: Path | None = None):
+    def __init__(
+        self, language: LanguageModel, vision: Mapping[str, nn.Module] | None = None, *, tuning: Path | None = None
+    ):
         """Takes over the language model's weights, and compares itself with the model's own forward.
 
         Args:
             language: what to run.
+            vision: modules of stage 3 to run as graphs.
             tuning: folder of what was found to be fast; by default in the user's cache.
 
         Raises:
@@ -64,7 +69,8 @@ class GraphedEngine:
         self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
         with torch.no_grad():
             llama = find_llama(language)
-            self._network = Network(llama, Tuner(llama.device, tuning))
+            tuner = Tuner(llama.device, tuning)
+            self._network = Network(llama, tuner)
             self._network.tune(1)
         self._steps: dict[tuple[int, bool, bool], Step] = {}
         self._tails: dict[int, tuple[Tail, Callable[[], None]]] = {}
@@ -73,12 +79,27 @@ class GraphedEngine:
         self._counted = torch.empty(self._network.axes, 0, dtype=torch.int32)
         """Positions of a prompt that counts from 0."""
         self._pool = torch.cuda.graph_pool_handle() if llama.device.type == "cuda" else None
+        with torch.no_grad():
+            self._vision = CapturedVision(vision or {}, tuner, self._pool)
+        self._eager = EagerEngine(language)
+        """For prompts that this engine does not take."""
+        self._refused: dict[str, None] = {}
         self._compare()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Engine.notes``."""
+        return (*self._vision.notes, *self._refused)
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """See ``Engine.encoding``."""
+        return self._vision.active()
 
     @torch.no_grad()
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """See ``Engine.prefill``."""
-        _require_causal(prompt)
+        if self._refuses(prompt):
+            return self._eager.prefill(prompt, sampling, reuse=reuse)
         embeds, positions, following = self._rows(prompt)
         keys = prompt.token_keys if reuse else ()
         sequence = self._taken(keys, prompt.features_digest, len(embeds))
@@ -100,6 +121,9 @@ class GraphedEngine:
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
         """See ``Engine.decode``."""
+        if not isinstance(prefilled.state, State):
+            yield from self._eager.decode(prefilled, max_new_tokens)
+            return
         token = prefilled.token_id
         if self.is_end(token) or max_new_tokens == 1:
             yield token
@@ -120,6 +144,8 @@ class GraphedEngine:
     @torch.no_grad()
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
         """See ``Engine.answer_batch``."""
+        if self._refuses(prompt):
+            return self._eager.answer_batch(prompt, sampling, max_new_tokens)
         self._room = min(max(_ROOM, max_new_tokens), _MOST_ROOM)
         rows = [self.prefill(row, sampling) for row in _unpadded(prompt)]
         groups = (rows[at : at + MOST_ROWS] for at in range(0, len(rows), MOST_ROWS))
@@ -128,6 +154,8 @@ class GraphedEngine:
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Seq[int]) -> torch.Tensor:
         """See ``Engine.score``."""
+        if not isinstance(prefilled.state, State):
+            return self._eager.score(prefilled, token_ids)
         rows = [prefilled.logits]
         if len(token_ids) > 1:
             answers = self._answers([prefilled], len(token_ids))
@@ -144,6 +172,15 @@ class GraphedEngine:
         self._steps.clear()
         self._tails.clear()
         self._network.close()
+        self._vision.close()
+        self._eager.close()
+
+    def _refuses(self, prompt: Prompt) -> bool:
+        """Whether the prompt needs more than its rows, which only the model's own forward takes; notes that it does."""
+        more = [*prompt.decoder_inputs, *prompt.scene_inputs]
+        if more:
+            self._refused[f"prompts with {', '.join(more)} are answered by engine eager"] = None
+        return bool(more)
 
     def _rows(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor, int]:
         """``[L, H]`` and int32 ``[A, L]`` of a single prompt, and the position after it."""
@@ -259,7 +296,7 @@ class GraphedEngine:
             embeds = language.embed(ids[:length])[None]
             return Prompt(inputs_embeds=embeds, token_keys=keys, position_ids=positions)
 
-        theirs = EagerEngine(language)
+        theirs = self._eager
         for length, reuse in ((len(ids) - 2, True), (len(ids), True)):
             mine = self.score(self.prefill(prompt(length), asked, reuse=reuse), tokens)
             own = theirs.score(theirs.prefill(prompt(length), asked), tokens)
@@ -268,18 +305,12 @@ class GraphedEngine:
             if not apart <= _APART[weight.dtype]:
                 raise Unserved(f"its logits are {apart:.2g} from the model's own")
         self._kept = None
+        theirs.close()
 
 
 def _call(parts: Seq[Callable[[], None]]) -> None:
     for part in parts:
         part()
-
-
-def _require_causal(prompt: Prompt) -> None:
-    """What such a prompt needs beside its rows, this engine's models do not take."""
-    if prompt.decoder_inputs or prompt.scene_inputs:
-        names = ", ".join([*prompt.decoder_inputs, *prompt.scene_inputs])
-        raise CutError("Stage 4", found=f"a decoder given {names}", expected="rows alone", fix="use --engine eager")
 
 
 def _unpadded(prompt: Prompt) -> list[Prompt]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ import torch
 from unfuse.engines.graphed.caches import new_sequence
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
+from unfuse.engines.graphed.kernels.matvec import Begun
 from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, rotary_angles
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
@@ -28,8 +29,8 @@ _TAIL_SPLITS: Final = 4
 """Of attention of a few rows."""
 _TYPICAL: Final = 703
 """Cached positions while ways are tried: what is fast depends on what stands beside it."""
-_LAYERS_A_PART: Final = 8
-"""Of a prompt, launched together."""
+_MOST_LAYERS_A_PART: Final = 8
+"""Of a prompt, launched together. The device waits for the first launch only, so the parts grow from one layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,9 @@ class Network:
             partial=self._zeros(_PARTIAL, dtype=torch.float32),
             arrived=self._zeros(max(llama.head.weight.shape[0], MOST_ROWS * llama.heads.kv_heads), dtype=torch.int32),
         )
+        self._scaled = self._zeros(llama.hidden)
+        # Two numbers a norm, of which one is used: whole units of 16 bytes, as compilers like addresses.
+        self._squares = self._zeros(2 * len(layers) + 1, 2, dtype=torch.int64)
         self._attention: dict[int, DecodeShape] = {}
         self._wide: dict[int, Memory] = {}
         self.anchor = self._memory.x
@@ -193,11 +197,12 @@ class Network:
         return [
             usual,
             DecodeShape(splits, 32, 4, 3),
-            DecodeShape(splits, 64, 8, 2),
             DecodeShape(fewer, 64, 4, 3),
             DecodeShape(fewer, 32, 4, 4),
-            DecodeShape(fewer, 128, 8, 2),
-            DecodeShape(2 * splits, 32, 2, 2),
+            DecodeShape(2 * splits, 64, 2, 2),
+            # Each program one block, all of it read before the wait.
+            DecodeShape(-(-_TYPICAL // 64), 64, 4, 1),
+            DecodeShape(-(-_TYPICAL // 64) + 1, 64, 2, 1),
         ]
 
     def step(self, batch: Batch) -> None:
@@ -207,9 +212,10 @@ class Network:
         begin_step(
             memory.x, batch.cosine, batch.sine, batch.here, batch.token, batch.length, batch.position, batch.capacity,
             llama.embedding, llama.rates, llama.axes, llama.rotary_scaling,
+            self._following(0, rows),
         )  # fmt: skip
         for index, layer in enumerate(llama.layers):
-            self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
+            self._product(self._qkv, index, memory.heads, memory.x, memory, rows, norm=2 * index)
             decode_attention(
                 memory.attended, memory.heads, self.anchor, batch.caches, batch.capacity, batch.here,
                 (batch.cosine, batch.sine), llama.heads, index,
@@ -217,7 +223,7 @@ class Network:
                 gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
             )  # fmt: skip
             self._finish_layer(index, memory, rows)
-        self._head(0, batch.logits, memory.x, self._scratch, rows=rows)
+        self._product(self._head, 0, batch.logits, memory.x, memory, rows, norm=2 * len(llama.layers))
 
     def prompt(self, tail: Tail) -> list[Callable[[], None]]:
         """Rows of a prompt: keys and values into the cache, and the logits after the last of them.
@@ -233,11 +239,11 @@ class Network:
         angles = memory.x.new_empty(rows, heads.size // 2), memory.x.new_empty(rows, heads.size // 2)
         splits = _TAIL_SPLITS if rows <= MOST_ROWS else 1
 
-        def layers(first: int) -> None:
+        def layers(first: int, end: int) -> None:
             if first == 0:
                 memory.x[:rows].copy_(tail.embeds)
                 rotary_angles(*angles, tail.positions, llama.rates, llama.axes, llama.rotary_scaling)
-            for index in range(first, min(first + _LAYERS_A_PART, len(llama.layers))):
+            for index in range(first, end):
                 gains = llama.layers[index].head_gains
                 self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
                 turned, attended = memory.heads[:rows], memory.attended[:rows]
@@ -251,21 +257,50 @@ class Network:
         def logits() -> None:
             self._head(0, tail.logits, memory.x.index_select(0, tail.numbers[4:]), self._scratch, rows=1)
 
-        firsts = range(0, len(llama.layers), _LAYERS_A_PART)
-        return [*(functools.partial(layers, first) for first in firsts), logits]
+        return [*(functools.partial(layers, first, end) for first, end in _parts(len(llama.layers))), logits]
 
     def _finish_layer(self, index: int, memory: Memory, rows: int) -> None:
-        self._product(self._out, index, memory.x, memory.attended, memory, rows)
-        self._product(self._gate_up, index, memory.inner, memory.x, memory, rows)
-        self._product(self._down, index, memory.x, memory.inner, memory, rows)
+        norm = 2 * index + 1
+        self._product(self._out, index, memory.x, memory.attended, memory, rows, following=norm)
+        self._product(self._gate_up, index, memory.inner, memory.x, memory, rows, norm=norm)
+        self._product(self._down, index, memory.x, memory.inner, memory, rows, following=norm + 1)
 
     def _product(
-        self, product: Product, layer: int, out: torch.Tensor, x: torch.Tensor, memory: Memory, rows: int
+        self,
+        product: Product,
+        layer: int,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        memory: Memory,
+        rows: int,
+        *,
+        norm: int | None = None,
+        following: int | None = None,
     ) -> None:
-        if rows <= MOST_ROWS:
+        """One product of a layer; ``norm`` is the number within a step of the norm before it, ``following`` behind."""
+        if rows > MOST_ROWS:
+            product.with_library(layer, out, x, memory.normed, memory.wide, rows=rows)
+        elif rows > 1:
             product(layer, out, x, self._scratch, rows=rows)
         else:
-            product.with_library(layer, out, x, memory.normed, memory.wide, rows=rows)
+            begun = None if norm is None else self._begun(norm)
+            product(
+                layer, out, x, self._scratch, rows=1, begun=begun,
+                following=None if following is None else self._following(following, rows),
+            )  # fmt: skip
+
+    def _begun(self, norm: int) -> Begun:
+        return Begun(self._scaled, self._squares[norm:].flatten())
+
+    def _following(self, norm: int, rows: int) -> tuple[torch.Tensor, Begun] | None:
+        """Gain of a norm and where it is begun; a single row's norm is begun by whoever makes the row."""
+        layer, second = divmod(norm, 2)
+        if rows > 1:
+            return None
+        if layer == len(self.llama.layers):
+            return self.llama.final_gain, self._begun(norm)
+        parts = self.llama.layers[layer]
+        return parts.post_gain if second else parts.input_gain, self._begun(norm)
 
     def _memory_for(self, rows: int) -> Memory:
         """Shared by all graphs of about so many rows: they never run at once."""
@@ -294,6 +329,13 @@ class Network:
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype or self.llama.dtype, device=self.llama.device)
+
+
+def _parts(layers: int) -> Iterator[tuple[int, int]]:
+    first, size = 0, 1
+    while first < layers:
+        yield first, min(first + size, layers)
+        first, size = first + size, min(2 * size, _MOST_LAYERS_A_PART)
 
 
 def row_bucket(rows: int) -> int:

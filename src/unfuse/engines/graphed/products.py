@@ -13,7 +13,8 @@ from unfuse.engines.graphed.kernels import matvec as one
 from unfuse.engines.graphed.kernels.rows import gate, rms_norm
 from unfuse.engines.graphed.structure import Linear
 
-Cut = one.MatvecShape | few.FewRowsShape | Literal["library"]
+Several = few.FewRowsShape | Literal["library"]
+Cut = one.MatvecShape | Several
 LIBRARY: Final = "library"
 
 
@@ -46,9 +47,31 @@ class Product:
     cuts: dict[int, Cut] = field(default_factory=dict)
     """By padded number of rows."""
 
-    def __call__(self, layer: int, out: torch.Tensor, x: torch.Tensor, scratch: Scratch, *, rows: int) -> None:
-        """Up to 64 rows: ``out [>= rows, N]`` from ``x [>= padded rows, K]``."""
-        self._run(self.cuts[bucket(rows)], layer, out, x, scratch, rows)
+    def __call__(
+        self,
+        layer: int,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        scratch: Scratch,
+        *,
+        rows: int,
+        begun: one.Begun | None = None,
+        following: tuple[torch.Tensor, one.Begun] | None = None,
+    ) -> None:
+        """Up to 64 rows: ``out [>= rows, N]`` from ``x [>= padded rows, K]``.
+
+        A norm that was begun, and one to begin for whoever reads ``out``, are for a single row.
+        """
+        cut = self.cuts[bucket(rows)]
+        if not isinstance(cut, one.MatvecShape):
+            self._run(cut, layer, out, x, scratch, rows)
+            return
+        linear = self.linears[layer]
+        one.matvec(
+            out[0], linear.weight, x[0], cut,
+            begun=begun, following=following, gain=None if self.gains is None else self.gains[layer], eps=self.eps,
+            bias=linear.bias, add=self.add, gated=self.gated,
+        )  # fmt: skip
 
     def choices(self, scratch: Scratch, rows: int) -> list[Cut]:
         """Ways to do it for this number of rows; the first one always works."""
@@ -67,15 +90,9 @@ class Product:
         parts = [self.name, *map(str, weight.shape), str(weight.dtype).removeprefix("torch."), f"{rows} rows"]
         return " ".join([*parts, *(["bias"] if self.linears[0].bias is not None else [])])
 
-    def _run(self, cut: Cut, layer: int, out: torch.Tensor, x: torch.Tensor, scratch: Scratch, rows: int) -> None:
+    def _run(self, cut: Several, layer: int, out: torch.Tensor, x: torch.Tensor, scratch: Scratch, rows: int) -> None:
         linear = self.linears[layer]
         gain = None if self.gains is None else self.gains[layer]
-        if isinstance(cut, one.MatvecShape):
-            one.matvec(
-                out[0], linear.weight, x[0], cut,
-                gain=gain, eps=self.eps, bias=linear.bias, add=self.add, gated=self.gated,
-            )  # fmt: skip
-            return
         if cut == LIBRARY:
             self.with_library(layer, out, x, scratch.normed, scratch.wide, rows=rows)
             return

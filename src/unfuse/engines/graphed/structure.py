@@ -176,12 +176,12 @@ def _layer(module: Any) -> Layer:
             raise Unserved("queries are normed across heads")
     return Layer(
         input_gain=_gain(module.input_layernorm),
-        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=joined([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_gains=gains,
-        out=_joined([attention.o_proj]),
+        out=joined([attention.o_proj]),
         post_gain=_gain(module.post_attention_layernorm),
-        gate_up=_joined([mlp.gate_proj, mlp.up_proj]),
-        down=_joined([mlp.down_proj]),
+        gate_up=joined([mlp.gate_proj, mlp.up_proj]),
+        down=joined([mlp.down_proj]),
     )
 
 
@@ -198,7 +198,7 @@ def _plain(linear: Any, what: str) -> nn.Linear:
     return linear
 
 
-def _joined(linears: Sequence[Any]) -> Linear:
+def joined(linears: Sequence[Any]) -> Linear:
     """The matrices one below the other; done once, and found again by whoever comes later."""
     linears = [_plain(linear, "a projection") for linear in linears]
     weight = _join([linear.weight for linear in linears])

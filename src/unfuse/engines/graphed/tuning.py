@@ -16,6 +16,7 @@ import platformdirs
 import torch
 import triton
 
+from unfuse.engines.graphed.kernels.launch import compiling
 from unfuse.errors import UnfuseError
 from unfuse.runs.atomic import write_json_atomic
 
@@ -39,8 +40,9 @@ class Tuner:
         Args:
             key: the shape's name.
             candidates: ways to do it; the first one always works.
-            run: does the work with one of them. What is fast alone need not be so among its neighbours, so this is
-                best the whole of what will be captured; it must also be too large for caches.
+            run: launches the work with one of them; once with each while kernels are compiled and not run. What is
+                fast alone need not be so among its neighbours, so this is best the whole of what will be captured; it
+                must also be too large for caches.
         """
         if self._device.type != "cuda" or len(candidates) == 1:
             return candidates[0]
@@ -49,6 +51,9 @@ class Tuner:
         if known in names:
             return candidates[names.index(known)]
         self.tried += 1
+        with compiling(os.cpu_count() or 1):
+            for candidate in candidates:
+                run(candidate)
         times = [self._time(candidate, run) for candidate in candidates]
         best = min(range(len(times)), key=times.__getitem__)
         self._known[key] = names[best]

@@ -62,10 +62,12 @@ class EventGPTModel(LlamaModel):
         """Adaptor and spatio-temporal pooling: ``[..., F, P, H]`` to ``[..., F + P, H]``.
 
         Temporal tokens are means over the patches of a frame, spatial tokens means over the frames of a patch; temporal
-        ones come first (published ``get_spatio_temporal_features``).
+        ones come first (published ``get_spatio_temporal_features``). The adaptor is affine, so it may follow the means
+        that it precedes there, and meets F + P rows in the place of F * P.
         """
-        adapted = self.feature_adaptor(projected_FPH)
-        return torch.cat([adapted.mean(dim=-2), adapted.mean(dim=-3)], dim=-2)
+        pooled = torch.cat([projected_FPH.mean(dim=-2), projected_FPH.mean(dim=-3)], dim=-2)
+        adapted: torch.Tensor = self.feature_adaptor(pooled)
+        return adapted
 
 
 class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, GenerationMixin):

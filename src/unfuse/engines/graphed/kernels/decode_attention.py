@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from unfuse.engines.graphed.kernels.launch import UNIT, overlap
+from unfuse.engines.graphed.kernels.launch import UNIT, launch, overlap, wide_enough
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,38 @@ def _head(base, gain, eps, cosine, sine, at, HALF: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
+def _block(
+    keys, values, start, new,
+    HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Keys, in two halves, and values of some cached positions."""
+    place = (start + tl.arange(0, BLOCK))[:, None]
+    at, wide = tl.arange(0, HALF_BLOCK)[None, :], tl.arange(0, D_BLOCK)[None, :]
+    k_at, k_mask = keys + place * D + at, (place < new) & (at < HALF)
+    low = tl.load(k_at, mask=k_mask, other=0.0)
+    high = tl.load(k_at + HALF, mask=k_mask, other=0.0)
+    return low, high, tl.load(values + place * D + wide, mask=(place < new) & (wide < D), other=0.0)
+
+
+@triton.jit
+def _attend(
+    q_low, q_high, k_low, k_high, v, start, new, scale, best, weight, total,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    scores = tl.dot(q_low, tl.trans(k_low), input_precision=PRECISION)
+    scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision=PRECISION)
+    scores = tl.where((start + tl.arange(0, BLOCK) < new)[None, :], scores * scale, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1))
+    # A program may have no position at all: it must not give inf - inf.
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    old = tl.exp(best - safe)
+    p = tl.exp(scores - safe[:, None])
+    weight = weight * old + tl.sum(p, axis=1)
+    total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
+    return higher, weight, total
+
+
+@triton.jit
 def _decode_attention(
     out, qkv, anchor, caches, capacity, here, cosines, sines, q_gain, k_gain, partial, arrived, eps, scale, layer,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, D_BLOCK: tl.constexpr,
@@ -55,22 +87,31 @@ def _decode_attention(
     NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row, kv_head, split = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, tl.program_id(1)
-    if OVERLAP:
-        gdc_launch_dependents()
-    if DEPENDENT:
-        gdc_wait()
     half: tl.constexpr = D // 2
     dtype: tl.constexpr = qkv.dtype.element_ty
     at = tl.arange(0, HALF_BLOCK)
     wide = tl.arange(0, D_BLOCK)
     heads = tl.arange(0, GROUP_BLOCK)
     inside, across = at < half, wide < D
+    # Before the wait, only what the kernel ahead does not write. What others before it wrote is there: no kernel lets
+    # the next one start before its own wait is over.
     new = tl.load(here + row)
     room = tl.load(capacity + row)
     cosine = tl.load(cosines + row * half + at, mask=inside, other=0.0).to(tl.float32)
     sine = tl.load(sines + row * half + at, mask=inside, other=0.0).to(tl.float32)
-    mine = qkv + row * ((HEADS + 2 * KV_HEADS) * D)
+    cache = anchor + tl.load(caches + row) * UNIT
+    size = room.to(tl.int64) * D
+    keys = cache + (layer * (2 * KV_HEADS) + kv_head) * size
+    values = keys + KV_HEADS * size
+    share = tl.cdiv(tl.cdiv(new, SPLITS), BLOCK) * BLOCK
+    first = split * share
+    k_low, k_high, v = _block(keys, values, first, new, half, HALF_BLOCK, D, D_BLOCK, BLOCK)
+    if DEPENDENT:
+        gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
 
+    mine = qkv + row * ((HEADS + 2 * KV_HEADS) * D)
     # Queries of the group, [GROUP, D / 2] twice.
     places = mine + (kv_head * GROUP + heads)[:, None] * D + at[None, :]
     asked = (heads < GROUP)[:, None] & inside[None, :]
@@ -85,51 +126,33 @@ def _decode_attention(
     q_low = (low * cosine[None, :] - high * sine[None, :]).to(dtype)
     q_high = (high * cosine[None, :] + low * sine[None, :]).to(dtype)
 
-    cache = anchor + tl.load(caches + row) * UNIT
-    size = room.to(tl.int64) * D
-    keys = cache + (layer * (2 * KV_HEADS) + kv_head) * size
-    values = keys + KV_HEADS * size
     best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
     weight = tl.zeros([GROUP_BLOCK], tl.float32)
     total = tl.zeros([GROUP_BLOCK, D_BLOCK], tl.float32)
     if split == SPLITS - 1:
         # The new position is taken from here, not from the cache: other programs read only what was there before.
-        k_low, k_high = _head(
+        new_low, new_high = _head(
             mine + (HEADS + kv_head) * D, k_gain, eps, cosine, sine, at, HALF=half, D=D, NORM=NORM
         )  # fmt: skip
-        k_low, k_high = k_low.to(dtype), k_high.to(dtype)
+        new_low, new_high = new_low.to(dtype), new_high.to(dtype)
         value = tl.load(mine + (HEADS + KV_HEADS + kv_head) * D + wide, mask=across, other=0.0)
-        tl.store(keys + new * D + at, k_low, mask=inside)
-        tl.store(keys + new * D + half + at, k_high, mask=inside)
+        tl.store(keys + new * D + at, new_low, mask=inside)
+        tl.store(keys + new * D + half + at, new_high, mask=inside)
         tl.store(values + new * D + wide, value, mask=across)
         best = scale * (
-            tl.sum(q_low.to(tl.float32) * k_low.to(tl.float32)[None, :], axis=1)
-            + tl.sum(q_high.to(tl.float32) * k_high.to(tl.float32)[None, :], axis=1)
+            tl.sum(q_low.to(tl.float32) * new_low.to(tl.float32)[None, :], axis=1)
+            + tl.sum(q_high.to(tl.float32) * new_high.to(tl.float32)[None, :], axis=1)
         )
         weight = tl.full([GROUP_BLOCK], 1.0, tl.float32)
         total += value.to(tl.float32)[None, :]
-    share = tl.cdiv(tl.cdiv(new, SPLITS), BLOCK) * BLOCK
-    positions = tl.arange(0, BLOCK)
-    for start in tl.range(split * share, tl.minimum(split * share + share, new), BLOCK, num_stages=STAGES):
-        present = start + positions < new
-        k_at = keys + (start + positions)[:, None] * D + at[None, :]
-        k_mask = present[:, None] & inside[None, :]
-        k_low = tl.load(k_at, mask=k_mask, other=0.0)
-        k_high = tl.load(k_at + half, mask=k_mask, other=0.0)
-        v = tl.load(
-            values + (start + positions)[:, None] * D + wide[None, :],
-            mask=present[:, None] & across[None, :],
-            other=0.0,
-        )
-        scores = tl.dot(q_low, tl.trans(k_low), input_precision=PRECISION)
-        scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision=PRECISION)
-        scores = tl.where(present[None, :], scores * scale, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        old = tl.exp(best - higher)
-        p = tl.exp(scores - higher[:, None])
-        weight = weight * old + tl.sum(p, axis=1)
-        total = tl.dot(p.to(dtype), v, total * old[:, None], input_precision=PRECISION)
-        best = higher
+    best, weight, total = _attend(
+        q_low, q_high, k_low, k_high, v, first, new, scale, best, weight, total, BLOCK, PRECISION
+    )  # fmt: skip
+    for start in tl.range(first + BLOCK, tl.minimum(first + share, new), BLOCK, num_stages=STAGES):
+        k_low, k_high, v = _block(keys, values, start, new, half, HALF_BLOCK, D, D_BLOCK, BLOCK)
+        best, weight, total = _attend(
+            q_low, q_high, k_low, k_high, v, start, new, scale, best, weight, total, BLOCK, PRECISION
+        )  # fmt: skip
     last = True
     if SPLITS > 1:
         per_row: tl.constexpr = D_BLOCK + 4
@@ -195,11 +218,6 @@ def partial_size(heads: Heads, rows: int, splits: int) -> int:
     return rows * heads.heads * splits * (wide_enough(heads.size) + 4)
 
 
-def wide_enough(size: int) -> int:
-    """A width that matrix units take."""
-    return max(16, triton.next_power_of_2(size))
-
-
 def decode_attention(
     out: torch.Tensor,
     qkv: torch.Tensor,
@@ -243,7 +261,8 @@ def decode_attention(
     """
     rows = len(here)
     q_gain, k_gain = gains or (qkv, qkv)
-    _decode_attention[(rows * heads.kv_heads, shape.splits)](
+    launch(
+        _decode_attention, (rows * heads.kv_heads, shape.splits),
         out, qkv, anchor, caches, capacity, here, *angles, q_gain, k_gain, partial, arrived, eps, scale, layer,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
         HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),

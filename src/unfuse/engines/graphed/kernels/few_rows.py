@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from unfuse.engines.graphed.kernels.launch import overlap
+from unfuse.engines.graphed.kernels.launch import launch, overlap
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +73,10 @@ def _few_rows(
     DEPENDENT: tl.constexpr,
 ):
     block, part = tl.program_id(0), tl.program_id(1)
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     outputs = block * OUTPUTS + tl.arange(0, OUTPUTS)
     rows = tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)
@@ -183,7 +183,9 @@ def few_rows(
     """
     n, k = weight.shape
     n = n // 2 if gated else n
-    _few_rows[(triton.cdiv(n, shape.outputs), shape.split)](
+    launch(
+        _few_rows,
+        (triton.cdiv(n, shape.outputs), shape.split),
         out,
         weight,
         x,

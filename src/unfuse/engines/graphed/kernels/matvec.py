@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from unfuse.engines.graphed.kernels.launch import overlap
+from unfuse.engines.graphed.kernels.launch import launch, overlap
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,9 @@ class MatvecShape:
     """Start loading weights while the kernel ahead is still at work."""
 
 
+SQUARES = tl.constexpr(2.0**28)
+"""What 1 stands for in a sum of squares kept as a whole number: 3e10 fits."""
+
 CANDIDATES: Final = tuple(
     MatvecShape(*cut)
     for cut in (
@@ -41,6 +44,13 @@ CANDIDATES: Final = tuple(
         (4, 2048, 8, False),
         (2, 4096, 8, False),
         (8, 512, 8, True),
+        # All of a program's weights under way before the wait.
+        (1, 4096, 4, True),
+        (2, 4096, 4, True),
+        (2, 4096, 8, True),
+        (4, 4096, 8, True),
+        (4, 4096, 16, True),
+        (8, 2048, 8, True),
     )
 )
 
@@ -62,7 +72,11 @@ def _matvec(
     weight,
     x,
     gain,
+    squares,
     bias,
+    next_gain,
+    next_x,
+    next_squares,
     N,
     eps,
     K: tl.constexpr,
@@ -70,6 +84,8 @@ def _matvec(
     COLUMNS: tl.constexpr,
     ROWS_FIT: tl.constexpr,
     NORM: tl.constexpr,
+    BEGUN: tl.constexpr,
+    NEXT: tl.constexpr,
     BIAS: tl.constexpr,
     ADD: tl.constexpr,
     GATED: tl.constexpr,
@@ -86,12 +102,12 @@ def _matvec(
         gdc_wait()
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     total_up = tl.zeros([ROWS, COLUMNS], tl.float32)
-    squares = tl.zeros([COLUMNS], tl.float32)
+    square = tl.zeros([COLUMNS], tl.float32)
     for start in tl.static_range(0, K, COLUMNS):
         at = start + columns
         value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
         if NORM:
-            squares += value * value
+            square += value * value
             value *= tl.load(gain + at, mask=at < K, other=0.0).to(tl.float32)
         tile = first if start == 0 else _tile(weight, rows, at, N, K, ROWS_FIT, start + COLUMNS <= K)
         total += tile.to(tl.float32) * value[None, :]
@@ -103,9 +119,10 @@ def _matvec(
         gdc_launch_dependents()
     result = tl.sum(total, axis=1)
     result_up = tl.sum(total_up, axis=1)
-    if NORM:
+    if NORM or BEGUN:
         # The norm's factor is one number, so it is applied to the sums.
-        scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        whole = tl.load(squares).to(tl.float32) / SQUARES if BEGUN else tl.sum(square, axis=0)
+        scale = tl.rsqrt(whole / K + eps)
         result *= scale
         result_up *= scale
     present = rows < N
@@ -120,7 +137,24 @@ def _matvec(
         result = result.to(weight.dtype.element_ty).to(tl.float32)
         result += tl.load(out + rows, mask=present, other=0.0).to(tl.float32)
     result = result.to(weight.dtype.element_ty)
+    if NEXT:
+        kept = result.to(tl.float32)
+        scaled = kept * tl.load(next_gain + rows, mask=present, other=0.0).to(tl.float32)
+        tl.store(next_x + rows, scaled.to(weight.dtype.element_ty), mask=present)
+        # Whole numbers add up to the same in any order.
+        mine = tl.sum(tl.where(present, kept * kept, 0.0), axis=0) * SQUARES
+        tl.atomic_add(next_squares, (mine + 0.5).to(tl.int64), sem="relaxed")
     tl.store(out + rows, result.to(out.dtype.element_ty), mask=present)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An RMS norm whose input was multiplied by the gain, and squared, by whoever made it."""
+
+    x: torch.Tensor
+    """``[K]``: input times gain."""
+    squares: torch.Tensor
+    """int64 ``[1]``: sum of the input's squares, in units of ``1 / SQUARES``."""
 
 
 def matvec(
@@ -129,6 +163,8 @@ def matvec(
     x: torch.Tensor,
     shape: MatvecShape,
     *,
+    begun: Begun | None = None,
+    following: tuple[torch.Tensor, Begun] | None = None,
     gain: torch.Tensor | None = None,
     eps: float = 0.0,
     bias: torch.Tensor | None = None,
@@ -142,6 +178,8 @@ def matvec(
         weight: ``[N, K]``, rows contiguous; with ``gated`` ``[2 N, K]``, gate above up.
         x: ``[K]``.
         shape: how the work is cut.
+        begun: the norm of ``x``, where whoever made ``x`` began it; ``x`` itself is then not looked at.
+        following: gain of the norm that ``out`` is going to meet, and where to begin it; its squares are added to.
         gain: ``[K]`` of an RMS norm of ``x`` (Zhang and Sennrich, arXiv 1910.07467); None for no norm.
         eps: of that norm.
         bias: ``[N]``, or ``[2 N]`` with ``gated``.
@@ -150,19 +188,26 @@ def matvec(
     """
     n, k = weight.shape
     n = n // 2 if gated else n
-    _matvec[(triton.cdiv(n, shape.rows),)](
+    nothing = (weight, weight, weight)
+    launch(
+        _matvec,
+        (triton.cdiv(n, shape.rows),),
         out,
         weight,
-        x,
+        x if begun is None else begun.x,
         weight if gain is None else gain,
+        weight if begun is None else begun.squares,
         weight if bias is None else bias,
+        *(nothing if following is None else (following[0], following[1].x, following[1].squares)),
         n,
         eps,
         K=k,
         ROWS=shape.rows,
         COLUMNS=shape.columns,
         ROWS_FIT=n % shape.rows == 0,
-        NORM=gain is not None,
+        NORM=gain is not None and begun is None,
+        BEGUN=begun is not None,
+        NEXT=following is not None,
         BIAS=bias is not None,
         ADD=add,
         GATED=gated,

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from unfuse.engines.graphed.kernels.decode_attention import Heads, wide_enough
-from unfuse.engines.graphed.kernels.launch import UNIT, overlap
+from unfuse.engines.graphed.kernels.decode_attention import Heads
+from unfuse.engines.graphed.kernels.launch import UNIT, launch, overlap, wide_enough
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,10 @@ def _place(
 ):  # fmt: skip
     row = tl.program_id(0)
     head = (tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER))[:, None]
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     half: tl.constexpr = D // 2
     dtype: tl.constexpr = qkv.dtype.element_ty
     if row < tl.load(count):
@@ -92,8 +92,8 @@ def place_keys(
     q_gain, k_gain = gains or (qkv, qkv)
     count = heads.heads + 2 * heads.kv_heads
     together = min(32, triton.next_power_of_2(count))
-    _place[(len(qkv), triton.cdiv(count, together))](
-        qkv, *sequence, *angles, q_gain, k_gain, eps, layer,
+    launch(
+        _place, (len(qkv), triton.cdiv(count, together)), qkv, *sequence, *angles, q_gain, k_gain, eps, layer,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
         HALF_BLOCK=triton.next_power_of_2(heads.size // 2), TOGETHER=together,
         NORM=gains is not None, num_warps=4, **overlap(qkv),
@@ -127,10 +127,10 @@ def _prompt_attention(
 ):  # fmt: skip
     # The last rows have the most before them; they begin first.
     tile, head, split = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2)
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     dtype: tl.constexpr = qkv.dtype.element_ty
     wide = tl.arange(0, D_BLOCK)
     across = wide < D
@@ -238,7 +238,8 @@ def prompt_attention(
     """
     rows = len(qkv)
     shape = shape or _shape(rows, qkv.element_size())
-    _prompt_attention[(heads.heads, triton.cdiv(rows, shape.rows), splits)](
+    launch(
+        _prompt_attention, (heads.heads, triton.cdiv(rows, shape.rows), splits),
         out, qkv, *sequence, partial, arrived, scale, layer, rows,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide_enough(heads.size), GROUP=heads.group,
         ROWS=shape.rows, BLOCK=shape.positions, STAGES=shape.stages, SPLITS=splits,

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from unfuse.engines.graphed.kernels.launch import overlap
+from unfuse.engines.graphed.kernels.launch import launch, overlap
+from unfuse.engines.graphed.kernels.matvec import SQUARES, Begun
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +21,10 @@ def _rms_norm(out, x, gain, eps, K: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: 
     at = tl.arange(0, BLOCK)
     inside = at < K
     scale = tl.load(gain + at, mask=inside, other=0.0)
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     value = tl.load(x + row * K + at, mask=inside, other=0.0).to(tl.float32)
     value *= tl.rsqrt(tl.sum(value * value, axis=0) / K + eps)
     # Rounded before the gain, as the model does it.
@@ -35,16 +36,17 @@ def rms_norm(out: torch.Tensor, x: torch.Tensor, gain: torch.Tensor, eps: float,
     """RMS norm of the first rows of ``x [R, K]`` (Zhang and Sennrich, arXiv 1910.07467)."""
     k = x.shape[1]
     block = triton.next_power_of_2(k)
-    _rms_norm[(rows,)](out, x, gain, eps, K=k, BLOCK=block, num_warps=min(16, max(1, block // 512)), **overlap(x))
+    warps = min(16, max(1, block // 512))
+    launch(_rms_norm, (rows,), out, x, gain, eps, K=k, BLOCK=block, num_warps=warps, **overlap(x))
 
 
 @triton.jit
 def _gate(out, gate_up, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr):
     row = tl.program_id(0)
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < N
     base = gate_up + row.to(tl.int64) * (2 * N)
@@ -58,7 +60,7 @@ def _gate(out, gate_up, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.conste
 def gate(out: torch.Tensor, gate_up: torch.Tensor) -> None:
     """``silu(gate) * up`` of ``[R, 2 N]`` into ``[R, N]``."""
     rows, n = out.shape
-    _gate[(rows, triton.cdiv(n, 2048))](out, gate_up, N=n, BLOCK=2048, num_warps=8, **overlap(out))
+    launch(_gate, (rows, triton.cdiv(n, 2048)), out, gate_up, N=n, BLOCK=2048, num_warps=8, **overlap(out))
 
 
 @triton.jit
@@ -79,10 +81,10 @@ def _angles(
     cosine, sine, positions, rates, axes, scaling, stride, HALF: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     _rotary_angles(cosine, sine, positions, rates, axes, scaling, tl.program_id(0), stride, HALF, BLOCK)
 
 
@@ -105,7 +107,8 @@ def rotary_angles(
         scaling: factor on both.
     """
     half = cosine.shape[1]
-    _angles[(positions.shape[1],)](
+    launch(
+        _angles, (positions.shape[1],),
         cosine, sine, positions, rates, axes, scaling, positions.stride(0),
         HALF=half, BLOCK=triton.next_power_of_2(half), num_warps=1, **overlap(cosine),
     )  # fmt: skip
@@ -114,18 +117,26 @@ def rotary_angles(
 @triton.jit
 def _begin_step(
     x, cosine, sine, here, token, length, position, capacity, embedding, rates, axes, scaling,
-    H: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    gain, next_x, squares, norms,
+    H: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, NORMS_BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     _rotary_angles(cosine, sine, position, rates, axes, scaling, row, 0, HALF, HALF_BLOCK)
     at = tl.arange(0, BLOCK)
     value = tl.load(embedding + tl.load(token + row).to(tl.int64) * H + at, mask=at < H, other=0.0)
     tl.store(x + row * H + at, value, mask=at < H)
+    if NORMS_BLOCK > 0:
+        kept = value.to(tl.float32)
+        scaled = kept * tl.load(gain + at, mask=at < H, other=0.0).to(tl.float32)
+        tl.store(next_x + at, scaled.to(x.dtype.element_ty), mask=at < H)
+        norm = tl.arange(0, NORMS_BLOCK)
+        whole = (tl.sum(kept * kept, axis=0) * SQUARES + 0.5).to(tl.int64)
+        tl.store(squares + norm, tl.where(norm == 0, whole, 0), mask=norm < norms)
     # A row that has ended, or stands for nothing, goes on at its last place.
     now = tl.minimum(tl.load(length + row), tl.load(capacity + row) - 1)
     tl.store(here + row, now)
@@ -149,6 +160,7 @@ def begin_step(
     rates: torch.Tensor,
     axes: torch.Tensor,
     scaling: float,
+    following: tuple[torch.Tensor, Begun] | None = None,
 ) -> None:
     """Embeds one token a row, gives its angles, and moves every row's place on by one.
 
@@ -165,10 +177,16 @@ def begin_step(
         rates: as ``rotary_angles``.
         axes: as ``rotary_angles``.
         scaling: as ``rotary_angles``.
+        following: of a single row, gain of the first layer's norm, and where to begin it; ``squares`` are those of all
+            norms of the step, set to 0.
     """
     h, half = embedding.shape[1], cosine.shape[1]
-    _begin_step[(len(token),)](
+    norms = 0 if following is None else len(following[1].squares)
+    launch(
+        _begin_step, (len(token),),
         x, cosine, sine, here, token, length, position, capacity, embedding, rates, axes, scaling,
+        *((x, x, x, 0) if following is None else (following[0], following[1].x, following[1].squares, norms)),
         H=h, HALF=half, BLOCK=triton.next_power_of_2(h), HALF_BLOCK=triton.next_power_of_2(half),
+        NORMS_BLOCK=triton.next_power_of_2(norms) if norms else 0,
         num_warps=8, **overlap(x),
     )  # fmt: skip

@@ -1,0 +1,207 @@
+"""What stands between the matrix products of a vision transformer's layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from unfuse.engines.graphed.kernels.launch import launch, overlap, wide_enough
+
+if TYPE_CHECKING:
+    import torch
+
+ACTIVATIONS: Final = {"quick_gelu": 0, "gelu": 1, "gelu_tanh": 2}
+
+
+@triton.jit
+def _layer_norm(
+    out, moved, x, gain, shift, bias, eps, C: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < C
+    by = tl.load(gain + at, mask=inside, other=0.0).to(tl.float32)
+    plus = tl.load(shift + at, mask=inside, other=0.0).to(tl.float32)
+    more = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    if DEPENDENT:
+        gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
+    value = tl.load(x + row * C + at, mask=inside, other=0.0).to(tl.float32)
+    apart = tl.where(inside, value - tl.sum(value, axis=0) / C, 0.0)
+    scale = tl.rsqrt(tl.sum(apart * apart, axis=0) / C + eps)
+    tl.store(out + row * C + at, (apart * scale * by + plus).to(out.dtype.element_ty), mask=inside)
+    tl.store(moved + row * C + at, (value + more).to(out.dtype.element_ty), mask=inside)
+
+
+def layer_norm(
+    out: torch.Tensor,
+    moved: torch.Tensor,
+    x: torch.Tensor,
+    gain: torch.Tensor,
+    shift: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+) -> None:
+    """Layer norm (Ba et al., arXiv 1607.06450), and the residual as the next product is to be added to it.
+
+    Args:
+        out: ``[R, C]``, normed.
+        moved: ``[R, C]``, ``x + bias``; may be ``x``.
+        x: ``[R, C]``.
+        gain: ``[C]`` of the norm.
+        shift: ``[C]`` of the norm.
+        bias: ``[C]`` of the product whose result will be added.
+        eps: of the norm.
+    """
+    rows, width = x.shape
+    block = triton.next_power_of_2(width)
+    launch(
+        _layer_norm, (rows,), out, moved, x, gain, shift, bias, eps,
+        C=width, BLOCK=block, num_warps=min(8, max(1, block // 256)), **overlap(x),
+    )  # fmt: skip
+
+
+@triton.jit
+def _activate(x, count, KIND: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if DEPENDENT:
+        gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
+    value = tl.load(x + at, mask=at < count, other=0.0).to(tl.float32)
+    if KIND == 0:
+        value = value * tl.sigmoid(1.702 * value)
+    elif KIND == 1:
+        value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+    else:
+        inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
+        # tanh(z) = 2 sigmoid(2 z) - 1, which is -1 long before the exponential overflows.
+        value = value * tl.sigmoid(tl.maximum(2.0 * inner, -60.0))
+    tl.store(x + at, value.to(x.dtype.element_ty), mask=at < count)
+
+
+def activate(x: torch.Tensor, kind: str) -> None:
+    """An activation in place (Hendrycks and Gimpel, arXiv 1606.08415).
+
+    Args:
+        x: contiguous, any shape.
+        kind: ``quick_gelu`` (CLIP), ``gelu`` or ``gelu_tanh`` (SigLIP).
+    """
+    count = x.numel()
+    launch(
+        _activate, (triton.cdiv(count, 4096),), x, count,
+        KIND=ACTIVATIONS[kind], BLOCK=4096, num_warps=8, **overlap(x),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TowerShape:
+    """How attention of a tower is cut."""
+
+    rows: int
+    """Queries a program."""
+    positions: int
+    """Positions a step."""
+    warps: int
+    stages: int
+
+
+CANDIDATES: Final = (
+    TowerShape(64, 64, 4, 3),
+    TowerShape(128, 64, 8, 3),
+    TowerShape(64, 64, 4, 2),
+    TowerShape(128, 64, 4, 2),
+)
+
+
+@triton.jit
+def _attend(
+    q, base, start, P, factor, best, weight, total,
+    WIDTH: tl.constexpr, C: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    place, wide = start + tl.arange(0, BLOCK), tl.arange(0, D_BLOCK)
+    across = wide < D
+    keys = base + C + place[None, :] * WIDTH + wide[:, None]
+    values = base + 2 * C + place[:, None] * WIDTH + wide[None, :]
+    if WHOLE and D == D_BLOCK:
+        k, v = tl.load(keys), tl.load(values)
+    elif WHOLE:
+        k, v = tl.load(keys, mask=across[:, None], other=0.0), tl.load(values, mask=across[None, :], other=0.0)
+    else:
+        present = place < P
+        k = tl.load(keys, mask=present[None, :] & across[:, None], other=0.0)
+        v = tl.load(values, mask=present[:, None] & across[None, :], other=0.0)
+    scores = tl.dot(q, k, input_precision=PRECISION)
+    if not WHOLE:
+        scores = tl.where((place < P)[None, :], scores, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1) * factor)
+    old = tl.exp2(best - higher)
+    p = tl.exp2(scores * factor - higher[:, None])
+    weight = weight * old + tl.sum(p, axis=1)
+    total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
+    return higher, weight, total
+
+
+@triton.jit
+def _tower_attention(
+    out, qkv, P, factor,
+    HEADS: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    REST: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    tile, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if DEPENDENT:
+        gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
+    width: tl.constexpr = HEADS * D
+    row, wide = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
+    asked = (row < P)[:, None] & (wide < D)[None, :]
+    base = qkv + image.to(tl.int64) * P * (3 * width) + head * D
+    q = tl.load(base + row[:, None] * (3 * width) + wide[None, :], mask=asked, other=0.0)
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS, D_BLOCK], tl.float32)
+    whole = P // BLOCK * BLOCK
+    for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        best, weight, total = _attend(
+            q, base, start, P, factor, best, weight, total, 3 * width, width, D, D_BLOCK, BLOCK, True, PRECISION
+        )
+    if REST > 0:
+        best, weight, total = _attend(
+            q, base, whole, P, factor, best, weight, total, 3 * width, width, D, D_BLOCK, REST, False, PRECISION
+        )
+    target = out + (image.to(tl.int64) * P + row[:, None]) * width + head * D + wide[None, :]
+    tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=asked)
+
+
+def tower_attention(
+    out: torch.Tensor, qkv: torch.Tensor, images: int, heads: int, scale: float, shape: TowerShape
+) -> None:
+    """Attention of every position of an image to every other of it (after Dao, arXiv 2307.08691).
+
+    Args:
+        out: ``[images * P, heads * D]``.
+        qkv: ``[images * P, 3 * heads * D]``.
+        images: how many.
+        heads: how many; the patches of an image and its class token are one row each.
+        scale: usually ``D ** -0.5``; positive.
+        shape: how the work is cut.
+    """
+    positions, size = len(qkv) // images, out.shape[1] // heads
+    rest = positions % shape.positions
+    launch(
+        _tower_attention, (triton.cdiv(positions, shape.rows), heads, images), out, qkv, positions,
+        # Base 2, so that the exponential is one instruction.
+        scale * 1.4426950408889634,
+        HEADS=heads, D=size, D_BLOCK=wide_enough(size), ROWS=shape.rows, BLOCK=shape.positions,
+        # A class token alone behind whole blocks is not worth a whole one.
+        REST=wide_enough(rest) if rest else 0, STAGES=shape.stages,
+        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
+    )  # fmt: skip

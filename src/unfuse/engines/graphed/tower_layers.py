@@ -1,0 +1,169 @@
+"""Layers of a vision transformer of CLIP's kind through own kernels.
+
+CLIP (Radford et al., arXiv 2103.00020) and SigLIP (Zhai et al., arXiv 2303.15343) differ in sizes and activation. A
+layer is found by its parts, not by its name; any other keeps its own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from unfuse.engines.graphed.kernels.tower import CANDIDATES, TowerShape, activate, layer_norm, tower_attention
+from unfuse.engines.graphed.structure import Unserved, joined
+from unfuse.engines.graphed.tuning import Tuner
+
+_LAYER: Final = {"self_attn", "mlp", "layer_norm1", "layer_norm2"}
+_ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "out_proj"}
+_MLP: Final = {"fc1", "fc2", "activation_fn"}
+_ACTIVATIONS: Final = {
+    "QuickGELUActivation": "quick_gelu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """``x W^T + b``."""
+
+    weight: torch.Tensor
+    """``[N, K]``"""
+    bias: torch.Tensor
+    """``[N]``"""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``[R, K]`` to ``[R, N]``."""
+        return torch.addmm(self.bias, x, self.weight.t())
+
+
+@dataclass(frozen=True, slots=True)
+class TowerLayer:
+    """One layer: ``x + out(attention(norm(x)))``, then ``x + fc2(act(fc1(norm(x))))``."""
+
+    module: nn.Module
+    norms: tuple[nn.LayerNorm, nn.LayerNorm]
+    qkv: Affine
+    out: Affine
+    up: Affine
+    down: Affine
+    heads: int
+    scale: float
+    activation: str
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self.out.weight.shape[0]
+
+    def __call__(self, x: torch.Tensor, shape: TowerShape) -> torch.Tensor:
+        """``[F, P, C]`` to the same, in memory of its own."""
+        flat = x.reshape(-1, self.width).contiguous()
+        normed, moved = torch.empty_like(flat), torch.empty_like(flat)
+        layer_norm(normed, moved, flat, *_norm(self.norms[0]), self.out.bias, self.norms[0].eps)
+        attended = torch.empty_like(flat)
+        tower_attention(attended, self.qkv(normed), len(x), self.heads, self.scale, shape)
+        torch.addmm(moved, attended, self.out.weight.t(), out=moved)
+        layer_norm(normed, moved, moved, *_norm(self.norms[1]), self.down.bias, self.norms[1].eps)
+        inner = self.up(normed)
+        activate(inner, self.activation)
+        torch.addmm(moved, inner, self.down.weight.t(), out=moved)
+        return moved.view(x.shape)
+
+
+class TowerLayers:
+    """All such layers of a module, and how their attention is cut for each number of images."""
+
+    def __init__(self, module: nn.Module, tuner: Tuner):
+        """Joins queries, keys and values of each layer in place."""
+        self._tuner = tuner
+        self._layers = [layer for each in module.modules() if (layer := _found(each)) is not None]
+        self._shapes: dict[tuple[int, int], TowerShape] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._layers)
+
+    @contextmanager
+    def own_kernels(self) -> Iterator[None]:
+        """While the body runs, the layers' forwards are these."""
+        for layer in self._layers:
+            layer.module.forward = self._forward(layer)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.module.forward
+
+    def _shape(self, images: int, positions: int) -> TowerShape:
+        """How attention of so many images is cut; tried at the first call."""
+        if (images, positions) in self._shapes:
+            return self._shapes[images, positions]
+        first = self._layers[0]
+        weight, heads = first.qkv.weight, first.heads
+        qkv = torch.zeros(images * positions, len(weight), dtype=weight.dtype, device=weight.device)
+        out = qkv.new_zeros(len(qkv), first.width)
+
+        def run(shape: TowerShape) -> None:
+            for layer in self._layers:
+                tower_attention(out, qkv, images, heads, layer.scale, shape)
+
+        key = f"{len(self._layers)} tower layers {images} x {positions} of {heads} x {first.width // heads}"
+        shape = self._tuner.choose(f"{key} {weight.dtype}", CANDIDATES, run)
+        self._shapes[images, positions] = shape
+        return shape
+
+    def _forward(self, layer: TowerLayer) -> Any:
+        def forward(hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+            if attention_mask is not None or kwargs.get("output_attentions"):
+                raise Unserved("a tower's layer is given a mask or asked for its attention")
+            return layer(hidden_states, self._shape(*hidden_states.shape[:2]))
+
+        return forward
+
+
+def _found(module: Any) -> TowerLayer | None:
+    """The layer, if it is of this kind in every part."""
+    if {name for name, _ in module.named_children()} != _LAYER:
+        return None
+    attention, mlp, norms = module.self_attn, module.mlp, (module.layer_norm1, module.layer_norm2)
+    activation = _ACTIVATIONS.get(type(getattr(mlp, "activation_fn", None)).__name__)
+    if (
+        {name for name, _ in attention.named_children()} != _ATTENTION
+        or {name for name, _ in mlp.named_children()} != _MLP
+        or activation is None
+        or any(type(norm) is not nn.LayerNorm or norm.bias is None for norm in norms)
+        or "forward" in vars(module)
+    ):
+        return None
+    try:
+        layer = TowerLayer(
+            module=module,
+            norms=norms,
+            qkv=_affine(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=_affine(attention.out_proj),
+            up=_affine(mlp.fc1),
+            down=_affine(mlp.fc2),
+            heads=int(attention.num_heads),
+            scale=float(attention.scale),
+            activation=activation,
+        )
+    except Unserved:
+        return None
+    whole = len(layer.qkv.weight) == 3 * layer.width and layer.width % layer.heads == 0
+    return layer if whole else None
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    return norm.weight.detach(), norm.bias.detach()
+
+
+def _affine(*linears: Any) -> Affine:
+    found = joined(linears)
+    if found.bias is None:
+        raise Unserved("a projection without a bias")
+    return Affine(found.weight, found.bias)
