@@ -42,14 +42,14 @@ class EagerEngine:
     name = "eager"
     notes: tuple[str, ...] = ()
 
-    def encoding(self) -> AbstractContextManager[None]:
-        """Nothing of its own."""
-        return nullcontext()
-
     def __init__(self, language: LanguageModel):
         self._language = language
         self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
         self._kept: _Kept | None = None
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Nothing of its own."""
+        return nullcontext()
 
     @torch.no_grad()
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:

@@ -19,12 +19,12 @@ class FusedOnly:
     name = "none"
     notes: tuple[str, ...] = ()
 
+    def __init__(self, reason: str):
+        self._reason = reason
+
     def encoding(self) -> AbstractContextManager[None]:
         """Nothing of its own."""
         return nullcontext()
-
-    def __init__(self, reason: str):
-        self._reason = reason
 
     def _refuse(self) -> NoReturn:
         raise CutError("Stage 4", found=self._reason, expected="a model that can be cut", fix="use --protocol fused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from unfuse.engines.graphed.engine import GraphedEngine
 from unfuse.engines.graphed.kernels import few_rows, matvec
 from unfuse.engines.graphed.structure import Unserved, find_llama
 from unfuse.engines.language_model import LanguageModel
+from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -296,3 +298,26 @@ def test_positions_of_several_axes(tmp_path):
     wanted = eager.score(eager.prefill(asked, sampling), tokens)
     torch.testing.assert_close(engine.score(ours, tokens), wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(engine.prefill(flat, sampling).logits, ours.logits, rtol=1e-3)
+
+
+def test_a_prompt_with_more_than_rows_is_answered_by_eager(model, engine):
+    """A mask that is not causal: the model's own forward alone takes it."""
+    asked = prompt(model, 6)
+    mask = torch.zeros(1, 1, 6, 6, device=DEVICE)
+    masked = replace(asked, decoder_inputs={"attention_mask": mask})
+    eager, sampling = EagerEngine(model), Sampling(ignore_eos=True)
+    wanted, ours = eager.prefill(masked, sampling), engine.prefill(masked, sampling)
+    torch.testing.assert_close(ours.logits, wanted.logits)
+    assert not torch.allclose(ours.logits, engine.prefill(asked, sampling).logits)
+    assert any("attention_mask are answered by engine eager" in note for note in engine.notes)
+
+
+def test_an_engine_that_cannot_be_built_gives_way(model, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no memory left\nand more")
+
+    monkeypatch.setattr(engine_module, "GraphedEngine", fails)
+    adapter = SimpleNamespace(uncut=None, language=model, device=torch.device("cuda", 0), vision_modules=dict)
+    chosen, (note,) = pick_engine("graphed", adapter)
+    assert chosen.name == "eager"
+    assert note.endswith("graphed: it could not be built (RuntimeError: no memory left)")

@@ -140,6 +140,27 @@ def test_other_things_than_tensors_are_not_captured():
     assert len(fast.notes) == 1
 
 
+@torch.no_grad()
+def test_tensors_that_lie_elsewhere_are_not_captured():
+    """Their values could be read without a look at the device, and would stay in the graph."""
+
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x, sizes):
+            return self.inner(x) * len(sizes)
+
+    module = Sized().to(DEVICE)
+    fast = captured(module)
+    with fast.active():
+        x = torch.ones(1, 2, device=DEVICE)
+        torch.testing.assert_close(module(x, torch.empty(3, device="meta")), module.inner(x) * 3)
+    assert not fast._calls["part0"]
+    assert len(fast.notes) == 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.no_grad()
 def test_a_module_that_looks_at_the_device_runs_its_own_forward():

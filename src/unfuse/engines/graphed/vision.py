@@ -68,9 +68,9 @@ class CapturedVision:
         """The module's output, in memory that is the caller's."""
         module, calls = self._modules[name], self._calls[name]
         own: Callable[..., Any] = functools.partial(type(module).forward, module)
-        key = _key(args, kwargs)
+        key = _key(args, kwargs, next(module.parameters()).device)
         if key is None:
-            self._note(name, "it is given something else than tensors and plain values")
+            self._note(name, "it is given something else than tensors on its device and plain values")
             return own(*args, **kwargs)
         if key not in calls:
             calls[key] = self._captured(name, own, args, kwargs)
@@ -140,12 +140,15 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
     return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 
-def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
-    """What two calls must share to be the same graph; None for what no graph can take."""
+def _key(args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Hashable | None:
+    """What two calls must share to be the same graph; None for what no graph can take.
+
+    The host may read a tensor of its own without a look at the device, and its values would stay in the graph.
+    """
     described: list[Hashable] = [len(args), *kwargs]
     for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            described.append((value.shape, value.dtype, value.device))
+        if isinstance(value, torch.Tensor) and value.device == device:
+            described.append((value.shape, value.dtype))
         elif isinstance(value, _PLAIN):
             described.append((type(value), value))
         else:
