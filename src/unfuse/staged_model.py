@@ -188,8 +188,8 @@ def _require_tokens(max_new_tokens: int) -> None:
 def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
     """The engine of that name, and what is to be said of the choice.
 
-    ``auto`` is ``eager``. Where ``graphed`` cannot serve the model or the device, ``eager`` takes its place, and the
-    reason is among the notes. None is needed where nothing can be cut.
+    ``auto`` is ``graphed`` on a CUDA device and ``eager`` elsewhere. Where ``graphed`` cannot serve the model or the
+    device, ``eager`` takes its place, and the reason is among the notes. None is needed where nothing can be cut.
 
     Raises:
         DeviceError: no such engine.
@@ -200,7 +200,7 @@ def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
         return FusedOnly(adapter.uncut), ()
     from unfuse.engines.eager import EagerEngine
 
-    if name in ("auto", "eager"):
+    if name == "eager" or (name == "auto" and adapter.device.type != "cuda"):
         return EagerEngine(adapter.language), ()
     engine = _graphed(adapter)
     if isinstance(engine, str):

@@ -6,9 +6,17 @@ and order of placeholders, row and column tokens, type ids, grids.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import transformers as hf
+
+from unfuse.adapters.hf import HFAdapter
+from unfuse.adapters.probe import find_language_model
+from unfuse.adapters.video_llava import VideoLlavaAdapter
+from unfuse.staged_model import StagedModel, pick_engine
+from unfuse.stages import Loaded
 
 H, LAYERS, HEADS, VOCAB = 64, 3, 4, 128
 IMAGE, VIDEO, START, END, ROW, BREAK = 120, 121, 122, 123, 124, 125
@@ -310,3 +318,44 @@ FAMILIES = {
         qwen2_5_vl_video, qwen3_vl, qwen3_vl_video, internvl, idefics3, smolvlm, gemma3, paligemma,
     )
 }  # fmt: skip
+
+
+@dataclass
+class Family:
+    """One family's tiny model and what it takes to ask it."""
+
+    name: str
+    staged: StagedModel
+    prompter: Built
+
+    @property
+    def adapter(self):
+        return self.staged.adapter
+
+    def prepare(self, count, question, seed=0):
+        """A prompt with ``count`` frames of different sizes, or one video of as many."""
+        rng = np.random.default_rng(seed)
+        frames = [rng.integers(0, 256, (40 + 8 * i, 50, 3), dtype=np.uint8) for i in range(count)]
+        loaded = Loaded(frames=frames, media="frames", media_sha256=f"{seed}", question=question)
+        return self.staged.preprocess(loaded)
+
+
+def build(name, *, device="cpu", dtype=torch.float32, engine="eager"):
+    """The family's tiny model with an engine."""
+    torch.manual_seed(7)
+    model, prompter = FAMILIES[name]()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            # Wide enough that other features and other words give other answers.
+            scale = 1.0 if "embed_tokens" in key or "lm_head" in key else 0.12
+            weight.copy_(
+                torch.randn_like(weight) * scale if weight.dim() > 1 else weight + torch.randn_like(weight) * 0.1
+            )
+    model = model.to(device, dtype).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    language = find_language_model(model)
+    make = VideoLlavaAdapter if name == "video_llava" else HFAdapter
+    adapter = make(model, prompter, "a fingerprint", language=language, takes_video=prompter.video)
+    chosen, notes = pick_engine(engine, adapter)
+    return Family(name, StagedModel(name, adapter, chosen, notes=notes), prompter)

@@ -115,7 +115,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
             ``video-llava-7b`` (real size, random weights), ``llava-tiny``, ``video-llava-tiny``.
         device: ``auto`` is CUDA if there is one.
         dtype: ``auto`` is bfloat16 on CUDA and float32 on the CPU.
-        engine: ``eager``, ``graphed`` (CUDA, models of LLaMA's kind), or ``auto``, which is ``eager``.
+        engine: ``eager``, ``graphed`` (CUDA, models of LLaMA's kind), or ``auto``: ``graphed`` on CUDA.
 
     Raises:
         CheckpointError: no such model, or an incomplete one.

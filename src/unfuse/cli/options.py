@@ -16,7 +16,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def placement(function: _F) -> _F:
     """``--device``, ``--dtype`` and ``--engine``."""
     for option in (
-        click.option("--engine", default="auto", help="auto, eager or graphed (CUDA)."),
+        click.option("--engine", default="auto", help="auto (graphed on CUDA), eager or graphed."),
         click.option("--dtype", default="auto", help="auto, bfloat16, float16 or float32."),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
     ):
