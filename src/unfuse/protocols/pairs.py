@@ -7,8 +7,9 @@ says why.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -25,6 +26,8 @@ from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 
 _SHORT_TOKENS: Final = 4
+_WHOLE_PAIRS: Final = 20
+"""Where so many fit into the time for the balance, there is no need of short ones."""
 _NARROW_PCT: Final = 1.0
 """Width of the balance's interval that is narrow enough to stop repeating."""
 
@@ -60,15 +63,17 @@ class Pairs:
     def noise(self, sample: Sample) -> Noise:
         """Repeats of one warm sample, staged and unstaged in turn.
 
-        ``noise_repeats`` whole pairs show the noise. Short pairs, of a few tokens each, follow until the balance is
-        known to half a percent or ``balance_seconds`` are spent: time lost between stages weighs the more in them,
-        and a busy machine has less time to change between the two runs of a pair.
+        ``noise_repeats`` whole pairs show the noise. More follow until the balance is known to half a percent or
+        ``balance_seconds`` are spent. Where whole pairs take long, these are short, of a few tokens each: a busy
+        machine has less time to change between the two runs of a pair.
         """
         whole = [self._pair(sample) for _ in range(self._settings.noise_repeats)]
         short: list[SampleRecord] = []
-        until = time.perf_counter() + self._settings.balance_seconds
+        seconds = self._settings.balance_seconds
+        tokens = min(_SHORT_TOKENS, self._settings.token_limit) if _slow(whole, seconds) else None
+        until = time.perf_counter() + seconds
         while time.perf_counter() < until:
-            short.append(self._pair(sample, min(_SHORT_TOKENS, self._settings.token_limit)))
+            short.append(self._pair(sample, tokens))
             found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in short])
             if len(short) >= MIN_PAIRS and found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT:
                 break
@@ -159,6 +164,12 @@ def input_shape(model: StagedModel, sample: Sample) -> ShapeKey:
     """What a kernel sees: the pixel tensor's shape and the prompt's length."""
     prepared = model.preprocess(model.load(sample))
     return tuple(prepared.pixel_values.shape), prepared.text_tokens + prepared.media_tokens
+
+
+def _slow(whole: Sequence[SampleRecord], seconds: float) -> bool:
+    """Whether too few such pairs fit into the time."""
+    pair_ms = statistics.median(pair.total_host_ms + (pair.e2e_host_ms or 0.0) for pair in whole)
+    return _WHOLE_PAIRS * pair_ms > 1000 * seconds
 
 
 def _one_line(error: BaseException) -> str:

@@ -115,7 +115,7 @@ class Noise:
     e2e_host_ms: tuple[float, ...]
     """Unstaged calls, each made next to the staged repeat of the same index."""
     short_total_host_ms: tuple[float, ...] = ()
-    """The same of runs of a few tokens only, for the balance; they enter no other statistic."""
+    """The same of repeats for the balance alone, of a few tokens where whole runs take long; in no other statistic."""
     short_e2e_host_ms: tuple[float, ...] = ()
 
 
