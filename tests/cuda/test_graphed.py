@@ -1,4 +1,4 @@
-"""The checks of ``verify`` on a GPU, with the engine that is the default there. Skipped, and listed as such, elsewhere."""
+"""The checks of ``verify`` on a GPU, with the engine that is the default there. Skipped, and listed, elsewhere."""
 
 from __future__ import annotations
 

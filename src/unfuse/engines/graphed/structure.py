@@ -238,7 +238,11 @@ def _rotary(decoder: Any, size: int) -> tuple[torch.Tensor, torch.Tensor, float]
     sections = getattr(rotary, "mrope_section", None)
     axes = torch.zeros(size // 2, dtype=torch.int32)
     if sections is not None:
-        if sum(sections) != size // 2 or getattr(rotary, "mrope_interleaved", False):
+        if sum(sections) != size // 2:
             raise Unserved(f"rotary sections {list(sections)}")
-        axes = torch.repeat_interleave(torch.arange(len(sections), dtype=torch.int32), torch.tensor(sections))
+        count = torch.arange(len(sections), dtype=torch.int32)
+        axes = torch.repeat_interleave(count, torch.tensor(sections))
+        # Qwen3-VL deals the axes out in turns. Its own rule is asked: with each axis' number in the place of its angles.
+        if (interleaved := getattr(rotary, "apply_interleaved_mrope", None)) is not None:
+            axes = interleaved(count[:, None].repeat(1, size // 2), sections)
     return rates, axes.to(rates.device), float(getattr(rotary, "attention_scaling", 1.0))
