@@ -235,14 +235,22 @@ def _rotary(decoder: Any, size: int) -> tuple[torch.Tensor, torch.Tensor, float]
         raise Unserved(f"rotary angles of kind {kind!r}")
     if rates.shape != (size // 2,):
         raise Unserved(f"rotary angles for {2 * len(rates)} of {size} dimensions")
-    sections = getattr(rotary, "mrope_section", None)
-    axes = torch.zeros(size // 2, dtype=torch.int32)
-    if sections is not None:
-        if sum(sections) != size // 2:
-            raise Unserved(f"rotary sections {list(sections)}")
-        count = torch.arange(len(sections), dtype=torch.int32)
-        axes = torch.repeat_interleave(count, torch.tensor(sections))
-        # Qwen3-VL deals the axes out in turns. Its own rule is asked: with each axis' number in the place of its angles.
-        if (interleaved := getattr(rotary, "apply_interleaved_mrope", None)) is not None:
-            axes = interleaved(count[:, None].repeat(1, size // 2), sections)
+    axes = _axes(rotary, size // 2)
     return rates, axes.to(rates.device), float(getattr(rotary, "attention_scaling", 1.0))
+
+
+def _axes(rotary: Any, pairs: int) -> torch.Tensor:
+    """int32 ``[pairs]``: which of several axes turns each pair of dimensions."""
+    sections = getattr(rotary, "mrope_section", None)
+    if sections is None:
+        return torch.zeros(pairs, dtype=torch.int32)
+    if sum(sections) != pairs:
+        raise Unserved(f"rotary sections {list(sections)}")
+    axes = torch.repeat_interleave(torch.arange(len(sections), dtype=torch.int32), torch.tensor(sections))
+    device = rotary.inv_freq.device
+    steps = torch.eye(len(sections), dtype=torch.long, device=device)[:, None]
+    _, sines = rotary(torch.zeros(1, 1, 1, device=device), steps)
+    if sines.dim() == 3:
+        # Qwen3-VL deals the axes out in turns: a step along one turns the pairs that are its own, and no other.
+        axes = (sines[0, :, :pairs] != 0).int().argmax(0).to(axes)
+    return axes
