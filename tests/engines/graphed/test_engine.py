@@ -282,6 +282,10 @@ def test_positions_of_several_axes(tmp_path):
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     decoder = Qwen2VLTextModel(Qwen2VLTextConfig(**SIZES, num_key_value_heads=2, rope_parameters=rope))
     decoder = decoder.to(DEVICE).eval()
+    torch.manual_seed(0)
+    for parameter in decoder.parameters():
+        # As they are at first, attention is the same everywhere, wherever positions are.
+        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
     head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
     model = LanguageModel(decoder, head, decoder.embed_tokens, (1,))
     eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)

@@ -72,8 +72,6 @@ class GraphedEngine:
             tuner = Tuner(llama.device, tuning)
             self._network = Network(llama, tuner)
             self._network.tune(1)
-        # Where weights lay before they were joined.
-        torch.cuda.empty_cache()
         self._steps: dict[tuple[int, bool, bool], Step] = {}
         self._tails: dict[int, tuple[Tail, Callable[[], None]]] = {}
         self._kept: _Kept | None = None
