@@ -155,7 +155,7 @@ def find_llama(language: LanguageModel) -> Llama:
 
 def _joined_layer(module: Any) -> Layer:
     layer = _layer(module)
-    # The pieces that were joined fit no later, larger request: kept by the allocator, they would add up to half a model.
+    # The pieces that were joined fit no later, larger request: kept by the allocator, they add up to half a model.
     torch.cuda.empty_cache()
     return layer
 

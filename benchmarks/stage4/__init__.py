@@ -1,0 +1,1 @@
+"""Engine ``graphed`` beside its baselines, in one run."""
