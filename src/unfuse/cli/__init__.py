@@ -9,6 +9,7 @@ import click
 
 from unfuse.cli.ask import ask
 from unfuse.cli.bench import bench
+from unfuse.cli.compare import compare
 from unfuse.cli.dataset import dataset
 from unfuse.cli.doctor import doctor
 from unfuse.cli.errors import exit_code_of
@@ -21,7 +22,7 @@ def cli() -> None:
     """Take a multimodal LLM's fused generate() apart: run, time and verify each stage alone."""
 
 
-for _verb in (bench, ask, verify, dataset, doctor):
+for _verb in (bench, ask, verify, compare, dataset, doctor):
     cli.add_command(_verb)
 
 
