@@ -13,7 +13,6 @@ from unfuse.engines.graphed.kernels import prompt_attention as prompting
 from unfuse.engines.graphed.kernels import tower
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
 from unfuse.engines.graphed.kernels.launch import UNIT
-from unfuse.engines.graphed.kernels.matvec import SQUARES, Begun
 from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, gate, rms_norm, rotary_angles
 
@@ -222,33 +221,6 @@ def test_a_step_begins_where_the_last_one_ended(dtype):
         assert position.tolist() == [8 + step, 10 + step]
         wanted = (whole(7, 9)[:, None] + step) * rates
         torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("n", [48, 50])
-def test_a_norm_is_begun_by_whoever_makes_its_row(dtype, n):
-    k, m, shape = 40, 24, one.MatvecShape(4, 32, 4, early=True)
-    w, x, gain, row = normal(n, k, dtype=dtype), normal(k, dtype=dtype), normal(n, dtype=dtype), normal(n, dtype=dtype)
-    begun = Begun(row.new_empty(n), torch.zeros(2, dtype=torch.int64, device=DEVICE))
-    one.matvec(row, w, x, shape, add=True, following=(gain, begun))
-    close(begun.x, row.double() * gain.double())
-    assert float(begun.squares[0]) / SQUARES.value == pytest.approx(float((row.double() ** 2).sum()), rel=1e-5)
-    assert int(begun.squares[1]) == 0
-
-    v, out = normal(m, n, dtype=dtype), row.new_empty(m)
-    one.matvec(out, v, row, shape, begun=begun, gain=gain, eps=EPS)
-    close(out, v.double() @ rms(row, gain))
-
-
-def test_a_norm_of_a_small_row_keeps_its_digits(dtype):
-    n, shape = 64, one.MatvecShape(2, 32, 4, early=True)
-    row, gain, v = 1e-3 * normal(n), normal(n, dtype=dtype), normal(n, n, dtype=dtype)
-    row = row.to(dtype)
-    begun = Begun(row.new_empty(n), torch.zeros(2, dtype=torch.int64, device=DEVICE))
-    one.matvec(row, torch.zeros_like(v), row.clone(), shape, add=True, following=(gain, begun))
-    out = row.new_empty(n)
-    one.matvec(out, v, row, shape, begun=begun, gain=gain, eps=EPS)
-    theirs = v.double() @ rms(row, gain)
-    assert float((out.double() - theirs).norm() / theirs.norm()) < (2e-2 if dtype == torch.bfloat16 else 1e-3)
 
 
 @pytest.mark.parametrize("shape", tower.CANDIDATES, ids=str)

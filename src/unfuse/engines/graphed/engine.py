@@ -89,7 +89,7 @@ class GraphedEngine:
     @property
     def notes(self) -> tuple[str, ...]:
         """See ``Engine.notes``."""
-        return (*self._vision.notes, *self._refused)
+        return (*self._network.notes, *self._vision.notes, *self._refused)
 
     def encoding(self) -> AbstractContextManager[None]:
         """See ``Engine.encoding``."""

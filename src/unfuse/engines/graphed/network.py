@@ -13,11 +13,11 @@ import torch
 from unfuse.engines.graphed.caches import new_sequence
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
-from unfuse.engines.graphed.kernels.matvec import Begun
 from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, rotary_angles
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
-from unfuse.engines.graphed.structure import Llama
+from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
+from unfuse.engines.graphed.structure import Llama, Unserved
 from unfuse.engines.graphed.tuning import Tuner
 
 _PARTIAL: Final = 16 * 2**20
@@ -115,14 +115,19 @@ class Network:
             partial=self._zeros(_PARTIAL, dtype=torch.float32),
             arrived=self._zeros(max(llama.head.weight.shape[0], MOST_ROWS * llama.heads.kv_heads), dtype=torch.int32),
         )
-        self._scaled = self._zeros(llama.hidden)
-        # Two numbers a norm, of which one is used: whole units of 16 bytes, as compilers like addresses.
-        self._squares = self._zeros(2 * len(layers) + 1, 2, dtype=torch.int64)
         self._attention: dict[int, DecodeShape] = {}
         self._wide: dict[int, Memory] = {}
         self.anchor = self._memory.x
         self.nowhere = new_sequence(llama, 1)
         """Where rows write that stand for no sequence."""
+        self.notes: tuple[str, ...] = ()
+        """Why a step of one row is not one kernel, where it could be."""
+        self._streamed: StreamedStep | None = None
+        if (sizes := streamed_sizes(llama)) is not None:
+            try:
+                self._streamed = StreamedStep(llama, sizes)
+            except Unserved as reason:
+                self.notes = (f"a decode step is many kernels, not one: {reason}",)
 
     def batch(self, rows: int) -> Batch:
         """Memory for a decode step, all of whose rows stand for nothing yet."""
@@ -159,6 +164,9 @@ class Network:
         size = bucket(rows)
         if size in self._attention:
             return
+        if size == 1 and self._streamed is not None:
+            self._tune_head()
+            return
         llama, count = self.llama, len(self.llama.layers)
         # The largest first: the others are then timed beside what it became.
         products = [self._gate_up, self._qkv, self._down, self._out, self._head]
@@ -187,6 +195,19 @@ class Network:
         key = f"{count} layers attention {dataclasses.astuple(llama.heads)} {llama.dtype} {size} rows"
         self._attention[size] = self._tuner.choose(key, choices, attend)
 
+    def _tune_head(self) -> None:
+        """After a prompt, where a step has no products of its own."""
+        if 1 in self._head.cuts:
+            return
+        logits = self._zeros(1, len(self.llama.head.weight), dtype=torch.float32)
+
+        def run(cut: Cut) -> None:
+            self._head.cuts[1] = cut
+            self._head(0, logits, self._memory.x, self._scratch, rows=1)
+
+        choices = self._head.choices(self._scratch, 1)
+        self._head.cuts[1] = self._tuner.choose(self._head.key(1), choices, run)
+
     def _attention_choices(self, rows: int) -> list[DecodeShape]:
         wanted = -(-_PROGRAMS // (rows * self.llama.heads.kv_heads))
         splits = min(_MOST_SPLITS, 1 << (wanted - 1).bit_length())
@@ -208,14 +229,18 @@ class Network:
     def step(self, batch: Batch) -> None:
         """One token a row: its keys and values into the caches, and the logits of the next."""
         llama, rows, memory = self.llama, batch.rows, self._memory
-        shape = self._attention[bucket(rows)]
+        streamed = self._streamed if rows == 1 else None
         begin_step(
-            memory.x, batch.cosine, batch.sine, batch.here, batch.token, batch.length, batch.position, batch.capacity,
+            streamed.x if streamed else memory.x, batch.cosine, batch.sine, batch.here,
+            batch.token, batch.length, batch.position, batch.capacity,
             llama.embedding, llama.rates, llama.axes, llama.rotary_scaling,
-            self._following(0, rows),
         )  # fmt: skip
+        if streamed:
+            streamed(batch, self.anchor)
+            return
+        shape = self._attention[bucket(rows)]
         for index, layer in enumerate(llama.layers):
-            self._product(self._qkv, index, memory.heads, memory.x, memory, rows, norm=2 * index)
+            self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
             decode_attention(
                 memory.attended, memory.heads, self.anchor, batch.caches, batch.capacity, batch.here,
                 (batch.cosine, batch.sine), llama.heads, index,
@@ -223,7 +248,7 @@ class Network:
                 gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
             )  # fmt: skip
             self._finish_layer(index, memory, rows)
-        self._product(self._head, 0, batch.logits, memory.x, memory, rows, norm=2 * len(llama.layers))
+        self._product(self._head, 0, batch.logits, memory.x, memory, rows)
 
     def prompt(self, tail: Tail) -> list[Callable[[], None]]:
         """Rows of a prompt: keys and values into the cache, and the logits after the last of them.
@@ -260,47 +285,17 @@ class Network:
         return [*(functools.partial(layers, first, end) for first, end in _parts(len(llama.layers))), logits]
 
     def _finish_layer(self, index: int, memory: Memory, rows: int) -> None:
-        norm = 2 * index + 1
-        self._product(self._out, index, memory.x, memory.attended, memory, rows, following=norm)
-        self._product(self._gate_up, index, memory.inner, memory.x, memory, rows, norm=norm)
-        self._product(self._down, index, memory.x, memory.inner, memory, rows, following=norm + 1)
+        self._product(self._out, index, memory.x, memory.attended, memory, rows)
+        self._product(self._gate_up, index, memory.inner, memory.x, memory, rows)
+        self._product(self._down, index, memory.x, memory.inner, memory, rows)
 
     def _product(
-        self,
-        product: Product,
-        layer: int,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        memory: Memory,
-        rows: int,
-        *,
-        norm: int | None = None,
-        following: int | None = None,
+        self, product: Product, layer: int, out: torch.Tensor, x: torch.Tensor, memory: Memory, rows: int
     ) -> None:
-        """One product of a layer; ``norm`` is the number within a step of the norm before it, ``following`` behind."""
         if rows > MOST_ROWS:
             product.with_library(layer, out, x, memory.normed, memory.wide, rows=rows)
-        elif rows > 1:
-            product(layer, out, x, self._scratch, rows=rows)
         else:
-            begun = None if norm is None else self._begun(norm)
-            product(
-                layer, out, x, self._scratch, rows=1, begun=begun,
-                following=None if following is None else self._following(following, rows),
-            )  # fmt: skip
-
-    def _begun(self, norm: int) -> Begun:
-        return Begun(self._scaled, self._squares[norm:].flatten())
-
-    def _following(self, norm: int, rows: int) -> tuple[torch.Tensor, Begun] | None:
-        """Gain of a norm and where it is begun; a single row's norm is begun by whoever makes the row."""
-        layer, second = divmod(norm, 2)
-        if rows > 1:
-            return None
-        if layer == len(self.llama.layers):
-            return self.llama.final_gain, self._begun(norm)
-        parts = self.llama.layers[layer]
-        return parts.post_gain if second else parts.input_gain, self._begun(norm)
+            product(layer, out, x, self._scratch, rows=rows)
 
     def _memory_for(self, rows: int) -> Memory:
         """Shared by all graphs of about so many rows: they never run at once."""

@@ -55,13 +55,8 @@ class Product:
         scratch: Scratch,
         *,
         rows: int,
-        begun: one.Begun | None = None,
-        following: tuple[torch.Tensor, one.Begun] | None = None,
     ) -> None:
-        """Up to 64 rows: ``out [>= rows, N]`` from ``x [>= padded rows, K]``.
-
-        A norm that was begun, and one to begin for whoever reads ``out``, are for a single row.
-        """
+        """Up to 64 rows: ``out [>= rows, N]`` from ``x [>= padded rows, K]``."""
         cut = self.cuts[bucket(rows)]
         if not isinstance(cut, one.MatvecShape):
             self._run(cut, layer, out, x, scratch, rows)
@@ -69,8 +64,8 @@ class Product:
         linear = self.linears[layer]
         one.matvec(
             out[0], linear.weight, x[0], cut,
-            begun=begun, following=following, gain=None if self.gains is None else self.gains[layer], eps=self.eps,
-            bias=linear.bias, add=self.add, gated=self.gated,
+            gain=None if self.gains is None else self.gains[layer], eps=self.eps, bias=linear.bias, add=self.add,
+            gated=self.gated,
         )  # fmt: skip
 
     def choices(self, scratch: Scratch, rows: int) -> list[Cut]:

@@ -28,9 +28,6 @@ class MatvecShape:
     """Start loading weights while the kernel ahead is still at work."""
 
 
-SQUARES = tl.constexpr(2.0**28)
-"""What 1 stands for in a sum of squares kept as a whole number: 3e10 fits."""
-
 CANDIDATES: Final = tuple(
     MatvecShape(*cut)
     for cut in (
@@ -72,11 +69,7 @@ def _matvec(
     weight,
     x,
     gain,
-    squares,
     bias,
-    next_gain,
-    next_x,
-    next_squares,
     N,
     eps,
     K: tl.constexpr,
@@ -84,8 +77,6 @@ def _matvec(
     COLUMNS: tl.constexpr,
     ROWS_FIT: tl.constexpr,
     NORM: tl.constexpr,
-    BEGUN: tl.constexpr,
-    NEXT: tl.constexpr,
     BIAS: tl.constexpr,
     ADD: tl.constexpr,
     GATED: tl.constexpr,
@@ -119,10 +110,9 @@ def _matvec(
         gdc_launch_dependents()
     result = tl.sum(total, axis=1)
     result_up = tl.sum(total_up, axis=1)
-    if NORM or BEGUN:
+    if NORM:
         # The norm's factor is one number, so it is applied to the sums.
-        whole = tl.load(squares).to(tl.float32) / SQUARES if BEGUN else tl.sum(square, axis=0)
-        scale = tl.rsqrt(whole / K + eps)
+        scale = tl.rsqrt(tl.sum(square, axis=0) / K + eps)
         result *= scale
         result_up *= scale
     present = rows < N
@@ -137,24 +127,7 @@ def _matvec(
         result = result.to(weight.dtype.element_ty).to(tl.float32)
         result += tl.load(out + rows, mask=present, other=0.0).to(tl.float32)
     result = result.to(weight.dtype.element_ty)
-    if NEXT:
-        kept = result.to(tl.float32)
-        scaled = kept * tl.load(next_gain + rows, mask=present, other=0.0).to(tl.float32)
-        tl.store(next_x + rows, scaled.to(weight.dtype.element_ty), mask=present)
-        # Whole numbers add up to the same in any order.
-        mine = tl.sum(tl.where(present, kept * kept, 0.0), axis=0) * SQUARES
-        tl.atomic_add(next_squares, (mine + 0.5).to(tl.int64), sem="relaxed")
     tl.store(out + rows, result.to(out.dtype.element_ty), mask=present)
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """An RMS norm whose input was multiplied by the gain, and squared, by whoever made it."""
-
-    x: torch.Tensor
-    """``[K]``: input times gain."""
-    squares: torch.Tensor
-    """int64 ``[1]``: sum of the input's squares, in units of ``1 / SQUARES``."""
 
 
 def matvec(
@@ -163,8 +136,6 @@ def matvec(
     x: torch.Tensor,
     shape: MatvecShape,
     *,
-    begun: Begun | None = None,
-    following: tuple[torch.Tensor, Begun] | None = None,
     gain: torch.Tensor | None = None,
     eps: float = 0.0,
     bias: torch.Tensor | None = None,
@@ -178,8 +149,6 @@ def matvec(
         weight: ``[N, K]``, rows contiguous; with ``gated`` ``[2 N, K]``, gate above up.
         x: ``[K]``.
         shape: how the work is cut.
-        begun: the norm of ``x``, where whoever made ``x`` began it; ``x`` itself is then not looked at.
-        following: gain of the norm that ``out`` is going to meet, and where to begin it; its squares are added to.
         gain: ``[K]`` of an RMS norm of ``x`` (Zhang and Sennrich, arXiv 1910.07467); None for no norm.
         eps: of that norm.
         bias: ``[N]``, or ``[2 N]`` with ``gated``.
@@ -188,26 +157,21 @@ def matvec(
     """
     n, k = weight.shape
     n = n // 2 if gated else n
-    nothing = (weight, weight, weight)
     launch(
         _matvec,
         (triton.cdiv(n, shape.rows),),
         out,
         weight,
-        x if begun is None else begun.x,
+        x,
         weight if gain is None else gain,
-        weight if begun is None else begun.squares,
         weight if bias is None else bias,
-        *(nothing if following is None else (following[0], following[1].x, following[1].squares)),
         n,
         eps,
         K=k,
         ROWS=shape.rows,
         COLUMNS=shape.columns,
         ROWS_FIT=n % shape.rows == 0,
-        NORM=gain is not None and begun is None,
-        BEGUN=begun is not None,
-        NEXT=following is not None,
+        NORM=gain is not None,
         BIAS=bias is not None,
         ADD=add,
         GATED=gated,

@@ -9,7 +9,6 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from unfuse.engines.graphed.kernels.launch import launch, overlap
-from unfuse.engines.graphed.kernels.matvec import SQUARES, Begun
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +116,7 @@ def rotary_angles(
 @triton.jit
 def _begin_step(
     x, cosine, sine, here, token, length, position, capacity, embedding, rates, axes, scaling,
-    gain, next_x, squares, norms,
-    H: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, NORMS_BLOCK: tl.constexpr,
+    H: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
@@ -130,13 +128,6 @@ def _begin_step(
     at = tl.arange(0, BLOCK)
     value = tl.load(embedding + tl.load(token + row).to(tl.int64) * H + at, mask=at < H, other=0.0)
     tl.store(x + row * H + at, value, mask=at < H)
-    if NORMS_BLOCK > 0:
-        kept = value.to(tl.float32)
-        scaled = kept * tl.load(gain + at, mask=at < H, other=0.0).to(tl.float32)
-        tl.store(next_x + at, scaled.to(x.dtype.element_ty), mask=at < H)
-        norm = tl.arange(0, NORMS_BLOCK)
-        whole = (tl.sum(kept * kept, axis=0) * SQUARES + 0.5).to(tl.int64)
-        tl.store(squares + norm, tl.where(norm == 0, whole, 0), mask=norm < norms)
     # A row that has ended, or stands for nothing, goes on at its last place.
     now = tl.minimum(tl.load(length + row), tl.load(capacity + row) - 1)
     tl.store(here + row, now)
@@ -160,7 +151,6 @@ def begin_step(
     rates: torch.Tensor,
     axes: torch.Tensor,
     scaling: float,
-    following: tuple[torch.Tensor, Begun] | None = None,
 ) -> None:
     """Embeds one token a row, gives its angles, and moves every row's place on by one.
 
@@ -177,16 +167,11 @@ def begin_step(
         rates: as ``rotary_angles``.
         axes: as ``rotary_angles``.
         scaling: as ``rotary_angles``.
-        following: of a single row, gain of the first layer's norm, and where to begin it; ``squares`` are those of all
-            norms of the step, set to 0.
     """
     h, half = embedding.shape[1], cosine.shape[1]
-    norms = 0 if following is None else len(following[1].squares)
     launch(
         _begin_step, (len(token),),
         x, cosine, sine, here, token, length, position, capacity, embedding, rates, axes, scaling,
-        *((x, x, x, 0) if following is None else (following[0], following[1].x, following[1].squares, norms)),
         H=h, HALF=half, BLOCK=triton.next_power_of_2(h), HALF_BLOCK=triton.next_power_of_2(half),
-        NORMS_BLOCK=triton.next_power_of_2(norms) if norms else 0,
         num_warps=8, **overlap(x),
     )  # fmt: skip
