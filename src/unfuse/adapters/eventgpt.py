@@ -142,11 +142,10 @@ class EventGPTAdapter(HuggingFaceAdapter):
             raise FeaturesError(
                 "features", found=f"{features.tensor.shape[0]} positions", expected=f"{prepared.media_tokens}"
             )
-        ids = prepared.input_ids[0]
         at = _on_host(prepared).index(EVENT_INDEX)
-        embed = self.model.get_input_embeddings()
-        scene = features.tensor.to(self.device)
-        return torch.cat([embed(ids[:at]), scene, embed(ids[at + 1 :])]), at
+        # All at once, the placeholder as any id: a look-up takes the host longer than the device.
+        text = self.model.get_input_embeddings()(prepared.input_ids[0].clamp(min=0))
+        return torch.cat([text[:at], features.tensor.to(self.device), text[at + 1 :]]), at
 
     def _native(self, batch: Sequence[Prepared]) -> dict[str, Any]:
         """Hugging Face's arguments: ``<ev_patch>`` once per feature position, padded on the left."""

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
 
 import torch
 
+_LARGEST_PART: Final = 8
+"""Layers that are launched together."""
+
 
 class Captured:
-    """Runs the same launches on the same memory again and again; where there is no CUDA device, calls the functions."""
+    """Runs the same launches on the same memory again and again; where there is no CUDA device, calls the function."""
 
     def __init__(
         self,
-        parts: Sequence[Callable[[], None]],
+        work: Callable[[], None],
         device: torch.device,
         pool: Any = None,
         generator: torch.Generator | None = None,
     ):
-        """Runs the parts once, which compiles what they need, and captures each as a graph.
+        """Runs the work once, which compiles what it needs, and captures it as graphs that end where it says ``cut``.
 
         Args:
-            parts: in order; launches on fixed memory, no look at the device. Launching a graph takes the host longer
-                the more is in it, and the device does not wait for later parts to be launched.
+            work: launches on fixed memory, no look at the device.
             device: where.
             pool: memory that graphs share which never run at once.
-            generator: from which they draw, if they do.
+            generator: from which it draws, if it does.
         """
-        self._parts = parts
+        self._work = work
         self._graphs: list[torch.cuda.CUDAGraph] = []
         if device.type != "cuda":
             return
@@ -35,22 +40,71 @@ class Captured:
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
-                for part in parts:
-                    part()
+                work()
+                torch.cuda.synchronize()
+                # What is freed in the middle of a capture would spoil it.
+                gc.collect()
+                torch.cuda.empty_cache()
+                with _capturing(pool, generator) as self._graphs:
+                    work()
             torch.cuda.current_stream().wait_stream(beside)
-            torch.cuda.synchronize()
-            for part in parts:
-                graph = torch.cuda.CUDAGraph()
-                if generator is not None:
-                    graph.register_generator_state(generator)
-                with torch.cuda.graph(graph, pool=pool):
-                    part()
-                self._graphs.append(graph)
 
     def __call__(self) -> None:
-        """Replays them; returns before the device is done."""
+        """Replays it; returns before the device is done."""
         for graph in self._graphs:
             graph.replay()
         if not self._graphs:
-            for part in self._parts:
-                part()
+            self._work()
+
+
+class _Capture:
+    def __init__(self, pool: Any, generator: torch.Generator | None):
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self._pool = pool
+        self._generator = generator
+
+    def begin(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        if self._generator is not None:
+            graph.register_generator_state(self._generator)
+        graph.capture_begin(pool=self._pool or (self.graphs[0].pool() if self.graphs else None))
+        self.graphs.append(graph)
+
+    def end(self) -> None:
+        self.graphs[-1].capture_end()
+
+
+_current: ContextVar[_Capture | None] = ContextVar("capture", default=None)
+
+
+@contextmanager
+def _capturing(pool: Any, generator: torch.Generator | None) -> Iterator[list[torch.cuda.CUDAGraph]]:
+    capture = _Capture(pool, generator)
+    token = _current.set(capture)
+    capture.begin()
+    try:
+        yield capture.graphs
+    finally:
+        _current.reset(token)
+        capture.end()
+
+
+def cut() -> None:
+    """Ends the graph that is being captured, if one is, and begins the next.
+
+    Launching a graph takes the host longer the more is in it, and the device does not wait for later ones.
+    """
+    capture = _current.get()
+    if capture is not None:
+        capture.end()
+        capture.begin()
+
+
+def part_ends(layers: int) -> frozenset[int]:
+    """After how many layers to cut: the device waits for the first part only, so the parts grow from one layer."""
+    ends, done, size = set(), 0, 1
+    while done + size < layers:
+        done += size
+        ends.add(done)
+        size = min(2 * size, _LARGEST_PART)
+    return frozenset(ends)

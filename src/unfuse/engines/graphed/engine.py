@@ -78,6 +78,8 @@ class GraphedEngine:
         self._room = _ROOM
         self._counted = torch.empty(self._network.axes, 0, dtype=torch.int32)
         """Positions of a prompt that counts from 0."""
+        self._numbers = torch.empty(5, dtype=torch.int64, pin_memory=llama.device.type == "cuda")
+        """On their way to a prompt's graph."""
         self._pool = torch.cuda.graph_pool_handle() if llama.device.type == "cuda" else None
         with torch.no_grad():
             self._vision = CapturedVision(vision or {}, tuner, self._pool)
@@ -214,7 +216,9 @@ class GraphedEngine:
         tail.embeds[:rows].copy_(embeds)
         tail.positions[:, :rows].copy_(positions)
         numbers = sequence.offset(anchor), sequence.capacity, sequence.length, rows, rows - 1
-        tail.numbers.copy_(torch.tensor(numbers))
+        # No copy of an earlier prompt is under way: each ends with a look at its token.
+        self._numbers.copy_(torch.tensor(numbers))
+        tail.numbers.copy_(self._numbers, non_blocking=True)
         run()
         sequence.length += rows
         return tail.logits
@@ -226,11 +230,10 @@ class GraphedEngine:
             if bucket <= MOST_ROWS:
                 network.tune(bucket)
             tail = network.tail(bucket)
-
-            parts = network.prompt(tail)
+            work = functools.partial(network.prompt, tail)
             if bucket > _LONGEST_CAPTURED:
-                return tail, functools.partial(_call, parts)
-            self._tails[bucket] = tail, Captured(parts, network.llama.device, self._pool)
+                return tail, work
+            self._tails[bucket] = tail, Captured(work, network.llama.device, self._pool)
         return self._tails[bucket]
 
     def _step(self, rows: int, sampling: Sampling) -> Step:
@@ -246,7 +249,7 @@ class GraphedEngine:
                 network.step(batch)
                 batch.token.copy_(chooser(batch.logits))
 
-            self._steps[key] = Step(batch, chooser, Captured([work], device, self._pool, generator))
+            self._steps[key] = Step(batch, chooser, Captured(work, device, self._pool, generator))
         return self._steps[key]
 
     def _answers(self, rows: Seq[Prefilled], max_new_tokens: int) -> Answers:
@@ -306,11 +309,6 @@ class GraphedEngine:
                 raise Unserved(f"its logits are {apart:.2g} from the model's own")
         self._kept = None
         theirs.close()
-
-
-def _call(parts: Seq[Callable[[], None]]) -> None:
-    for part in parts:
-        part()
 
 
 def _unpadded(prompt: Prompt) -> list[Prompt]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from unfuse.engines.graphed.capture import cut, part_ends
 from unfuse.engines.graphed.kernels.tower import CANDIDATES, TowerShape, activate, layer_norm, tower_attention
 from unfuse.engines.graphed.structure import Unserved, joined
 from unfuse.engines.graphed.tuning import Tuner
@@ -91,8 +92,9 @@ class TowerLayers:
     @contextmanager
     def own_kernels(self) -> Iterator[None]:
         """While the body runs, the layers' forwards are these."""
-        for layer in self._layers:
-            layer.module.forward = self._forward(layer)
+        ends = part_ends(len(self._layers))
+        for index, layer in enumerate(self._layers):
+            layer.module.forward = self._forward(layer, cuts=index in ends)
         try:
             yield
         finally:
@@ -117,10 +119,12 @@ class TowerLayers:
         self._shapes[images, positions] = shape
         return shape
 
-    def _forward(self, layer: TowerLayer) -> Any:
+    def _forward(self, layer: TowerLayer, *, cuts: bool) -> Any:
         def forward(hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> torch.Tensor:
             if attention_mask is not None or kwargs.get("output_attentions"):
                 raise Unserved("a tower's layer is given a mask or asked for its attention")
+            if cuts:
+                cut()
             return layer(hidden_states, self._shape(*hidden_states.shape[:2]))
 
         return forward

@@ -108,7 +108,7 @@ class CapturedVision:
         layers = self._layers[name]
         for ways in [layers, None] if layers else [None]:
             try:
-                run = Captured([functools.partial(work, ways)], device, self._pool)
+                run = Captured(functools.partial(work, ways), device, self._pool)
                 run()
                 _require_same(found[0], theirs)
                 return _Call(inputs, run, found)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 MOST_ROWS: Final = 64
+_AHEAD: Final = 1024
+"""Inputs of each output whose weights are asked for while the kernel ahead is still at work."""
+_LINE = tl.constexpr(128)
+"""Bytes that one such request brings into the device's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,14 @@ CANDIDATES: Final = tuple(
 
 
 @triton.jit
+def _ask_for(at):
+    """Weights begin to move into the cache that all programs share."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def _few_rows(
     out,
     weight,
@@ -69,19 +81,27 @@ def _few_rows(
     ADD: tl.constexpr,
     GATED: tl.constexpr,
     PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     block, part = tl.program_id(0), tl.program_id(1)
-    if DEPENDENT:
-        gdc_wait()
-    if OVERLAP:
-        gdc_launch_dependents()
     outputs = block * OUTPUTS + tl.arange(0, OUTPUTS)
     rows = tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)
     steps: tl.constexpr = (K + DEPTH - 1) // DEPTH
     share: tl.constexpr = (steps + SPLIT - 1) // SPLIT
+    if AHEAD > 0:
+        a_line: tl.constexpr = _LINE // (weight.dtype.element_ty.primitive_bitwidth // 8)
+        lines = part * share * DEPTH + tl.arange(0, AHEAD // a_line) * a_line
+        asked = weight + outputs[:, None].to(tl.int64) * K + lines[None, :]
+        _ask_for(asked)
+        if GATED:
+            _ask_for(asked + N.to(tl.int64) * K)
+    if DEPENDENT:
+        gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     w_at = weight + outputs[:, None].to(tl.int64) * K + depth[None, :]
     up_at = w_at + N.to(tl.int64) * K
     x_at = x + rows[None, :] * K + depth[:, None]
@@ -183,6 +203,10 @@ def few_rows(
     """
     n, k = weight.shape
     n = n // 2 if gated else n
+    overlapping = overlap(weight)
+    even = n % shape.outputs == 0 and k % shape.depth == 0
+    # Where every share is that long, so that nothing outside the matrix is asked for.
+    ahead = _AHEAD if overlapping["DEPENDENT"] and even and k // shape.split - shape.depth >= _AHEAD else 0
     launch(
         _few_rows,
         (triton.cdiv(n, shape.outputs), shape.split),
@@ -200,11 +224,12 @@ def few_rows(
         DEPTH=shape.depth,
         SPLIT=shape.split,
         STAGES=shape.stages,
-        EVEN=n % shape.outputs == 0 and k % shape.depth == 0,
+        EVEN=even,
         BIAS=bias is not None,
         ADD=add,
         GATED=gated,
         PRECISION="ieee" if weight.element_size() == 4 else "tf32",
+        AHEAD=ahead,
         num_warps=shape.warps,
-        **overlap(weight),
+        **overlapping,
     )

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unfuse.engines.graphed.capture import Captured, cut, part_ends
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def test_parts_grow_from_one_layer():
+    assert sorted(part_ends(32)) == [1, 3, 7, 15, 23, 31]
+    assert part_ends(1) == frozenset()
+    assert part_ends(2) == {1}
+
+
+def test_without_a_device_the_work_is_called():
+    called = []
+
+    def work():
+        called.append(1)
+        cut()
+
+    run = Captured(work, torch.device("cpu"))
+    assert called == []
+    run()
+    run()
+    assert called == [1, 1]
+
+
+@pytest.mark.cuda
+@CUDA
+def test_a_cut_makes_another_graph_of_the_same_work():
+    x = torch.zeros(4, device="cuda")
+
+    def work():
+        y = x + 1
+        cut()
+        x.copy_(2 * y)
+
+    run = Captured(work, x.device)
+    assert len(run._graphs) == 2
+    x.zero_()
+    run()
+    run()
+    assert x.tolist() == [6.0] * 4
+
+
+@pytest.mark.cuda
+@CUDA
+def test_a_cut_outside_a_capture_does_nothing():
+    cut()
