@@ -18,7 +18,7 @@ typedef unsigned short bf16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-constexpr float INFINITE = __builtin_huge_valf();
+#define INFINITE __int_as_float(0x7f800000)
 constexpr int CHUNK = 512;  // numbers of each of a pair's rows
 constexpr int BLOCK = 256;  // numbers of a row that a warp takes in at once
 constexpr int STAGE_BYTES = 2 * CHUNK * sizeof(bf16);
