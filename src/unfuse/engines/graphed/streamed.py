@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from unfuse.engines.graphed.network import Batch
 
 _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
-_WARPS: Final = 16
-_STAGE_BYTES: Final = 2048
-"""As in the source: a chunk of 512 numbers of each of two rows."""
+_THREADS: Final = 17 * 32
+"""As in the source, like what follows: sixteen warps compute, one copies."""
+_STAGE_BYTES: Final = 16384
+_SUMS_BYTES: Final = 16384
+_ENTRIES: Final = 12
 _FEWEST_STAGES: Final = 3
 _TABLE: Final = ("qkv", "out", "gate_up", "down")
 _HOPPER: Final = 9
@@ -42,21 +44,13 @@ class Sizes:
     vocabulary: int
     head_norms: int
     programs: int
-    warps: int
     stages: int
     splits: int
 
     @property
-    def input_bytes(self) -> int:
-        """Of the memory that holds what a product reads, and what attention computes with."""
-        widest = 2 * max(self.hidden, self.inner, self.heads * self.head_size)
-        return max(widest, 4 * (3 * self.head_size + self.warps * (self.head_size + 2)))
-
-    @property
     def shared_bytes(self) -> int:
-        """Of shared memory: rings and their barriers, what a product reads, the table, sums."""
-        rings, table, sums = self.warps * self.stages, (self.layers + 1) * 12, self.warps
-        return rings * (_STAGE_BYTES + 8) + self.input_bytes + 8 * table + 4 * sums
+        """Of shared memory: the ring and its barriers, the table, and what waits to be added up."""
+        return self.stages * (_STAGE_BYTES + 16) + 8 * (self.layers + 1) * _ENTRIES + 64 + _SUMS_BYTES
 
     @property
     def partial(self) -> int:
@@ -114,7 +108,7 @@ class StreamedStep:
         together.value.cooperative = 1
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = self._sizes.programs, 1, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = 32 * self._sizes.warps, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = _THREADS, 1, 1
         config.sharedMemBytes = self._sizes.shared_bytes
         config.hStream = torch.cuda.current_stream(self._llama.device).cuda_stream
         config.attrs, config.numAttrs = [together], 1
@@ -145,17 +139,16 @@ def streamed_sizes(llama: Llama) -> Sizes | None:
         vocabulary=len(llama.head.weight),
         head_norms=int(llama.layers[0].head_gains is not None),
         programs=programs,
-        warps=_WARPS,
         stages=0,
         splits=programs // heads.heads,
     )
     room = properties.shared_memory_per_block_optin - sizes.shared_bytes
-    stages = room // (_WARPS * (_STAGE_BYTES + 8))
+    stages = room // (_STAGE_BYTES + 16)
     return replace(sizes, stages=stages) if stages >= _FEWEST_STAGES else None
 
 
 def _table(llama: Llama) -> torch.Tensor:
-    """Where weights, biases and gains are: int64 ``[layers + 1, 12]``, 0 for what is not there."""
+    """Where weights, biases and gains are: int64 ``[layers + 1, entries]``, 0 for what is not there."""
 
     def at(tensor: torch.Tensor | None) -> int:
         return 0 if tensor is None else tensor.data_ptr()
