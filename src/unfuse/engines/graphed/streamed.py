@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from unfuse.engines.graphed.network import Batch
 
 _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
-_THREADS: Final = 18 * 32
-"""As in the source, like what follows: sixteen warps compute, two bring what they need."""
+_THREADS: Final = 17 * 32
+"""As in the source, like what follows: sixteen warps compute, one copies."""
 _STAGE_BYTES: Final = 16384
 _SUMS_BYTES: Final = 16384
 _ENTRIES: Final = 12
 _FEWEST_STAGES: Final = 3
-_AHEAD: Final = 12
-"""Stages that the memory is asked for before there is room for them."""
 _TABLE: Final = ("qkv", "out", "gate_up", "down")
 _HOPPER: Final = 9
 
@@ -47,13 +45,12 @@ class Sizes:
     head_norms: int
     programs: int
     stages: int
-    ahead: int
     splits: int
 
     @property
     def shared_bytes(self) -> int:
         """Of shared memory: the ring and its barriers, the table, and what waits to be added up."""
-        return self.stages * (_STAGE_BYTES + 16) + 8 * (self.layers + 1) * _ENTRIES + 80 + _SUMS_BYTES
+        return self.stages * (_STAGE_BYTES + 16) + 8 * (self.layers + 1) * _ENTRIES + 64 + _SUMS_BYTES
 
     @property
     def partial(self) -> int:
@@ -143,7 +140,6 @@ def streamed_sizes(llama: Llama) -> Sizes | None:
         head_norms=int(llama.layers[0].head_gains is not None),
         programs=programs,
         stages=0,
-        ahead=_AHEAD,
         splits=programs // heads.heads,
     )
     room = properties.shared_memory_per_block_optin - sizes.shared_bytes

@@ -14,14 +14,14 @@
 // be resident, since they wait for each other.
 //
 // Sizes are given by whoever compiles: LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY, HEAD_NORMS, PROGRAMS,
-// STAGES, AHEAD, SPLITS. HIDDEN, INNER and HEADS * HEAD_SIZE are multiples of 256; HEAD_SIZE is 64 or 128.
+// STAGES, SPLITS. HIDDEN, INNER and HEADS * HEAD_SIZE are multiples of 256; HEAD_SIZE is 64 or 128.
 
 typedef unsigned short bf16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define INFINITE __int_as_float(0x7f800000)
-constexpr int WARPS = 16;                      // that compute; two more bring what they need
+constexpr int WARPS = 16;                      // that compute; one more copies
 constexpr int BLOCK = 256;                     // numbers of a row that a warp takes in at once, 8 a lane
 constexpr int CHUNK = WARPS * BLOCK;           // numbers of each row of a pair that a stage holds
 constexpr int STAGE_BYTES = 2 * CHUNK * sizeof(bf16);
@@ -43,8 +43,6 @@ struct Shared {
     u64 full[STAGES], empty[STAGES];
     u64 table[(LAYERS + 1) * ENTRIES];
     float squares[WARPS];
-    int issued;  // stages, by the producer
-    int unused[3];
     union {
         float sums[2][BATCH][2][WARPS];
         struct {
@@ -142,42 +140,24 @@ struct Place {
     }
 };
 
-// One thread copies into the ring. Another, the scout, goes the same way some stages ahead of it and has the memory bring
-// them into the cache that all programs share: that much more may be on its way while nobody takes anything from the ring.
-template <bool SCOUT>
+// The producer: one thread.
 struct Producer {
     Shared& shared;
     char* ring;
     u64 policy;
     Place place;
-    int staged = 0;
 
-    __device__ void scout(const bf16* a, const bf16* b, u32 bytes) {
-        int issued;
-        while ((issued = *(volatile int*)&shared.issued) + AHEAD <= staged) __nanosleep(64);
-        if (staged >= issued) {
-            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(a), "r"(bytes) : "memory");
-            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(b), "r"(bytes) : "memory");
-        }
-        ++staged;
-    }
-
-    __device__ void copy(const bf16* a, const bf16* b, u32 bytes) {
+    __device__ void stage(const bf16* a, const bf16* b, int numbers) {
         // Passed an even number of times: nobody has read it yet, or everybody has.
         wait(shared.empty + place.slot, place.parity ^ 1);
         const u32 to = shared_address(ring + place.slot * STAGE_BYTES), full = shared_address(shared.full + place.slot);
+        const u32 bytes = numbers * sizeof(bf16);
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(2 * bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                      ::"r"(to), "l"(a), "r"(bytes), "r"(full), "l"(policy) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                      ::"r"(to + CHUNK * (u32)sizeof(bf16)), "l"(b), "r"(bytes), "r"(full), "l"(policy) : "memory");
         place.advance();
-        *(volatile int*)&shared.issued = ++staged;
-    }
-
-    __device__ void stage(const bf16* a, const bf16* b, int numbers) {
-        if (SCOUT) scout(a, b, numbers * sizeof(bf16));
-        else copy(a, b, numbers * sizeof(bf16));
     }
 
     __device__ void product(u64 weight, int k, int pairs, int apart, int last) {
@@ -486,24 +466,22 @@ struct Attended : Input<WIDTH> {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS + 64, 1) decode_step(
+extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
     const u64* table, bf16* x, float* logits, const bf16* cosine, const bf16* sine, bf16* anchor, const long long* caches,
     const int* capacity, const int* here, bf16* qkv, bf16* inner, float* partial, u32* counter, float eps, float scale) {
     extern __shared__ __align__(128) char memory[];
     Shared& shared = *(Shared*)(memory + STAGES * STAGE_BYTES);
-    if (threadIdx.x == 0) shared.issued = 0;
     if (threadIdx.x < STAGES) {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(shared.full + threadIdx.x)) : "memory");
         asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(shared.empty + threadIdx.x)), "n"(WARPS) : "memory");
     }
-    for (int i = threadIdx.x; i < (LAYERS + 1) * ENTRIES; i += THREADS + 64) shared.table[i] = table[i];
+    for (int i = threadIdx.x; i < (LAYERS + 1) * ENTRIES; i += THREADS + 32) shared.table[i] = table[i];
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
     const Cache cache = {anchor + caches[0] * UNIT, capacity[0], here[0]};
     if (threadIdx.x >= THREADS) {
-        if (threadIdx.x == THREADS) Producer<false>{shared, memory}.all(cache);
-        if (AHEAD && threadIdx.x == THREADS + 32) Producer<true>{shared, memory}.all(cache);
+        if (threadIdx.x == THREADS) Producer{shared, memory}.all(cache);
         return;
     }
 
