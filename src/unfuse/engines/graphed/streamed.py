@@ -140,7 +140,7 @@ def streamed_sizes(llama: Llama) -> Sizes | None:
         head_norms=int(llama.layers[0].head_gains is not None),
         programs=programs,
         stages=0,
-        splits=programs // heads.heads,
+        splits=min(2, programs // heads.heads),
     )
     room = properties.shared_memory_per_block_optin - sizes.shared_bytes
     stages = room // (_STAGE_BYTES + 16)
