@@ -24,7 +24,7 @@ _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
 _THREADS: Final = 17 * 32
 """As in the source, like what follows: sixteen warps compute, one copies."""
 _STAGE_BYTES: Final = 16384
-_SUMS_BYTES: Final = 16384
+_SUMS_BYTES: Final = 2 * 64 * (128 + 16 + 4)
 _ENTRIES: Final = 12
 _FEWEST_STAGES: Final = 3
 _TABLE: Final = ("qkv", "out", "gate_up", "down")
@@ -49,8 +49,8 @@ class Sizes:
 
     @property
     def shared_bytes(self) -> int:
-        """Of shared memory: the ring and its barriers, the table, and what waits to be added up."""
-        return self.stages * (_STAGE_BYTES + 16) + 8 * (self.layers + 1) * _ENTRIES + 64 + _SUMS_BYTES
+        """Of shared memory: the ring with its barriers and tags, the table, and what waits to be added up."""
+        return self.stages * (_STAGE_BYTES + 20) + 8 * (self.layers + 1) * _ENTRIES + _SUMS_BYTES + 256
 
     @property
     def partial(self) -> int:
@@ -81,6 +81,7 @@ class StreamedStep:
         self._inner = torch.empty(llama.inner, dtype=dtype, device=device)
         self._partial = torch.empty(self._sizes.partial, dtype=torch.float32, device=device)
         self._counter = torch.zeros((), dtype=torch.int32, device=device)
+        self._tickets = torch.zeros(4 * len(llama.layers) + 1, dtype=torch.int32, device=device)
 
     @property
     def x(self) -> torch.Tensor:
@@ -98,7 +99,7 @@ class StreamedStep:
 
         pointers = (
             self._table, self._x, batch.logits, batch.cosine, batch.sine, anchor, batch.caches, batch.capacity,
-            batch.here, self._qkv, self._inner, self._partial, self._counter,
+            batch.here, self._qkv, self._inner, self._partial, self._counter, self._tickets,
         )  # fmt: skip
         values = (*(tensor.data_ptr() for tensor in pointers), self._llama.eps, self._llama.scale)
         types = (*[ctypes.c_void_p] * len(pointers), ctypes.c_float, ctypes.c_float)
@@ -143,7 +144,7 @@ def streamed_sizes(llama: Llama) -> Sizes | None:
         splits=min(2, programs // heads.heads),
     )
     room = properties.shared_memory_per_block_optin - sizes.shared_bytes
-    stages = room // (_STAGE_BYTES + 16)
+    stages = room // (_STAGE_BYTES + 20)
     return replace(sizes, stages=stages) if stages >= _FEWEST_STAGES else None
 
 

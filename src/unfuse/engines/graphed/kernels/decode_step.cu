@@ -7,11 +7,12 @@
 //
 //     qkv = Wqkv norm(x)  |  attention in parts  |  x += Wo attended  |  inner = silu(G y) * U y, y = norm(x)  |  x += Wd inner
 //
-// and the last phase of a step is the head. A program's share of a product is a run of pairs of rows. All of its warps work
-// on the same pair, each on its own columns, so that they end together: were pairs dealt out to warps, the rings would fill
-// while the last ones finish, and be of no use when the programs meet. For the same reason a warp keeps its part of the
-// input in registers. Keys and values of cached positions travel in the same rings. One program a multiprocessor; all must
-// be resident, since they wait for each other.
+// and the last phase of a step is the head. A product's rows are dealt out in pairs. All warps of a program work on the same
+// pair, each on its own columns, so that they end together, and the second half of the pairs goes to whoever comes for them,
+// since some multiprocessors are nearer to the memory than others: while some are late, the rings of the others fill, and
+// then are of no use when the programs meet. A warp keeps its part of the input in registers. Keys and values of cached
+// positions travel in the same rings. One program a multiprocessor; all must be resident, since they wait for each other.
+// Who multiplies a row changes nothing in the result.
 //
 // Sizes are given by whoever compiles: LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY, HEAD_NORMS, PROGRAMS,
 // STAGES, SPLITS. HIDDEN, INNER and HEADS * HEAD_SIZE are multiples of 256; HEAD_SIZE is 64 or 128.
@@ -35,12 +36,17 @@ constexpr int LANES = HEAD_SIZE / 8;           // that share a position
 constexpr int HALF = HEAD_SIZE / 2;
 constexpr int UNIT = 8;                        // numbers that an offset into a cache counts in
 constexpr int ENTRIES = 12;                    // of the table, a layer
+constexpr int END = -1;                        // the tag of a stage behind a product's last
+constexpr int PRODUCTS = 4;                    // a layer
 
 enum Entry { QKV_W, OUT_W, GATE_UP_W, DOWN_W, QKV_B, OUT_B, GATE_UP_B, DOWN_B, INPUT_GAIN, POST_GAIN, Q_GAIN, K_GAIN };
 enum Last { HEAD_W, HEAD_B, FINAL_GAIN };
 
 struct Shared {
     u64 full[STAGES], empty[STAGES];
+    uint4 before[2][BATCH];
+    int pairs[2][BATCH];
+    int tags[STAGES];  // which pair of rows it is
     u64 table[(LAYERS + 1) * ENTRIES];
     float squares[WARPS];
     union {
@@ -106,13 +112,6 @@ __device__ __forceinline__ void meet(u32* counter) {
     together();
 }
 
-// This program's pairs of a product's rows.
-struct Share {
-    int begin, end;
-    __device__ __forceinline__ explicit Share(int pairs)
-        : begin((long long)pairs * blockIdx.x / PROGRAMS), end((long long)pairs * (blockIdx.x + 1) / PROGRAMS) {}
-};
-
 // This program's part of attention: a head, and every so many of the stages that its positions fill.
 struct Part {
     bool any;
@@ -144,31 +143,49 @@ struct Place {
 struct Producer {
     Shared& shared;
     char* ring;
+    u32* tickets;
     u64 policy;
     Place place;
 
-    __device__ void stage(const bf16* a, const bf16* b, int numbers) {
+    __device__ void stage(int tag, const bf16* a, const bf16* b, int numbers) {
         // Passed an even number of times: nobody has read it yet, or everybody has.
         wait(shared.empty + place.slot, place.parity ^ 1);
+        shared.tags[place.slot] = tag;
         const u32 to = shared_address(ring + place.slot * STAGE_BYTES), full = shared_address(shared.full + place.slot);
         const u32 bytes = numbers * sizeof(bf16);
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(2 * bytes) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                     ::"r"(to), "l"(a), "r"(bytes), "r"(full), "l"(policy) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                     ::"r"(to + CHUNK * (u32)sizeof(bf16)), "l"(b), "r"(bytes), "r"(full), "l"(policy) : "memory");
+        if (bytes) {
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                         ::"r"(to), "l"(a), "r"(bytes), "r"(full), "l"(policy) : "memory");
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                         ::"r"(to + CHUNK * (u32)sizeof(bf16)), "l"(b), "r"(bytes), "r"(full), "l"(policy) : "memory");
+        }
         place.advance();
     }
 
-    __device__ void product(u64 weight, int k, int pairs, int apart, int last) {
-        const Share share(pairs);
-        // Rows 2 i and 2 i + 1, or, of two matrices one below the other, row i of each.
-        const int step = apart == 1 ? 2 : 1;
-        for (int pair = share.begin; pair < share.end; ++pair) {
+    // Rows 2 i and 2 i + 1, or, of two matrices one below the other, row i of each.
+    __device__ void pairs(int begin, int end, const bf16* weight, int k, int step, int apart, int last) {
+        for (int pair = begin; pair < end; ++pair) {
             const int first = step * pair, second = first + apart < last ? first + apart : last;
-            const bf16 *a = (const bf16*)weight + (long long)first * k, *b = (const bf16*)weight + (long long)second * k;
-            for (int start = 0; start < k; start += CHUNK) stage(a + start, b + start, k - start < CHUNK ? k - start : CHUNK);
+            const bf16 *a = weight + (long long)first * k, *b = weight + (long long)second * k;
+            for (int start = 0; start < k; start += CHUNK) stage(pair, a + start, b + start, k - start < CHUNK ? k - start : CHUNK);
         }
+    }
+
+    template <int K, int PAIRS, int APART, int LAST>
+    __device__ void product(u64 weights, u32* ticket) {
+        constexpr int STEP = APART == 1 ? 2 : 1, OWN = PAIRS / 2 / PROGRAMS, REST = OWN * PROGRAMS;
+        constexpr int UNIT_PAIRS = PAIRS / PROGRAMS >= 32 ? 4 : 2;
+        const bf16* weight = (const bf16*)weights;
+        // The next ticket is drawn before it is needed.
+        int unit = atomicAdd(ticket, 1);
+        pairs(OWN * blockIdx.x, OWN * (blockIdx.x + 1), weight, K, STEP, APART, LAST);
+        while (REST + unit * UNIT_PAIRS < PAIRS) {
+            const int begin = REST + unit * UNIT_PAIRS;
+            unit = atomicAdd(ticket, 1);
+            pairs(begin, begin + UNIT_PAIRS < PAIRS ? begin + UNIT_PAIRS : PAIRS, weight, K, STEP, APART, LAST);
+        }
+        stage(END, nullptr, nullptr, 0);
     }
 
     __device__ void all(const Cache& cache) {
@@ -176,17 +193,19 @@ struct Producer {
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
         for (int layer = 0; layer < LAYERS; ++layer) {
             const u64* entries = shared.table + layer * ENTRIES;
-            product(entries[QKV_W], HIDDEN, QKV / 2, 1, QKV - 1);
+            u32* ticket = tickets + layer * PRODUCTS;
+            product<HIDDEN, QKV / 2, 1, QKV - 1>(entries[QKV_W], ticket);
             const bf16 *keys = cache.keys(layer, part.head / GROUP), *values = cache.values(layer, part.head / GROUP);
             for (int at = part.split * POSITIONS; part.any && at < cache.length; at += SPLITS * POSITIONS) {
                 const int left = ((int)cache.capacity - at) * HEAD_SIZE;
-                stage(keys + at * HEAD_SIZE, values + at * HEAD_SIZE, left < CHUNK ? left : CHUNK);
+                stage(0, keys + at * HEAD_SIZE, values + at * HEAD_SIZE, left < CHUNK ? left : CHUNK);
             }
-            product(entries[OUT_W], WIDTH, HIDDEN / 2, 1, HIDDEN - 1);
-            product(entries[GATE_UP_W], HIDDEN, INNER, INNER, 2 * INNER - 1);
-            product(entries[DOWN_W], INNER, HIDDEN / 2, 1, HIDDEN - 1);
+            product<WIDTH, HIDDEN / 2, 1, HIDDEN - 1>(entries[OUT_W], ticket + 1);
+            product<HIDDEN, INNER, INNER, 2 * INNER - 1>(entries[GATE_UP_W], ticket + 2);
+            product<INNER, HIDDEN / 2, 1, HIDDEN - 1>(entries[DOWN_W], ticket + 3);
         }
-        product(shared.table[LAYERS * ENTRIES + HEAD_W], HIDDEN, (VOCABULARY + 1) / 2, 1, VOCABULARY - 1);
+        const u64 head = shared.table[LAYERS * ENTRIES + HEAD_W];
+        product<HIDDEN, (VOCABULARY + 1) / 2, 1, VOCABULARY - 1>(head, tickets + LAYERS * PRODUCTS);
     }
 };
 
@@ -212,23 +231,35 @@ struct Consumer {
     }
 
     // This program's pairs of rows times the input, of which each lane holds 8 numbers a chunk. Of each pair one thread
-    // calls ``done(pair, first, second)``.
+    // calls ``done(pair, first, second, before)``; the last are two numbers of ``x``, if it is there.
     template <int K, class Done>
-    __device__ __forceinline__ void multiply(const float (*input)[8], int pairs, Done done) {
+    __device__ __forceinline__ void multiply(const float (*input)[8], const bf16* x, Done done) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const Share share(pairs);
-        for (int begin = share.begin; begin < share.end; begin += BATCH, batch ^= 1) {
-            const int count = share.end - begin < BATCH ? share.end - begin : BATCH;
+        for (bool more = true; more; batch ^= 1) {
+            int count = 0;
 #pragma unroll 1
-            for (int pair = 0; pair < count; ++pair) {
+            for (; count < BATCH; ++count) {
+                const char* stage = take();
+                const int pair = shared.tags[place.slot];
+                if (pair == END) {
+                    give_back();
+                    more = false;
+                    break;
+                }
+                if (threadIdx.x == 0) {
+                    shared.pairs[batch][count] = pair;
+                    // Under way while the weights are multiplied; in units that pass the cache others do not write through.
+                    if (x) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared.before[batch] + count)), "l"(x + pair / 4 * 8) : "memory");
+                }
                 float first[2] = {}, second[2] = {};
 #pragma unroll
                 for (int chunk = 0; chunk < (K + CHUNK - 1) / CHUNK; ++chunk) {
-                    const char* stage = take() + (warp * BLOCK + lane * 8) * sizeof(bf16);
+                    if (chunk) stage = take();
                     if (chunk * CHUNK + warp * BLOCK < K) {
+                        const char* mine = stage + (warp * BLOCK + lane * 8) * sizeof(bf16);
                         float a[8], b[8];
-                        unpack(a, *(const uint4*)stage);
-                        unpack(b, *(const uint4*)(stage + CHUNK * sizeof(bf16)));
+                        unpack(a, *(const uint4*)mine);
+                        unpack(b, *(const uint4*)(mine + CHUNK * sizeof(bf16)));
 #pragma unroll
                         for (int i = 0; i < 8; ++i) {
                             first[i % 2] += a[i] * input[chunk][i];
@@ -242,10 +273,12 @@ struct Consumer {
                 float sum = (lane < 16 ? one : two) + __shfl_xor_sync(~0u, lane < 16 ? two : one, 16);
 #pragma unroll
                 for (int apart = 8; apart; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
-                if (lane % 16 == 0) shared.sums[batch][pair][lane / 16][warp] = sum;
+                if (lane % 16 == 0) shared.sums[batch][count][lane / 16][warp] = sum;
             }
+            asm volatile("cp.async.wait_all;" ::: "memory");
             together();
             if (threadIdx.x < count) {
+                const int pair = shared.pairs[batch][threadIdx.x];
                 const float4* sums = (const float4*)shared.sums[batch][threadIdx.x];
                 float total[2] = {};
 #pragma unroll
@@ -253,7 +286,7 @@ struct Consumer {
                     const float4 some = sums[i];
                     total[i / (WARPS / 4)] += (some.x + some.y) + (some.z + some.w);
                 }
-                done(begin + threadIdx.x, total[0], total[1]);
+                done(pair, total[0], total[1], ((const u32*)(shared.before[batch] + threadIdx.x))[pair % 4]);
             }
         }
     }
@@ -468,7 +501,7 @@ struct Attended : Input<WIDTH> {
 
 extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
     const u64* table, bf16* x, float* logits, const bf16* cosine, const bf16* sine, bf16* anchor, const long long* caches,
-    const int* capacity, const int* here, bf16* qkv, bf16* inner, float* partial, u32* counter, float eps, float scale) {
+    const int* capacity, const int* here, bf16* qkv, bf16* inner, float* partial, u32* counter, u32* tickets, float eps, float scale) {
     extern __shared__ __align__(128) char memory[];
     Shared& shared = *(Shared*)(memory + STAGES * STAGE_BYTES);
     if (threadIdx.x < STAGES) {
@@ -481,15 +514,14 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
     __syncthreads();
     const Cache cache = {anchor + caches[0] * UNIT, capacity[0], here[0]};
     if (threadIdx.x >= THREADS) {
-        if (threadIdx.x == THREADS) Producer{shared, memory}.all(cache);
+        if (threadIdx.x == THREADS) Producer{shared, memory, tickets}.all(cache);
         return;
     }
 
     const auto bias = [](u64 from, int at) { return from ? wide(((const bf16*)from)[at]) : 0.0f; };
     const auto add = [&](u64 biases) {
-        return [=](int pair, float first, float second) {
+        return [=](int pair, float first, float second, u32 before) {
             // A linear layer's output is rounded before it is added, as the model does it.
-            const u32 before = __ldcg((const u32*)x + pair);
             const float one = rounded(first + bias(biases, 2 * pair)), two = rounded(second + bias(biases, 2 * pair + 1));
             ((u32*)x)[pair] = packed(low(before) + one, high(before) + two);
         };
@@ -502,10 +534,15 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
     for (int layer = 0; layer < LAYERS; ++layer) {
         const u64* entries = shared.table + layer * ENTRIES;
         normed.read(x, eps, shared.squares);
-        consumer.multiply<HIDDEN>(normed.x, QKV / 2, [&](int pair, float first, float second) {
+        consumer.multiply<HIDDEN>(normed.x, nullptr, [&](int pair, float first, float second, u32) {
             ((u32*)qkv)[pair] = packed(first + bias(entries[QKV_B], 2 * pair), second + bias(entries[QKV_B], 2 * pair + 1));
         });
         meet(counter);
+        // Nobody draws any more: ready for the next step.
+        if (blockIdx.x == 0 && threadIdx.x == 0) {
+            tickets[layer * PRODUCTS] = 0;
+            if (layer == 0) tickets[LAYERS * PRODUCTS] = 0;
+        }
         if (attention.part.any) {
             attention.prepare(cache, layer, qkv, cosine, sine, eps, scale);
             attention.attend(consumer, cache.length, partial);
@@ -514,27 +551,30 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
         {
             Attended attended;
             attended.gather(partial);
-            consumer.multiply<WIDTH>(attended.x, HIDDEN / 2, add(entries[OUT_B]));
+            consumer.multiply<WIDTH>(attended.x, x, add(entries[OUT_B]));
         }
         normed.fetch(entries[POST_GAIN]);
         meet(counter);
+        if (blockIdx.x == 0 && threadIdx.x == 0) tickets[layer * PRODUCTS + 1] = 0;
         normed.read(x, eps, shared.squares);
-        consumer.multiply<HIDDEN>(normed.x, INNER, [&](int row, float gate, float up) {
+        consumer.multiply<HIDDEN>(normed.x, nullptr, [&](int row, float gate, float up, u32) {
             gate += bias(entries[GATE_UP_B], row), up += bias(entries[GATE_UP_B], INNER + row);
             inner[row] = narrow(gate / (1 + __expf(-gate)) * up);
         });
         meet(counter);
+        if (blockIdx.x == 0 && threadIdx.x == 0) tickets[layer * PRODUCTS + 2] = 0;
         {
             Input<INNER> input;
             input.read(inner);
-            consumer.multiply<INNER>(input.x, HIDDEN / 2, add(entries[DOWN_B]));
+            consumer.multiply<INNER>(input.x, x, add(entries[DOWN_B]));
         }
         normed.fetch(layer + 1 < LAYERS ? entries[ENTRIES + INPUT_GAIN] : entries[ENTRIES + FINAL_GAIN]);
         meet(counter);
+        if (blockIdx.x == 0 && threadIdx.x == 0) tickets[layer * PRODUCTS + 3] = 0;
     }
     const u64* last = shared.table + LAYERS * ENTRIES;
     normed.read(x, eps, shared.squares);
-    consumer.multiply<HIDDEN>(normed.x, (VOCABULARY + 1) / 2, [&](int pair, float first, float second) {
+    consumer.multiply<HIDDEN>(normed.x, nullptr, [&](int pair, float first, float second, u32) {
         // Rounded to the model's dtype, as its own are.
         logits[2 * pair] = rounded(first + bias(last[HEAD_B], 2 * pair));
         if (2 * pair + 1 < VOCABULARY) logits[2 * pair + 1] = rounded(second + bias(last[HEAD_B], 2 * pair + 1));
