@@ -46,7 +46,7 @@ struct Shared {
     u64 full[STAGES], empty[STAGES];
     uint4 before[2][BATCH];
     int pairs[2][BATCH];
-    int tags[STAGES];  // which pair of rows it is
+    int tags[(STAGES + 3) / 4 * 4];  // which pair of rows each stage is of
     u64 table[(LAYERS + 1) * ENTRIES];
     float squares[WARPS];
     union {
