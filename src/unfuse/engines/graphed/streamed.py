@@ -24,7 +24,7 @@ _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
 _THREADS: Final = 17 * 32
 """As in the source, like what follows: sixteen warps compute, one copies."""
 _STAGE_BYTES: Final = 16384
-_SUMS_BYTES: Final = 2 * 64 * (128 + 16 + 4)
+_SUMS_BYTES: Final = 2 * 16 * (2 * 128 * 4 + 16 + 4)
 _ENTRIES: Final = 12
 _FEWEST_STAGES: Final = 3
 _TABLE: Final = ("qkv", "out", "gate_up", "down")

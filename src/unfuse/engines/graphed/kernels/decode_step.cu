@@ -11,8 +11,8 @@
 // pair, each on its own columns, so that they end together, and the second half of the pairs goes to whoever comes for them,
 // since some multiprocessors are nearer to the memory than others: while some are late, the rings of the others fill, and
 // then are of no use when the programs meet. A warp keeps its part of the input in registers. Keys and values of cached
-// positions travel in the same rings. One program a multiprocessor; all must be resident, since they wait for each other.
-// Who multiplies a row changes nothing in the result.
+// positions travel in the same rings. One program a multiprocessor; all must be resident, since they wait for each other;
+// what they wrote is read past the caches that they do not share. Who multiplies a row changes nothing in the result.
 //
 // Sizes are given by whoever compiles: LAYERS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY, HEAD_NORMS, PROGRAMS,
 // STAGES, SPLITS. HIDDEN, INNER and HEADS * HEAD_SIZE are multiples of 256; HEAD_SIZE is 64 or 128.
@@ -23,11 +23,11 @@ typedef unsigned long long u64;
 
 #define INFINITE __int_as_float(0x7f800000)
 constexpr int WARPS = 16;                      // that compute; one more copies
-constexpr int BLOCK = 256;                     // numbers of a row that a warp takes in at once, 8 a lane
+constexpr int BLOCK = 256;                     // numbers of a row that a warp takes in at once
 constexpr int CHUNK = WARPS * BLOCK;           // numbers of each row of a pair that a stage holds
 constexpr int STAGE_BYTES = 2 * CHUNK * sizeof(bf16);
 constexpr int THREADS = 32 * WARPS;
-constexpr int BATCH = 64;                      // pairs whose sums wait to be added up across warps
+constexpr int BATCH = WARPS;                   // pairs whose sums wait to be added up, each by a warp
 constexpr int WIDTH = HEADS * HEAD_SIZE;
 constexpr int QKV = WIDTH + 2 * KV_HEADS * HEAD_SIZE;
 constexpr int GROUP = HEADS / KV_HEADS;
@@ -50,7 +50,7 @@ struct Shared {
     u64 table[(LAYERS + 1) * ENTRIES];
     float squares[WARPS];
     union {
-        float sums[2][BATCH][2][WARPS];
+        float sums[2][BATCH][2][WARPS * 8];
         struct {
             float q[HEAD_SIZE], k[HEAD_SIZE], v[HEAD_SIZE], totals[WARPS][HEAD_SIZE], bests[WARPS], weights[WARPS];
         } attention;
@@ -82,10 +82,12 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
-// What other programs wrote since this one began is read past the cache that they do not write through.
-__device__ __forceinline__ uint4 fresh(const void* at) { return __ldcg((const uint4*)at); }
-
 __device__ __forceinline__ u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+__device__ __forceinline__ uint4 shared_numbers(u32 at) {
+    uint4 found;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(found.x), "=r"(found.y), "=r"(found.z), "=r"(found.w) : "r"(at) : "memory");
+    return found;
+}
 __device__ __forceinline__ void wait(u64* barrier, u32 parity) {
     u32 there;
     do {
@@ -212,12 +214,12 @@ struct Producer {
 // A warp that computes.
 struct Consumer {
     Shared& shared;
-    const char* ring;
+    u32 ring;
     Place place;
     int batch = 0;
 
     // The oldest stage, once it is there.
-    __device__ __forceinline__ const char* take() {
+    __device__ __forceinline__ u32 take() {
         wait(shared.full + place.slot, place.parity);
         return ring + place.slot * STAGE_BYTES;
     }
@@ -230,16 +232,22 @@ struct Consumer {
         place.advance();
     }
 
-    // This program's pairs of rows times the input, of which each lane holds 8 numbers a chunk. Of each pair one thread
-    // calls ``done(pair, first, second, before)``; the last are two numbers of ``x``, if it is there.
-    template <int K, class Done>
-    __device__ __forceinline__ void multiply(const float (*input)[8], const bf16* x, Done done) {
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // This program's pairs of rows times the input. Of each pair one thread calls ``done(pair, first, second, before)``;
+    // the last are two numbers of ``x``, if it is there.
+    //
+    // Tensor cores want sixteen rows, and there are two. So a row is read as eight, each of every eighth run of 8 numbers,
+    // and the input as eight columns in the same way: of the products of all rows and all columns the diagonal is what was
+    // wanted, and the rest is given away. That is still a third of the instructions that multiplying takes otherwise, and a
+    // ring that was filled while programs met is emptied so much faster.
+    template <int K, class Input, class Done>
+    __device__ __forceinline__ void multiply(const Input& input, const bf16* x, Done done) {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, eighth = lane / 4;
+        const int mine = warp * BLOCK * sizeof(bf16) + lane / 16 * 128 + lane / 8 % 2 * CHUNK * sizeof(bf16) + lane % 8 * 16;
         for (bool more = true; more; batch ^= 1) {
             int count = 0;
 #pragma unroll 1
             for (; count < BATCH; ++count) {
-                const char* stage = take();
+                u32 stage = take();
                 const int pair = shared.tags[place.slot];
                 if (pair == END) {
                     give_back();
@@ -251,87 +259,89 @@ struct Consumer {
                     // Under way while the weights are multiplied; in units that pass the cache others do not write through.
                     if (x) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared.before[batch] + count)), "l"(x + pair / 4 * 8) : "memory");
                 }
-                float first[2] = {}, second[2] = {};
+                float sum[4] = {};
 #pragma unroll
                 for (int chunk = 0; chunk < (K + CHUNK - 1) / CHUNK; ++chunk) {
                     if (chunk) stage = take();
                     if (chunk * CHUNK + warp * BLOCK < K) {
-                        const char* mine = stage + (warp * BLOCK + lane * 8) * sizeof(bf16);
-                        float a[8], b[8];
-                        unpack(a, *(const uint4*)mine);
-                        unpack(b, *(const uint4*)(mine + CHUNK * sizeof(bf16)));
 #pragma unroll
-                        for (int i = 0; i < 8; ++i) {
-                            first[i % 2] += a[i] * input[chunk][i];
-                            second[i % 2] += b[i] * input[chunk][i];
+                        for (int half = 0; half < 2; ++half) {
+                            u32 a[4];
+                            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                                         : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(stage + mine + half * 256) : "memory");
+                            asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                                         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(input.x[chunk][2 * half]), "r"(input.x[chunk][2 * half + 1]));
                         }
                     }
                     give_back();
                 }
-                // The lower lanes go on with one row, the upper ones with the other.
-                const float one = first[0] + first[1], two = second[0] + second[1];
-                float sum = (lane < 16 ? one : two) + __shfl_xor_sync(~0u, lane < 16 ? two : one, 16);
-#pragma unroll
-                for (int apart = 8; apart; apart /= 2) sum += __shfl_xor_sync(~0u, sum, apart);
-                if (lane % 16 == 0) shared.sums[batch][count][lane / 16][warp] = sum;
+                // Of a row of eight columns each lane has two.
+                if (lane % 4 == eighth / 2) {
+                    shared.sums[batch][count][0][warp * 8 + eighth] = eighth % 2 ? sum[1] : sum[0];
+                    shared.sums[batch][count][1][warp * 8 + eighth] = eighth % 2 ? sum[3] : sum[2];
+                }
             }
             asm volatile("cp.async.wait_all;" ::: "memory");
             together();
-            if (threadIdx.x < count) {
-                const int pair = shared.pairs[batch][threadIdx.x];
-                const float4* sums = (const float4*)shared.sums[batch][threadIdx.x];
-                float total[2] = {};
+            if (warp < count) {
+                const float4* sums = (const float4*)(shared.sums[batch][warp][lane / 16] + lane % 16 * 8);
+                const float4 some = sums[0], others = sums[1];
+                float total = ((some.x + some.y) + (some.z + some.w)) + ((others.x + others.y) + (others.z + others.w));
 #pragma unroll
-                for (int i = 0; i < 2 * WARPS / 4; ++i) {
-                    const float4 some = sums[i];
-                    total[i / (WARPS / 4)] += (some.x + some.y) + (some.z + some.w);
-                }
-                done(pair, total[0], total[1], ((const u32*)(shared.before[batch] + threadIdx.x))[pair % 4]);
+                for (int apart = 8; apart; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
+                const float second = __shfl_xor_sync(~0u, total, 16);
+                const int pair = shared.pairs[batch][warp];
+                if (lane == 0) done(pair, total, second, ((const u32*)(shared.before[batch] + warp))[pair % 4]);
             }
         }
     }
 };
 
-// Numbers of a row that this lane is concerned with: 8 of each chunk, if it has so many.
+// Numbers that this lane is concerned with: of each chunk that the warp has a part of, four pairs 64 apart.
 template <int K>
 struct Input {
     static constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
-    float x[CHUNKS][8];
-    __device__ __forceinline__ static int at(int chunk) { return chunk * CHUNK + threadIdx.x * 8; }
+    u32 x[CHUNKS][4];
+    __device__ __forceinline__ static int at(int chunk, int i) {
+        return chunk * CHUNK + threadIdx.x / 32 * BLOCK + 64 * i + threadIdx.x % 32 * 2;
+    }
+    __device__ __forceinline__ static bool inside(int chunk) { return chunk * CHUNK + threadIdx.x / 32 * BLOCK < K; }
     __device__ __forceinline__ void read(const bf16* from) {
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; ++chunk)
-            unpack(x[chunk], at(chunk) < K ? fresh(from + at(chunk)) : make_uint4(0, 0, 0, 0));
+        for (int i = 0; i < 4 * CHUNKS; ++i) x[i / 4][i % 4] = inside(i / 4) ? __ldcg((const u32*)(from + at(i / 4, i % 4))) : 0;
     }
 };
 
 // RMS norm of ``x [HIDDEN]``, rounded before the gain, as the model does it.
 struct Normed : Input<HIDDEN> {
-    uint4 gain[CHUNKS];
+    u32 gain[CHUNKS][4];
     // Before the meeting: gains depend on nothing.
     __device__ __forceinline__ void fetch(u64 gains) {
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; ++chunk)
-            if (at(chunk) < HIDDEN) gain[chunk] = *(const uint4*)((const bf16*)gains + at(chunk));
+        for (int i = 0; i < 4 * CHUNKS; ++i)
+            if (inside(i / 4)) gain[i / 4][i % 4] = *(const u32*)((const bf16*)gains + at(i / 4, i % 4));
     }
     __device__ __forceinline__ void read(const bf16* from, float eps, float* squares) {
         Input<HIDDEN>::read(from);
-        float square[2] = {};
+        float even = 0, odd = 0;
 #pragma unroll
-        for (int i = 0; i < 8 * CHUNKS; ++i) square[i % 2] += x[i / 8][i % 8] * x[i / 8][i % 8];
-        square[0] = warp_sum(square[0] + square[1]);
-        if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = square[0];
+        for (int i = 0; i < 4 * CHUNKS; ++i) {
+            const float first = low(x[i / 4][i % 4]), second = high(x[i / 4][i % 4]);
+            even += first * first, odd += second * second;
+        }
+        even = warp_sum(even + odd);
+        if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = even;
         together();
         float whole = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) whole += squares[w];
         const float scale = rsqrtf(whole / HIDDEN + eps);
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            float times[8];
-            unpack(times, gain[chunk]);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[chunk][i] = rounded(rounded(x[chunk][i] * scale) * times[i]);
+        for (int i = 0; i < 4 * CHUNKS; ++i) {
+            u32& pair = x[i / 4][i % 4];
+            const u32 times = gain[i / 4][i % 4];
+            pair = packed(rounded(low(pair) * scale) * low(times), rounded(high(pair) * scale) * high(times));
         }
     }
 };
@@ -414,10 +424,10 @@ struct Attention {
         for (int i = 0; i < 8; ++i) query[i] = shared.attention.q[dims + i], total[i] = 0;
         best = -INFINITE, weight = 0;
         for (int at = part.split * POSITIONS; at < length; at += SPLITS * POSITIONS) {
-            const char* stage = consumer.take() + (warp * BLOCK + lane * 8) * sizeof(bf16);
+            const u32 stage = consumer.take() + (warp * BLOCK + lane * 8) * sizeof(bf16);
             float key[8], value[8], score = 0;
-            unpack(key, *(const uint4*)stage);
-            unpack(value, *(const uint4*)(stage + CHUNK * sizeof(bf16)));
+            unpack(key, shared_numbers(stage));
+            unpack(value, shared_numbers(stage + CHUNK * sizeof(bf16)));
             consumer.give_back();
 #pragma unroll
             for (int i = 0; i < 8; ++i) score += key[i] * query[i];
@@ -471,30 +481,26 @@ struct Attention {
 struct Attended : Input<WIDTH> {
     __device__ __forceinline__ void gather(const float* partial) {
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-            const int head = at(chunk) / HEAD_SIZE, dim = at(chunk) % HEAD_SIZE;
-            float all = 0, higher = -INFINITE, sum[8] = {};
-            if (at(chunk) < WIDTH) {
-                float2 mark[SPLITS];
-                float4 some[SPLITS], more[SPLITS];
+        for (int i = 0; i < 4 * CHUNKS; ++i) {
+            const int from = at(i / 4, i % 4), head = from / HEAD_SIZE, dim = from % HEAD_SIZE;
+            float2 mark[SPLITS], some[SPLITS];
 #pragma unroll
-                for (int s = 0; s < SPLITS; ++s) {
+            for (int s = 0; s < SPLITS; ++s) {
+                mark[s] = some[s] = make_float2(0, 0);
+                if (inside(i / 4)) {
                     mark[s] = __ldcg((const float2*)(partial + HEADS * SPLITS * HEAD_SIZE) + head * SPLITS + s);
-                    const float4* from = (const float4*)(partial + (head * SPLITS + s) * HEAD_SIZE + dim);
-                    some[s] = __ldcg(from), more[s] = __ldcg(from + 1);
-                }
-#pragma unroll
-                for (int s = 0; s < SPLITS; ++s) higher = fmaxf(higher, mark[s].x);
-#pragma unroll
-                for (int s = 0; s < SPLITS; ++s) {
-                    const float factor = power_of_2(mark[s].x - higher);
-                    all += mark[s].y * factor;
-                    sum[0] += some[s].x * factor, sum[1] += some[s].y * factor, sum[2] += some[s].z * factor, sum[3] += some[s].w * factor;
-                    sum[4] += more[s].x * factor, sum[5] += more[s].y * factor, sum[6] += more[s].z * factor, sum[7] += more[s].w * factor;
+                    some[s] = __ldcg((const float2*)(partial + (head * SPLITS + s) * HEAD_SIZE + dim));
                 }
             }
+            float higher = -INFINITE, all = 0, first = 0, second = 0;
 #pragma unroll
-            for (int i = 0; i < 8; ++i) x[chunk][i] = at(chunk) < WIDTH ? rounded(sum[i] / all) : 0;
+            for (int s = 0; s < SPLITS; ++s) higher = fmaxf(higher, mark[s].x);
+#pragma unroll
+            for (int s = 0; s < SPLITS; ++s) {
+                const float factor = power_of_2(mark[s].x - higher);
+                all += mark[s].y * factor, first += some[s].x * factor, second += some[s].y * factor;
+            }
+            x[i / 4][i % 4] = inside(i / 4) ? packed(first / all, second / all) : 0;
         }
     }
 };
@@ -526,7 +532,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
             ((u32*)x)[pair] = packed(low(before) + one, high(before) + two);
         };
     };
-    Consumer consumer{shared, memory};
+    Consumer consumer{shared, shared_address(memory)};
     Attention attention{shared, Part()};
     Normed normed;
     normed.fetch(shared.table[INPUT_GAIN]);
@@ -534,7 +540,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
     for (int layer = 0; layer < LAYERS; ++layer) {
         const u64* entries = shared.table + layer * ENTRIES;
         normed.read(x, eps, shared.squares);
-        consumer.multiply<HIDDEN>(normed.x, nullptr, [&](int pair, float first, float second, u32) {
+        consumer.multiply<HIDDEN>(normed, nullptr, [&](int pair, float first, float second, u32) {
             ((u32*)qkv)[pair] = packed(first + bias(entries[QKV_B], 2 * pair), second + bias(entries[QKV_B], 2 * pair + 1));
         });
         meet(counter);
@@ -551,13 +557,13 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
         {
             Attended attended;
             attended.gather(partial);
-            consumer.multiply<WIDTH>(attended.x, x, add(entries[OUT_B]));
+            consumer.multiply<WIDTH>(attended, x, add(entries[OUT_B]));
         }
         normed.fetch(entries[POST_GAIN]);
         meet(counter);
         if (blockIdx.x == 0 && threadIdx.x == 0) tickets[layer * PRODUCTS + 1] = 0;
         normed.read(x, eps, shared.squares);
-        consumer.multiply<HIDDEN>(normed.x, nullptr, [&](int row, float gate, float up, u32) {
+        consumer.multiply<HIDDEN>(normed, nullptr, [&](int row, float gate, float up, u32) {
             gate += bias(entries[GATE_UP_B], row), up += bias(entries[GATE_UP_B], INNER + row);
             inner[row] = narrow(gate / (1 + __expf(-gate)) * up);
         });
@@ -566,7 +572,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
         {
             Input<INNER> input;
             input.read(inner);
-            consumer.multiply<INNER>(input.x, x, add(entries[DOWN_B]));
+            consumer.multiply<INNER>(input, x, add(entries[DOWN_B]));
         }
         normed.fetch(layer + 1 < LAYERS ? entries[ENTRIES + INPUT_GAIN] : entries[ENTRIES + FINAL_GAIN]);
         meet(counter);
@@ -574,7 +580,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
     }
     const u64* last = shared.table + LAYERS * ENTRIES;
     normed.read(x, eps, shared.squares);
-    consumer.multiply<HIDDEN>(normed.x, nullptr, [&](int pair, float first, float second, u32) {
+    consumer.multiply<HIDDEN>(normed, nullptr, [&](int pair, float first, float second, u32) {
         // Rounded to the model's dtype, as its own are.
         logits[2 * pair] = rounded(first + bias(last[HEAD_B], 2 * pair));
         if (2 * pair + 1 < VOCABULARY) logits[2 * pair + 1] = rounded(second + bias(last[HEAD_B], 2 * pair + 1));
