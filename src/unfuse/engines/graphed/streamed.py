@@ -24,7 +24,7 @@ _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
 _THREADS: Final = 17 * 32
 """As in the source, like what follows: sixteen warps compute, one copies."""
 _STAGE_BYTES: Final = 16384
-_SUMS_BYTES: Final = 2 * 16 * (2 * 128 * 4 + 16 + 4)
+_SUMS_BYTES: Final = 2 * 16 * (2 * 128 * 4 + 4)
 _ENTRIES: Final = 12
 _FEWEST_STAGES: Final = 3
 _TABLE: Final = ("qkv", "out", "gate_up", "down")
@@ -49,8 +49,9 @@ class Sizes:
 
     @property
     def shared_bytes(self) -> int:
-        """Of shared memory: the ring with its barriers and tags, the table, and what waits to be added up."""
-        return self.stages * (_STAGE_BYTES + 20) + 8 * (self.layers + 1) * _ENTRIES + _SUMS_BYTES + 256
+        """Of shared memory: the ring with its barriers and tags, the table, and what waits to be added up or to."""
+        table, x = 8 * (self.layers + 1) * _ENTRIES, 2 * self.hidden
+        return self.stages * (_STAGE_BYTES + 20) + table + x + _SUMS_BYTES + 256
 
     @property
     def partial(self) -> int:

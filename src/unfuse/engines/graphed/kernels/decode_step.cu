@@ -8,7 +8,7 @@
 //     qkv = Wqkv norm(x)  |  attention in parts  |  x += Wo attended  |  inner = silu(G y) * U y, y = norm(x)  |  x += Wd inner
 //
 // and the last phase of a step is the head. A product's rows are dealt out in pairs. All warps of a program work on the same
-// pair, each on its own columns, so that they end together, and the second half of the pairs goes to whoever comes for them,
+// pair, each on its own columns, so that they end together, and three quarters of the pairs go to whoever comes for them,
 // since some multiprocessors are nearer to the memory than others: while some are late, the rings of the others fill, and
 // then are of no use when the programs meet. A warp keeps its part of the input in registers. Keys and values of cached
 // positions travel in the same rings. One program a multiprocessor; all must be resident, since they wait for each other;
@@ -38,13 +38,16 @@ constexpr int UNIT = 8;                        // numbers that an offset into a 
 constexpr int ENTRIES = 12;                    // of the table, a layer
 constexpr int END = -1;                        // the tag of a stage behind a product's last
 constexpr int PRODUCTS = 4;                    // a layer
+#ifndef DEPTH
+#define DEPTH (STAGES < 6 ? STAGES : 6)          // stages that are asked for when a product is under way
+#endif
 
 enum Entry { QKV_W, OUT_W, GATE_UP_W, DOWN_W, QKV_B, OUT_B, GATE_UP_B, DOWN_B, INPUT_GAIN, POST_GAIN, Q_GAIN, K_GAIN };
 enum Last { HEAD_W, HEAD_B, FINAL_GAIN };
 
 struct Shared {
     u64 full[STAGES], empty[STAGES];
-    uint4 before[2][BATCH];
+    u32 x[HIDDEN / 2];  // pairs of numbers, as they were when they were normed last
     int pairs[2][BATCH];
     int tags[(STAGES + 3) / 4 * 4];  // which pair of rows each stage is of
     u64 table[(LAYERS + 1) * ENTRIES];
@@ -132,7 +135,7 @@ struct Cache {
     __device__ bf16* values(int layer, int head) const { return keys(layer, head) + KV_HEADS * capacity * HEAD_SIZE; }
 };
 
-// A place in the ring, and how often it was passed.
+// A place in the ring, and whether it was passed an even number of times.
 struct Place {
     int slot = 0;
     u32 parity = 0;
@@ -147,11 +150,19 @@ struct Producer {
     char* ring;
     u32* tickets;
     u64 policy;
-    Place place;
+    Place place, late;  // the second is DEPTH stages behind
+    int staged = 0, deep = STAGES;
 
+    // At the beginning of a product the ring may be filled, so that the memory does not rest. Later no more is asked for
+    // than keeps the memory busy: what waits in the ring is waited for by those who come last, and by every small read.
     __device__ void stage(int tag, const bf16* a, const bf16* b, int numbers) {
         // Passed an even number of times: nobody has read it yet, or everybody has.
         wait(shared.empty + place.slot, place.parity ^ 1);
+        if (staged++ >= DEPTH) {
+            if (deep <= 0) wait(shared.empty + late.slot, late.parity);
+            late.advance();
+        }
+        --deep;
         shared.tags[place.slot] = tag;
         const u32 to = shared_address(ring + place.slot * STAGE_BYTES), full = shared_address(shared.full + place.slot);
         const u32 bytes = numbers * sizeof(bf16);
@@ -176,16 +187,16 @@ struct Producer {
 
     template <int K, int PAIRS, int APART, int LAST>
     __device__ void product(u64 weights, u32* ticket) {
-        constexpr int STEP = APART == 1 ? 2 : 1, OWN = PAIRS / 2 / PROGRAMS, REST = OWN * PROGRAMS;
-        constexpr int UNIT_PAIRS = PAIRS / PROGRAMS >= 32 ? 4 : 2;
+        constexpr int STEP = APART == 1 ? 2 : 1, OWN = PAIRS / 4 / PROGRAMS, REST = OWN * PROGRAMS;
         const bf16* weight = (const bf16*)weights;
+        deep = STAGES;
         // The next ticket is drawn before it is needed.
-        int unit = atomicAdd(ticket, 1);
+        int next = REST + atomicAdd(ticket, 1);
         pairs(OWN * blockIdx.x, OWN * (blockIdx.x + 1), weight, K, STEP, APART, LAST);
-        while (REST + unit * UNIT_PAIRS < PAIRS) {
-            const int begin = REST + unit * UNIT_PAIRS;
-            unit = atomicAdd(ticket, 1);
-            pairs(begin, begin + UNIT_PAIRS < PAIRS ? begin + UNIT_PAIRS : PAIRS, weight, K, STEP, APART, LAST);
+        while (next < PAIRS) {
+            const int pair = next;
+            next = REST + atomicAdd(ticket, 1);
+            pairs(pair, pair + 1, weight, K, STEP, APART, LAST);
         }
         stage(END, nullptr, nullptr, 0);
     }
@@ -198,6 +209,7 @@ struct Producer {
             u32* ticket = tickets + layer * PRODUCTS;
             product<HIDDEN, QKV / 2, 1, QKV - 1>(entries[QKV_W], ticket);
             const bf16 *keys = cache.keys(layer, part.head / GROUP), *values = cache.values(layer, part.head / GROUP);
+            deep = STAGES;
             for (int at = part.split * POSITIONS; part.any && at < cache.length; at += SPLITS * POSITIONS) {
                 const int left = ((int)cache.capacity - at) * HEAD_SIZE;
                 stage(0, keys + at * HEAD_SIZE, values + at * HEAD_SIZE, left < CHUNK ? left : CHUNK);
@@ -232,15 +244,14 @@ struct Consumer {
         place.advance();
     }
 
-    // This program's pairs of rows times the input. Of each pair one thread calls ``done(pair, first, second, before)``;
-    // the last are two numbers of ``x``, if it is there.
+    // This program's pairs of rows times the input. Of each pair one thread calls ``done(pair, first, second)``.
     //
     // Tensor cores want sixteen rows, and there are two. So a row is read as eight, each of every eighth run of 8 numbers,
     // and the input as eight columns in the same way: of the products of all rows and all columns the diagonal is what was
     // wanted, and the rest is given away. That is still a third of the instructions that multiplying takes otherwise, and a
     // ring that was filled while programs met is emptied so much faster.
     template <int K, class Input, class Done>
-    __device__ __forceinline__ void multiply(const Input& input, const bf16* x, Done done) {
+    __device__ __forceinline__ void multiply(const Input& input, Done done) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, eighth = lane / 4;
         const int mine = warp * BLOCK * sizeof(bf16) + lane / 16 * 128 + lane / 8 % 2 * CHUNK * sizeof(bf16) + lane % 8 * 16;
         for (bool more = true; more; batch ^= 1) {
@@ -254,11 +265,7 @@ struct Consumer {
                     more = false;
                     break;
                 }
-                if (threadIdx.x == 0) {
-                    shared.pairs[batch][count] = pair;
-                    // Under way while the weights are multiplied; in units that pass the cache others do not write through.
-                    if (x) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared.before[batch] + count)), "l"(x + pair / 4 * 8) : "memory");
-                }
+                if (threadIdx.x == 0) shared.pairs[batch][count] = pair;
                 float sum[4] = {};
 #pragma unroll
                 for (int chunk = 0; chunk < (K + CHUNK - 1) / CHUNK; ++chunk) {
@@ -282,7 +289,6 @@ struct Consumer {
                     shared.sums[batch][count][1][warp * 8 + eighth] = eighth % 2 ? sum[3] : sum[2];
                 }
             }
-            asm volatile("cp.async.wait_all;" ::: "memory");
             together();
             if (warp < count) {
                 const float4* sums = (const float4*)(shared.sums[batch][warp][lane / 16] + lane % 16 * 8);
@@ -292,7 +298,7 @@ struct Consumer {
                 for (int apart = 8; apart; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
                 const float second = __shfl_xor_sync(~0u, total, 16);
                 const int pair = shared.pairs[batch][warp];
-                if (lane == 0) done(pair, total, second, ((const u32*)(shared.before[batch] + warp))[pair % 4]);
+                if (lane == 0) done(pair, total, second);
             }
         }
     }
@@ -322,20 +328,22 @@ struct Normed : Input<HIDDEN> {
         for (int i = 0; i < 4 * CHUNKS; ++i)
             if (inside(i / 4)) gain[i / 4][i % 4] = *(const u32*)((const bf16*)gains + at(i / 4, i % 4));
     }
-    __device__ __forceinline__ void read(const bf16* from, float eps, float* squares) {
+    __device__ __forceinline__ void read(const bf16* from, float eps, Shared& shared) {
         Input<HIDDEN>::read(from);
         float even = 0, odd = 0;
 #pragma unroll
         for (int i = 0; i < 4 * CHUNKS; ++i) {
             const float first = low(x[i / 4][i % 4]), second = high(x[i / 4][i % 4]);
             even += first * first, odd += second * second;
+            // To be added to without a look at the memory, which takes long while the ring is filled.
+            if (inside(i / 4)) shared.x[at(i / 4, i % 4) / 2] = x[i / 4][i % 4];
         }
         even = warp_sum(even + odd);
-        if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = even;
+        if (threadIdx.x % 32 == 0) shared.squares[threadIdx.x / 32] = even;
         together();
         float whole = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; ++w) whole += squares[w];
+        for (int w = 0; w < WARPS; ++w) whole += shared.squares[w];
         const float scale = rsqrtf(whole / HIDDEN + eps);
 #pragma unroll
         for (int i = 0; i < 4 * CHUNKS; ++i) {
@@ -526,7 +534,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
 
     const auto bias = [](u64 from, int at) { return from ? wide(((const bf16*)from)[at]) : 0.0f; };
     const auto add = [&](u64 biases) {
-        return [=](int pair, float first, float second, u32 before) {
+        return [=, &shared](int pair, float first, float second) {
+            const u32 before = shared.x[pair];
             // A linear layer's output is rounded before it is added, as the model does it.
             const float one = rounded(first + bias(biases, 2 * pair)), two = rounded(second + bias(biases, 2 * pair + 1));
             ((u32*)x)[pair] = packed(low(before) + one, high(before) + two);
@@ -539,8 +548,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
 #pragma unroll 1
     for (int layer = 0; layer < LAYERS; ++layer) {
         const u64* entries = shared.table + layer * ENTRIES;
-        normed.read(x, eps, shared.squares);
-        consumer.multiply<HIDDEN>(normed, nullptr, [&](int pair, float first, float second, u32) {
+        normed.read(x, eps, shared);
+        consumer.multiply<HIDDEN>(normed, [&](int pair, float first, float second) {
             ((u32*)qkv)[pair] = packed(first + bias(entries[QKV_B], 2 * pair), second + bias(entries[QKV_B], 2 * pair + 1));
         });
         meet(counter);
@@ -557,13 +566,13 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
         {
             Attended attended;
             attended.gather(partial);
-            consumer.multiply<WIDTH>(attended, x, add(entries[OUT_B]));
+            consumer.multiply<WIDTH>(attended, add(entries[OUT_B]));
         }
         normed.fetch(entries[POST_GAIN]);
         meet(counter);
         if (blockIdx.x == 0 && threadIdx.x == 0) tickets[layer * PRODUCTS + 1] = 0;
-        normed.read(x, eps, shared.squares);
-        consumer.multiply<HIDDEN>(normed, nullptr, [&](int row, float gate, float up, u32) {
+        normed.read(x, eps, shared);
+        consumer.multiply<HIDDEN>(normed, [&](int row, float gate, float up) {
             gate += bias(entries[GATE_UP_B], row), up += bias(entries[GATE_UP_B], INNER + row);
             inner[row] = narrow(gate / (1 + __expf(-gate)) * up);
         });
@@ -572,15 +581,15 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode_step(
         {
             Input<INNER> input;
             input.read(inner);
-            consumer.multiply<INNER>(input, x, add(entries[DOWN_B]));
+            consumer.multiply<INNER>(input, add(entries[DOWN_B]));
         }
         normed.fetch(layer + 1 < LAYERS ? entries[ENTRIES + INPUT_GAIN] : entries[ENTRIES + FINAL_GAIN]);
         meet(counter);
         if (blockIdx.x == 0 && threadIdx.x == 0) tickets[layer * PRODUCTS + 3] = 0;
     }
     const u64* last = shared.table + LAYERS * ENTRIES;
-    normed.read(x, eps, shared.squares);
-    consumer.multiply<HIDDEN>(normed, nullptr, [&](int pair, float first, float second, u32) {
+    normed.read(x, eps, shared);
+    consumer.multiply<HIDDEN>(normed, [&](int pair, float first, float second) {
         // Rounded to the model's dtype, as its own are.
         logits[2 * pair] = rounded(first + bias(last[HEAD_B], 2 * pair));
         if (2 * pair + 1 < VOCABULARY) logits[2 * pair + 1] = rounded(second + bias(last[HEAD_B], 2 * pair + 1));
