@@ -8,7 +8,7 @@
 //     qkv = Wqkv norm(x)  |  attention in parts  |  x += Wo attended  |  inner = silu(G y) * U y, y = norm(x)  |  x += Wd inner
 //
 // and the last phase of a step is the head. A product's rows are dealt out in pairs. All warps of a program work on the same
-// pair, each on its own columns, so that they end together, and three quarters of the pairs go to whoever comes for them,
+// pair, each on its own columns, so that they end together, and all but an eighth of the pairs go to whoever comes for them,
 // since some multiprocessors are nearer to the memory than others: while some are late, the rings of the others fill, and
 // then are of no use when the programs meet. A warp keeps its part of the input in registers. Keys and values of cached
 // positions travel in the same rings. One program a multiprocessor; all must be resident, since they wait for each other;
@@ -38,9 +38,6 @@ constexpr int UNIT = 8;                        // numbers that an offset into a 
 constexpr int ENTRIES = 12;                    // of the table, a layer
 constexpr int END = -1;                        // the tag of a stage behind a product's last
 constexpr int PRODUCTS = 4;                    // a layer
-#ifndef DEPTH
-#define DEPTH (STAGES < 6 ? STAGES : 6)          // stages that are asked for when a product is under way
-#endif
 
 enum Entry { QKV_W, OUT_W, GATE_UP_W, DOWN_W, QKV_B, OUT_B, GATE_UP_B, DOWN_B, INPUT_GAIN, POST_GAIN, Q_GAIN, K_GAIN };
 enum Last { HEAD_W, HEAD_B, FINAL_GAIN };
@@ -150,19 +147,11 @@ struct Producer {
     char* ring;
     u32* tickets;
     u64 policy;
-    Place place, late;  // the second is DEPTH stages behind
-    int staged = 0, deep = STAGES;
+    Place place;
 
-    // At the beginning of a product the ring may be filled, so that the memory does not rest. Later no more is asked for
-    // than keeps the memory busy: what waits in the ring is waited for by those who come last, and by every small read.
     __device__ void stage(int tag, const bf16* a, const bf16* b, int numbers) {
         // Passed an even number of times: nobody has read it yet, or everybody has.
         wait(shared.empty + place.slot, place.parity ^ 1);
-        if (staged++ >= DEPTH) {
-            if (deep <= 0) wait(shared.empty + late.slot, late.parity);
-            late.advance();
-        }
-        --deep;
         shared.tags[place.slot] = tag;
         const u32 to = shared_address(ring + place.slot * STAGE_BYTES), full = shared_address(shared.full + place.slot);
         const u32 bytes = numbers * sizeof(bf16);
@@ -187,9 +176,8 @@ struct Producer {
 
     template <int K, int PAIRS, int APART, int LAST>
     __device__ void product(u64 weights, u32* ticket) {
-        constexpr int STEP = APART == 1 ? 2 : 1, OWN = PAIRS / 4 / PROGRAMS, REST = OWN * PROGRAMS;
+        constexpr int STEP = APART == 1 ? 2 : 1, OWN = PAIRS / 8 / PROGRAMS, REST = OWN * PROGRAMS;
         const bf16* weight = (const bf16*)weights;
-        deep = STAGES;
         // The next ticket is drawn before it is needed.
         int next = REST + atomicAdd(ticket, 1);
         pairs(OWN * blockIdx.x, OWN * (blockIdx.x + 1), weight, K, STEP, APART, LAST);
@@ -209,7 +197,6 @@ struct Producer {
             u32* ticket = tickets + layer * PRODUCTS;
             product<HIDDEN, QKV / 2, 1, QKV - 1>(entries[QKV_W], ticket);
             const bf16 *keys = cache.keys(layer, part.head / GROUP), *values = cache.values(layer, part.head / GROUP);
-            deep = STAGES;
             for (int at = part.split * POSITIONS; part.any && at < cache.length; at += SPLITS * POSITIONS) {
                 const int left = ((int)cache.capacity - at) * HEAD_SIZE;
                 stage(0, keys + at * HEAD_SIZE, values + at * HEAD_SIZE, left < CHUNK ? left : CHUNK);
