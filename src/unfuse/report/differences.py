@@ -99,7 +99,7 @@ def _of_whole_runs(one: Manifest, other: Manifest) -> Iterable[tuple[str, Any, A
     if weights[0] != weights[1] or None in weights:
         # Names say where a checkpoint lies; equal weights are one model wherever.
         yield "model", one.model.get("name"), other.model.get("name")
-        yield "weights", *(str(w)[:_HASH_CHARACTERS] for w in weights)
+        yield "weights", str(weights[0])[:_HASH_CHARACTERS], str(weights[1])[:_HASH_CHARACTERS]
     for name in ("dtype", "engine"):
         yield name, one.model.get(name), other.model.get(name)
     for name in dict.fromkeys([*one.config, *other.config]):
