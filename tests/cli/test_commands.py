@@ -441,6 +441,7 @@ def test_options_are_frozen():
         ],
         "dataset": [],
         "doctor": [],
+        "export": ["output", "replace", "runs"],
         "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model"],
     }  # fmt: skip
     parts = cli.commands["dataset"].commands

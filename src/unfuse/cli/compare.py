@@ -77,7 +77,7 @@ def compare(
             "compare",
             found=f"{len(runs)} run{'s' if len(runs) != 1 else ''}",
             expected="one run beside --baseline" if baseline is not None else "two runs",
-            fix="unfuse compare A B, or unfuse compare --baseline NAME B",
+            fix="say unfuse compare A B, or unfuse compare --baseline NAME B",
         )
     if save_baseline is not None:
         kept.check_free(save_baseline, replace=replace)
