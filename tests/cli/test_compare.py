@@ -6,13 +6,16 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unfuse.cli import run
 from unfuse.runs import STAGES, Manifest, RunFolder, SampleRecord, StageTime
 
 
-def write(path, decode_ms, *, samples=12, engine="eager", failed=0, ended=True):
+def write(path, decode_ms, *, samples=12, engine="eager", failed=0, ended=True, noise=None):
+    """A run whose samples differ; with a random generator as ``noise``, whose repeats would differ by 1.5 % too."""
+    spread = np.ones((samples, len(STAGES))) if noise is None else noise.lognormal(0, 0.015, (samples, len(STAGES)))
     manifest = Manifest(
         run_id=path.name,
         created="2026-01-23T00:00:00+00:00",
@@ -30,7 +33,10 @@ def write(path, decode_ms, *, samples=12, engine="eager", failed=0, ended=True):
                 SampleRecord(
                     sample_id=f"s{index}",
                     status="ok",
-                    stages={name: StageTime(host_ms=ms) for name, ms in times.items()},
+                    stages={
+                        name: StageTime(host_ms=ms * by)
+                        for (name, ms), by in zip(times.items(), spread[index], strict=True)
+                    },
                     output_tokens=4,
                 )
                 if index < samples - failed
@@ -61,6 +67,14 @@ def test_table_and_differences(runs, capsys):
 def test_a_regression_fails_the_build(runs, capsys, limit, code):
     assert run(["compare", *runs, "--fail-on-regression", limit]) == code
     assert ("REGRESSION: decode is 10.0 % slower" in capsys.readouterr().err) == bool(code)
+
+
+@pytest.mark.parametrize(("decode_ms", "code"), [(103, 1), (100, 0), (97, 0)])
+def test_a_known_change_under_noise(tmp_path, decode_ms, code):
+    noise = np.random.default_rng(4)
+    before = write(tmp_path / "a", 100, samples=40, noise=noise)
+    after = write(tmp_path / "b", decode_ms, samples=40, noise=noise)
+    assert run(["compare", before, after, "--fail-on-regression", "1.5"]) == code
 
 
 def test_what_is_faster_fails_nothing(runs):
@@ -96,6 +110,13 @@ def test_baselines(runs, tmp_path, monkeypatch, capsys):
     assert run(["compare", "--save-baseline", "main", fast]) == 0
     assert run(["compare", "--list-baselines"]) == 0
     assert capsys.readouterr().out == "main: demo, decoupled, 2026-01-23T00:00:00+00:00\n"
+    Path(".unfuse/baselines/old").mkdir()
+    Path(".unfuse/baselines/old/run.json").write_text('{"schema_version": "2.0"}')
+    assert run(["compare", "--list-baselines"]) == 0
+    assert "old: " in (listed := capsys.readouterr().out)
+    assert "found '2.0'" in listed
+    Path(".unfuse/baselines/old/run.json").unlink()
+    Path(".unfuse/baselines/old").rmdir()
     kept = Path(".unfuse/baselines/main")
     assert {p.name: p.read_bytes() for p in kept.iterdir()} == {
         p.name: p.read_bytes() for p in Path(fast).iterdir() if p.name != ".lock"

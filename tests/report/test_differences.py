@@ -66,6 +66,11 @@ def test_options_and_placement(differ, of_manifest, values):
     assert differ({}, **of_manifest).values == values
 
 
+def test_an_option_of_a_newer_version(differ, manifest):
+    found = differ({}, config={**manifest.config, "later": False})
+    assert (found.values, found.one_sided) == ({}, ("option later",))
+
+
 def test_equal_weights_are_one_model(manifest, make_run):
     one = replace(manifest, model={"name": "a/model", "fingerprint": "f" * 64})
     other = replace(manifest, model={"name": "b/model", "fingerprint": "f" * 64})

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from unfuse.errors import InputError
+from unfuse.errors import InputError, RunFolderError
 from unfuse.report.change import NOISE_THRESHOLD_PCT, Change, Side, change_between
 from unfuse.report.change_text import change_markdown, change_table, headline, method, remarks_of, sides_of
 from unfuse.report.terminal import print_line
+from unfuse.report.text import printable
 from unfuse.runs import BASELINES, Baselines, RunFolder
 
 _FORMATS = ("text", "markdown", "json")
@@ -106,12 +107,14 @@ def _side(path: Path, name: str) -> Side:
 
 
 def _list(kept: Baselines) -> int:
+    console = Console(highlight=False, soft_wrap=True)
     for name in kept.names():
-        manifest = RunFolder.open(kept.find(name)).manifest
-        print_line(
-            Console(highlight=False, soft_wrap=True),
-            f"{name}: {manifest.model.get('name')}, {manifest.protocol}, {manifest.created}",
-        )
+        try:
+            manifest = RunFolder.open(kept.find(name)).manifest
+            about = f"{manifest.model.get('name')}, {manifest.protocol}, {manifest.created}"
+        except RunFolderError as error:
+            about = str(error)
+        print_line(console, f"{name}: {printable(about)}")
     if not kept.names():
         click.echo(f"No baselines in {kept.folder}.", err=True)
     return 0

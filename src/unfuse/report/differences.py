@@ -58,7 +58,8 @@ def work_differences(
     """
     (one, a), (other, b) = before, after
     values: dict[str, tuple[str, str]] = {}
-    one_sided: list[str] = []
+    options = [name for name in dict.fromkeys([*one.config, *other.config]) if name not in _AFTER_THE_SAMPLES]
+    one_sided = [f"option {name}" for name in options if (name in one.config) != (name in other.config)]
     for name, x, y in _of_whole_runs(one, other):
         if x != y:
             values[name] = (_text(x), _text(y))
@@ -67,8 +68,7 @@ def work_differences(
     by_id = {r.sample_id: r for r in b}
     pairs = [(r, by_id[r.sample_id]) for r in a if r.sample_id in by_id]
     for name, fact in _FACTS.items():
-        known = ([v for r in each if (v := fact(r)) is not None] for each in (a, b))
-        in_a, in_b = known
+        in_a, in_b = ([v for r in each if (v := fact(r)) is not None] for each in (a, b))
         if not in_a or not in_b:
             one_sided += [name] if in_a or in_b else []
         elif pairs:
@@ -102,9 +102,9 @@ def _of_whole_runs(one: Manifest, other: Manifest) -> Iterable[tuple[str, Any, A
         yield "weights", str(weights[0])[:_HASH_CHARACTERS], str(weights[1])[:_HASH_CHARACTERS]
     for name in ("dtype", "engine"):
         yield name, one.model.get(name), other.model.get(name)
-    for name in dict.fromkeys([*one.config, *other.config]):
-        if name not in _AFTER_THE_SAMPLES:
-            yield f"option {name}", one.config.get(name), other.config.get(name)
+    for name in one.config:
+        if name in other.config and name not in _AFTER_THE_SAMPLES:
+            yield f"option {name}", one.config[name], other.config[name]
 
 
 def _environment(manifest: Manifest) -> dict[str, Any]:
