@@ -187,6 +187,7 @@ def test_several_runs(tmp_path: Path, make_manifest: MakeManifest, make_record: 
 def test_a_run_without_samples(tmp_path: Path, make_manifest: MakeManifest) -> None:
     table = sample_table([write(tmp_path / "run", make_manifest(), [])])
     assert table.rows == ()
+    assert {"run_id", "sample_id", "decode_host_ms", "token_ids"} < set(table.columns)
     assert pyarrow.parquet.read_table(io.BytesIO(to_parquet(table))).num_rows == 0
     assert to_csv(table).count(b"\n") == 1
 

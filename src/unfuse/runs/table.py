@@ -78,7 +78,8 @@ def sample_table(paths: Sequence[str | Path]) -> SampleTable:
     folders = [folder for path in paths for folder in run_folders(path)]
     seen: set[Path] = set()
     rows: list[dict[str, Any]] = []
-    found: dict[str, dict[str, Kind]] = {}
+    blank = to_flat(SampleRecord(sample_id="", status="ok"))
+    found = {field: {name: kind for name, kind, _ in _field(field, value)} for field, value in blank.items()}
     for folder in folders:
         if folder.resolve() in seen:
             raise RunFolderError(f"run folder {folder}", found="it twice", expected="each run once")
@@ -88,18 +89,22 @@ def sample_table(paths: Sequence[str | Path]) -> SampleTable:
         for record in run.records():
             row = dict(of_run)
             for field, value in to_flat(record).items():
-                for column, kind, item in _cells(field, value, _HINTS.get(field, float)):
-                    found.setdefault(field, {})[column] = kind
+                for column, kind, item in _field(field, value):
+                    found[field][column] = kind
                     row[column] = item
             rows.append(row)
     columns: dict[str, Kind] = dict.fromkeys(_OF_RUN, "string")
-    for field in to_flat(SampleRecord(sample_id="", status="ok")):
-        columns |= found.get(field, {})
+    for of_field in found.values():
+        columns |= of_field
     return SampleTable(
         columns=columns,
         rows=tuple({name: row.get(name) for name in columns} for row in rows),
         num_runs=len(folders),
     )
+
+
+def _field(name: str, value: Any) -> Iterator[tuple[str, Kind, Any]]:
+    return _cells(name, value, _HINTS.get(name, float))
 
 
 def _cells(name: str, value: Any, hint: Any) -> Iterator[tuple[str, Kind, Any]]:
