@@ -435,9 +435,13 @@ def test_options_are_frozen():
             "balance_seconds", "dataset", "device", "dtype", "engine", "max_new_tokens", "max_samples", "models",
             "num_warmups", "output", "output_length", "protocol", "resume", "reuse", "seed", "temperature",
         ],
-        "compare": ["after", "before", "fail_on_regression", "form", "noise_threshold"],
+        "compare": [
+            "baseline", "baseline_dir", "fail_on_regression", "form", "list_baselines", "noise_threshold", "replace",
+            "runs", "save_baseline",
+        ],
         "dataset": [],
         "doctor": [],
+        "export": ["output", "replace", "runs"],
         "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model"],
     }  # fmt: skip
     parts = cli.commands["dataset"].commands

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unfuse.adapters.registry import DEMO, load
 from unfuse.cli.options import check_placement, placement
 from unfuse.errors import InputError
-from unfuse.report import print_comparison, print_line, print_summary, printable, sample_line
+from unfuse.report import LiveView, print_comparison, print_line, print_summary, printable, sample_line
 from unfuse.runs import SampleRecord, read_comparison, read_manifest, refuse_occupied
 
 if TYPE_CHECKING:
@@ -137,13 +135,20 @@ class _Job:
         self.resume = resume
         self.show_answers = show_answers
         self.protocol = plan.protocols[0]
+        self.view = LiveView(
+            console,
+            samples=len(data.samples),
+            parts=len(plan.models) * len(plan.protocols),
+            repeats_s=options.balance_seconds,
+        )
 
     def one(self) -> int:
         """One model under one protocol."""
         from unfuse.protocols import bench_model
 
         name = self.plan.models[0]
-        with self._load(name) as model, self._shown() as show:
+        with self._load(name) as model, self.view:
+            self.view.begin(name, self.protocol)
             run = bench_model(
                 model,
                 self.data,
@@ -151,7 +156,7 @@ class _Job:
                 protocol=self.protocol,
                 output=self.folder,
                 resume=self.resume,
-                on_record=show,
+                on_record=self._show,
             )
         print_summary(self.console, f"{name}: {self.protocol}, {len(self.data.samples)} samples", run.result)
         return 0 if run.result.verdict.valid else 1
@@ -169,8 +174,9 @@ class _Job:
             self.protocol = protocol or self.protocol
             if what != "loading":
                 print_line(self.console, f"\n{printable(model)}, {protocol}: {printable(what)}")
+                self.view.begin(model, protocol)
 
-        with self._shown() as show:
+        with self.view:
             run = bench_several(
                 self.plan.models,
                 self.plan.protocols,
@@ -181,7 +187,7 @@ class _Job:
                 output=self.folder,
                 resume=self.resume,
                 on_part=tell,
-                on_record=show,
+                on_record=self._show,
             )
         print_comparison(self.console, run.result)
         return 0 if run.result.valid else 1
@@ -196,24 +202,11 @@ class _Job:
         print_line(self.console, f"{model.family} on {model.device}, {precision}, engine {model.engine.name}")
         return model
 
-    @contextmanager
-    def _shown(self) -> Iterator[Any]:
-        """A callback that prints each sample's line, under a progress bar where output is a terminal."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        total = len(self.data.samples) * len(self.plan.models) * len(self.plan.protocols)
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as progress:
-            bar = progress.add_task("samples", total=total)
-
-            def show(index: int, record: SampleRecord) -> None:
-                if record.warmup:
-                    return
-                print_line(self.console, sample_line(index, record, self.protocol))
-                if self.show_answers and record.text is not None:
-                    print_line(self.console, f"  Q: {printable(record.question or '')}")
-                    print_line(self.console, f"  A: {printable(record.text)}")
-                progress.advance(bar)
-
-            yield show
+    def _show(self, index: int, record: SampleRecord) -> None:
+        lines = [] if record.warmup else [sample_line(index, record, self.protocol)]
+        if self.show_answers and not record.warmup and record.text is not None:
+            lines += [f"  Q: {printable(record.question or '')}", f"  A: {printable(record.text)}"]
+        self.view.show(index, record, *lines)
 
 
 def _check_names(names: Sequence[str]) -> None:

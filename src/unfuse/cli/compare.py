@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from unfuse.errors import InputError
-from unfuse.report.change import NOISE_THRESHOLD_PCT, change_between
-from unfuse.report.change_text import change_markdown, change_table, method, remarks_of
+from unfuse.errors import InputError, RunFolderError
+from unfuse.report.change import NOISE_THRESHOLD_PCT, Change, Side, change_between
+from unfuse.report.change_text import change_markdown, change_table, headline, method, remarks_of, sides_of
 from unfuse.report.terminal import print_line
-from unfuse.runs import RunFolder
+from unfuse.report.text import printable
+from unfuse.runs import BASELINES, Baselines, RunFolder
 
 _FORMATS = ("text", "markdown", "json")
 
@@ -32,35 +33,114 @@ class _Percent(click.ParamType[float]):
 
 
 @click.command()
-@click.argument("before", metavar="A", type=click.Path(path_type=Path))
-@click.argument("after", metavar="B", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, metavar="[A] B", type=click.Path(path_type=Path))
 @click.option("--fail-on-regression", type=_Percent(), default=None, help="Exit code 1 if a stage is so much slower.")
 @click.option(
     "--noise-threshold",
     type=_Percent(),
     default=NOISE_THRESHOLD_PCT,
     show_default=True,
-    help="Smaller changes are not called changes.",
+    help="Changes up to it are not called changes.",
 )
 @click.option("--format", "form", default="text", help="text, markdown (for a pull request) or json.")
-def compare(before: Path, after: Path, fail_on_regression: float | None, noise_threshold: float, form: str) -> int:
-    """Compare run B with run A, stage by stage."""
+@click.option("--baseline", metavar="NAME", default=None, help="In the place of A: the baseline of that name.")
+@click.option("--save-baseline", metavar="NAME", default=None, help="Keep B under a name; without A, only that.")
+@click.option("--replace", is_flag=True, help="Let --save-baseline take the place of one of that name.")
+@click.option("--list-baselines", is_flag=True, help="Say which there are, and nothing else.")
+@click.option(
+    "--baseline-dir",
+    type=click.Path(path_type=Path),
+    default=BASELINES,
+    show_default=True,
+    help="Where baselines lie.",
+)
+def compare(
+    runs: tuple[Path, ...],
+    fail_on_regression: float | None,
+    noise_threshold: float,
+    form: str,
+    baseline: str | None,
+    save_baseline: str | None,
+    replace: bool,
+    list_baselines: bool,
+    baseline_dir: Path,
+) -> int:
+    """Compare run B with run A, or with a baseline, stage by stage."""
     if form not in _FORMATS:
         raise InputError("format", found=repr(form), expected=", ".join(_FORMATS))
-    runs = [RunFolder.open(path) for path in (before, after)]
-    a, b = ((run.manifest, run.records()) for run in runs)
-    change = change_between(a, b, noise_threshold_pct=noise_threshold)
+    kept = Baselines(baseline_dir)
+    if list_baselines:
+        return _list(kept)
+    pair = list(runs) if baseline is None else [kept.find(baseline), *runs]
+    only_save = save_baseline is not None and len(pair) == 1
+    if len(pair) != 2 and not only_save:
+        raise InputError(
+            "compare",
+            found=f"{len(runs)} run{'s' if len(runs) != 1 else ''}",
+            expected="one run beside --baseline" if baseline is not None else "two runs",
+            fix="say unfuse compare A B, or unfuse compare --baseline NAME B",
+        )
+    if save_baseline is not None:
+        kept.check_free(save_baseline, replace=replace)
+    elif replace:
+        raise InputError("--replace", found="no --save-baseline", expected="the baseline to replace")
+    if only_save and fail_on_regression is not None:
+        raise InputError("--fail-on-regression", found="one run", expected="two runs, or one beside --baseline")
+    code = 0
+    if not only_save:
+        before = _side(pair[0], f"baseline {baseline}" if baseline is not None else str(pair[0]))
+        change = change_between(before, _side(pair[1], str(pair[1])), noise_threshold_pct=noise_threshold)
+        _print(change, form)
+        code = _judge(change, fail_on_regression)
+    if save_baseline is not None:
+        if code:
+            click.echo(f"Baseline {save_baseline} is not saved.", err=True)
+        else:
+            place = kept.save(save_baseline, pair[-1], replace=replace)
+            click.echo(f"Baseline {save_baseline}: {place}", err=True)
+    return code
+
+
+def _side(path: Path, name: str) -> Side:
+    run = RunFolder.open(path)
+    return Side(name=name, manifest=run.manifest, records=tuple(run.records()), probes=run.read_probes())
+
+
+def _list(kept: Baselines) -> int:
     console = Console(highlight=False, soft_wrap=True)
+    for name in kept.names():
+        try:
+            manifest = RunFolder.open(kept.find(name)).manifest
+            about = f"{manifest.model.get('name')}, {manifest.protocol}, {manifest.created}"
+        except RunFolderError as error:
+            about = str(error)
+        print_line(console, f"{name}: {printable(about)}")
+    if not kept.names():
+        click.echo(f"No baselines in {kept.folder}.", err=True)
+    return 0
+
+
+def _print(change: Change, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(change.to_dict(), indent=1))
     elif form == "markdown":
         click.echo(change_markdown(change))
     else:
-        for remark in remarks_of(change):
-            print_line(console, remark)
+        console = Console(highlight=False, soft_wrap=True)
+        for line in (*sides_of(change), *remarks_of(change), ""):
+            print_line(console, line)
         console.print(change_table(change))
-        print_line(console, f"The {method(change)}.")
-    slower = change.regressions(fail_on_regression) if fail_on_regression is not None else ()
+        for line in (method(change), headline(change)):
+            print_line(console, line)
+
+
+def _judge(change: Change, fail_on_regression: float | None) -> int:
+    """0, or 1 where a stage is slower by so much, or B failed where A did not."""
+    if fail_on_regression is None:
+        return 0
+    slower = change.regressions(fail_on_regression)
     for stage in slower:
         click.echo(f"REGRESSION: {stage.stage} is {stage.pct:.1f} % slower", err=True)
-    return 1 if slower else 0
+    if change.broken:
+        click.echo(f"REGRESSION: {len(change.broken)} samples that A measured failed in B", err=True)
+    return 1 if slower or change.broken else 0

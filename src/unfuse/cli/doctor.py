@@ -17,6 +17,7 @@ _EXTRAS: Final = {
     "hdf5plugin": ("DSEC's Blosc compression", 'pip install "unfuse[dsec]"'),
     "evt3": ("Prophesee RAW in EVT3", 'pip install "unfuse[cameras]"'),
     "aedat": ("iniVation AEDAT4", 'pip install "unfuse[cameras]"'),
+    "pyarrow": ("exports to Parquet", 'pip install "unfuse[export]"'),
     "av": ("video files", 'pip install "unfuse[video]"'),
     "torchvision": ("processors of other families than EventGPT, LLaVA-1.5, Video-LLaVA", "pip install torchvision"),
     "accelerate": ("device_map for models larger than one device", "pip install accelerate"),

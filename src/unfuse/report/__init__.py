@@ -2,6 +2,7 @@
 
 from unfuse.report.comparison import Comparison, Part, compare
 from unfuse.report.comparison_tables import comparison_markdown
+from unfuse.report.live import LiveView
 from unfuse.report.markdown import report_markdown
 from unfuse.report.summary import Summary, summarise
 from unfuse.report.terminal import print_comparison, print_line, print_summary, sample_line
@@ -9,6 +10,7 @@ from unfuse.report.text import printable
 
 __all__ = [
     "Comparison",
+    "LiveView",
     "Part",
     "Summary",
     "compare",

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from unfuse.errors import InputError
-from unfuse.report.comparison import Part, compare, stage_ms, stage_names
-from unfuse.report.statistics import Ratio, median_interval, ratio
-from unfuse.report.text import printable
-from unfuse.runs.schema import SCHEMA_VERSION, Manifest, SampleRecord
+from unfuse.report.comparison import stage_ms, stage_names
+from unfuse.report.differences import Differences, environment_differences, work_differences
+from unfuse.report.statistics import NOISE_PCT, Ratio, median_interval, ratio
+from unfuse.report.summary import Summary, summarise
+from unfuse.runs.schema import SCHEMA_VERSION, Manifest, Probes, SampleRecord
 
 Word = Literal["faster", "slower", "no difference shown"]
 NOISE_THRESHOLD_PCT: Final = 1.0
-"""Least change that is called one. Resampling sees the noise within runs; two runs of one program differ by more."""
-_BEFORE, _AFTER = "A", "B"
-_PASSING: Final = ("uuid", "power.draw", "temperature", "utilization", "clocks.current", "memory.used", "pstate")
-"""State of a GPU that is never the same twice."""
-_MACHINE: Final = ("cpu", "cpu_cores", "device_name", "code_version", "packages", "cuda")
+"""Changes up to it are not called changes. Resampling sees the noise within runs; two runs of one program differ by
+more."""
+MIN_SAMPLES: Final = 6
+"""Of fewer, all lie on one side of the truth more often than once in twenty (the sign test)."""
+END_TO_END: Final = "end to end"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """One of two runs."""
+
+    name: str
+    """As the user named it."""
+    manifest: Manifest
+    records: tuple[SampleRecord, ...]
+    probes: Probes | None = None
+
+    @property
+    def measured(self) -> tuple[SampleRecord, ...]:
+        """Samples that enter the comparison."""
+        return tuple(r for r in self.records if r.status == "ok" and not r.warmup)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideFacts:
+    """Which run it was, and how far it can be trusted."""
+
+    name: str
+    run_id: str
+    created: str
+    model: str
+    code: str
+    """Version and commit that measured it."""
+    valid: bool
+    reasons: tuple[str, ...]
+    """Why it is not."""
+    warnings: tuple[str, ...]
+    """Of its own verdict: noise, drift."""
+    noise_spread_pct: float | None
+    """By how much repeats of one sample spread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,18 +64,17 @@ class StageChange:
     """One stage of B against the same of A."""
 
     stage: str
+    samples: int
+    """That both measured; where their samples are others, how many the smaller run has."""
     before_ms: float
-    """Median of A."""
+    """Median of A, of the common samples where there are any."""
     after_ms: float
-    """Median of B."""
+    """The same of B."""
     ratio: Ratio
     """B over A: the median of the samples' own ratios where both runs measured them, else the ratio of medians."""
+    pct: float
+    """Change in %; more is slower."""
     word: Word
-
-    @property
-    def pct(self) -> float:
-        """Change in %; more is slower."""
-        return 100 * (self.ratio.value - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,17 +82,21 @@ class Change:
     """B against A."""
 
     protocol: str
+    before: SideFacts
+    after: SideFacts
     samples: int
     """That both measured; 0 where their samples are others."""
-    work: Mapping[str, tuple[str, str]]
-    """What was not the same work, by what it is: in A and in B."""
-    environment: Mapping[str, tuple[str, str]]
-    """The same of machine, packages and code."""
+    work: Differences
+    environment: Differences
+    broken: tuple[str, ...]
+    """Samples that A measured and on which B failed: in no stage's numbers."""
     stages: tuple[StageChange, ...]
     noise_threshold_pct: float
+    """In force: where repeats of one sample spread by more than a run may, changes up to that spread are not called
+    changes either."""
 
     def regressions(self, pct: float) -> tuple[StageChange, ...]:
-        """Stages shown to be slower, by at least so much."""
+        """Stages shown to be slower, whose median is so by at least so much."""
         return tuple(each for each in self.stages if each.word == "slower" and each.pct >= pct)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,46 +104,43 @@ class Change:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def change_between(
-    before: tuple[Manifest, Sequence[SampleRecord]],
-    after: tuple[Manifest, Sequence[SampleRecord]],
-    *,
-    noise_threshold_pct: float = NOISE_THRESHOLD_PCT,
-) -> Change:
+def change_between(before: Side, after: Side, *, noise_threshold_pct: float = NOISE_THRESHOLD_PCT) -> Change:
     """Compares two runs of one protocol.
 
     Args:
-        before: A, with all its records.
+        before: A.
         after: B.
-        noise_threshold_pct: changes below it are not called changes.
+        noise_threshold_pct: changes up to it are not called changes; raised where a run is noisier than it may be.
 
     Raises:
         InputError: they were measured under different protocols, or one measured nothing.
     """
-    parts = []
-    for name, (manifest, records) in ((_BEFORE, before), (_AFTER, after)):
-        part = Part(model=name, protocol=manifest.protocol, manifest=manifest, records=tuple(records))
-        if not part.measured:
-            raise InputError(f"run {manifest.run_id} ({name})", found="no measured sample", expected="at least one")
-        parts.append(part)
-    a, b = parts
-    if a.protocol != b.protocol:
+    for letter, side in (("A", before), ("B", after)):
+        if not side.measured:
+            raise InputError(f"run {side.name} ({letter})", found="no measured sample", expected="at least one")
+    protocol, other = before.manifest.protocol, after.manifest.protocol
+    if protocol != other:
         raise InputError(
             "compare",
-            found=f"protocols {a.protocol} (A) and {b.protocol} (B)",
+            found=f"protocols {protocol} (A) and {other} (B)",
             expected="two runs under one protocol",
-            fix="bench --protocol",
+            fix="measure both with one bench --protocol",
         )
-    common = {r.sample_id for r in a.measured} & {r.sample_id for r in b.measured}
-    work = {each.what: (each.values[_BEFORE], each.values[_AFTER]) for each in compare(parts).differences}
-    changes = (_stage(a, b, stage, noise_threshold_pct) for stage in stage_names(a.protocol))
+    facts = [_facts(side, summarise(side.manifest, side.records, side.probes)) for side in (before, after)]
+    spreads = [spread for each in facts if (spread := each.noise_spread_pct) is not None and spread > NOISE_PCT]
+    threshold = max([noise_threshold_pct, *spreads])
+    a, b = before.measured, after.measured
+    changes = [_stage(a, b, name, ms, threshold) for name, ms in _rows(protocol).items()]
     return Change(
-        protocol=a.protocol,
-        samples=len(common),
-        work=work,
-        environment=_environment(before[0], after[0]),
+        protocol=protocol,
+        before=facts[0],
+        after=facts[1],
+        samples=len({r.sample_id for r in a} & {r.sample_id for r in b}),
+        work=work_differences((before.manifest, a), (after.manifest, b)),
+        environment=environment_differences(before.manifest, after.manifest),
+        broken=_broken(before, after),
         stages=tuple(each for each in changes if each is not None),
-        noise_threshold_pct=noise_threshold_pct,
+        noise_threshold_pct=threshold,
     )
 
 
@@ -113,48 +149,75 @@ def ratio_of(before: Mapping[str, float], after: Mapping[str, float]) -> Ratio |
 
     Of samples in both, the median of their own ratios, so that what differs between samples is no noise.
     """
-    common = [name for name in before if name in after and before[name] > 0]
-    if not common:
+    if not before.keys() & after.keys():
         return ratio(after, before)
-    ratios = np.array([after[name] / before[name] for name in common])
+    ratios = np.array([after[name] / ms for name, ms in before.items() if name in after and ms > 0])
+    if not len(ratios):
+        return None
     low, high = median_interval(ratios) or (None, None)
     return Ratio(value=float(np.median(ratios)), low=low, high=high, paired=True)
 
 
-def word_for(found: Ratio, noise_threshold_pct: float) -> Word:
-    """Slower or faster where the whole 95 % interval says so and the change is above the threshold."""
-    least = 1 + noise_threshold_pct / 100
-    if found.low is not None and found.low > 1 and found.value >= least:
+def word_for(found: Ratio, noise_threshold_pct: float, samples: int) -> Word:
+    """Slower or faster where enough samples put the whole 95 % interval beyond the threshold."""
+    most = 1 + noise_threshold_pct / 100
+    if found.low is None or found.high is None or samples < MIN_SAMPLES:
+        return "no difference shown"
+    if found.low > most:
         return "slower"
-    if found.high is not None and found.high < 1 and found.value <= 1 / least:
-        return "faster"
-    return "no difference shown"
+    return "faster" if found.high < 1 / most else "no difference shown"
 
 
-def _stage(a: Part, b: Part, stage: str, threshold: float) -> StageChange | None:
-    before, after = ({r.sample_id: stage_ms(r, stage, p.protocol) for r in p.measured} for p in (a, b))
+def _rows(protocol: str) -> dict[str, Callable[[SampleRecord], float | None]]:
+    def row(stage: str) -> Callable[[SampleRecord], float | None]:
+        return lambda record: stage_ms(record, stage, protocol)
+
+    return {stage: row(stage) for stage in stage_names(protocol)} | {END_TO_END: lambda record: record.e2e_host_ms}
+
+
+def _stage(
+    a: tuple[SampleRecord, ...],
+    b: tuple[SampleRecord, ...],
+    stage: str,
+    ms_of: Callable[[SampleRecord], float | None],
+    threshold: float,
+) -> StageChange | None:
+    before, after = ({r.sample_id: ms for r in each if (ms := ms_of(r)) is not None} for each in (a, b))
+    if common := before.keys() & after.keys():
+        before, after = ({name: ms for name, ms in each.items() if name in common} for each in (before, after))
     found = ratio_of(before, after)
     if found is None:
         return None
+    samples = min(len(before), len(after))
     return StageChange(
         stage=stage,
+        samples=samples,
         before_ms=float(np.median(list(before.values()))),
         after_ms=float(np.median(list(after.values()))),
         ratio=found,
-        word=word_for(found, threshold),
+        pct=100 * (found.value - 1),
+        word=word_for(found, threshold, samples),
     )
 
 
-def _environment(before: Manifest, after: Manifest) -> dict[str, tuple[str, str]]:
-    one, other = (dict(_flat("", {k: m.environment.get(k) for k in _MACHINE})) for m in (before, after))
-    one |= {"model": str(before.model.get("name")), "weights": str(before.model.get("fingerprint"))[:12]}
-    other |= {"model": str(after.model.get("name")), "weights": str(after.model.get("fingerprint"))[:12]}
-    names = dict.fromkeys([*one, *other])
-    return {n: (one.get(n, "-"), other.get(n, "-")) for n in names if one.get(n) != other.get(n)}
+def _broken(before: Side, after: Side) -> tuple[str, ...]:
+    failed = {r.sample_id for r in after.records if r.status == "failed"}
+    return tuple(r.sample_id for r in before.measured if r.sample_id in failed)
 
 
-def _flat(name: str, value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [leaf for key, item in value.items() for leaf in _flat(f"{name}.{key}" if name else str(key), item)]
-    passing = value is None or any(f".state.{kind}" in name for kind in _PASSING)
-    return [] if passing else [(name, printable(str(value)))]
+def _facts(side: Side, summary: Summary) -> SideFacts:
+    manifest = side.manifest
+    code = manifest.environment.get("code_version")
+    code = code if isinstance(code, Mapping) else {}
+    commit = str(code.get("git_commit") or "")[:10] + ("+" if code.get("git_dirty") else "")
+    return SideFacts(
+        name=side.name,
+        run_id=manifest.run_id,
+        created=manifest.created,
+        model=str(manifest.model.get("name")),
+        code=f"{code.get('unfuse') or 'version unknown'} {commit}".strip(),
+        valid=summary.verdict.valid,
+        reasons=summary.verdict.reasons,
+        warnings=summary.verdict.warnings,
+        noise_spread_pct=summary.noise_spread_pct,
+    )

@@ -57,6 +57,18 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PartResult:
+    """One part in the comparison's ``summary.json``; its own folder has the rest."""
+
+    model: str
+    protocol: str
+    error: str | None
+    verdict: str | None
+    stages_host_ms: Mapping[str, float | None]
+    """Medians."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """Everything that a report says about several runs."""
 
@@ -75,22 +87,22 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """For ``summary.json``."""
         parts = [
-            {
-                "model": part.model,
-                "protocol": part.protocol,
-                "error": part.error,
-                "verdict": part.summary.verdict.word if part.summary else None,
-                "stages_host_ms": {
+            PartResult(
+                model=part.model,
+                protocol=part.protocol,
+                error=part.error,
+                verdict=part.summary.verdict.word if part.summary else None,
+                stages_host_ms={
                     stage: None if d is None else d.p50
                     for stage, d in (part.summary.stages_host if part.summary else {}).items()
                 },
-            }
+            )
             for part in self.parts
         ]
         return {
             "schema_version": SCHEMA_VERSION,
             "valid": self.valid,
-            "parts": parts,
+            "parts": [asdict(each) for each in parts],
             "ratios": [asdict(each) for each in self.ratios],
             "differences": [asdict(each) for each in self.differences],
         }

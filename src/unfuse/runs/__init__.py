@@ -1,5 +1,6 @@
 """What a run leaves behind: record types, and the folder that holds them."""
 
+from unfuse.runs.baselines import BASELINES, Baselines
 from unfuse.runs.comparison_folder import ComparisonFolder, read_comparison
 from unfuse.runs.folder import RunFolder
 from unfuse.runs.lines import from_line, to_line
@@ -21,11 +22,13 @@ from unfuse.runs.schema import (
 )
 
 __all__ = [
+    "BASELINES",
     "FUSED_STAGE",
     "PROTOCOL_STAGES",
     "RECORD_STAGES",
     "SCHEMA_VERSION",
     "STAGES",
+    "Baselines",
     "ComparisonFolder",
     "Manifest",
     "Noise",

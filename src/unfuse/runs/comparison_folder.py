@@ -14,7 +14,8 @@ from typing import Any, Literal, Self
 
 from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write, write_json_atomic, write_text_atomic
-from unfuse.runs.place import COMPARISON_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied
+from unfuse.runs.manifest import COMPARISON_FILE
+from unfuse.runs.place import REPORT_FILE, SUMMARY_FILE, refuse_occupied
 from unfuse.runs.plain import from_plain, parse_object, to_plain
 from unfuse.runs.schema import SCHEMA_VERSION
 from unfuse.runs.version import is_newer_minor

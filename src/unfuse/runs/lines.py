@@ -14,19 +14,32 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from typing import Final
+from typing import Any, Final
 
 from unfuse.errors import RunFolderError
 from unfuse.runs.plain import from_plain, parse_object, to_plain
 from unfuse.runs.schema import RECORD_STAGES, SampleRecord
 
 _CHECKSUM: Final = re.compile(r', "line_crc32": (\d{1,10})\}\Z')
-_BEFORE_STAGES: Final = ("sample_id", "status", "error", "warmup")
-_CLOCKS: Final = ("host_ms", "device_ms")
+BEFORE_STAGES: Final = ("sample_id", "status", "error", "warmup")
+"""Fields before those of the stages."""
+CLOCKS: Final = ("host_ms", "device_ms")
+"""A stage's fields are named ``<stage>_<clock>``."""
 
 
 def to_line(record: SampleRecord) -> str:
     """The record as one line, without a line end.
+
+    Raises:
+        RunFolderError: a number is NaN or infinite, or a stage is none of ours.
+    """
+    # ASCII only: an answer may hold lone surrogates and line separators, a line of the file must not.
+    body = json.dumps(to_flat(record), allow_nan=False)
+    return f'{body[:-1]}, "line_crc32": {zlib.crc32(body.encode("ascii"))}}}'
+
+
+def to_flat(record: SampleRecord) -> dict[str, Any]:
+    """The fields of a record's line, in order, plain JSON; without the checksum.
 
     Raises:
         RunFolderError: a number is NaN or infinite, or a stage is none of ours.
@@ -36,13 +49,11 @@ def to_line(record: SampleRecord) -> str:
         raise RunFolderError(f"{where}: stage", found=unknown[0], expected=", ".join(RECORD_STAGES))
     plain = to_plain(record, where=where)
     stages = plain.pop("stages")
-    flat = {name: plain.pop(name) for name in _BEFORE_STAGES}
+    flat = {name: plain.pop(name) for name in BEFORE_STAGES}
     for stage in RECORD_STAGES:
-        for clock in _CLOCKS:
+        for clock in CLOCKS:
             flat[f"{stage}_{clock}"] = stages.get(stage, {}).get(clock)
-    # ASCII only: an answer may hold lone surrogates and line separators, a line of the file must not.
-    body = json.dumps({**flat, **plain}, allow_nan=False)
-    return f'{body[:-1]}, "line_crc32": {zlib.crc32(body.encode("ascii"))}}}'
+    return {**flat, **plain}
 
 
 def is_whole(line: str) -> bool:
@@ -73,7 +84,7 @@ def from_line(line: str, *, where: str = "record", ignore_unknown: bool = False)
         raise RunFolderError(f"{where}: field 'stages'", found="a field of an unknown schema", expected="none such")
     stages = {}
     for stage in RECORD_STAGES:
-        host, device = (flat.pop(f"{stage}_{clock}", None) for clock in _CLOCKS)
+        host, device = (flat.pop(f"{stage}_{clock}", None) for clock in CLOCKS)
         if host is not None:
             stages[stage] = {"host_ms": host, "device_ms": device}
         elif device is not None:

@@ -14,6 +14,8 @@ from unfuse.runs.schema import Manifest
 from unfuse.runs.version import is_newer_minor
 
 MANIFEST_FILE: Final = "run.json"
+COMPARISON_FILE: Final = "comparison.json"
+"""In the place of ``run.json`` in a folder of several runs."""
 
 IDENTITY: Final = (
     "schema_version",
@@ -52,11 +54,13 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         text = path.read_bytes()
     except FileNotFoundError as error:
+        several = (path.parent / COMPARISON_FILE).is_file()
+        parts = ", ".join(sorted(p.parent.name for p in path.parent.glob(f"*/{MANIFEST_FILE}")))
         raise RunFolderError(
             f"run folder {folder}",
-            found=f"no {MANIFEST_FILE}",
+            found="a comparison of several runs" if several else f"no {MANIFEST_FILE}",
             expected="a run",
-            fix="name a folder that holds a run",
+            fix=f"name one of the folders in it: {parts}" if several and parts else "name a folder that holds a run",
         ) from error
     except OSError as error:
         raise RunFolderError(

@@ -10,13 +10,12 @@ from typing import Final
 from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write
 from unfuse.runs.lock import LOCK_FILE
-from unfuse.runs.manifest import MANIFEST_FILE
+from unfuse.runs.manifest import COMPARISON_FILE, MANIFEST_FILE
 from unfuse.runs.samples_file import SAMPLES_FILE
 
 SUMMARY_FILE: Final = "summary.json"
 REPORT_FILE: Final = "report.md"
 PROBES_FILE: Final = "probes.json"
-COMPARISON_FILE: Final = "comparison.json"
 _OWN_FILES: Final = (MANIFEST_FILE, SAMPLES_FILE, PROBES_FILE, SUMMARY_FILE, REPORT_FILE, LOCK_FILE)
 
 
