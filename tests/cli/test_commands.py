@@ -467,9 +467,9 @@ def test_options_are_frozen():
     assert options == {
         "ask": ["device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "temperature"],
         "bench": [
-            "balance_seconds", "dataset", "device", "dtype", "energy_seconds", "engine", "max_new_tokens", "max_samples",
-            "models", "num_warmups", "output", "output_length", "profile", "protocol", "resume", "reuse", "seed", "strict",
-            "temperature",
+            "balance_seconds", "dataset", "device", "dtype", "energy_seconds", "engine", "max_new_tokens",
+            "max_samples", "models", "num_warmups", "output", "output_length", "profile", "protocol", "resume", "reuse",
+            "seed", "strict", "temperature",
         ],
         "compare": ["after", "before", "fail_on_regression", "form", "noise_threshold"],
         "dataset": [],
