@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ class FakeGpu:
         self.running: tuple[GpuProcess, ...] = ()
         self.busy_pct = 0
         self.slow: tuple[str, ...] = ()
+        self.slow_s: dict[str, float] = {}
         self._idle_watts = idle_watts
         self._period_s = period_s
         self._extra: list[tuple[float, float, float]] = []
@@ -126,3 +128,7 @@ class FakeGpu:
     def slowed_by(self) -> tuple[str, ...] | Unread:
         """``slow``."""
         return self.unread or self.slow
+
+    def slowed_s(self) -> Mapping[str, float] | Unread:
+        """``slow_s``."""
+        return self.unread or dict(self.slow_s)

@@ -125,7 +125,7 @@ def test_strict_and_profile(monkeypatch, capsys):
     command = ["bench", "demo", "--max-samples", "1", "--output", "r", "--energy-seconds", "0", *QUICK]
     gpu.slow = ("power brake",)
     assert run([*command, "--strict"]) == 1
-    one_line(capsys, ["isolation", "gpu-throttled: clocks held down by power brake", "--strict"])
+    one_line(capsys, ["isolation", "gpu-throttled: clocks held down at this moment by power brake", "--strict"])
     assert not Path("r").exists()
     gpu.slow = ()
     run([*command, "--strict", "--profile"])

@@ -96,6 +96,30 @@ def test_throttling(slow, expected):
     assert rules(guard(gpu).look()) == expected
 
 
+@pytest.mark.parametrize(("slowed_s", "expected"), [(0.09, []), (0.11, ["gpu-throttled"])])
+def test_throttling_between_two_looks(slowed_s, expected):
+    """10 s: the limit of 1 % is 0.1 s. What was before the first look does not count."""
+    gpu, now = FakeGpu(), [0.0]
+    gpu.slow_s = {"power cap": 500.0, "thermal slowdown": 0.0}
+    watching = IsolationGuard(host=FakeHost(), gpu=gpu, sleep=lambda _: None, now=lambda: now[0])
+    assert rules(watching.look_at_start()) == []
+    now[0] = 10.0
+    gpu.slow_s["power cap"] += slowed_s
+    assert rules(watching.look()) == expected
+    now[0] = 20.0
+    assert rules(watching.look()) == []
+
+
+def test_how_long_is_said():
+    gpu, now = FakeGpu(), [0.0]
+    gpu.slow_s = {"thermal slowdown": 1.0}
+    watching = IsolationGuard(host=FakeHost(), gpu=gpu, sleep=lambda _: None, now=lambda: now[0])
+    watching.look()
+    now[0], gpu.slow_s = 4.0, {"thermal slowdown": 2.0}
+    (finding,) = watching.look().findings
+    assert finding.detail == "clocks held down by thermal slowdown for 25 % of 4.0 s"
+
+
 def test_a_busy_gpu_at_the_start():
     gpu = FakeGpu()
     gpu.busy_pct = 63

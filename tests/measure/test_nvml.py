@@ -19,7 +19,7 @@ def fake_pynvml(**calls):
     return SimpleNamespace(NVMLError=NVMLError, nvmlInit=lambda: None, **calls)
 
 
-def unsupported(_):
+def unsupported(*_):
     raise NVMLError("Not Supported")
 
 
@@ -58,6 +58,14 @@ def test_what_slows_the_clocks(bits, reasons):
     assert gpu(nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: bits).slowed_by() == reasons
 
 
+def test_how_long_clocks_were_held_down():
+    times = {0: 2_500_000_000, 1: 0}
+    found = gpu(nvmlDeviceGetViolationStatus=lambda _, policy: SimpleNamespace(violationTime=times[policy]))
+    assert found.slowed_s() == {"power cap": 2.5, "thermal slowdown": 0.0}
+    pynvml = pytest.importorskip("pynvml")
+    assert (pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("call", "read"),
     [
@@ -65,6 +73,7 @@ def test_what_slows_the_clocks(bits, reasons):
         ("nvmlDeviceGetComputeRunningProcesses", "processes"),
         ("nvmlDeviceGetUtilizationRates", "utilisation_pct"),
         ("nvmlDeviceGetCurrentClocksThrottleReasons", "slowed_by"),
+        ("nvmlDeviceGetViolationStatus", "slowed_s"),
     ],
 )
 def test_what_a_device_does_not_report_is_a_reason(call, read):
@@ -107,6 +116,6 @@ def test_the_real_package_has_every_call():
     for name in (
         "nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetTotalEnergyConsumption",
         "nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetUtilizationRates",
-        "nvmlDeviceGetCurrentClocksThrottleReasons", "NVMLError",
+        "nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetViolationStatus", "NVMLError",
     ):  # fmt: skip
         assert hasattr(pynvml, name), name

@@ -220,9 +220,10 @@ def test_a_finding_between_the_samples(demo_model, dataset, gpu, guard, strict):
 
     run = bench(demo_model, dataset, guard, strict=strict, on_record=after_the_first)
     assert [record.disturbances for record in run.records] == [
-        (), ("gpu-throttled: clocks held down by power cap",),
+        (), ("gpu-throttled: clocks held down at this moment by power cap",),
     ]  # fmt: skip
-    text = "not isolated: gpu-throttled: clocks held down by power cap (1 of 2 runs, first at sample demo:1)"
+    said = "gpu-throttled: clocks held down at this moment by power cap"
+    text = f"not isolated: {said} (1 of 2 runs, first at sample demo:1)"
     verdict = run.summary().verdict
     assert (text in verdict.reasons) is strict
     assert (text in verdict.warnings) is not strict

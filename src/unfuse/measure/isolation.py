@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -26,6 +26,8 @@ BUSY_CPU_PCT: Final = 20.0
 """Of the cores that we may use, time that others took between two looks."""
 LOAD_A_CORE: Final = 1.5
 """Load average over one minute, a core, before a run: what was going on while it was being started is in it."""
+SLOWED_PCT: Final = 1.0
+"""Of the time between two looks, the part in which clocks were held down."""
 _SETTLE_S: Final = 1.5
 _START_S: Final = 0.3
 _GPU_RULES: Final = ("gpu-processes", "gpu-busy", "gpu-throttled")
@@ -133,9 +135,11 @@ class IsolationGuard:
     host: Host
     gpu: Gpu | Unread
     sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], float] = time.perf_counter
     unseen: dict[str, str] = field(default_factory=dict)
     """Rules that could not be looked at so far, and why."""
     _last: CpuTimes | None = None
+    _slowed: tuple[float, Mapping[str, float]] | None = None
 
     def look_at_start(self) -> Isolation:
         """The first look, before anything is measured; takes a moment, in which this process does nothing."""
@@ -183,13 +187,31 @@ class IsolationGuard:
         if isinstance(slowed, Unread):
             self.unseen["gpu-throttled"] = slowed.reason
         elif slowed:
-            yield Finding(rule="gpu-throttled", detail=f"clocks held down by {', '.join(slowed)}")
+            yield Finding(rule="gpu-throttled", detail=f"clocks held down at this moment by {', '.join(slowed)}")
+        yield from self._gpu_slowed(self.gpu)
         processes = self.gpu.processes()
         if isinstance(processes, Unread):
             self.unseen["gpu-processes"] = processes.reason
         elif others := self._others(processes):
             each = ", ".join(self._named(process) for process in others[:5])
             yield Finding(rule="gpu-processes", detail=f"{len(others)} others on the GPU: {each}")
+
+    def _gpu_slowed(self, gpu: Gpu) -> Iterable[Finding]:
+        """What the moment does not show: between samples a device idles, and nothing holds it down any more."""
+        before, so_far, now = self._slowed, gpu.slowed_s(), self.now()
+        if isinstance(so_far, Unread):
+            self.unseen["gpu-throttled"] = f"between the looks: {so_far.reason}"
+            return
+        self._slowed = now, so_far
+        if before is None or now <= before[0]:
+            return
+        for reason, seconds in so_far.items():
+            pct = 100 * (seconds - before[1].get(reason, 0.0)) / (now - before[0])
+            if pct > SLOWED_PCT:
+                yield Finding(
+                    rule="gpu-throttled",
+                    detail=f"clocks held down by {reason} for {pct:.0f} % of {now - before[0]:.1f} s",
+                )
 
     def _others(self, processes: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
         own = self.host.own_pids()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _PAGES: Final = Path("/proc/self/statm")
-_EVERY_S: Final = 0.005
+_EVERY_S: Final = 0.01
 _MOST_READINGS: Final = 2000
 
 

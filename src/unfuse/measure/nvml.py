@@ -7,7 +7,7 @@ matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -22,6 +22,8 @@ _SLOWING: Final = {
     0x80: "power brake",
 }
 """Bits of NVML's clocks event reasons that slow work down. Idling and clocks that a user has set are none of them."""
+_POLICIES: Final = {"power cap": 0, "thermal slowdown": 1}
+"""Of NVML's performance policies, those whose violations slow work down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,9 @@ class Gpu(Protocol):
     def slowed_by(self) -> tuple[str, ...] | Unread:
         """What keeps its clocks down right now."""
 
+    def slowed_s(self) -> Mapping[str, float] | Unread:
+        """For how long clocks have been held down since the driver was loaded, by what did it."""
+
 
 class NvmlGpu:
     """A ``Gpu`` through ``pynvml``."""
@@ -91,9 +96,19 @@ class NvmlGpu:
             return bits
         return tuple(reason for bit, reason in _SLOWING.items() if bits & bit)
 
-    def _read(self, call: Callable[[Any], Any]) -> Any:
+    def slowed_s(self) -> Mapping[str, float] | Unread:
+        """See ``Gpu``."""
+        found = {}
+        for name, policy in _POLICIES.items():
+            violation = self._read(self._pynvml.nvmlDeviceGetViolationStatus, policy)
+            if isinstance(violation, Unread):
+                return violation
+            found[name] = violation.violationTime / 1e9
+        return found
+
+    def _read(self, call: Callable[..., Any], *arguments: int) -> Any:
         try:
-            return call(self._handle)
+            return call(self._handle, *arguments)
         except self._pynvml.NVMLError as error:
             return Unread(f"NVML: {error}")
 
