@@ -94,6 +94,12 @@ def test_no_gpu_no_package_no_driver(monkeypatch):
     assert open_gpu(cuda) == Unread("NVML: Driver Not Loaded")
 
 
+def test_a_device_without_a_uuid(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="another maker's"))
+    monkeypatch.setitem(sys.modules, "pynvml", fake_pynvml())
+    assert "does not say which GPU" in open_gpu(torch.device("cuda", 0)).reason
+
+
 def test_the_device_is_found_by_its_uuid(monkeypatch):
     """cuda:0 may be any GPU of the machine: CUDA_VISIBLE_DEVICES and CUDA's own order decide."""
     uuids = {torch.device("cuda", 0): "9fa0-7", torch.device("cuda", 1): "11b2-3"}

@@ -29,7 +29,7 @@ LOAD_A_CORE: Final = 1.5
 SLOWED_PCT: Final = 1.0
 """Of the time between two looks, the part in which clocks were held down."""
 _SETTLE_S: Final = 1.5
-_START_S: Final = 0.3
+_START_S: Final = 0.2
 _GPU_RULES: Final = ("gpu-processes", "gpu-busy", "gpu-throttled")
 
 

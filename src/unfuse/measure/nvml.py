@@ -124,9 +124,12 @@ def open_gpu(device: torch.device) -> Gpu | Unread:
     import torch
 
     about = torch.cuda.get_device_properties(device)
+    uuid = getattr(about, "uuid", None)
+    if uuid is None:
+        return Unread("this build of torch does not say which GPU it uses")
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{about.uuid}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except pynvml.NVMLError as error:
         return Unread(f"NVML: {error}")
-    return NvmlGpu(pynvml, handle, f"{about.name} GPU-{about.uuid}")
+    return NvmlGpu(pynvml, handle, f"{about.name} GPU-{uuid}")

@@ -7,6 +7,7 @@ lies below them, on the host's track and on the device's.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -63,6 +64,7 @@ def profiling(device: torch.device) -> Iterator[list[Profiled]]:
     """Profiles the body; the list holds the profile when it has ended."""
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else its own progress stands among our lines
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
