@@ -1,13 +1,16 @@
-"""Public fakes for tests: a synthetic recording and a device whose work is asynchronous."""
+"""Public fakes for tests: a synthetic recording, a device whose work is asynchronous, a GPU whose power is known."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from unfuse.events import EventStream
+from unfuse.measure.energy import Time
+from unfuse.measure.nvml import GpuProcess, Unread
 
 
 def synthetic_stream(
@@ -56,3 +59,76 @@ class AsyncDevice:
     def elapsed_ms(self, start: float, end: float) -> float:
         """Between two marks."""
         return (end - start) * 1000
+
+
+class FakeTime:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        """In s."""
+        return self.now
+
+    def sleep(self, seconds: float, /) -> None:
+        """Moves on at once."""
+        self.now += seconds
+
+
+class FakeGpu:
+    """A ``Gpu`` that draws known power and counts its energy in steps, in a time of its own unless it is given one."""
+
+    name = "a fake GPU"
+
+    def __init__(self, *, idle_watts: float = 80.0, period_s: float = 0.05, clock: Time | None = None):
+        """Idles at first.
+
+        Args:
+            idle_watts: drawn at all times but in ``work``.
+            period_s: of the counter.
+            clock: where time comes from; one that only ``work`` and waiting move by default.
+        """
+        self.clock: Time = clock or FakeTime()
+        self.worked_s = 0.0
+        self.unread: Unread | None = None
+        """What every reading gives, if it is set."""
+        self.running: tuple[GpuProcess, ...] = ()
+        self.busy_pct = 0
+        self.slow: tuple[str, ...] = ()
+        self.slow_s: dict[str, float] = {}
+        self._idle_watts = idle_watts
+        self._period_s = period_s
+        self._extra: list[tuple[float, float, float]] = []
+
+    def work(self, seconds: float, watts: float) -> None:
+        """Runs for so long at so much power, all told."""
+        start = self.clock.perf_counter()
+        self.clock.sleep(seconds)
+        self.worked_s += seconds
+        self._extra.append((start, self.clock.perf_counter(), watts - self._idle_watts))
+
+    def energy_mj(self) -> int | Unread:
+        """As it was at the last step."""
+        if self.unread is not None:
+            return self.unread
+        at = self.clock.perf_counter() // self._period_s * self._period_s
+        joules = self._idle_watts * at
+        joules += sum(watts * (min(end, at) - start) for start, end, watts in self._extra if start < at)
+        return int(1000 * joules)
+
+    def processes(self) -> tuple[GpuProcess, ...] | Unread:
+        """``running``."""
+        return self.unread or self.running
+
+    def utilisation_pct(self) -> int | Unread:
+        """``busy_pct``."""
+        return self.unread or self.busy_pct
+
+    def slowed_by(self) -> tuple[str, ...] | Unread:
+        """``slow``."""
+        return self.unread or self.slow
+
+    def slowed_s(self) -> Mapping[str, float] | Unread:
+        """``slow_s``."""
+        return self.unread or dict(self.slow_s)

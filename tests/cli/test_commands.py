@@ -18,9 +18,11 @@ from PIL import Image
 from unfuse.cli import cli, run
 from unfuse.cli.seed import four_stages, proper_decoupling, three_stages, verify_videollava
 from unfuse.events import event_frames, write_eventgpt_npy
+from unfuse.measure.isolation import IsolationGuard, LinuxHost
+from unfuse.measure.nvml import Unread
 from unfuse.samples.dataset import MANIFEST_NAME
 from unfuse.samples.demo import demo_checkpoint
-from unfuse.testing import synthetic_stream
+from unfuse.testing import FakeGpu, synthetic_stream
 
 LINE = re.compile(
     r"Sample \d+: S1=\d+\.\d{4}s \| S2=\d+\.\d{4}s \| S3=\d+\.\d{4}s \| S4=\d+\.\d{4}s \| Total=\d+\.\d{4}s \| "
@@ -81,7 +83,13 @@ def test_bench_on_a_dataset(dataset, tmp_path, capsys):
         assert word in out
     assert "\x1b" not in out, "no colours where output is not a terminal"
     folder = tmp_path / "run"
-    assert {p.name for p in folder.iterdir()} >= {"run.json", "samples.jsonl", "summary.json", "report.md"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "run.json",
+        "samples.jsonl",
+        "summary.json",
+        "report.md",
+        "trace.json",
+    }
     measured = [line for line in lines_of(folder) if not line["warmup"]]
     assert [line["sample_id"] for line in measured] == [str(i) for i in range(6)]
     assert [line["media"] for line in measured] == ["event_data", "event_image", "event_image"] * 2
@@ -106,6 +114,32 @@ def test_demo_by_default(capsys):
     assert "No model given: using the built-in demo model" in out
     assert "trained on simulated scenes" in out
     assert len(list(Path("runs").iterdir())) == 1
+
+
+def test_strict_and_profile(monkeypatch, capsys):
+    """A machine that is not free is refused in one line; a free one is measured, with a profile where one is wanted."""
+    gpu, host = FakeGpu(), LinuxHost()
+    host.load_average, host.times = lambda: 0.0, lambda: Unread("not looked at")
+    guard = IsolationGuard(host=host, gpu=gpu, sleep=lambda _: None)
+    monkeypatch.setattr("unfuse.protocols.bench.guard_for", lambda _: guard)
+    command = ["bench", "demo", "--max-samples", "1", "--output", "r", "--energy-seconds", "0", *QUICK]
+    gpu.slow = ("power brake",)
+    assert run([*command, "--strict"]) == 1
+    one_line(capsys, ["isolation", "gpu-throttled: clocks held down at this moment by power brake", "--strict"])
+    assert not Path("r").exists()
+    gpu.slow = ()
+    run([*command, "--strict", "--profile"])
+    out = capsys.readouterr().out
+    assert "Isolation: nothing found; 4 of 5 rules; not looked at: cpu-busy (not looked at)." in out
+    assert "Energy: not measured (not asked for: --energy-seconds 0)." in out
+    assert "Profile: profile.json" in out
+    assert "Trace: r/trace.json (open it at ui.perfetto.dev)" in out
+    assert (Path("r") / "profile.json").stat().st_size > 10_000
+    gpu.busy_pct = 70
+    run(["bench", "demo", "--max-samples", "1", "--output", "s", "--energy-seconds", "0", *QUICK])
+    out = capsys.readouterr().out
+    assert "\nWarning: not isolated: gpu-busy: 70 % busy" in out, "said before the run begins"
+    assert "\nWarning: not isolated at the start: gpu-busy: 70 % busy" in out
 
 
 def test_output_length(capsys):
@@ -220,6 +254,7 @@ def one_line(capsys, words):
         (["demo", "--max-samples", "0"], ["max-samples", "at least 1"]),
         (["demo", "--max-new-tokens", "0"], ["max-new-tokens", "at least 1"]),
         (["demo", "--temperature", "-1"], ["temperature"]),
+        (["demo", "--energy-seconds", "-1"], ["energy-seconds", "at least 0"]),
         (["demo", "--protocol", "psychic"], ["psychic", "decoupled"]),
         (["demo", "--resume"], ["--output"]),
         (["demo", "--resume", "--output", "none"], ["none", "run"]),
@@ -432,8 +467,9 @@ def test_options_are_frozen():
     assert options == {
         "ask": ["device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "temperature"],
         "bench": [
-            "balance_seconds", "dataset", "device", "dtype", "engine", "max_new_tokens", "max_samples", "models",
-            "num_warmups", "output", "output_length", "protocol", "resume", "reuse", "seed", "temperature",
+            "balance_seconds", "dataset", "device", "dtype", "energy_seconds", "engine", "max_new_tokens",
+            "max_samples", "models", "num_warmups", "output", "output_length", "profile", "protocol", "resume", "reuse",
+            "seed", "strict", "temperature",
         ],
         "compare": [
             "baseline", "baseline_dir", "fail_on_regression", "form", "list_baselines", "noise_threshold", "replace",

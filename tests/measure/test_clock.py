@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from unfuse.measure.clock import NoClock, StageClock, edge_cost_ms, paused_gc, resolution_ns, span
+from unfuse.measure.clock import NoClock, StageClock, edge_cost_ms, listening, paused_gc, resolution_ns, span, zero_of
 from unfuse.measure.timers import HostTimer
 from unfuse.measure.warmup import MAX_REPEATS, is_steady
 from unfuse.testing import AsyncDevice
@@ -52,6 +55,64 @@ def test_repeated_spans_add_up():
             with span("tower"):
                 device.launch(5)
     assert clock.spans["encode.tower"].device_ms == pytest.approx(15, abs=5)
+
+
+def test_beginnings_follow_each_other_on_both_clocks():
+    device = AsyncDevice()
+    zero = time.perf_counter_ns()
+    clock = StageClock(device, zero)
+    with clock.stage("encode"):
+        with span("tower"):
+            device.launch(20)
+        with span("projector"):
+            device.launch(5)
+    with clock.stage("decode"):
+        device.launch(5)
+    encode, decode = clock.stages["encode"], clock.stages["decode"]
+    tower, projector = clock.spans["encode.tower"], clock.spans["encode.projector"]
+    assert 0 <= encode.start_ms <= tower.start_ms <= projector.start_ms
+    assert encode.start_ms + encode.host_ms <= decode.start_ms <= (time.perf_counter_ns() - zero) / 1e6
+    assert projector.start_ms < 15, "the host is done launching long before the device is done"
+    assert projector.device_start_ms == pytest.approx(tower.device_start_ms + 20, abs=5), "the device comes to it later"
+    assert encode.device_start_ms == encode.start_ms
+    assert projector.device_start_ms + projector.device_ms <= encode.start_ms + encode.host_ms + 1
+
+
+def test_entries_of_a_repeated_span_are_kept():
+    device = AsyncDevice()
+    clock = StageClock(device, time.perf_counter_ns())
+    with clock.stage("encode"):
+        for milliseconds in (5, 10, 15):
+            with span("tower"):
+                device.launch(milliseconds)
+    tower = clock.spans["encode.tower"]
+    assert [entry.device_ms for entry in tower.entries] == pytest.approx([5, 10, 15], abs=4)
+    assert sum(entry.host_ms for entry in tower.entries) == pytest.approx(tower.host_ms)
+    assert [entry.start_ms for entry in tower.entries] == sorted(entry.start_ms for entry in tower.entries)
+    assert tower.start_ms == tower.entries[0].start_ms
+
+
+def test_zero_is_a_moment_of_the_wall_clock():
+    created = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    assert time.perf_counter_ns() - zero_of(created) == pytest.approx(3600e9, rel=1e-3)
+
+
+def test_spans_go_to_whoever_listens():
+    class Listener:
+        def __init__(self):
+            self.seen = []
+
+        @contextmanager
+        def span(self, name):
+            self.seen.append(name)
+            yield
+
+    listener = Listener()
+    with listening(listener), span("tower"):
+        pass
+    with span("projector"):
+        pass
+    assert listener.seen == ["tower"]
 
 
 def test_host_stages_have_no_device_time():

@@ -17,20 +17,27 @@ from unfuse.runs import RECORD_STAGES, STAGES, SampleRecord, StageTime, from_lin
 
 MakeRecord = Callable[..., SampleRecord]
 
+CLOCKS = ("host_ms", "device_ms", "start_ms", "device_start_ms")
 ANY_TEXT = st.text(st.characters(), max_size=40)  # lone surrogates, separators and control characters among it
 MS = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.none() | st.integers(min_value=0, max_value=2**63)
-TIMES = st.builds(StageTime, host_ms=MS, device_ms=st.none() | MS)
+STAGE_TIMES = st.builds(
+    StageTime, host_ms=MS, device_ms=st.none() | MS, start_ms=st.none() | MS, device_start_ms=st.none() | MS
+)
+SPAN_TIMES = st.builds(
+    StageTime, host_ms=MS, device_ms=st.none() | MS, entries=st.lists(STAGE_TIMES, max_size=2).map(tuple)
+)
 RECORDS = st.builds(
     SampleRecord,
     sample_id=ANY_TEXT,
     status=st.sampled_from(["ok", "failed"]),
     warmup=st.booleans(),
     error=st.none() | ANY_TEXT,
-    stages=st.dictionaries(st.sampled_from(RECORD_STAGES), TIMES),
-    spans=st.dictionaries(ANY_TEXT, TIMES, max_size=3),
+    stages=st.dictionaries(st.sampled_from(RECORD_STAGES), STAGE_TIMES),
+    spans=st.dictionaries(ANY_TEXT, SPAN_TIMES, max_size=3),
     staged_host_ms=st.none() | MS,
     e2e_host_ms=st.none() | MS,
+    e2e_start_ms=st.none() | MS,
     question=st.none() | ANY_TEXT,
     media=st.none() | ANY_TEXT,
     media_sha256=st.none() | ANY_TEXT,
@@ -45,6 +52,7 @@ RECORDS = st.builds(
     stop_reason=st.none() | st.sampled_from(["eos", "length"]),
     e2e_same_tokens=st.none() | st.booleans(),
     notes=st.lists(ANY_TEXT, max_size=3).map(tuple),
+    disturbances=st.lists(ANY_TEXT, max_size=3).map(tuple),
 )
 
 
@@ -70,7 +78,7 @@ def test_round_trip(record: SampleRecord) -> None:
 
 def test_fields_are_the_documented_ones(make_record: MakeRecord) -> None:
     fields = json.loads(to_line(make_record()))
-    stages = [f"{stage}_{clock}" for stage in RECORD_STAGES for clock in ("host_ms", "device_ms")]
+    stages = [f"{stage}_{clock}" for stage in RECORD_STAGES for clock in CLOCKS]
     assert list(fields) == [
         *("sample_id", "status", "error", "warmup"),
         *stages,
@@ -78,6 +86,7 @@ def test_fields_are_the_documented_ones(make_record: MakeRecord) -> None:
             "spans",
             "staged_host_ms",
             "e2e_host_ms",
+            "e2e_start_ms",
             "question",
             "media",
             "media_sha256",
@@ -94,13 +103,29 @@ def test_fields_are_the_documented_ones(make_record: MakeRecord) -> None:
             "token_ids",
             "text",
         ),
-        *("stop_reason", "reference", "e2e_same_tokens", "notes", "line_crc32"),
+        *("stop_reason", "reference", "e2e_same_tokens", "notes", "disturbances", "line_crc32"),
     ]
     assert set(RECORD_STAGES) >= set(STAGES)
     assert fields["decode_host_ms"] == 928.2
     assert fields["load_device_ms"] is None
     assert fields["fused_generate_host_ms"] is None
-    assert fields["spans"] == {"load.rasterise": {"host_ms": 3.0, "device_ms": None}}
+    assert fields["encode_start_ms"] is None
+    assert fields["spans"] == {
+        "load.rasterise": {
+            "host_ms": 3.0,
+            "device_ms": None,
+            "start_ms": None,
+            "device_start_ms": None,
+            "entries": [],
+        }
+    }
+
+
+def test_a_line_of_an_older_minor_version_has_no_beginnings(make_record: MakeRecord) -> None:
+    new = ("start_ms", "device_start_ms", "entries", "disturbances", "e2e_start_ms")
+    old = {name: value for name, value in fields_of(make_record()).items() if not name.endswith(new)}
+    old["spans"] = {"load.rasterise": {"host_ms": 3.0, "device_ms": None}}
+    assert from_line(checked(old)) == make_record()
 
 
 def test_checksum_is_of_the_line_without_it(make_record: MakeRecord) -> None:

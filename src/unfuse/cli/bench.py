@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, help="For sampled runs.")
 @click.option("--num-warmups", type=int, default=2, help="Warm-up repeats at least, per input shape.")
 @click.option("--balance-seconds", type=float, default=15.0, help="Time that repeats for the balance may take.")
+@click.option("--energy-seconds", type=float, default=2.0, help="Time for the energy of each stage; 0: none.")
+@click.option("--profile", is_flag=True, help="Also write profile.json: one sample under torch's profiler.")
+@click.option("--strict", is_flag=True, help="Refuse to run beside other work; INVALID where it begins later.")
 @click.option("--reuse", is_flag=True, help="Allow KV prefixes to be reused between samples.")
 @click.option(
     "--output",
@@ -157,8 +160,10 @@ class _Job:
                 output=self.folder,
                 resume=self.resume,
                 on_record=self._show,
+                on_warning=self._warn,
             )
         print_summary(self.console, f"{name}: {self.protocol}, {len(self.data.samples)} samples", run.result)
+        print_line(self.console, f"Trace: {self.folder / 'trace.json'} (open it at ui.perfetto.dev)")
         return 0 if run.result.verdict.valid else 1
 
     def several(self) -> int:
@@ -188,9 +193,13 @@ class _Job:
                 resume=self.resume,
                 on_part=tell,
                 on_record=self._show,
+                on_warning=self._warn,
             )
         print_comparison(self.console, run.result)
         return 0 if run.result.valid else 1
+
+    def _warn(self, text: str) -> None:
+        print_line(self.console, f"Warning: {printable(text)}")
 
     def _load(self, name: str) -> StagedModel:
         print_line(self.console, f"Loading {name} ...")

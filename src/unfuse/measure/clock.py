@@ -1,10 +1,13 @@
 """The clock: true times of stages and of the sub-spans inside them.
 
-A stage is timed on two clocks. Host: ``perf_counter`` between two synchronised edges. Device: between two device events
-at the same edges. The device is synchronised at stage edges only; sub-spans add events but never wait.
+A stage is timed on two clocks. Host: ``perf_counter`` between two synchronised edges. Device: between two device
+events at the same edges. The device is synchronised at stage edges only; sub-spans add events but never wait.
 
 Code below the pipeline marks its sub-spans with ``span("rasterise")``; without an active clock that costs a context
 variable look-up and measures nothing.
+
+Beginnings are host times since a zero that the caller names. The host reads its clock and marks the device's queue at
+one and the same moment, when the device is idle: so a stage's first device event is where its host time begins.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from statistics import median
 from typing import Any, Final, Protocol
 
@@ -42,9 +46,17 @@ class NoClock:
         return nullcontext()
 
 
+class Spans(Protocol):
+    """What ``span`` needs of whoever listens to it."""
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """Surrounds a part of the current stage."""
+
+
 @dataclass(slots=True)
 class _OpenSpan:
     name: str
+    started_ns: int
     host_ms: float
     start: Any | None
     end: Any | None
@@ -55,9 +67,11 @@ class StageClock:
     """Times the stages of one run of one sample."""
 
     timer: DeviceTimer
+    zero_ns: int = 0
+    """Reading of ``perf_counter_ns`` that beginnings count from."""
     stages: dict[str, StageTime] = field(default_factory=dict)
     spans: dict[str, StageTime] = field(default_factory=dict)
-    """By ``stage.name``; a span entered several times in one stage is summed."""
+    """By ``stage.name``; a span entered several times in one stage is summed, its entries kept."""
     _open: list[_OpenSpan] = field(default_factory=list)
 
     @contextmanager
@@ -79,7 +93,7 @@ class StageClock:
             end = timer.record()
             timer.synchronize()
             host_ms = (time.perf_counter_ns() - started) / 1e6
-            self._close(name, host_ms, start, end)
+            self._close(name, self._since_zero(started), host_ms, start, end)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -90,36 +104,80 @@ class StageClock:
             yield
         finally:
             host_ms = (time.perf_counter_ns() - started) / 1e6
-            self._open.append(_OpenSpan(name, host_ms, start, self.timer.record()))
+            self._open.append(_OpenSpan(name, started, host_ms, start, self.timer.record()))
 
-    def _close(self, stage: str, host_ms: float, start: Any | None, end: Any | None) -> None:
+    def _close(self, stage: str, start_ms: float, host_ms: float, start: Any | None, end: Any | None) -> None:
         for span in self._open:
             key = f"{stage}.{span.name}"
-            before = self.spans.get(key, StageTime(host_ms=0.0))
-            device = self._device_ms(span.start, span.end)
-            if device is not None:
-                device += before.device_ms or 0.0
-            self.spans[key] = StageTime(host_ms=before.host_ms + span.host_ms, device_ms=device)
+            later = self._device_ms(start, span.start)
+            entry = StageTime(
+                host_ms=span.host_ms,
+                device_ms=self._device_ms(span.start, span.end),
+                start_ms=self._since_zero(span.started_ns),
+                device_start_ms=None if later is None else start_ms + later,
+            )
+            self.spans[key] = _joined(self.spans.get(key), entry)
         if stage in HOST_ONLY:
-            device_ms = None
+            device_ms = device_start_ms = None
         elif stage in DEVICE_SPAN:
             inner = self.spans.get(f"{stage}.{DEVICE_SPAN[stage]}")
-            device_ms = inner.device_ms if inner else None
+            device_ms, device_start_ms = (inner.device_ms, inner.device_start_ms) if inner else (None, None)
         else:
             device_ms = self._device_ms(start, end)
-        self.stages[stage] = StageTime(host_ms=host_ms, device_ms=device_ms)
+            device_start_ms = None if device_ms is None else start_ms
+        self.stages[stage] = StageTime(
+            host_ms=host_ms, device_ms=device_ms, start_ms=start_ms, device_start_ms=device_start_ms
+        )
+
+    def _since_zero(self, reading_ns: int) -> float:
+        return (reading_ns - self.zero_ns) / 1e6
 
     def _device_ms(self, start: Any | None, end: Any | None) -> float | None:
         return None if start is None or end is None else self.timer.elapsed_ms(start, end)
 
 
-_active: ContextVar[StageClock | None] = ContextVar("unfuse_active_clock", default=None)
+def _joined(before: StageTime | None, entry: StageTime) -> StageTime:
+    if before is None:
+        return entry
+    device_ms = None if entry.device_ms is None else entry.device_ms + (before.device_ms or 0.0)
+    return StageTime(
+        host_ms=before.host_ms + entry.host_ms,
+        device_ms=device_ms,
+        start_ms=before.start_ms,
+        device_start_ms=before.device_start_ms,
+        entries=(*(before.entries or (before,)), entry),
+    )
+
+
+_active: ContextVar[Spans | None] = ContextVar("unfuse_active_clock", default=None)
+
+
+@contextmanager
+def listening(spans: Spans) -> Iterator[None]:
+    """Gives every ``span`` of the body to ``spans``."""
+    token = _active.set(spans)
+    try:
+        yield
+    finally:
+        _active.reset(token)
 
 
 def span(name: str) -> AbstractContextManager[None]:
     """Marks a sub-span of the running stage; free of effect where no stage is being timed."""
     clock = _active.get()
     return nullcontext() if clock is None else clock.span(name)
+
+
+def zero_of(created: str) -> int:
+    """What ``perf_counter_ns`` read, or would have read, at a moment of the wall clock.
+
+    A run that is resumed by another process, whose ``perf_counter_ns`` counts from elsewhere, so goes on after itself.
+
+    Args:
+        created: ISO-8601 with its offset.
+    """
+    passed_ns = time.time_ns() - int(datetime.fromisoformat(created).timestamp() * 1e9)
+    return time.perf_counter_ns() - passed_ns
 
 
 @contextmanager

@@ -2,11 +2,16 @@
 
 On CUDA the numbers are the caching allocator's: bytes in tensors, not what the driver has handed out. On the CPU they
 are the process's resident memory as Linux counts it, whose peak can be reset (``/proc/self/clear_refs``).
+
+``MemoryTrack`` reads over time what is held, from a thread of its own: for a pass that is in no statistic.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +25,9 @@ if TYPE_CHECKING:
 
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
+_PAGES: Final = Path("/proc/self/statm")
+_EVERY_S: Final = 0.01
+_MOST_READINGS: Final = 2000
 
 
 class MemoryMeter(Protocol):
@@ -32,6 +40,9 @@ class MemoryMeter(Protocol):
 
     def read(self) -> StageMemory:
         """Peak since the reset, and what is held now."""
+
+    def held(self) -> int:
+        """Bytes held now, without waiting for the device."""
 
 
 class CudaMemory:
@@ -59,6 +70,12 @@ class CudaMemory:
             resident_bytes=torch.cuda.memory_allocated(self._device),
         )
 
+    def held(self) -> int:
+        """See ``MemoryMeter``."""
+        import torch
+
+        return int(torch.cuda.memory_allocated(self._device))
+
 
 class ProcessMemory:
     """This process, as Linux counts it."""
@@ -73,6 +90,10 @@ class ProcessMemory:
         """See ``MemoryMeter``."""
         found = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE))
         return StageMemory(peak_bytes=int(found["VmHWM"]) * 1024, resident_bytes=int(found["VmRSS"]) * 1024)
+
+    def held(self) -> int:
+        """See ``MemoryMeter``."""
+        return int(_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_meter(device: torch.device) -> MemoryMeter | None:
@@ -101,3 +122,43 @@ class MemoryClock:
         self.meter.reset_peak()
         yield
         self.stages[name] = self.meter.read()
+
+
+@dataclass(slots=True)
+class MemoryTrack:
+    """Reads a meter every few milliseconds while its ``with`` block runs, and at moments that it is told of."""
+
+    meter: MemoryMeter
+    zero_ns: int = 0
+    """Reading of ``perf_counter_ns`` that times count from."""
+    readings: list[tuple[float, int]] = field(default_factory=list)
+    """(ms, bytes) in order; at most a few thousand, the finer ones given up first."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def note(self) -> None:
+        """Reads once, now."""
+        with self._lock:
+            self.readings.append(((time.perf_counter_ns() - self.zero_ns) / 1e6, self.meter.held()))
+
+    def __enter__(self) -> MemoryTrack:
+        self.note()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.note()
+
+    def _watch(self) -> None:
+        every = _EVERY_S
+        while not self._ended.wait(every):
+            self.note()
+            if len(self.readings) >= _MOST_READINGS:
+                with self._lock:
+                    del self.readings[1::2]
+                every *= 2

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from unfuse.measure.ceilings import measure_ceilings
-from unfuse.measure.clock import edge_cost_ms, resolution_ns, settled_heap
+from unfuse.errors import VerificationError
+from unfuse.measure.clock import edge_cost_ms, resolution_ns, settled_heap, zero_of
 from unfuse.measure.environment import environment
+from unfuse.measure.isolation import IsolationGuard, guard_for
 from unfuse.measure.timers import timer_for
 from unfuse.protocols.decoupled import DECOUPLED
 from unfuse.protocols.fused import FUSED
 from unfuse.protocols.hooked import HOOKED
 from unfuse.protocols.pairs import Pairs
-from unfuse.protocols.probing import calls_after_encode, stage_memory
+from unfuse.protocols.probing import Prober
 from unfuse.protocols.protocol import BenchProtocol
 from unfuse.protocols.reencode import REENCODE
 from unfuse.protocols.settings import BenchSettings
-from unfuse.report import Summary, report_markdown, summarise
-from unfuse.runs import Manifest, Probes, RunFolder, SampleRecord
+from unfuse.report import Summary, report_markdown, summarise, trace_text
+from unfuse.runs import Isolation, Manifest, Probes, RunFolder, SampleRecord
 from unfuse.samples import Dataset
 from unfuse.staged_model import StagedModel
 
@@ -31,6 +32,7 @@ PROTOCOLS: Final = {protocol.name: protocol for protocol in (DECOUPLED, HOOKED, 
 """In the order in which ``all`` runs them."""
 
 OnRecord = Callable[[int, SampleRecord], None]
+OnWarning = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +58,7 @@ class BenchRun:
         with RunFolder.create(path, self.manifest) as folder:
             for record in self.records:
                 folder.append(record)
-            _finish(folder, self.manifest, self.probes, self.result)
+            _finish(folder, self.manifest, self.records, self.probes, self.result)
 
 
 def bench_model(
@@ -69,6 +71,8 @@ def bench_model(
     resume: bool = False,
     command: tuple[str, ...] | None = None,
     on_record: OnRecord | None = None,
+    on_warning: OnWarning | None = None,
+    guard: IsolationGuard | None = None,
 ) -> BenchRun:
     """Measures every sample of a dataset on one loaded model.
 
@@ -81,15 +85,20 @@ def bench_model(
         resume: continue the run in ``output``.
         command: for the record; the process's own by default.
         on_record: called with the sample's index and record once it is safe.
+        on_warning: called with what is found at the start to be in the way.
+        guard: looks whether the run has the machine to itself; that of the model's device by default.
 
     Raises:
+        VerificationError: the machine is not free, and ``settings.strict``.
         CutError: the protocol needs stages or a tower that this model does not show.
         RunFolderError: the folder is taken, or belongs to another run.
     """
     how = PROTOCOLS[protocol]
     require(how, model)
-    pairs = Pairs(how, model, timer_for(model.device), settings)
-    manifest = make_manifest(model, dataset, settings, command, protocol)
+    guard = guard or guard_for(model.device)
+    first = guard.look_at_start()
+    _tell(first, settings, on_warning)
+    manifest = make_manifest(model, dataset, settings, command, protocol, isolation=first)
     with ExitStack() as stack:
         stack.enter_context(settled_heap())
         folder = None
@@ -97,12 +106,14 @@ def bench_model(
             start = RunFolder.resume if resume else RunFolder.create
             folder = stack.enter_context(start(output, manifest))
             manifest = folder.manifest
+        pairs = Pairs(how, model, timer_for(model.device), settings, zero_of(manifest.created))
         records = folder.records() if folder else []
         done = {record.sample_id for record in records if not record.warmup}
+        before = [*_texts(first)] if resume else []  # a resumed run's manifest holds the first process's look
         for index, sample in enumerate(dataset.samples):
             if sample.sample_id in done:
                 continue
-            for record in pairs.measure(sample):
+            for record in _watched(pairs.measure(sample), guard, before):
                 if folder:
                     folder.append(record)
                 records.append(record)
@@ -110,10 +121,10 @@ def bench_model(
                     on_record(index, record)
         probes = folder.read_probes() if folder else None
         if probes is None:
-            probes = _probes(pairs, model, dataset, records, settings)
+            probes = Prober(pairs, model, dataset, settings, guard).probes(records, folder)
         result = summarise(manifest, records, probes)
         if folder:
-            _finish(folder, manifest, probes, result)
+            _finish(folder, manifest, records, probes, result)
     return BenchRun(manifest=manifest, records=tuple(records), probes=probes, result=result, folder=output)
 
 
@@ -147,6 +158,7 @@ def make_manifest(
     settings: BenchSettings,
     command: tuple[str, ...] | None = None,
     protocol: str = DECOUPLED.name,
+    isolation: Isolation | None = None,
 ) -> Manifest:
     """Everything that a run depends on, taken before it starts."""
     now = datetime.now(UTC)
@@ -159,7 +171,7 @@ def make_manifest(
         config=asdict(settings),
         model=_about(model),
         dataset={"path": dataset.name, "sha256": dataset.sha256(), "num_samples": len(dataset.samples)},
-        environment=environment(model.device),
+        environment={**environment(model.device), "isolation": isolation and asdict(isolation)},
         clock={
             "resolution_ns": resolution_ns(),
             "edge_cost_ms": edge_cost_ms(timer),
@@ -186,42 +198,38 @@ def _about(model: StagedModel) -> dict[str, Any]:
     }
 
 
-def _probes(
-    pairs: Pairs, model: StagedModel, dataset: Dataset, records: list[SampleRecord], settings: BenchSettings
-) -> Probes:
-    ok = {record.sample_id for record in records if record.status == "ok"}
-    sample = next((sample for sample in dataset.samples if sample.sample_id in ok), None)
-    if sample is None:
-        return Probes()
-    noise = pairs.noise(sample) if settings.noise_repeats else None
-    memory, source = stage_memory(pairs.protocol, model, sample, settings)
-    staged_vision = pairs.protocol.name in ("decoupled", "reencode")
-    calls = calls_after_encode(pairs.protocol, model, sample, settings) if staged_vision else None
-    work, typical = {}, None
-    if pairs.protocol.name == "decoupled":
-        from unfuse.protocols.work import stage_work  # imports torch, which waits until the input is checked
+def _tell(isolation: Isolation, settings: BenchSettings, on_warning: OnWarning | None) -> None:
+    """Says what is in the way of a run that has not begun.
 
-        typical = _typical(records)
-        found = next(sample for sample in dataset.samples if sample.sample_id == typical.sample_id)
-        work = stage_work(model, found, typical.output_tokens or 0)
-    return Probes(
-        noise=noise,
-        memory=memory,
-        memory_source=source,
-        encoder_calls_after_encode=calls,
-        work=work,
-        work_sample_id=typical.sample_id if typical else None,
-        ceilings=measure_ceilings(model.device, model.dtype) if typical else None,
-    )
+    Raises:
+        VerificationError: anything is, and the run is to be strict.
+    """
+    found = _texts(isolation)
+    if found and settings.strict:
+        raise VerificationError(
+            "isolation", found="; ".join(found), expected="a machine to itself", fix="free it, or run without --strict"
+        )
+    if on_warning is not None:
+        for each in found:
+            on_warning(f"not isolated: {each}")
 
 
-def _typical(records: list[SampleRecord]) -> SampleRecord:
-    """The measured one in the middle: the first and the last may be the odd ones."""
-    measured = sorted((r for r in records if r.status == "ok" and not r.warmup), key=lambda r: r.total_host_ms)
-    return measured[len(measured) // 2]
+def _watched(measured: Iterator[SampleRecord], guard: IsolationGuard, before: list[str]) -> Iterator[SampleRecord]:
+    """Each record with what the guard saw since the one before; the first one takes what was seen ``before``."""
+    for record in measured:
+        found = _texts(guard.look())
+        yield replace(record, disturbances=(*before, *found))
+        before.clear()
 
 
-def _finish(folder: RunFolder, manifest: Manifest, probes: Probes, result: Summary) -> None:
+def _texts(isolation: Isolation) -> tuple[str, ...]:
+    return tuple(f"{each.rule}: {each.detail}" for each in isolation.findings)
+
+
+def _finish(
+    folder: RunFolder, manifest: Manifest, records: Sequence[SampleRecord], probes: Probes, result: Summary
+) -> None:
     folder.write_probes(probes)
     folder.write_summary(result.to_dict())
     folder.write_report(report_markdown(manifest, result))
+    folder.write_trace(trace_text(manifest, records, probes))

@@ -21,7 +21,7 @@ from unfuse.measure.warmup import is_steady
 from unfuse.protocols.protocol import BenchProtocol, Pass
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report.statistics import MIN_PAIRS, balance
-from unfuse.runs.schema import Noise, SampleRecord
+from unfuse.runs.schema import Noise, SampleRecord, StageTime
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 
@@ -37,11 +37,28 @@ ShapeKey = tuple[tuple[int, ...], int]
 class Pairs:
     """Measures samples on one model; keeps which input shapes are warm."""
 
-    def __init__(self, protocol: BenchProtocol, model: StagedModel, timer: DeviceTimer, settings: BenchSettings):
+    def __init__(
+        self,
+        protocol: BenchProtocol,
+        model: StagedModel,
+        timer: DeviceTimer,
+        settings: BenchSettings,
+        zero_ns: int = 0,
+    ):
+        """Takes the protocol, what it measures and how.
+
+        Args:
+            protocol: what is timed as which stage.
+            model: loaded.
+            timer: of its device.
+            settings: options.
+            zero_ns: reading of ``perf_counter_ns`` that beginnings count from.
+        """
         self.protocol = protocol
         self._model = model
         self._timer = timer
         self._settings = settings
+        self.zero_ns = zero_ns
         self._warm: set[ShapeKey] = set()
         self._turn = 0
 
@@ -101,31 +118,37 @@ class Pairs:
         self._turn += 1
         if self._turn % 2:
             record = self._staged(sample, tokens)
-            e2e_ms, token_ids = self._unstaged(sample, tokens)
+            whole, token_ids = self._unstaged(sample, tokens)
         else:
-            e2e_ms, token_ids = self._unstaged(sample, tokens)
+            whole, token_ids = self._unstaged(sample, tokens)
             record = self._staged(sample, tokens)
-        return replace(record, e2e_host_ms=e2e_ms, e2e_same_tokens=token_ids == record.token_ids)
+        return replace(
+            record,
+            e2e_host_ms=whole.host_ms,
+            e2e_start_ms=whole.start_ms,
+            e2e_same_tokens=token_ids == record.token_ids,
+        )
 
     def _staged(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
         # Frames and features must be gone before the next run is timed: memory that one run of a pair still holds, the
         # other must fetch afresh from the system, and a few percent of a short run are page faults.
-        clock = StageClock(self._timer)
+        clock = StageClock(self._timer, self.zero_ns)
         with paused_gc():
-            run, host_ms = self._timed(lambda: self._run(self.protocol.staged, sample, clock, tokens))
-        return _record(sample, run, clock, host_ms, self._model.engine.notes)
+            run, whole = self._timed(lambda: self._run(self.protocol.staged, sample, clock, tokens))
+        return _record(sample, run, clock, whole.host_ms, self._model.engine.notes)
 
-    def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[float, tuple[int, ...]]:
+    def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[StageTime, tuple[int, ...]]:
         with paused_gc():
-            run, host_ms = self._timed(lambda: self._run(self.protocol.whole, sample, NoClock(), tokens))
-        return host_ms, run.generation.token_ids
+            run, whole = self._timed(lambda: self._run(self.protocol.whole, sample, NoClock(), tokens))
+        return whole, run.generation.token_ids
 
-    def _timed(self, body: Callable[[], pipeline.Run]) -> tuple[pipeline.Run, float]:
+    def _timed(self, body: Callable[[], pipeline.Run]) -> tuple[pipeline.Run, StageTime]:
         self._timer.synchronize()
         started = time.perf_counter_ns()
         run = body()
         self._timer.synchronize()
-        return run, (time.perf_counter_ns() - started) / 1e6
+        host_ms = (time.perf_counter_ns() - started) / 1e6
+        return run, StageTime(host_ms=host_ms, start_ms=(started - self.zero_ns) / 1e6)
 
     def _run(self, one: Pass, sample: Sample, clock: StageClock | NoClock, tokens: int | None) -> pipeline.Run:
         return one(self._model, sample, clock, self._settings, tokens or self._settings.token_limit)

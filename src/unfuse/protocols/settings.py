@@ -26,6 +26,12 @@ class BenchSettings:
     """Time that more of these repeats may take until the balance of the stages is known to half a percent."""
     reuse: bool = False
     """Whether a KV prefix may be reused between samples."""
+    energy_seconds: float = 2.0
+    """Time that each stage is repeated for its energy, at least; 0 measures none."""
+    profile: bool = False
+    """Whether one more sample is run under torch's profiler, after everything that is measured."""
+    strict: bool = False
+    """Whether a run that has not the machine to itself is refused, or invalid where that begins later."""
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -34,6 +40,7 @@ class BenchSettings:
             ("num_warmups", self.num_warmups, 0),
             ("noise_repeats", self.noise_repeats, 0),
             ("balance_seconds", self.balance_seconds, 0),
+            ("energy_seconds", self.energy_seconds, 0),
         ):
             if value is not None and value < least:
                 raise InputError(name.replace("_", "-"), found=value, expected=f"at least {least}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from unfuse.errors import CutError, UnfuseError
 from unfuse.measure.environment import code_version
-from unfuse.protocols.bench import BenchRun, OnRecord, bench_model, own_command, read_run
+from unfuse.protocols.bench import BenchRun, OnRecord, OnWarning, bench_model, own_command, read_run
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report import Comparison, Part, compare, comparison_markdown
 from unfuse.runs import ComparisonFolder
@@ -96,6 +96,7 @@ def bench_several(
     command: tuple[str, ...] | None = None,
     on_part: OnPart | None = None,
     on_record: OnRecord | None = None,
+    on_warning: OnWarning | None = None,
 ) -> ComparisonRun:
     """Measures every model under every protocol.
 
@@ -111,6 +112,7 @@ def bench_several(
         command: for the record; the process's own by default.
         on_part: called when a part begins, is kept, or fails.
         on_record: as for ``bench_model``.
+        on_warning: as for ``bench_model``.
 
     Raises:
         RunFolderError: the folder is taken, or belongs to another comparison.
@@ -129,7 +131,7 @@ def bench_several(
             folder = ComparisonFolder.resume(output, parts, asked=asked)
         else:
             folder = ComparisonFolder.create(output, parts, asked=asked, created=_now(), command=command)
-    several = _Several(load, dataset, settings, folder, on_part or (lambda *_: None), on_record)
+    several = _Several(load, dataset, settings, folder, on_part or (lambda *_: None), on_record, on_warning)
     runs = several.run(models, protocols)
     result = compare([part.for_report() for part in runs])
     if folder is not None:
@@ -145,6 +147,7 @@ class _Several:
     folder: ComparisonFolder | None
     tell: OnPart
     on_record: OnRecord | None
+    on_warning: OnWarning | None
 
     def run(self, models: Sequence[str], protocols: Sequence[str]) -> list[PartRun]:
         runs: list[PartRun] = []
@@ -195,6 +198,7 @@ class _Several:
             output=place,
             resume=place is not None and place.exists(),
             on_record=self.on_record,
+            on_warning=self.on_warning,
         )
         if self.folder:
             self.folder.note(index, "ended")

@@ -7,6 +7,7 @@ from unfuse.report.markdown import report_markdown
 from unfuse.report.summary import Summary, summarise
 from unfuse.report.terminal import print_comparison, print_line, print_summary, sample_line
 from unfuse.report.text import printable
+from unfuse.report.trace import trace_text
 
 __all__ = [
     "Comparison",
@@ -22,4 +23,5 @@ __all__ = [
     "report_markdown",
     "sample_line",
     "summarise",
+    "trace_text",
 ]

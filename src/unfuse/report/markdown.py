@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from unfuse.report.energy import energy_rows
 from unfuse.report.rows import headlines, method_lines, number, stage_rows
 from unfuse.report.summary import FORMULAS, Summary
 from unfuse.report.text import printable
@@ -60,6 +61,8 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
         for stage, memory in summary.memory.items():
             peak, resident = (bytes_ / 2**30 for bytes_ in (memory.peak_bytes, memory.resident_bytes))
             lines.append(f"| {stage} | {peak:.3f} | {resident:.3f} |")
+    if summary.energy.reason is None:
+        lines += _energy(summary)
     if summary.roofline and summary.ceilings:
         most = f"{summary.ceilings.bytes_per_s / 1e9:.1f} GB/s, {summary.ceilings.flops_per_s / 1e12:.4g} TFLOP/s"
         lines += ["", f"### Roofline of one sample (ceilings measured here: {most})", ""]
@@ -86,6 +89,18 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
     lines += _facts("Model", model) + _facts("Options", manifest.config) + _facts("Dataset", manifest.dataset)
     lines += _facts("Environment", manifest.environment)
     return "\n".join(lines)
+
+
+def _energy(summary: Summary) -> list[str]:
+    energy = summary.energy
+    lines = ["", f"### Energy of one sample, J ({cell(energy.source)})", ""]
+    lines += ["| | J | resolution, +- J | J above idle |", "|---|--:|--:|--:|"]
+    lines += [f"| {' | '.join(map(cell, row))} |" for row in energy_rows(energy)]
+    step = (
+        f"Idle: {number(energy.idle_watts, 1)} W, in every J. The counter moves every "
+        f"{number(energy.counter_period_ms, 1)} ms, by {number(energy.counter_step_mj, 0)} mJ when idle, as measured."
+    )
+    return [*lines, "", step]
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> list[str]:

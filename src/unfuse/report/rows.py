@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unfuse.report.energy import energy_line
+from unfuse.report.isolation import isolation_line
 from unfuse.report.quality import Share
 from unfuse.report.statistics import Distribution
 from unfuse.report.summary import Summary
+from unfuse.runs.schema import Profile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +93,8 @@ def headlines(summary: Summary) -> list[str]:
         each = ", ".join(f"{name} {p.reached_pct:.0f} % ({p.bound})" for name, p in summary.roofline.items())
         most = f"{summary.ceilings.bytes_per_s / 1e9:.0f} GB/s, {summary.ceilings.flops_per_s / 1e12:.3g} TFLOP/s"
         lines.append(f"Roofline (measured here: {most}): {each}.")
+    if summary.energy.reason is None:
+        lines.append(energy_line(summary.energy))
     if summary.samples_per_s is not None and summary.output_tokens_per_s is not None:
         lines.append(
             f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s."
@@ -121,4 +126,20 @@ def method_lines(summary: Summary) -> list[str]:
         lines.append(f"Warm-up: {summary.num_warmups} repeats apart, sums {totals}{more} ms; in no statistic.")
     if summary.reused_prefix_tokens:
         lines.append(f"Reused prefix: {summary.reused_prefix_tokens} prompt tokens were not computed again.")
+    if summary.energy.reason is not None:
+        lines.append(energy_line(summary.energy))
+    unseen = None if summary.isolation_unseen is None else dict(summary.isolation_unseen)
+    lines.append(isolation_line(summary.disturbances, unseen))
+    if summary.profile is not None:
+        lines.append(_profile_line(summary.profile))
     return lines
+
+
+def _profile_line(profile: Profile) -> str:
+    if profile.reason is not None:
+        return f"Profile: none ({profile.reason})."
+    left_out = f", the {profile.num_left_out} shortest left out" if profile.num_left_out else ""
+    return (
+        f"Profile: profile.json, {profile.num_events} events{left_out}, {profile.num_kernels} on the device, of "
+        f"{profile.output_tokens} tokens of {profile.sample_id}; in no statistic."
+    )

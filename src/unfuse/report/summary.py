@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from unfuse.report.claims import claimed_llm, claimed_vision, unsynchronised_vision
+from unfuse.report.energy import EnergySummary, energy_summary
+from unfuse.report.isolation import isolation_findings, unseen_rules
 from unfuse.report.quality import Quality, quality
 from unfuse.report.roofline import Position, roofline
 from unfuse.report.statistics import (
@@ -35,6 +37,7 @@ from unfuse.runs.schema import (
     Manifest,
     Noise,
     Probes,
+    Profile,
     SampleRecord,
     StageMemory,
 )
@@ -46,6 +49,7 @@ FORMULAS: Final = {
     "share": "mean of the stage / mean of the sum of stages",
     "remainder": "(e2e - sum of stages) / e2e",
     "LLM to vision": "mean of Stage 4 / mean of Stage 3",
+    "J a decoded token": "energy of decode / (output_tokens - 1)",
     "roofline": "least time at the measured ceilings / time, of one sample",
 }
 
@@ -102,6 +106,13 @@ class Summary:
     ceilings: Ceilings | None
     roofline: Mapping[str, Position]
     """Of one sample, by stage."""
+    energy: EnergySummary
+    """Of one sample."""
+    disturbances: tuple[str, ...]
+    """What kept the run from having the machine to itself."""
+    isolation_unseen: Mapping[str, str] | None
+    """Rules of isolation that could not be looked at, and why; None where nothing was looked at."""
+    profile: Profile | None
     drifts: Mapping[str, Drift | None]
     quality: Quality | None
     """Of the answers; None without reference answers that can be judged, or where all were made equally long."""
@@ -148,7 +159,15 @@ def summarise(
     num_samples = int(manifest.dataset.get("num_samples", 0))
     for name, found_drift in drifts.items():
         warnings += drift_warnings(name, found_drift)
-    reasons = (*extra_reasons, *protocol_reasons(protocol, probes, ok), *reasons_against(measured, found, num_samples))
+    disturbances = isolation_findings(manifest, records, probes)
+    strict = disturbances if manifest.config.get("strict") else ()
+    warnings += () if strict else disturbances
+    reasons = (
+        *extra_reasons,
+        *strict,
+        *protocol_reasons(protocol, probes, ok),
+        *reasons_against(measured, found, num_samples),
+    )
     cut = protocol == "decoupled"
     return Summary(
         protocol=protocol,
@@ -190,6 +209,10 @@ def summarise(
         memory_source=probes.memory_source,
         ceilings=probes.ceilings,
         roofline=roofline(probes, ok),
+        energy=energy_summary(probes),
+        disturbances=disturbances,
+        isolation_unseen=unseen_rules(manifest, probes),
+        profile=probes.profile,
         drifts=drifts,
         quality=_quality(manifest, ok),
         notes=tuple(dict.fromkeys(note for r in measured for note in r.notes)),

@@ -1,8 +1,9 @@
-"""A run as a folder: ``run.json``, ``samples.jsonl``, ``probes.json``, ``summary.json``, ``report.md``.
+"""A run as a folder: ``run.json``, ``samples.jsonl``, ``probes.json``, ``summary.json``, ``report.md``, ``trace.json``.
 
-A run exists whole from the moment its folder appears. Each sample that ``append`` has returned from is on the
-disk, so a killed process loses none that it reported; ``resume`` continues such a run and leaves its lines as
-they are. Nothing is overwritten but the summary and the report, as whole files. One process writes at a time.
+A run exists whole from the moment its folder appears. Each sample that ``append`` has returned from is on the disk,
+so a killed process loses none that it reported; ``resume`` continues such a run and leaves its lines as they are.
+Nothing is overwritten but what is made of them (summary, report, trace), as whole files. One process writes at a
+time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write, sync_folder, write_json_atomic, write_text_atomic
 from unfuse.runs.lock import FolderLock
 from unfuse.runs.manifest import MANIFEST_FILE, differences, read_manifest, write_manifest
-from unfuse.runs.place import PROBES_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied, take_away
+from unfuse.runs.place import (
+    PROBES_FILE,
+    PROFILE_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    TRACE_FILE,
+    refuse_occupied,
+    take_away,
+)
 from unfuse.runs.plain import from_plain, parse_object
 from unfuse.runs.samples_file import SAMPLES_FILE, SamplesRead, SamplesWriter, read_samples
 from unfuse.runs.schema import Manifest, Probes, SampleRecord
@@ -224,6 +233,22 @@ class RunFolder:
             RunFolderError: it cannot be written.
         """
         write_text_atomic(self.path / REPORT_FILE, text)
+
+    def write_trace(self, text: str) -> None:
+        """Writes ``trace.json`` as a whole.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        write_text_atomic(self.path / TRACE_FILE, text)
+
+    def write_profile(self, text: str) -> None:
+        """Writes ``profile.json`` as a whole.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        write_text_atomic(self.path / PROFILE_FILE, text)
 
     def close(self) -> None:
         """Closes the samples file and lets the folder go; a second call does nothing."""

@@ -1,8 +1,8 @@
 """One sample record as one line of ``samples.jsonl``, and back.
 
-A line is flat ASCII JSON. Each stage has its ``<stage>_host_ms`` and ``<stage>_device_ms``, null where it was
-not measured. The last field, ``line_crc32``, is the CRC-32 of the line without that field, so a damaged line
-shows itself:
+A line is flat ASCII JSON. Each stage has its ``<stage>_host_ms`` and ``<stage>_device_ms``, and when both began
+(``<stage>_start_ms``, ``<stage>_device_start_ms``), null where it was not measured. The last field,
+``line_crc32``, is the CRC-32 of the line without that field, so a damaged line shows itself:
 
     crc32('{"sample_id": "a", ...}')  ->  '{"sample_id": "a", ..., "line_crc32": 123}'
 
@@ -23,7 +23,7 @@ from unfuse.runs.schema import RECORD_STAGES, SampleRecord
 _CHECKSUM: Final = re.compile(r', "line_crc32": (\d{1,10})\}\Z')
 BEFORE_STAGES: Final = ("sample_id", "status", "error", "warmup")
 """Fields before those of the stages."""
-CLOCKS: Final = ("host_ms", "device_ms")
+CLOCKS: Final = ("host_ms", "device_ms", "start_ms", "device_start_ms")
 """A stage's fields are named ``<stage>_<clock>``."""
 
 
@@ -84,9 +84,9 @@ def from_line(line: str, *, where: str = "record", ignore_unknown: bool = False)
         raise RunFolderError(f"{where}: field 'stages'", found="a field of an unknown schema", expected="none such")
     stages = {}
     for stage in RECORD_STAGES:
-        host, device = (flat.pop(f"{stage}_{clock}", None) for clock in CLOCKS)
-        if host is not None:
-            stages[stage] = {"host_ms": host, "device_ms": device}
-        elif device is not None:
-            raise RunFolderError(f"{where}: {stage}_host_ms", found="null beside a device time", expected="a number")
+        times = {clock: flat.pop(f"{stage}_{clock}", None) for clock in CLOCKS}
+        if times["host_ms"] is not None:
+            stages[stage] = times
+        elif any(time is not None for time in times.values()):
+            raise RunFolderError(f"{where}: {stage}_host_ms", found="null beside another time", expected="a number")
     return from_plain(SampleRecord, {**flat, "stages": stages}, where=where, ignore_unknown=ignore_unknown)

@@ -16,7 +16,18 @@ from unfuse.runs.samples_file import SAMPLES_FILE
 SUMMARY_FILE: Final = "summary.json"
 REPORT_FILE: Final = "report.md"
 PROBES_FILE: Final = "probes.json"
-_OWN_FILES: Final = (MANIFEST_FILE, SAMPLES_FILE, PROBES_FILE, SUMMARY_FILE, REPORT_FILE, LOCK_FILE)
+TRACE_FILE: Final = "trace.json"
+PROFILE_FILE: Final = "profile.json"
+_OWN_FILES: Final = (
+    MANIFEST_FILE,
+    SAMPLES_FILE,
+    PROBES_FILE,
+    SUMMARY_FILE,
+    REPORT_FILE,
+    TRACE_FILE,
+    PROFILE_FILE,
+    LOCK_FILE,
+)
 
 
 def refuse_occupied(path: str | Path) -> None:

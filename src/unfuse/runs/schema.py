@@ -18,17 +18,23 @@ __all__ = [
     "SCHEMA_VERSION",
     "STAGES",
     "Ceilings",
+    "Energy",
+    "Finding",
+    "Isolation",
     "Manifest",
     "Noise",
     "Probes",
+    "Profile",
     "SampleRecord",
+    "StageEnergy",
     "StageMemory",
     "StageTime",
     "StageWork",
     "Status",
+    "StepPass",
 ]
 
-SCHEMA_VERSION: Final = "1.3"
+SCHEMA_VERSION: Final = "1.4"
 """Additive changes raise the minor number; a changed or removed field raises the major one."""
 
 FUSED_STAGE: Final = "fused_generate"
@@ -57,6 +63,12 @@ class StageTime:
     """Host wall clock between synchronised edges (sub-spans: between unsynchronised ones)."""
     device_ms: float | None = None
     """Between device events; None without a device clock, or where the stage gives the device no work."""
+    start_ms: float | None = None
+    """Host time of its beginning, since ``Manifest.created``."""
+    device_start_ms: float | None = None
+    """The same of its first device event, which the stage's own beginning sets to the host's clock."""
+    entries: tuple[StageTime, ...] = ()
+    """Of a sub-span entered several times, each one; the other fields then hold the sums and the first beginning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +88,8 @@ class SampleRecord:
     """Wall clock around the staged run; with ``e2e_host_ms`` it gives the cost of the clock's own edges."""
     e2e_host_ms: float | None = None
     """The separate, unstaged call on the same sample."""
+    e2e_start_ms: float | None = None
+    """Its beginning, as ``StageTime.start_ms``."""
     question: str | None = None
     media: str | None = None
     """What was given to the model: ``event_data``, ``event_image``, ``frames``, ..."""
@@ -98,6 +112,8 @@ class SampleRecord:
     e2e_same_tokens: bool | None = None
     """Whether the unstaged call gave the same token ids."""
     notes: tuple[str, ...] = ()
+    disturbances: tuple[str, ...] = ()
+    """What the isolation guard saw after it: other work on the device or the CPU, clocks held down."""
 
     @property
     def total_host_ms(self) -> float:
@@ -150,6 +166,88 @@ class Ceilings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepPass:
+    """One sample run once more after the samples, in no statistic: the steps of its answer and its memory over time."""
+
+    sample_id: str
+    stages: Mapping[str, StageTime]
+    spans: Mapping[str, StageTime] = field(default_factory=dict)
+    token_ms: tuple[float, ...] = ()
+    """When each new token was on the host, as ``StageTime.start_ms``; none where the protocol has no decode."""
+    memory_ms: tuple[float, ...] = ()
+    """When memory was read, as ``StageTime.start_ms``."""
+    memory_bytes: tuple[int, ...] = ()
+    """What was held then, as ``Probes.memory_source`` counts it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageEnergy:
+    """Energy of one stage of one sample, by repeating it."""
+
+    joules: float
+    """Of the whole board for one call, what it draws idle among it."""
+    resolution_joules: float
+    """Most that ``joules`` can be off because the counter moves in steps, either way."""
+    calls: int
+    seconds: float
+    """That all calls took together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Energy:
+    """Energy by stage, or why there is none."""
+
+    reason: str | None = None
+    """Why nothing was measured."""
+    source: str | None = None
+    sample_id: str | None = None
+    output_tokens: int | None = None
+    """New tokens of each answer that was measured."""
+    stages: Mapping[str, StageEnergy] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Stages without a number, and why."""
+    idle_watts: float | None = None
+    """Drawn while the loaded model did nothing; part of every stage's joules."""
+    counter_period_ms: float | None = None
+    """Median time between two changes of the counter, as measured."""
+    counter_step_mj: float | None = None
+    """Median change of the idle counter, as measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that kept a run from having the machine to itself."""
+
+    rule: str
+    """``gpu-processes``, ``gpu-busy``, ``gpu-throttled``, ``cpu-busy`` or ``cpu-load``."""
+    detail: str
+    """How much."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Isolation:
+    """One look at who else uses the machine."""
+
+    findings: tuple[Finding, ...] = ()
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    """Rules that could not be looked at, and why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """What ``profile.json`` holds, or why there is none."""
+
+    reason: str | None = None
+    sample_id: str | None = None
+    output_tokens: int | None = None
+    num_events: int = 0
+    num_kernels: int = 0
+    """Work on the device among them."""
+    num_left_out: int = 0
+    """The shortest ones, where there were too many for a file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Probes:
     """``probes.json``: what was measured beside the samples, once a run."""
 
@@ -164,6 +262,12 @@ class Probes:
     """By stage, of one sample."""
     work_sample_id: str | None = None
     ceilings: Ceilings | None = None
+    steps: tuple[StepPass, ...] = ()
+    energy: Energy | None = None
+    isolation: Isolation | None = None
+    """After everything else; the look at the start is in ``Manifest.environment``, those between in the samples."""
+    profile: Profile | None = None
+    """None where none was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
