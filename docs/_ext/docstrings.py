@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from docutils.nodes import Element, TextElement
+from docutils.nodes import Element, Text, TextElement
 from sphinx.addnodes import pending_xref
 from sphinx.util.nodes import make_refnode
 
@@ -52,9 +52,17 @@ def leave_out(app: Sphinx, what: str, name: str, obj: Any, options: Any, args: s
     return ("", None) if what == "class" and is_dataclass(obj) else None
 
 
+def draw_dashes(app: Sphinx, doctree: Element) -> None:
+    """Between a parameter and its text; smart quotes would do it, and to ``--output`` as well."""
+    for node in list(doctree.findall(Text)):
+        if node == " -- ":
+            node.parent.replace(node, Text(" \N{EN DASH} "))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("missing-reference", resolve)
+    app.connect("doctree-read", draw_dashes)
     app.connect("autodoc-process-signature", leave_out)
     app.connect("autodoc-process-docstring", say_no_type, priority=400)  # before napoleon's 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}

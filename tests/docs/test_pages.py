@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import unfuse.api
 import unfuse.verification
 from unfuse.cli import run
+from unfuse.protocols import BenchSettings
 from unfuse.report.statistics import Drift, balance
 from unfuse.report.verdict import (
     balance_warnings,
@@ -87,10 +90,11 @@ def missing(shown, printed):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder with a recording; checks that measure for long are left out, as their own tests have them."""
+    """An empty folder with a recording; what measures for long is left out or shortened, as its own tests have it."""
     from unfuse.samples.demo import demo_sample
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(unfuse.api, "BenchSettings", partial(BenchSettings, noise_repeats=3))
     shutil.copy(demo_sample("demo:3").event_data, "recording.npy")
     for name in NOISY:
         row = unfuse.verification.skipped(name.replace("_", "-"), "left out of this test", expected="")

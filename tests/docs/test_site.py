@@ -109,6 +109,8 @@ def test_every_public_name_has_its_entry(site):
         wanted |= {f"{module.__name__}.{name}" for name in module.__all__}
     wanted |= {f"unfuse.errors.{name}" for name, value in vars(unfuse.errors).items() if isinstance(value, type)}
     wanted |= {f"unfuse.staged_model.StagedModel.{verb}" for verb in VERBS}
+    # Of another module, where it has its entry.
+    wanted = wanted - {"unfuse.runs.schema.STAGES"} | {"unfuse.stages.STAGES"}
     assert wanted - names == set()
 
 
