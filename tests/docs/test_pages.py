@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import unfuse.api
+import unfuse.protocols.bench
 import unfuse.verification
 from unfuse.cli import run
+from unfuse.measure.ceilings import measure_ceilings
 from unfuse.protocols import BenchSettings
 from unfuse.report.statistics import Drift, balance
 from unfuse.report.verdict import (
@@ -38,6 +40,7 @@ _NUMBER = r"[-+]?\d[\d.,]*"
 ANY = re.compile(rf"\.\.\.|(?<=VERDICT: )VALID|{_NUMBER}(?: {_NUMBER})*")
 """What a shown line need not have in common with the printed one; a run of numbers is one."""
 STANDS_FOR = {"...": ".*", "VALID": "(IN)?VALID"}
+CEILINGS = cache(measure_ceilings)
 NOISY = ("timing_additive", "hooks_agree", "steady")
 
 
@@ -94,6 +97,7 @@ def folder(tmp_path, monkeypatch):
     from unfuse.samples.demo import demo_sample
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(unfuse.protocols.bench, "measure_ceilings", CEILINGS)
     monkeypatch.setattr(unfuse.api, "BenchSettings", partial(BenchSettings, noise_repeats=3))
     shutil.copy(demo_sample("demo:3").event_data, "recording.npy")
     for name in NOISY:
