@@ -61,7 +61,17 @@ html_extra_path = ["_root"]  # whoever opens the site's root is sent to docs/
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
+_LIGHT = {"color-brand-primary": "#1d5fae", "color-brand-content": "#1d5fae"}
+_DARK = {"color-brand-primary": "#7fb4f0", "color-brand-content": "#7fb4f0"}
+_STAGES = {
+    "load": ("#475569", "#8593a6"),
+    "preprocess": ("#4a90d0", "#5b9be0"),
+    "encode": ("#0f766e", "#57d2b8"),
+    "prefill": ("#c27f0a", "#d9a036"),
+    "decode": ("#9f2d13", "#f29b80"),
+}
+"""Colour of each stage, in the light and in the dark."""
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#1d5fae", "color-brand-content": "#1d5fae"},
-    "dark_css_variables": {"color-brand-primary": "#7fb4f0", "color-brand-content": "#7fb4f0"},
+    "light_css_variables": _LIGHT | {f"stage-{stage}": light for stage, (light, _) in _STAGES.items()},
+    "dark_css_variables": _DARK | {f"stage-{stage}": dark for stage, (_, dark) in _STAGES.items()},
 }
