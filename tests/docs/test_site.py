@@ -124,6 +124,12 @@ def test_the_bars_are_the_records(site):
         assert f"{part['model']}: {said}" in text
 
 
+def test_the_front_page_has_the_table_s_number():
+    table = (ROOT / "benchmarks" / "h200-stage4" / "table.md").read_text()
+    ours = re.search(r"^\| decode, a token \| ([\d.]+) ms", table, re.MULTILINE)
+    assert f"in {float(ours[1]):.1f} ms each" in (ROOT / "docs" / "index.md").read_text()
+
+
 def test_the_report_is_of_its_run(site):
     text = (site / "docs" / "real-run.html").read_text(encoding="utf-8")
     summary = json.loads((RUNS / "01-random-eventgpt-7b-decoupled" / "summary.json").read_text())
