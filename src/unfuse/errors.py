@@ -1,21 +1,23 @@
 """Every exception of the package, and the one form its messages take.
 
-UnfuseError
-├── InputError                 what the user gave is at fault; exit code 2
-│   ├── FileAccessError        a file is missing or cannot be read
-│   ├── EventFileError         an event file is truncated, corrupt or of an unknown format
-│   │   └── UnsafeFileError    an event file asks for more than plain numpy arrays; nothing of it was run
-│   ├── EventStreamError       events were read, but they are not a valid stream
-│   ├── MediaError             a frame, image or video cannot be decoded
-│   ├── DatasetError           a dataset folder or its JSON is malformed
-│   ├── CheckpointError        a checkpoint folder is incomplete or does not fit the architecture
-│   ├── PromptError            a question or token sequence cannot be used
-│   ├── FeaturesError          features that do not belong to this model, dtype or width
-│   ├── CutError               a model whose stages cannot be taken apart, or whose vision side cannot be found
-│   ├── DeviceError            a device, dtype or engine that does not exist here
-│   ├── RunFolderError         a run folder is occupied, damaged or belongs to another run
-│   └── MissingPackageError    an optional package is not installed
-└── VerificationError          a check, verdict or regression failed; exit code 1
+::
+
+    UnfuseError
+    ├── InputError                 what the user gave is at fault; exit code 2
+    │   ├── FileAccessError        a file is missing or cannot be read
+    │   ├── EventFileError         an event file is truncated, corrupt or of an unknown format
+    │   │   └── UnsafeFileError    an event file asks for more than plain numpy arrays; nothing of it was run
+    │   ├── EventStreamError       events were read, but they are not a valid stream
+    │   ├── MediaError             a frame, image or video cannot be decoded
+    │   ├── DatasetError           a dataset folder or its JSON is malformed
+    │   ├── CheckpointError        a checkpoint folder is incomplete or does not fit the architecture
+    │   ├── PromptError            a question or token sequence cannot be used
+    │   ├── FeaturesError          features that do not belong to this model, dtype or width
+    │   ├── CutError               a model whose stages cannot be taken apart, or whose vision side cannot be found
+    │   ├── DeviceError            a device, dtype or engine that does not exist here
+    │   ├── RunFolderError         a run folder is occupied, damaged or belongs to another run
+    │   └── MissingPackageError    an optional package is not installed
+    └── VerificationError          a check, verdict or regression failed; exit code 1
 
 A message is one line: the thing, what was found, what was expected, and the way out.
 """

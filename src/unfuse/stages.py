@@ -1,5 +1,7 @@
 """The five stages and the value that crosses each border.
 
+::
+
     Sample --load--> Loaded --preprocess--> Prepared --encode--> Features --prefill--> Prefilled --decode--> Generation
 
 Every value is immutable and says what it holds: shapes, dtypes, where it lives. This module knows no model, no file
