@@ -30,7 +30,10 @@ MakeRecord = Callable[..., SampleRecord]
 ANY_TEXT = st.text(st.characters(), max_size=20)  # quotes, line ends, NUL and lone surrogates among it
 MS = st.floats(allow_nan=False, allow_infinity=False)
 COUNT = st.none() | st.integers(0, 2**63 - 1)
-TIMES = st.builds(StageTime, host_ms=MS, device_ms=st.none() | MS)
+TIMES = st.builds(StageTime, host_ms=MS, device_ms=st.none() | MS, start_ms=st.none() | MS)
+SPANS = st.builds(
+    StageTime, host_ms=MS, device_ms=st.none() | MS, start_ms=MS, entries=st.lists(TIMES, max_size=2).map(tuple)
+)
 RECORDS = st.builds(
     SampleRecord,
     sample_id=ANY_TEXT,
@@ -38,7 +41,7 @@ RECORDS = st.builds(
     warmup=st.just(True),  # else a second one of a name is refused
     error=st.none() | ANY_TEXT,
     stages=st.dictionaries(st.sampled_from(RECORD_STAGES), TIMES),
-    spans=st.dictionaries(st.sampled_from(["load.read", "encode.tower", 'a "span", of\nours']), TIMES),
+    spans=st.dictionaries(st.sampled_from(["load.read", "encode.tower", 'a "span", of\nours']), SPANS),
     e2e_host_ms=st.none() | MS,
     num_events=COUNT,
     frame_size=st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)),
@@ -47,6 +50,9 @@ RECORDS = st.builds(
     e2e_same_tokens=st.none() | st.booleans(),
     notes=st.lists(ANY_TEXT, max_size=3).map(tuple),
 )
+
+
+SPAN = ("host_ms", "device_ms", "start_ms", "device_start_ms", "entries")
 
 
 def write(path: Path, manifest: Manifest, records: list[SampleRecord]) -> Path:
@@ -64,7 +70,11 @@ def expected(record: SampleRecord) -> dict[str, Any]:
     """The line's fields under the columns' names."""
     flat = to_flat(record)
     spans = flat.pop("spans")
-    flat |= {f"spans.{name}.{clock}": ms for name, times in spans.items() for clock, ms in times.items()}
+    flat |= {
+        f"spans.{name}.{field}": json.dumps(value) if field == "entries" else value
+        for name, times in spans.items()
+        for field, value in times.items()
+    }
 
     def whole(value: Any) -> Any:
         return (

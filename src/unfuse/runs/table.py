@@ -7,6 +7,7 @@ measured is null.
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -118,6 +119,9 @@ def _cells(name: str, value: Any, hint: Any) -> Iterator[tuple[str, Kind, Any]]:
         hints = get_type_hints(hint)
         for key, item in (value or {}).items():
             yield from _cells(f"{name}.{key}", item, hints[key])
+    elif get_origin(hint) is tuple and is_dataclass(get_args(hint)[0]):
+        # A table's cell holds no table.
+        yield name, "string", None if value is None else json.dumps(value)
     elif get_origin(hint) is tuple:
         yield name, _LISTS[get_args(hint)[0]], value
     else:
