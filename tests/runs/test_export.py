@@ -150,7 +150,7 @@ def test_columns(tmp_path: Path, make_manifest: MakeManifest, make_record: MakeR
     wanted = [
         each
         for name in line
-        for each in ([f"spans.load.rasterise.{c}" for c in ("host_ms", "device_ms")] if name == "spans" else [name])
+        for each in ([f"spans.load.rasterise.{field}" for field in SPAN] if name == "spans" else [name])
     ]
     assert names[9:] == wanted
     schema = pyarrow.parquet.read_schema(io.BytesIO(to_parquet(table)))
