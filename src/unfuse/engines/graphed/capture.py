@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 
@@ -41,13 +40,10 @@ class Captured:
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
                 work()
-                torch.cuda.synchronize()
-                # What is freed in the middle of a capture would spoil it.
-                gc.collect()
-                torch.cuda.empty_cache()
-                with _capturing(pool, generator) as self._graphs:
-                    work()
             torch.cuda.current_stream().wait_stream(beside)
+            with _Capture(pool, generator) as capture:
+                work()
+            self._graphs = capture.graphs
 
     def __call__(self) -> None:
         """Replays it; returns before the device is done."""
@@ -58,35 +54,35 @@ class Captured:
 
 
 class _Capture:
+    """What is launched in the body becomes graphs, one after the other."""
+
     def __init__(self, pool: Any, generator: torch.Generator | None):
         self.graphs: list[torch.cuda.CUDAGraph] = []
         self._pool = pool
         self._generator = generator
+        self._open = ExitStack()
 
     def begin(self) -> None:
         graph = torch.cuda.CUDAGraph()
         if self._generator is not None:
             graph.register_generator_state(self._generator)
-        graph.capture_begin(pool=self._pool or (self.graphs[0].pool() if self.graphs else None))
+        self._open.enter_context(torch.cuda.graph(graph, pool=self._pool))
         self.graphs.append(graph)
 
     def end(self) -> None:
-        self.graphs[-1].capture_end()
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        self.begin()
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._token)
+        self.end()
 
 
 _current: ContextVar[_Capture | None] = ContextVar("capture", default=None)
-
-
-@contextmanager
-def _capturing(pool: Any, generator: torch.Generator | None) -> Iterator[list[torch.cuda.CUDAGraph]]:
-    capture = _Capture(pool, generator)
-    token = _current.set(capture)
-    capture.begin()
-    try:
-        yield capture.graphs
-    finally:
-        _current.reset(token)
-        capture.end()
 
 
 def cut() -> None:
