@@ -13,6 +13,7 @@ from unfuse.cli.compare import compare
 from unfuse.cli.dataset import dataset
 from unfuse.cli.doctor import doctor
 from unfuse.cli.errors import exit_code_of
+from unfuse.cli.report import report
 from unfuse.cli.verify import verify
 
 
@@ -22,7 +23,7 @@ def cli() -> None:
     """Take a multimodal LLM's fused generate() apart: run, time and verify each stage alone."""
 
 
-for _verb in (bench, ask, verify, compare, dataset, doctor):
+for _verb in (bench, ask, verify, compare, report, dataset, doctor):
     cli.add_command(_verb)
 
 

@@ -18,12 +18,15 @@ from unfuse.protocols.decoupled import DECOUPLED
 from unfuse.protocols.fused import FUSED
 from unfuse.protocols.hooked import HOOKED
 from unfuse.protocols.pairs import Pairs
+from unfuse.protocols.pictures import keep_frames
 from unfuse.protocols.probing import calls_after_encode, stage_memory
 from unfuse.protocols.protocol import BenchProtocol
 from unfuse.protocols.reencode import REENCODE
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report import Summary, report_markdown, summarise
+from unfuse.report.reading import run_of
 from unfuse.runs import Manifest, Probes, RunFolder, SampleRecord
+from unfuse.runs.frames import FRAMES_FOLDER, FrameStore
 from unfuse.samples import Dataset
 from unfuse.staged_model import StagedModel
 
@@ -69,6 +72,7 @@ def bench_model(
     resume: bool = False,
     command: tuple[str, ...] | None = None,
     on_record: OnRecord | None = None,
+    frames: FrameStore | None = None,
 ) -> BenchRun:
     """Measures every sample of a dataset on one loaded model.
 
@@ -81,6 +85,7 @@ def bench_model(
         resume: continue the run in ``output``.
         command: for the record; the process's own by default.
         on_record: called with the sample's index and record once it is safe.
+        frames: where small pictures of the samples are kept; in ``output`` by default, nowhere without it.
 
     Raises:
         CutError: the protocol needs stages or a tower that this model does not show.
@@ -111,6 +116,8 @@ def bench_model(
         probes = folder.read_probes() if folder else None
         if probes is None:
             probes = _probes(pairs, model, dataset, records, settings)
+        if folder:
+            keep_frames(model, dataset, records, frames or FrameStore(folder.path / FRAMES_FOLDER))
         result = summarise(manifest, records, probes)
         if folder:
             _finish(folder, manifest, probes, result)
@@ -225,3 +232,6 @@ def _finish(folder: RunFolder, manifest: Manifest, probes: Probes, result: Summa
     folder.write_probes(probes)
     folder.write_summary(result.to_dict())
     folder.write_report(report_markdown(manifest, result))
+    from unfuse.report.html import report_html  # loads Altair, which waits until all is measured
+
+    folder.write_page(report_html([run_of(manifest, folder.records(), probes, folder.path)]))

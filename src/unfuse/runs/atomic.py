@@ -22,7 +22,15 @@ def write_text_atomic(path: Path, text: str) -> None:
     Raises:
         RunFolderError: the file could not be written; it says why.
     """
-    data = text.encode("utf-8", "backslashreplace")
+    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Writes ``data``.
+
+    Raises:
+        RunFolderError: the file could not be written; it says why.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

@@ -1,8 +1,8 @@
-"""A run as a folder: ``run.json``, ``samples.jsonl``, ``probes.json``, ``summary.json``, ``report.md``.
+"""A run as a folder: ``run.json``, ``samples.jsonl``, ``probes.json``, ``summary.json``, ``report.md`` and ``.html``.
 
 A run exists whole from the moment its folder appears. Each sample that ``append`` has returned from is on the
 disk, so a killed process loses none that it reported; ``resume`` continues such a run and leaves its lines as
-they are. Nothing is overwritten but the summary and the report, as whole files. One process writes at a time.
+they are. Nothing is overwritten but the summary and the reports, as whole files. One process writes at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write, sync_folder, write_json_atomic, write_text_atomic
 from unfuse.runs.lock import FolderLock
 from unfuse.runs.manifest import MANIFEST_FILE, differences, read_manifest, write_manifest
-from unfuse.runs.place import PROBES_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied, take_away
+from unfuse.runs.place import HTML_FILE, PROBES_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied, take_away
 from unfuse.runs.plain import from_plain, parse_object
 from unfuse.runs.samples_file import SAMPLES_FILE, SamplesRead, SamplesWriter, read_samples
 from unfuse.runs.schema import Manifest, Probes, SampleRecord
@@ -224,6 +224,14 @@ class RunFolder:
             RunFolderError: it cannot be written.
         """
         write_text_atomic(self.path / REPORT_FILE, text)
+
+    def write_page(self, html: str) -> None:
+        """Writes ``report.html`` as a whole.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        write_text_atomic(self.path / HTML_FILE, html)
 
     def close(self) -> None:
         """Closes the samples file and lets the folder go; a second call does nothing."""

@@ -15,9 +15,10 @@ from unfuse.runs.samples_file import SAMPLES_FILE
 
 SUMMARY_FILE: Final = "summary.json"
 REPORT_FILE: Final = "report.md"
+HTML_FILE: Final = "report.html"
 PROBES_FILE: Final = "probes.json"
 COMPARISON_FILE: Final = "comparison.json"
-_OWN_FILES: Final = (MANIFEST_FILE, SAMPLES_FILE, PROBES_FILE, SUMMARY_FILE, REPORT_FILE, LOCK_FILE)
+_OWN_FILES: Final = (MANIFEST_FILE, SAMPLES_FILE, PROBES_FILE, SUMMARY_FILE, REPORT_FILE, HTML_FILE, LOCK_FILE)
 
 
 def refuse_occupied(path: str | Path) -> None:
