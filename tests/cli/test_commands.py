@@ -176,8 +176,11 @@ def test_ask(capsys):
     assert reused[1] > 70
 
 
-def test_verify(capsys):
-    code = run(["verify", "--max-new-tokens", "3", "--device", "cpu"])
+def test_verify(tmp_path, capsys):
+    assert run(["verify", "--output", "no/rows.json"]) == 2
+    code = run(["verify", "--max-new-tokens", "3", "--device", "cpu", "--output", "rows.json"])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["name"] for row in rows][:2] == ["encode-once", "same-output"]
     out = capsys.readouterr().out
     for name in ("encode-once", "same-output", "features-used", "backward-compatible"):
         assert f"PASS {name}" in out
@@ -438,7 +441,8 @@ def test_options_are_frozen():
         "compare": ["after", "before", "fail_on_regression", "form", "noise_threshold"],
         "dataset": [],
         "doctor": [],
-        "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model"],
+        "report": ["output", "runs"],
+        "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model", "output"],
     }  # fmt: skip
     parts = cli.commands["dataset"].commands
     assert {name: sorted(p.name for p in verb.params) for name, verb in parts.items()} == {

@@ -24,12 +24,13 @@ from unfuse.runs.place import COMPARISON_FILE, HTML_FILE
 )
 def report(runs: tuple[Path, ...], output: Path | None) -> int:
     """Write report.html of run folders, or of the folders of whole comparisons."""
-    if twice := [str(run) for run in runs if [each.absolute() for each in runs].count(run.absolute()) > 1]:
-        raise InputError("runs", found=f"{twice[0]} twice", expected="each once")
+    places = [run.resolve() for run in runs]
+    if twice := [str(run) for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
+        raise InputError("runs", found=f"{twice[-1]} twice", expected="each once")
     place = output or (runs[0] if len(runs) == 1 else Path()) / HTML_FILE
     if output is None and len(runs) > 1 and place.exists():
         raise InputError(str(place), found="a file already", expected="a new one", fix="name one with --output")
-    if not place.absolute().parent.is_dir():
+    if output is not None and not place.absolute().parent.is_dir():
         raise InputError(str(place), found="no such folder", expected="a file in a folder that exists")
 
     from unfuse.report.reading import read_runs

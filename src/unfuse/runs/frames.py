@@ -112,7 +112,7 @@ def _strip(frames: Sequence[NDArray[np.uint8]]) -> Image.Image:
     for frame in chosen:
         height, width = frame.shape[:2]
         size = (min(max(round(width * _HEIGHT / height), 1), _WIDEST), _HEIGHT)
-        # A box keeps single events visible that interpolation between few pixels would skip.
+        # A box weighs every event: lines of them stay, single ones of noise fade.
         small.append(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
     strip = Image.new("RGB", (sum(each.width + _GAP for each in small) - _GAP, _HEIGHT), (127, 127, 127))
     left = 0

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from unfuse.report.checks import RunCheck, run_checks
 from unfuse.report.comparison import compare
 from unfuse.report.comparison_tables import Kind, Table, tables
-from unfuse.report.html import figures
+from unfuse.report.html import device_figures, time_figures
 from unfuse.report.html.bundle import vega_script
 from unfuse.report.html.looks import NUM_COLOURS, Look, looks_of
 from unfuse.report.html.samples import sample_table
@@ -74,14 +74,14 @@ def report_html(runs: Sequence[ReportRun], *, command: Sequence[str] = ()) -> st
     grouped: dict[str, list[Table]] = {kind: [] for kind in get_args(Kind)}
     for table in tables(comparison) if several else []:
         grouped[table.kind].append(table)
-    longest = figures.longest_ms(shown)
+    longest = time_figures.longest_ms(shown)
     sections = {
-        "time": [figures.where_time_goes(each, name, longest) for name, each in by_protocol.items()],
-        "spread": [figures.spread(each, name) for name, each in by_protocol.items()],
-        "drift": [figures.over_the_run(each, name) for name, each in by_protocol.items()],
-        "tokens": [figures.against_tokens(each, name) for name, each in by_protocol.items() if name in _STAGE4],
-        "roofline": [figures.under_the_roof(shown)],
-        "memory": [figures.memory(shown)],
+        "time": [time_figures.where_time_goes(each, name, longest) for name, each in by_protocol.items()],
+        "spread": [time_figures.spread(each, name) for name, each in by_protocol.items()],
+        "drift": [time_figures.over_the_run(each, name) for name, each in by_protocol.items()],
+        "tokens": [time_figures.against_tokens(each, name) for name, each in by_protocol.items() if name in _STAGE4],
+        "roofline": [device_figures.under_the_roof(shown)],
+        "memory": [device_figures.memory(shown)],
     }
     specs = {panel.key: panel.spec for found in sections.values() for each in found for panel in each.panels}
     samples = sample_table(list(zip(looks, runs, strict=True)))
