@@ -81,7 +81,9 @@ def test_bench_on_a_dataset(dataset, tmp_path, capsys):
         assert word in out
     assert "\x1b" not in out, "no colours where output is not a terminal"
     folder = tmp_path / "run"
-    assert {p.name for p in folder.iterdir()} >= {"run.json", "samples.jsonl", "summary.json", "report.md"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "run.json", "samples.jsonl", "summary.json", "report.md", "report.html", "frames",
+    }  # fmt: skip
     measured = [line for line in lines_of(folder) if not line["warmup"]]
     assert [line["sample_id"] for line in measured] == [str(i) for i in range(6)]
     assert [line["media"] for line in measured] == ["event_data", "event_image", "event_image"] * 2
@@ -128,10 +130,10 @@ def test_a_failed_sample_is_counted(dataset, capsys):
 
 def test_an_occupied_folder_is_never_overwritten(dataset, capsys):
     run(["bench", "demo", "--dataset", str(dataset), "--max-samples", "1", "--output", "r", *QUICK])
-    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+    before = {p: p.read_bytes() for p in Path("r").rglob("*") if p.is_file()}
     assert run(["bench", "demo", "--dataset", str(dataset), "--output", "r", *QUICK]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+    assert {p: p.read_bytes() for p in Path("r").rglob("*") if p.is_file()} == before
 
 
 def test_resume_refuses_other_conditions(dataset, capsys):

@@ -59,6 +59,8 @@ class BenchRun:
         with RunFolder.create(path, self.manifest) as folder:
             for record in self.records:
                 folder.append(record)
+            if self.folder is not None:
+                FrameStore(folder.path / FRAMES_FOLDER).take_over(FrameStore(self.folder / FRAMES_FOLDER))
             _finish(folder, self.manifest, self.probes, self.result)
 
 

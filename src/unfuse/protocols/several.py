@@ -78,6 +78,8 @@ class ComparisonRun:
         """
         names = [(part.model, part.protocol) for part in self.runs]
         folder = ComparisonFolder.create(path, names, asked=self.asked, created=_now(), command=self.command)
+        if self.folder is not None:
+            FrameStore(folder.path / FRAMES_FOLDER).take_over(FrameStore(self.folder / FRAMES_FOLDER))
         for index, part in enumerate(self.runs):
             if part.run is not None:
                 part.run.save(folder.run_folder(index))

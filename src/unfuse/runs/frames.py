@@ -75,6 +75,20 @@ class FrameStore:
         _strip(frames).save(file, "WEBP", quality=_QUALITY)
         write_bytes_atomic(place, file.getvalue())
 
+    def take_over(self, other: FrameStore) -> None:
+        """Copies the strips of another store.
+
+        Raises:
+            RunFolderError: one cannot be read or written.
+        """
+        for strip in sorted(other.path.glob("*.webp")):
+            try:
+                self.path.mkdir(exist_ok=True)
+                data = strip.read_bytes()
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
+            write_bytes_atomic(self.path / strip.name, data)
+
     def read(self, media_sha256: str | None) -> Strip | None:
         """The strip of a medium; None where there is none, or what lies there is no small WebP file."""
         from PIL import Image, UnidentifiedImageError

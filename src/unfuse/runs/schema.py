@@ -28,7 +28,7 @@ __all__ = [
     "Status",
 ]
 
-SCHEMA_VERSION: Final = "1.3"
+SCHEMA_VERSION: Final = "1.4"
 """Additive changes raise the minor number; a changed or removed field raises the major one."""
 
 FUSED_STAGE: Final = "fused_generate"

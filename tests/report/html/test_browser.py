@@ -245,7 +245,8 @@ def test_accessibility(
     context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 800})
     opened = Opened(context.new_page(), page_of(tmp_path / "r.html", comparison(frames)))
     opened.page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
-    found = Axe().run(opened.page, options=options).response
+    # Inside a drawing there are hundreds of paths and no roles; the place that it is drawn in is named and looked at.
+    found = Axe().run(opened.page, context={"exclude": [["svg"]]}, options=options).response
     assert len(found["passes"]) >= least
     told = [(v["id"], n["target"], n.get("failureSummary")) for v in found["violations"] for n in v["nodes"][:2]]
     assert told == []

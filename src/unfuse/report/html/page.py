@@ -23,14 +23,13 @@ from unfuse.report.comparison import compare
 from unfuse.report.comparison_tables import Kind, Table, tables
 from unfuse.report.html import device_figures, time_figures
 from unfuse.report.html.bundle import vega_script
-from unfuse.report.html.looks import NUM_COLOURS, Look, looks_of
+from unfuse.report.html.looks import Look, looks_of
 from unfuse.report.html.samples import sample_table
 from unfuse.report.markdown import flat
 from unfuse.report.reading import ReportRun
 from unfuse.report.rows import headlines, method_lines
 from unfuse.report.summary import FORMULAS, Summary
 from unfuse.report.text import printable
-from unfuse.runs.schema import RECORD_STAGES
 
 _PACKAGE: Final = "unfuse.report.html"
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}"
@@ -94,7 +93,7 @@ def report_html(runs: Sequence[ReportRun], *, command: Sequence[str] = ()) -> st
             title=_title(runs),
             several=several,
             headed=len(by_protocol) > 1,
-            valid=comparison.valid if several else views[0].good,
+            valid=comparison.valid if several else views[0].word == "VALID",
             word=("VALID" if comparison.valid else "INVALID") if several else views[0].word,
             made=_made(runs),
             views=views,
@@ -106,8 +105,6 @@ def report_html(runs: Sequence[ReportRun], *, command: Sequence[str] = ()) -> st
             pictures={key: picture.uri for key, picture in samples.pictures.items()},
             commands=_commands(runs, command),
             formulas=FORMULAS,
-            stages=RECORD_STAGES,
-            colours=NUM_COLOURS,
             style=Markup(_text("style.css")),
             vega=vega,
             script=own,

@@ -37,7 +37,7 @@ def where_time_goes(shown: Shown, protocol: str, longest_ms: float) -> Figure:
         if total:
             largest = max(host, key=lambda stage: host[stage])
             share = f"{words(largest)} takes {100 * host[largest] / total:.1f} % of {total:.2f} ms"
-            findings.append(said(look, shown, f"{share}{_busy(host, device)}."))
+            findings.append(said(look, shown, f"{share}{_on_device(host, device)}."))
         for stage in s.stages_host:
             part = f"{100 * host[stage] / total:.1f} %" if total and stage in host else "-"
             rows.append((look.label, words(stage), number(host.get(stage)), part, number(device.get(stage))))
@@ -210,11 +210,14 @@ def _bars(row: str, means: Mapping[str, float]) -> Iterable[charts.Bar]:
         start += ms
 
 
-def _busy(host: Mapping[str, float], device: Mapping[str, float]) -> str:
-    """How much of the host's time the device was busy, over the stages that it has a clock for."""
+def _on_device(host: Mapping[str, float], device: Mapping[str, float]) -> str:
+    """The device's clock against the host's, over the stages that both have."""
     both = [stage for stage in device if stage in host]
     waited = sum(host[stage] for stage in both)
-    return f"; where the device works, it is busy {100 * sum(device[s] for s in both) / waited:.1f} %" if waited else ""
+    if not waited:
+        return ""
+    share = 100 * sum(device[stage] for stage in both) / waited
+    return f"; of the stages on the device, its own clock sees {share:.1f} % of the host's time"
 
 
 def _drift_line(drift: Drift, values: Sequence[float]) -> tuple[tuple[float, float], tuple[float, float]]:
