@@ -84,12 +84,8 @@ def test_bench_on_a_dataset(dataset, tmp_path, capsys):
     assert "\x1b" not in out, "no colours where output is not a terminal"
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} >= {
-        "run.json",
-        "samples.jsonl",
-        "summary.json",
-        "report.md",
-        "trace.json",
-    }
+        "run.json", "samples.jsonl", "summary.json", "report.md", "report.html", "trace.json", "frames",
+    }  # fmt: skip
     measured = [line for line in lines_of(folder) if not line["warmup"]]
     assert [line["sample_id"] for line in measured] == [str(i) for i in range(6)]
     assert [line["media"] for line in measured] == ["event_data", "event_image", "event_image"] * 2
@@ -162,10 +158,10 @@ def test_a_failed_sample_is_counted(dataset, capsys):
 
 def test_an_occupied_folder_is_never_overwritten(dataset, capsys):
     run(["bench", "demo", "--dataset", str(dataset), "--max-samples", "1", "--output", "r", *QUICK])
-    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+    before = {p: p.read_bytes() for p in Path("r").rglob("*") if p.is_file()}
     assert run(["bench", "demo", "--dataset", str(dataset), "--output", "r", *QUICK]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+    assert {p: p.read_bytes() for p in Path("r").rglob("*") if p.is_file()} == before
 
 
 def test_resume_refuses_other_conditions(dataset, capsys):
@@ -210,8 +206,11 @@ def test_ask(capsys):
     assert reused[1] > 70
 
 
-def test_verify(capsys):
-    code = run(["verify", "--max-new-tokens", "3", "--device", "cpu"])
+def test_verify(tmp_path, capsys):
+    assert run(["verify", "--output", "no/rows.json"]) == 2
+    code = run(["verify", "--max-new-tokens", "3", "--device", "cpu", "--output", "rows.json"])
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["name"] for row in rows][:2] == ["encode-once", "same-output"]
     out = capsys.readouterr().out
     for name in ("encode-once", "same-output", "features-used", "backward-compatible"):
         assert f"PASS {name}" in out
@@ -478,7 +477,8 @@ def test_options_are_frozen():
         "dataset": [],
         "doctor": [],
         "export": ["output", "replace", "runs"],
-        "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model"],
+        "report": ["output", "runs"],
+        "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model", "output"],
     }  # fmt: skip
     parts = cli.commands["dataset"].commands
     assert {name: sorted(p.name for p in verb.params) for name, verb in parts.items()} == {

@@ -55,8 +55,8 @@ def test_every_model_on_the_same_samples_with_the_same_length(finished):
         assert {record.output_tokens for record in part.measured} == {3}
     assert sorted(p.name for p in folder.iterdir()) == [
         "01-demo-decoupled", "02-demo-hooked", "03-random-llava-tiny-decoupled", "04-random-llava-tiny-hooked",
-        "05-random-video-llava-tiny-decoupled", "06-random-video-llava-tiny-hooked", "comparison.json", "report.md",
-        "summary.json",
+        "05-random-video-llava-tiny-decoupled", "06-random-video-llava-tiny-hooked", "comparison.json", "frames",
+        "report.html", "report.md", "summary.json",
     ]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     resume = ["--resume"] if (folder / "comparison.json").exists() else []
     done = subprocess.run([*arguments, *resume], capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
-    parts = sorted(p for p in folder.iterdir() if p.is_dir())
+    parts = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "frames")
     assert len(parts) == 12
     for part in parts:
         kept = (part / "samples.jsonl").read_text().split("\n")[:-1]
@@ -177,6 +177,8 @@ def test_saved_from_memory(finished, tmp_path):
     run, folder = finished
     run.save(tmp_path / "copy")
     assert {p.name for p in (tmp_path / "copy").iterdir()} == {p.name for p in folder.iterdir()}
+    frames = [{p.name: p.read_bytes() for p in (each / "frames").iterdir()} for each in (folder, tmp_path / "copy")]
+    assert frames[0] == frames[1]
 
 
 def test_plan():

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from unfuse.report.statistics import balance, distribution, drift, median_interval, outliers, spread_pct
+from unfuse.report.statistics import (
+    balance,
+    distribution,
+    drift,
+    line_fit,
+    median_interval,
+    outliers,
+    spread_pct,
+    why_no_line,
+)
 
 VALUES = st.lists(st.floats(min_value=1e-3, max_value=1e6), min_size=1, max_size=30)
 
@@ -149,3 +158,48 @@ def test_outliers_are_hyperfines() -> None:
 def test_spread_by_hand() -> None:
     assert spread_pct([90.0, 100.0, 110.0]) == pytest.approx(10.0)
     assert spread_pct([90.0, 110.0]) is None
+
+
+def test_line_by_hand() -> None:
+    """Least squares through (1, 1), (2, 3), (3, 2), (4, 5), (5, 4): slope 0.8, intercept 0.6, R2 0.64."""
+    found = line_fit([1, 2, 3, 4, 5], [1.0, 3.0, 2.0, 5.0, 4.0])
+    assert found is not None
+    assert (found.slope, found.intercept, found.r_squared) == pytest.approx((0.8, 0.6, 0.64))
+    # Residuals -0.4, 0.8, -1, 1.2, -0.6 square to 3.6: the slope's error is sqrt(3.6 / 3 / 10); t(3) is 3.182446.
+    assert found.slope_high - found.slope == pytest.approx(3.182446 * 0.12**0.5, rel=1e-6)
+    assert found.intercept_high - found.intercept == pytest.approx(3.182446 * (1.2 * (1 / 5 + 9 / 10)) ** 0.5, rel=1e-6)
+    assert (found.x_min, found.x_max, found.count) == (1, 5, 5)
+
+
+def test_a_level_line_is_exact() -> None:
+    found = line_fit([1, 2, 3, 4, 5], [7.0] * 5)
+    assert found is not None
+    assert (found.slope_low, found.slope, found.slope_high) == (0, 0, 0)
+    assert (found.intercept_low, found.intercept_high) == (7, 7)
+
+
+def test_the_line_finds_what_was_put_in() -> None:
+    """The 95 % intervals hold the true cost of a token and the fixed cost in 900 to 990 of 1000 runs."""
+    rng = np.random.default_rng(0)
+    held = [0, 0]
+    for _ in range(1000):
+        tokens = rng.integers(5, 90, 20).astype(float)
+        found = line_fit(tokens.tolist(), (3.1 * tokens + 25 + rng.normal(0, 2, 20)).tolist())
+        assert found is not None
+        held[0] += found.slope_low <= 3.1 <= found.slope_high
+        held[1] += found.intercept_low <= 25 <= found.intercept_high
+    assert all(900 < count < 990 for count in held), held
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        ([], "nothing measured"),
+        ([46.0] * 20, "all 20 samples have 46 output tokens: cost a token and fixed cost cannot be told apart"),
+        ([1.0, 2.0, 3.0, 4.0], "4 samples; at least 5"),
+        ([1.0, 2.0] * 10, "only 2 different numbers of output tokens"),
+    ],
+)
+def test_no_line_where_none_can_be_had(x: list[float], words: str) -> None:
+    assert line_fit(x, x) is None
+    assert words in why_no_line(x, "output tokens")

@@ -14,6 +14,7 @@ from unfuse.cli.dataset import dataset
 from unfuse.cli.doctor import doctor
 from unfuse.cli.errors import exit_code_of
 from unfuse.cli.export import export
+from unfuse.cli.report import report
 from unfuse.cli.verify import verify
 
 
@@ -23,7 +24,7 @@ def cli() -> None:
     """Take a multimodal LLM's fused generate() apart: run, time and verify each stage alone."""
 
 
-for _verb in (bench, ask, verify, compare, export, dataset, doctor):
+for _verb in (bench, ask, verify, compare, report, export, dataset, doctor):
     cli.add_command(_verb)
 
 

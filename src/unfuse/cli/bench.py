@@ -15,6 +15,7 @@ from unfuse.cli.options import check_placement, placement
 from unfuse.errors import InputError
 from unfuse.report import LiveView, print_comparison, print_line, print_summary, printable, sample_line
 from unfuse.runs import SampleRecord, read_comparison, read_manifest, refuse_occupied
+from unfuse.runs.place import HTML_FILE
 
 if TYPE_CHECKING:
     from unfuse.api import BenchPlan
@@ -114,6 +115,7 @@ def run_bench(
     job = _Job(console, plan, options, data, placement, folder, resume, show_answers)
     code = job.one() if plan.single else job.several()
     print_line(console, f"Run folder: {folder}")
+    print_line(console, f"Report: {folder / HTML_FILE}")
     return code
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -11,6 +14,11 @@ from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.cli.options import check_placement, placement
 from unfuse.errors import InputError
 from unfuse.report import print_line, printable
+from unfuse.runs.verification_file import CheckRow, VerificationRecord, verification_place, write_verification
+
+if TYPE_CHECKING:
+    from unfuse.staged_model import StagedModel
+    from unfuse.verification import Verification
 
 _TOKENS = 48
 
@@ -21,6 +29,12 @@ _TOKENS = 48
 @click.option("--events", type=click.Path(path_type=Path), default=None, help="Check on this recording.")
 @click.option("--golden", type=click.Path(path_type=Path), default=None, help="Reference outputs of this checkpoint.")
 @click.option("--max-new-tokens", type=int, default=_TOKENS, help="Tokens compared.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Keep the rows: in the folder of a run of this model, for its report, or in a JSON file.",
+)
 @placement
 def verify(
     model: str | None,
@@ -28,6 +42,7 @@ def verify(
     events: Path | None,
     golden: Path | None,
     max_new_tokens: int,
+    output: Path | None,
     device: str,
     dtype: str,
     engine: str,
@@ -44,6 +59,7 @@ def verify(
         golden=golden,
         max_new_tokens=max_new_tokens,
         placement=(device, dtype, engine),
+        output=output,
     )
 
 
@@ -56,8 +72,10 @@ def run_verify(
     golden: Path | None = None,
     max_new_tokens: int = _TOKENS,
     placement: tuple[str, str, str],
+    output: Path | None = None,
 ) -> int:
     """Checks the input, then the model, and prints a block a check; returns the exit code."""
+    place = verification_place(output) if output is not None else None
     ref = check_model(name)
     check_placement(*placement)
     if dataset is not None and events is not None:
@@ -94,6 +112,26 @@ def run_verify(
         outcome = verify_model(
             loaded, data.samples[0], max_new_tokens=max_new_tokens, reference=reference, on_result=show
         )
+        if place is not None:
+            write_verification(place, _record(loaded, data.samples[0].sample_id, outcome))
     counts = {status: sum(r.status == status for r in outcome.results) for status in ("pass", "fail", "skip")}
     print_line(console, f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped: {name}")
+    if place is not None:
+        print_line(console, f"Rows: {printable(str(place))}")
     return 0 if outcome.passed else 1
+
+
+def _record(model: StagedModel, sample_id: str, outcome: Verification) -> VerificationRecord:
+    from unfuse.protocols.bench import own_command
+
+    return VerificationRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=own_command(),
+        model=model.name,
+        fingerprint=model.fingerprint,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        engine=model.engine.name,
+        sample_id=sample_id,
+        rows=tuple(CheckRow(**asdict(result)) for result in outcome.results),
+    )

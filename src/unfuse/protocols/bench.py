@@ -19,12 +19,15 @@ from unfuse.protocols.decoupled import DECOUPLED
 from unfuse.protocols.fused import FUSED
 from unfuse.protocols.hooked import HOOKED
 from unfuse.protocols.pairs import Pairs
+from unfuse.protocols.pictures import keep_frames
 from unfuse.protocols.probing import Prober
 from unfuse.protocols.protocol import BenchProtocol
 from unfuse.protocols.reencode import REENCODE
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report import Summary, report_markdown, summarise, trace_text
+from unfuse.report.reading import run_of
 from unfuse.runs import Isolation, Manifest, Probes, RunFolder, SampleRecord
+from unfuse.runs.frames import FRAMES_FOLDER, FrameStore
 from unfuse.samples import Dataset
 from unfuse.staged_model import StagedModel
 
@@ -58,6 +61,8 @@ class BenchRun:
         with RunFolder.create(path, self.manifest) as folder:
             for record in self.records:
                 folder.append(record)
+            if self.folder is not None:
+                FrameStore(folder.path / FRAMES_FOLDER).take_over(FrameStore(self.folder / FRAMES_FOLDER))
             _finish(folder, self.manifest, self.records, self.probes, self.result)
 
 
@@ -73,6 +78,7 @@ def bench_model(
     on_record: OnRecord | None = None,
     on_warning: OnWarning | None = None,
     guard: IsolationGuard | None = None,
+    frames: FrameStore | None = None,
 ) -> BenchRun:
     """Measures every sample of a dataset on one loaded model.
 
@@ -87,6 +93,7 @@ def bench_model(
         on_record: called with the sample's index and record once it is safe.
         on_warning: called with what is found at the start to be in the way.
         guard: looks whether the run has the machine to itself; that of the model's device by default.
+        frames: where small pictures of the samples are kept; in ``output`` by default, nowhere without it.
 
     Raises:
         VerificationError: the machine is not free, and ``settings.strict``.
@@ -122,6 +129,8 @@ def bench_model(
         probes = folder.read_probes() if folder else None
         if probes is None:
             probes = Prober(pairs, model, dataset, settings, guard).probes(records, folder)
+        if folder:
+            keep_frames(model, dataset, records, frames or FrameStore(folder.path / FRAMES_FOLDER))
         result = summarise(manifest, records, probes)
         if folder:
             _finish(folder, manifest, records, probes, result)
@@ -233,3 +242,6 @@ def _finish(
     folder.write_summary(result.to_dict())
     folder.write_report(report_markdown(manifest, result))
     folder.write_trace(trace_text(manifest, records, probes))
+    from unfuse.report.html import report_html  # loads Altair, which waits until all is measured
+
+    folder.write_page(report_html([run_of(manifest, records, probes, folder.path)]))

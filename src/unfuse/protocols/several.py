@@ -19,7 +19,9 @@ from unfuse.measure.environment import code_version
 from unfuse.protocols.bench import BenchRun, OnRecord, OnWarning, bench_model, own_command, read_run
 from unfuse.protocols.settings import BenchSettings
 from unfuse.report import Comparison, Part, compare, comparison_markdown
+from unfuse.report.reading import ReportRun, run_of, told_apart
 from unfuse.runs import ComparisonFolder
+from unfuse.runs.frames import FRAMES_FOLDER, FrameStore
 from unfuse.samples import Dataset
 from unfuse.staged_model import StagedModel
 
@@ -76,11 +78,13 @@ class ComparisonRun:
         """
         names = [(part.model, part.protocol) for part in self.runs]
         folder = ComparisonFolder.create(path, names, asked=self.asked, created=_now(), command=self.command)
+        if self.folder is not None:
+            FrameStore(folder.path / FRAMES_FOLDER).take_over(FrameStore(self.folder / FRAMES_FOLDER))
         for index, part in enumerate(self.runs):
             if part.run is not None:
                 part.run.save(folder.run_folder(index))
-            folder.note(index, "failed" if part.run is None else "ended", part.error)
-        folder.finish(self.result.to_dict(), comparison_markdown(self.result, self.command))
+            folder.note(index, "failed" if part.run is None else "ended", part.error, refused=part.refused)
+        _finish(folder, self.runs, self.result)
 
 
 def bench_several(
@@ -135,7 +139,7 @@ def bench_several(
     runs = several.run(models, protocols)
     result = compare([part.for_report() for part in runs])
     if folder is not None:
-        folder.finish(result.to_dict(), comparison_markdown(result, folder.manifest.command))
+        _finish(folder, runs, result)
     return ComparisonRun(command=command, asked=asked, runs=tuple(runs), result=result, folder=output)
 
 
@@ -199,6 +203,7 @@ class _Several:
             resume=place is not None and place.exists(),
             on_record=self.on_record,
             on_warning=self.on_warning,
+            frames=FrameStore(self.folder.path / FRAMES_FOLDER) if self.folder else None,
         )
         if self.folder:
             self.folder.note(index, "ended")
@@ -209,8 +214,22 @@ class _Several:
         refused = isinstance(error, CutError)
         self.tell(name, protocol, f"{'cannot be measured this way' if refused else 'FAILED'}: {reason}")
         if self.folder:
-            self.folder.note(index, "failed", reason)
+            self.folder.note(index, "failed", reason, refused=refused)
         return PartRun(model=name, protocol=protocol, error=reason, refused=refused)
+
+
+def _finish(folder: ComparisonFolder, runs: Sequence[PartRun], result: Comparison) -> None:
+    from unfuse.report.html import report_html  # loads Altair, which waits until all is measured
+
+    shown = []
+    for index, part in enumerate(runs):
+        if part.run is None:
+            shown.append(ReportRun(part=part.for_report()))
+        else:
+            shown.append(run_of(part.run.manifest, part.run.records, part.run.probes, folder.run_folder(index)))
+    command = folder.manifest.command
+    page = report_html(told_apart(shown), command=command)
+    folder.finish(result.to_dict(), comparison_markdown(result, command), page)
 
 
 def _give_memory_back() -> None:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import Final, Literal
 
 from unfuse.report.claims import HOOKS
 from unfuse.report.comparison import Comparison, Part, claims_of, stage_ms, stage_names
@@ -23,10 +23,14 @@ _HEADS: Final = {
 }
 
 
+Kind = Literal["runs", "unfair", "stages", "ratios", "claims", "hooks", "answers", "memory"]
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A heading, columns and rows of text."""
 
+    kind: Kind
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -40,7 +44,12 @@ def tables(comparison: Comparison) -> list[Table]:
         models = list(dict.fromkeys(part.model for part in parts if part.measured))
         rows = [(d.what, *(d.values.get(model, "-") for model in models)) for d in comparison.differences]
         found.append(
-            Table("What makes the comparison unfair: the models did not do equal work", ("", *models), tuple(rows))
+            Table(
+                "unfair",
+                "What makes the comparison unfair: the models did not do equal work",
+                ("", *models),
+                tuple(rows),
+            )
         )
     for protocol in dict.fromkeys(part.protocol for part in parts):
         ran = [part for part in parts if part.protocol == protocol and part.measured]
@@ -119,7 +128,7 @@ def _parts(parts: Sequence[Part]) -> Table:
                 number(s.noise_spread_pct, 1),
             )
         )
-    return Table("Runs", ("model", "protocol", "verdict", "ok", "failed", "remainder", "noise %"), tuple(rows))
+    return Table("runs", "Runs", ("model", "protocol", "verdict", "ok", "failed", "remainder", "noise %"), tuple(rows))
 
 
 def _answers(parts: Sequence[Part]) -> Table:
@@ -129,7 +138,7 @@ def _answers(parts: Sequence[Part]) -> Table:
             each = ", ".join(f"{name} {s.right}/{s.asked}" for name, s in found.attributes.items())
             rows.append((part.model, part.protocol, share_text(found.exact), each))
     columns = ("model", "protocol", "right in every attribute [95 %]", "by attribute")
-    return Table("Answers against the reference answers", columns, tuple(rows))
+    return Table("answers", "Answers against the reference answers", columns, tuple(rows))
 
 
 def _side_by_side(protocol: str, parts: Sequence[Part]) -> Table:
@@ -154,7 +163,7 @@ def _side_by_side(protocol: str, parts: Sequence[Part]) -> Table:
     ):
         rows.append((name, *(number(getattr(part.summary, get).mean, 1) for part in parts)))
     title = f"{protocol}: where each model's time goes (median ms, share of the sum) - {_HEADS[protocol]}"
-    return Table(title, ("stage", *(part.model for part in parts)), tuple(rows))
+    return Table("stages", title, ("stage", *(part.model for part in parts)), tuple(rows))
 
 
 def _ratio_table(protocol: str, comparison: Comparison) -> Table:
@@ -167,7 +176,7 @@ def _ratio_table(protocol: str, comparison: Comparison) -> Table:
             (each.stage, f"{each.model} / {each.reference}", f"{r.value:.3f}", interval, "yes" if r.paired else "no")
         )
     columns = ("stage", "ratio of medians", "value", "95 % interval", "same samples")
-    return Table(f"{protocol}: ratios", columns, tuple(rows))
+    return Table("ratios", f"{protocol}: ratios", columns, tuple(rows))
 
 
 def _claims(model: str, parts: Sequence[Part]) -> Table:
@@ -181,7 +190,7 @@ def _claims(model: str, parts: Sequence[Part]) -> Table:
     whole = [part.summary.e2e.p50 if part.summary and part.summary.e2e else None for part in parts]
     rows.append(("end to end, measured", *map(number, whole)))
     heads = [f"{part.protocol}{' (INVALID)' if part.protocol == 'reencode' else ''}" for part in parts]
-    return Table(f"{model}: what each protocol would have claimed (median ms)", ("", *heads), tuple(rows))
+    return Table("claims", f"{model}: what each protocol would have claimed (median ms)", ("", *heads), tuple(rows))
 
 
 def _hooks(part: Part, cut: Part | None) -> Table:
@@ -207,7 +216,7 @@ def _hooks(part: Part, cut: Part | None) -> Table:
                     )
                 )
     columns = ("module", "hook", "sub-span of encode", "apart", "hook without synchronisation", "wrong by")
-    return Table(f"{part.model}: what hooks in the fused call saw (median ms)", columns, tuple(rows))
+    return Table("hooks", f"{part.model}: what hooks in the fused call saw (median ms)", columns, tuple(rows))
 
 
 def _memory(parts: Sequence[Part]) -> Table:
@@ -223,4 +232,4 @@ def _memory(parts: Sequence[Part]) -> Table:
         cells = [f"{m.peak_bytes / 2**30:.2f} / {m.resident_bytes / 2**30:.2f}" if m else "-" for m in found]
         rows.append((stage, *cells))
     sources = ", ".join(dict.fromkeys(str(summary.memory_source) for summary in first.values()))
-    return Table(f"Memory of each stage, peak / resident in GiB ({sources})", ("stage", *first), tuple(rows))
+    return Table("memory", f"Memory of each stage, peak / resident in GiB ({sources})", ("stage", *first), tuple(rows))

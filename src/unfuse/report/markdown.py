@@ -104,14 +104,15 @@ def _energy(summary: Summary) -> list[str]:
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in _flat(facts)]
+    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in flat(facts)]
     return [f"### {title}", "", "| | |", "|---|---|", *rows, ""]
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested facts as (dotted name, value)."""
     rows: list[tuple[str, Any]] = []
     for name, value in facts.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+        rows += flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
     return rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from unfuse.report.energy import energy_line
 from unfuse.report.isolation import isolation_line
 from unfuse.report.quality import Share
-from unfuse.report.statistics import Distribution
+from unfuse.report.statistics import Distribution, LineFit
 from unfuse.report.summary import Summary
 from unfuse.runs.schema import Profile
 
@@ -77,6 +77,8 @@ def headlines(summary: Summary) -> list[str]:
         lines.append(f"ttft {summary.ttft.p50:.2f} ms, tpot {summary.tpot.p50:.3f} ms (medians).")
     elif summary.ttft:
         lines.append(f"ttft {summary.ttft.p50:.2f} ms (median); one token a sample, so no tpot.")
+    if summary.stage4_fit and summary.protocol != "reencode":
+        lines.append(f"Stage 4 against output tokens: {fit_text(summary.stage4_fit)}.")
     if summary.output_tokens and summary.text_tokens and summary.media_tokens:
         lines.append(
             f"Tokens a sample: {summary.output_tokens.mean:.1f} out, {summary.text_tokens.mean:.1f} text and "
@@ -100,6 +102,14 @@ def headlines(summary: Summary) -> list[str]:
             f"Throughput: {summary.samples_per_s:.3f} samples/s, {summary.output_tokens_per_s:.1f} output tokens/s."
         )
     return lines
+
+
+def fit_text(fit: LineFit) -> str:
+    """Cost of a token and fixed cost, with their intervals."""
+    return (
+        f"{fit.slope:.3f} ms a token [{fit.slope_low:.3f}, {fit.slope_high:.3f}] and "
+        f"{fit.intercept:.2f} ms fixed [{fit.intercept_low:.2f}, {fit.intercept_high:.2f}], R2 {fit.r_squared:.3f}"
+    )
 
 
 def share_text(share: Share) -> str:

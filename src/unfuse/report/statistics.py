@@ -24,6 +24,8 @@ BALANCE_PCT: Final = 1.0
 MIN_PAIRS: Final = 5
 UNRESOLVED_PCT: Final = 10.0
 SLOW_FIRST: Final = 1.5
+MIN_POINTS: Final = 5
+_MIN_DISTINCT: Final = 3
 _OUTLIER_MADS: Final = 14.826
 """hyperfine's limit: ten normal standard deviations, estimated by the median absolute deviation."""
 
@@ -197,6 +199,65 @@ def drift(values: Sequence[float]) -> Drift | None:
     scale = (len(array) - 1) / float(array.mean()) * 100
     slope = float(fit.slope)
     return Drift(change_pct=slope * scale, ci_low_pct=(slope - half) * scale, ci_high_pct=(slope + half) * scale)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LineFit:
+    """An ordinary least-squares line ``y = intercept + slope x`` with 95 % intervals (Student's t)."""
+
+    count: int
+    slope: float
+    slope_low: float
+    slope_high: float
+    intercept: float
+    intercept_low: float
+    intercept_high: float
+    r_squared: float
+    """Share of the variance of y that the line explains."""
+    x_min: float
+    x_max: float
+    """The line says nothing beyond them; the intercept is where it would meet 0."""
+
+
+def line_fit(x: Sequence[float], y: Sequence[float]) -> LineFit | None:
+    """A line through the points; None for fewer than 5, or where x takes fewer than 3 values: such a line says nothing.
+
+    Args:
+        x: e.g. output tokens.
+        y: of the same length, e.g. ms.
+    """
+    if len(x) < MIN_POINTS or len(set(x)) < _MIN_DISTINCT:
+        return None
+    xs, ys = (np.asarray(values, dtype=np.float64) for values in (x, y))
+    fit = stats.linregress(xs, ys)
+    t = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(xs) - 2))
+    slope, intercept = float(fit.slope), float(fit.intercept)
+    # A level line has no errors to divide by: scipy gives NaN where they are 0.
+    errors = (float(fit.stderr), float(fit.intercept_stderr)) if np.ptp(ys) else (0.0, 0.0)
+    around_slope, around_intercept = (t * error for error in errors)
+    return LineFit(
+        count=len(xs),
+        slope=slope,
+        slope_low=slope - around_slope,
+        slope_high=slope + around_slope,
+        intercept=intercept,
+        intercept_low=intercept - around_intercept,
+        intercept_high=intercept + around_intercept,
+        r_squared=float(fit.rvalue) ** 2 if np.ptp(ys) else 1.0,
+        x_min=float(xs.min()),
+        x_max=float(xs.max()),
+    )
+
+
+def why_no_line(x: Sequence[float], unit: str) -> str:
+    """Why ``line_fit`` finds none in these x."""
+    if not x:
+        return "nothing measured"
+    if len(set(x)) == 1:
+        return f"all {len(x)} samples have {x[0]:g} {unit}: cost a token and fixed cost cannot be told apart"
+    if len(x) < MIN_POINTS:
+        return f"{len(x)} samples; at least {MIN_POINTS} are needed"
+    return f"only {len(set(x))} different numbers of {unit}; at least {_MIN_DISTINCT} are needed"
 
 
 def spread_pct(values: Sequence[float]) -> float | None:

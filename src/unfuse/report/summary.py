@@ -15,11 +15,14 @@ from unfuse.report.statistics import (
     Balance,
     Distribution,
     Drift,
+    LineFit,
     balance,
     distribution,
     drift,
+    line_fit,
     outliers,
     spread_pct,
+    why_no_line,
 )
 from unfuse.report.verdict import (
     Verdict,
@@ -50,6 +53,7 @@ FORMULAS: Final = {
     "remainder": "(e2e - sum of stages) / e2e",
     "LLM to vision": "mean of Stage 4 / mean of Stage 3",
     "J a decoded token": "energy of decode / (output_tokens - 1)",
+    "cost a token": "slope of Stage 4 over output tokens, one point a sample; the fixed cost is its intercept",
     "roofline": "least time at the measured ceilings / time, of one sample",
 }
 
@@ -114,6 +118,10 @@ class Summary:
     """Rules of isolation that could not be looked at, and why; None where nothing was looked at."""
     profile: Profile | None
     drifts: Mapping[str, Drift | None]
+    stage4_fit: LineFit | None
+    """Stage 4 in ms against output tokens: the slope is the cost of a token, the intercept what any answer costs."""
+    stage4_fit_missing: str | None
+    """Why there is none."""
     quality: Quality | None
     """Of the answers; None without reference answers that can be judged, or where all were made equally long."""
     notes: tuple[str, ...]
@@ -151,6 +159,7 @@ def summarise(
     generate = _known(claimed_llm(r, protocol) for r in ok)
     tokens = [r.output_tokens or 0 for r in ok]
     found = balance(_pairs(ok, noise))
+    fit, no_fit = _stage4_fit(ok, protocol)
     spread = spread_pct(noise.total_host_ms) if noise else None
     drifts = {name: drift([r.stages[name].host_ms for r in ok]) for name in stages} | {"total": drift(totals)}
     overhead, how = _clock_overhead(manifest, ok, len(stages))
@@ -214,6 +223,8 @@ def summarise(
         isolation_unseen=unseen_rules(manifest, probes),
         profile=probes.profile,
         drifts=drifts,
+        stage4_fit=fit,
+        stage4_fit_missing=no_fit,
         quality=_quality(manifest, ok),
         notes=tuple(dict.fromkeys(note for r in measured for note in r.notes)),
         verdict=Verdict(reasons=reasons, warnings=warnings),
@@ -224,6 +235,21 @@ def _quality(manifest: Manifest, records: Sequence[SampleRecord]) -> Quality | N
     if manifest.config.get("output_length") is not None:
         return None  # an answer that may not end where it would is not the model's answer
     return quality((r.reference, r.text) for r in records if r.reference is not None and r.text is not None)
+
+
+def stage4_points(records: Iterable[SampleRecord], protocol: str) -> list[tuple[int, float]]:
+    """(output tokens, host ms of Stage 4) of every sample whose Stage 4 the protocol knows."""
+    claims = ((r.output_tokens or 0, claimed_llm(r, protocol)) for r in records)
+    return [(tokens, ms) for tokens, ms in claims if ms is not None]
+
+
+def _stage4_fit(records: Sequence[SampleRecord], protocol: str) -> tuple[LineFit | None, str | None]:
+    if protocol == "fused":
+        return None, "protocol fused has no Stage 4 of its own"
+    points = stage4_points(records, protocol)
+    tokens = [float(n) for n, _ in points]
+    fit = line_fit(tokens, [ms for _, ms in points])
+    return fit, None if fit else why_no_line(tokens, "output tokens")
 
 
 def _pairs(records: Sequence[SampleRecord], noise: Noise | None) -> list[tuple[float, float]]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from unfuse.errors import RunFolderError
 from unfuse.runs.atomic import cannot_write, write_json_atomic, write_text_atomic
 from unfuse.runs.manifest import COMPARISON_FILE
-from unfuse.runs.place import REPORT_FILE, SUMMARY_FILE, refuse_occupied
+from unfuse.runs.place import HTML_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied
 from unfuse.runs.plain import from_plain, parse_object, to_plain
 from unfuse.runs.schema import SCHEMA_VERSION
 from unfuse.runs.version import is_newer_minor
@@ -30,6 +30,8 @@ class PartEntry:
     protocol: str
     status: Literal["pending", "ended", "failed"] = "pending"
     error: str | None = None
+    refused: bool = False
+    """Whether the model cannot be measured this way at all: a finding, not a failure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,25 +123,28 @@ class ComparisonFolder:
         """Where a part's run lies."""
         return self.path / self.manifest.parts[index].folder
 
-    def note(self, index: int, status: Literal["ended", "failed"], error: str | None = None) -> None:
+    def note(
+        self, index: int, status: Literal["ended", "failed"], error: str | None = None, *, refused: bool = False
+    ) -> None:
         """Writes down how a part came out.
 
         Raises:
             RunFolderError: it cannot be written.
         """
         parts = list(self.manifest.parts)
-        parts[index] = replace(parts[index], status=status, error=error)
+        parts[index] = replace(parts[index], status=status, error=error, refused=refused)
         self.manifest = replace(self.manifest, parts=tuple(parts))
         self._write()
 
-    def finish(self, summary: dict[str, Any], report: str) -> None:
-        """Writes ``summary.json`` and ``report.md``.
+    def finish(self, summary: dict[str, Any], report: str, page: str) -> None:
+        """Writes ``summary.json``, ``report.md`` and ``report.html``.
 
         Raises:
             RunFolderError: they cannot be written.
         """
         write_json_atomic(self.path / SUMMARY_FILE, summary)
         write_text_atomic(self.path / REPORT_FILE, report)
+        write_text_atomic(self.path / HTML_FILE, page)
 
     def _write(self) -> None:
         write_json_atomic(self.path / COMPARISON_FILE, self.manifest)

@@ -1,8 +1,8 @@
-"""A run as a folder: ``run.json``, ``samples.jsonl``, ``probes.json``, ``summary.json``, ``report.md``, ``trace.json``.
+"""A run as a folder: ``run.json``, ``samples.jsonl``, ``probes.json``, and what is made of them.
 
 A run exists whole from the moment its folder appears. Each sample that ``append`` has returned from is on the disk,
 so a killed process loses none that it reported; ``resume`` continues such a run and leaves its lines as they are.
-Nothing is overwritten but what is made of them (summary, report, trace), as whole files. One process writes at a
+Nothing is overwritten but what is made of them (summary, reports, trace), as whole files. One process writes at a
 time.
 """
 
@@ -19,6 +19,7 @@ from unfuse.runs.atomic import cannot_write, sync_folder, write_json_atomic, wri
 from unfuse.runs.lock import FolderLock
 from unfuse.runs.manifest import MANIFEST_FILE, differences, read_manifest, write_manifest
 from unfuse.runs.place import (
+    HTML_FILE,
     PROBES_FILE,
     PROFILE_FILE,
     REPORT_FILE,
@@ -233,6 +234,14 @@ class RunFolder:
             RunFolderError: it cannot be written.
         """
         write_text_atomic(self.path / REPORT_FILE, text)
+
+    def write_page(self, html: str) -> None:
+        """Writes ``report.html`` as a whole.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        write_text_atomic(self.path / HTML_FILE, html)
 
     def write_trace(self, text: str) -> None:
         """Writes ``trace.json`` as a whole.

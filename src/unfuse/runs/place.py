@@ -15,6 +15,7 @@ from unfuse.runs.samples_file import SAMPLES_FILE
 
 SUMMARY_FILE: Final = "summary.json"
 REPORT_FILE: Final = "report.md"
+HTML_FILE: Final = "report.html"
 PROBES_FILE: Final = "probes.json"
 TRACE_FILE: Final = "trace.json"
 PROFILE_FILE: Final = "profile.json"
@@ -24,6 +25,7 @@ _OWN_FILES: Final = (
     PROBES_FILE,
     SUMMARY_FILE,
     REPORT_FILE,
+    HTML_FILE,
     TRACE_FILE,
     PROFILE_FILE,
     LOCK_FILE,
