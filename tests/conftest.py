@@ -17,7 +17,19 @@ if not torch.cuda.is_available():
     # Kernels then run in Triton's interpreter, one program after the other. Read where triton is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+CLOCK = ("cli", "docs", "measure", "perfetto", "protocols", "report/html", "verification")
+"""Folders whose tests look at a clock: another test beside them would be seen."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    folders = [Path(__file__).parent / name for name in CLOCK]
+    for item in items:
+        if any(folder in item.path.parents for folder in folders):
+            item.add_marker("clock")
 
 
 @pytest.fixture(scope="session", autouse=True)

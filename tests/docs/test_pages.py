@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import unfuse.api
-import unfuse.protocols.bench
+import unfuse.protocols.probing
 import unfuse.verification
 from unfuse.cli import run
 from unfuse.measure.ceilings import measure_ceilings
@@ -97,7 +97,7 @@ def folder(tmp_path, monkeypatch):
     from unfuse.samples.demo import demo_sample
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(unfuse.protocols.bench, "measure_ceilings", CEILINGS)
+    monkeypatch.setattr(unfuse.protocols.probing, "measure_ceilings", CEILINGS)
     monkeypatch.setattr(unfuse.api, "BenchSettings", partial(BenchSettings, noise_repeats=3))
     shutil.copy(demo_sample("demo:3").event_data, "recording.npy")
     for name in NOISY:
