@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from unfuse.report import Part, compare, comparison_markdown, print_comparison, summarise
-from unfuse.report.comparison_tables import remarks, tables
+from unfuse.report.comparison_tables import OTHER_ENGINE, UNFAIR, remarks, tables
 from unfuse.report.statistics import ratio
 from unfuse.runs import Manifest, Probes, SampleRecord, StageMemory, StageTime
 
@@ -107,7 +107,15 @@ def test_differences_of_work_are_named(part: Callable[..., Part]) -> None:
     }
     assert not compare([part("a"), part("b")]).differences
     titles = [table.title for table in tables(found)]
-    assert titles[1].startswith("What makes the comparison unfair")
+    assert titles[1] == UNFAIR
+
+
+def test_other_engines_are_what_was_compared(part: Callable[..., Part]) -> None:
+    changed = [
+        replace(each, manifest=replace(each.manifest, model={**each.manifest.model, "engine": engine}))
+        for each, engine in ((part("a"), "graphed"), (part("b"), "eager"))
+    ]
+    assert tables(compare(changed))[1].title == OTHER_ENGINE
 
 
 def test_protocols_of_one_model_and_what_each_would_claim(part: Callable[..., Part], make_run: MakeRun) -> None:

@@ -26,6 +26,10 @@ _HEADS: Final = {
 Kind = Literal["runs", "unfair", "stages", "ratios", "claims", "hooks", "answers", "memory"]
 
 
+UNFAIR: Final = "What makes the comparison unfair: the models did not do equal work"
+OTHER_ENGINE: Final = "What was compared: the same work on different engines"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A heading, columns and rows of text."""
@@ -46,7 +50,7 @@ def tables(comparison: Comparison) -> list[Table]:
         found.append(
             Table(
                 "unfair",
-                "What makes the comparison unfair: the models did not do equal work",
+                UNFAIR if rows != [row for row in rows if row[0] == "engine"] else OTHER_ENGINE,
                 ("", *models),
                 tuple(rows),
             )
