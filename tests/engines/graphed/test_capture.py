@@ -44,9 +44,3 @@ def test_a_cut_makes_another_graph_of_the_same_work():
     run()
     run()
     assert x.tolist() == [6.0] * 4
-
-
-@pytest.mark.cuda
-@CUDA
-def test_a_cut_outside_a_capture_does_nothing():
-    cut()

@@ -114,7 +114,8 @@ class StreamedStep:
         config.sharedMemBytes = self._sizes.shared_bytes
         config.hStream = torch.cuda.current_stream(self._llama.device).cuda_stream
         config.attrs, config.numAttrs = [together], 1
-        _checked(driver.cuLaunchKernelEx(config, self._kernel, (values, types), 0))
+        with torch.cuda.device(self._llama.device):
+            _checked(driver.cuLaunchKernelEx(config, self._kernel, (values, types), 0))
 
 
 def streamed_sizes(llama: Llama) -> Sizes | None:
