@@ -101,9 +101,13 @@ def energy_line(energy: EnergySummary) -> str:
     """All of it on one line."""
     if energy.reason is not None:
         return f"Energy: not measured ({energy.reason})."
-    each = ", ".join(f"{name} {joules} ± {off}" for name, joules, off, _ in energy_rows(energy) if joules != "-")
-    missing = "".join(f" No number for {name}: {reason}." for name, reason in energy.missing.items())
-    return f"Energy of one sample in J, whole board: {each}; idle {energy.idle_watts or 0:.0f} W.{missing}"
+    rows = energy_rows(energy)
+    each = ", ".join(f"{name} {joules} ± {off}" for name, joules, off, _ in rows if joules != "-")
+    without: dict[str, list[str]] = {}
+    for name, reason in energy.missing.items():
+        without.setdefault(reason, []).append(name)
+    missing = "".join(f" No number for {', '.join(names)}: {reason}." for reason, names in without.items())
+    return f"Energy of one sample in J, whole board: {each or 'none'}; idle {energy.idle_watts or 0:.0f} W.{missing}"
 
 
 def _texts(value: Joules) -> tuple[str, str, str]:

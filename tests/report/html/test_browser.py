@@ -104,6 +104,7 @@ def test_every_sample_is_drawn(one: Path, open_page: Open) -> None:
     assert marks("tokens-decoupled", "symbol") == 20
     assert marks("roofline", "symbol") == 3
     assert marks("memory", "rect") == 5 + 5, "peak and resident"
+    assert "Energy: not measured (" in (page.locator('[data-figure="energy"]').text_content() or "")
     assert all(page.locator(".chart").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unfuse.report.energy import energy_line, energy_rows
 from unfuse.report.html import charts
 from unfuse.report.html.figure import Figure, Grid, Panel, Shown, said, said_missing, summary_of, words
 from unfuse.report.html.looks import Look
@@ -108,4 +109,19 @@ def memory(shown: Shown) -> Figure:
         )
         if rows
         else None,
+    )
+
+
+def energy(shown: Shown) -> Figure:
+    """Joules of each stage and token, or why there are none: numbers and how far each can be off, no chart."""
+    found = [(look, summary_of(run).energy) for look, run in shown]
+    return Figure(
+        key="energy",
+        title="Energy of each stage and token, of one sample",
+        findings=tuple(said(look, shown, energy_line(each)) for look, each in found),
+        table=Grid(
+            caption="Energy of one sample, J, of the whole board",
+            columns=("run", "what", "J", "can be off by", "above idle"),
+            rows=tuple((look.label, words(row[0]), *row[1:]) for look, each in found for row in energy_rows(each)),
+        ),
     )

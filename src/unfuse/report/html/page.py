@@ -80,7 +80,7 @@ def report_html(runs: Sequence[ReportRun], *, command: Sequence[str] = ()) -> st
         "drift": [time_figures.over_the_run(each, name) for name, each in by_protocol.items()],
         "tokens": [time_figures.against_tokens(each, name) for name, each in by_protocol.items() if name in _STAGE4],
         "roofline": [device_figures.under_the_roof(shown)],
-        "memory": [device_figures.memory(shown)],
+        "memory": [device_figures.memory(shown), device_figures.energy(shown)],
     }
     specs = {panel.key: panel.spec for found in sections.values() for each in found for panel in each.panels}
     samples = sample_table(list(zip(looks, runs, strict=True)))
