@@ -1,7 +1,7 @@
 """A decode step of one sequence as one kernel: ``kernels/decode_step.cu``, compiled for the model's sizes.
 
-Between two kernels, however early the second one starts, the memory rests while results are passed on; five times a
-layer that is a tenth of a step. Within one kernel the weights' stream never stops. It needs what Hopper brought (copies
+Between two kernels, however early the second one starts, the memory rests while results are passed on, five times a
+layer. Within one kernel the weights' stream never stops. It needs what Hopper brought (copies
 that complete at a barrier in shared memory, and much of that memory): other devices, dtypes and odd sizes keep the
 kernel-by-kernel step.
 """

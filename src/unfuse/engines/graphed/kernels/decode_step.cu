@@ -235,8 +235,8 @@ struct Consumer {
     //
     // Tensor cores want sixteen rows, and there are two. So a row is read as eight, each of every eighth run of 8 numbers,
     // and the input as eight columns in the same way: of the products of all rows and all columns the diagonal is what was
-    // wanted, and the rest is given away. That is still a third of the instructions that multiplying takes otherwise, and a
-    // ring that was filled while programs met is emptied so much faster.
+    // wanted, and the rest is given away. It still takes fewer instructions than multiplying number by number, and a ring
+    // that was filled while programs met is to be emptied faster than the memory fills it.
     template <int K, class Input, class Done>
     __device__ __forceinline__ void multiply(const Input& input, Done done) {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, eighth = lane / 4;
