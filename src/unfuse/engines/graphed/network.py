@@ -321,7 +321,7 @@ def row_bucket(rows: int) -> int:
 def tail_bucket(rows: int) -> int:
     """Rows of the graph that serves so many rows of a prompt.
 
-    For four rows fewer than whole tiles the library has faster products: on an H100 by 4 % at 636 rows, 640 being whole.
+    For four rows fewer than whole tiles the library has faster products: on an H100 by 4 % at 636 of 640 rows.
     """
     if rows <= MOST_ROWS:
         return padded_rows(rows)
