@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from unfuse.adapters.base import Adapter
 from unfuse.engines import ENGINES, Engine
+from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.fused_only import FusedOnly
 from unfuse.errors import CutError, DeviceError, PromptError
 from unfuse.features import Features
@@ -71,10 +72,16 @@ class StagedModel:
         """Stage 3 from prepared inputs; stages 1 to 3 from a sample."""
         if isinstance(source, Sample):
             source = self.preprocess(self.load(source))
-        if source.media_tokens and not source.pixel_values.numel():
-            raise PromptError("encode", found="a prompt without pixels", expected="what preprocess gives")
+        _require_pixels(source)
         with self.engine.encoding():
             return self.adapter.encode(source)
+
+    def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
+        """Stage 3 of several samples together, where the family's tower takes them so."""
+        for one in prepared:
+            _require_pixels(one)
+        with self.engine.encoding():
+            return self.adapter.encode_batch(prepared)
 
     def prefill(
         self, prepared: Prepared, features: Features, sampling: Sampling = _GREEDY, *, reuse: bool = False
@@ -91,7 +98,7 @@ class StagedModel:
         """Stage 4, second half: every later token."""
         _require_tokens(max_new_tokens)
         token_ids = tuple(self.engine.decode(prefilled, max_new_tokens))
-        return self._answer(token_ids, prefilled.prompt_tokens, prefilled.reused_prefix_tokens)
+        return self.answer(token_ids, prefilled.prompt_tokens, prefilled.reused_prefix_tokens)
 
     def generate(
         self,
@@ -111,7 +118,7 @@ class StagedModel:
         """The model's own ``generate`` from pixels: what the stages are the parts of."""
         _require_tokens(max_new_tokens)
         answer = self.adapter.fused_generate([prepared], max_new_tokens=max_new_tokens, sampling=sampling)[0]
-        return self._answer(answer.token_ids, prepared.text_tokens + prepared.media_tokens)
+        return self.answer(answer.token_ids, prepared.text_tokens + prepared.media_tokens)
 
     def generate_batch(
         self,
@@ -129,7 +136,43 @@ class StagedModel:
         prompt = self.adapter.prompt_batch(list(zip(prepared, features, strict=True)))
         answers = self.engine.answer_batch(prompt, sampling, max_new_tokens)
         lengths = [p.text_tokens + p.media_tokens for p in prepared]
-        return [self._answer(ids, length) for ids, length in zip(answers, lengths, strict=True)]
+        return [self.answer(ids, length) for ids, length in zip(answers, lengths, strict=True)]
+
+    def request(
+        self,
+        request_id: str,
+        question: str,
+        features: Features,
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling = _GREEDY,
+        reuse: bool = False,
+    ) -> Request:
+        """A question about features, as ``continuous`` takes it.
+
+        Raises:
+            FeaturesError: the features are another model's.
+        """
+        _require_tokens(max_new_tokens)
+        prompt = self.adapter.prompt(self.adapter.tokenize(question, features), features, digest=reuse)
+        return Request(
+            request_id=request_id, prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling, reuse=reuse
+        )
+
+    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
+        """Stage 4 of requests that come and go, written together."""
+        return self.engine.continuous(capacity)
+
+    def answer(self, token_ids: tuple[int, ...], prompt_tokens: int, reused_prefix_tokens: int = 0) -> Generation:
+        """Tokens that an engine wrote, as an answer."""
+        ended = bool(token_ids) and token_ids[-1] in self.adapter.end_ids
+        return Generation(
+            token_ids=token_ids,
+            text=self.adapter.decode_text(token_ids),
+            stop_reason="eos" if ended else "length",
+            prompt_tokens=prompt_tokens,
+            reused_prefix_tokens=reused_prefix_tokens,
+        )
 
     def stream(
         self,
@@ -169,15 +212,10 @@ class StagedModel:
     ) -> None:
         self.close()
 
-    def _answer(self, token_ids: tuple[int, ...], prompt_tokens: int, reused: int = 0) -> Generation:
-        ended = bool(token_ids) and token_ids[-1] in self.adapter.end_ids
-        return Generation(
-            token_ids=token_ids,
-            text=self.adapter.decode_text(token_ids),
-            stop_reason="eos" if ended else "length",
-            prompt_tokens=prompt_tokens,
-            reused_prefix_tokens=reused,
-        )
+
+def _require_pixels(prepared: Prepared) -> None:
+    if prepared.media_tokens and not prepared.pixel_values.numel():
+        raise PromptError("encode", found="a prompt without pixels", expected="what preprocess gives")
 
 
 def _require_tokens(max_new_tokens: int) -> None:

@@ -72,6 +72,9 @@ class Adapter(Protocol):
     def encode(self, prepared: Prepared) -> Features:
         """Stage 3: every frame, and everything that happens on the vision side."""
 
+    def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
+        """The same for several samples together, where the family's tower takes them so; one by one elsewhere."""
+
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
         """Text embeddings with the features in their place; never touches the tower.
 

@@ -70,15 +70,22 @@ class EventGPTAdapter(HuggingFaceAdapter):
         prepared = self._prepared(input_ids, pixel_values, loaded.media_sha256, asked, len(sizes), sizes)
         return replace(prepared, token_ids=tuple(ids))
 
-    @torch.no_grad()
     def encode(self, prepared: Prepared) -> Features:
         """All frames in one batch through tower, projector, adaptor and pooling."""
+        return self.encode_batch([prepared])[0]
+
+    @torch.no_grad()
+    def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
+        """All frames of all samples in one batch through tower and projector; then each sample's for themselves."""
         network = self.model.model
+        pixels = [one.pixel_values for one in prepared]
         with module_spans(self.vision_modules()), reproducible_attention():
-            projected = network.visual_projector(network.visual_tower(prepared.pixel_values))
+            projected = network.visual_projector(
+                network.visual_tower(pixels[0] if len(pixels) == 1 else torch.cat(pixels))
+            )
         with span("pooling"):
-            tensor = network.finish_features(projected)
-        return self._features(tensor, prepared)
+            scenes = [network.finish_features(frames) for frames in projected.split([len(one) for one in pixels])]
+        return [self._features(scene, one) for scene, one in zip(scenes, prepared, strict=True)]
 
     @torch.no_grad()
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:

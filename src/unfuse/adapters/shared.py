@@ -39,6 +39,14 @@ class HuggingFaceAdapter(ABC):
         """Tokens that end an answer."""
         return end_ids(self.model)
 
+    @abstractmethod
+    def encode(self, prepared: Prepared) -> Features:
+        """Stage 3."""
+
+    def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
+        """One by one."""
+        return [self.encode(one) for one in prepared]
+
     def fused_generate(
         self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
     ) -> list[Fused]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
+from unfuse.engines.batching import ContinuousBatch
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ class Engine(Protocol):
 
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
         """New tokens of every row of a padded batch, each up to and with its end token."""
+
+    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
+        """Answers to requests that come and go.
+
+        Args:
+            capacity: requests written at the same time; by default as many as suit the engine and its memory.
+        """
 
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
         """Logits that this engine would choose each of ``token_ids`` from, were it forced to write them.

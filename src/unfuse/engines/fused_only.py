@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
+from unfuse.engines.batching import ContinuousBatch
 from unfuse.errors import CutError
 from unfuse.stages import Prefilled, Prompt, Sampling
 
@@ -38,6 +39,10 @@ class FusedOnly:
         self._refuse()
 
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
+        """Refused."""
+        self._refuse()
+
+    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
         """Refused."""
         self._refuse()
 

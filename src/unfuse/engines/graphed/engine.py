@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from unfuse.engines.batching import TURNS, ContinuousBatch, TurnByTurn
 from unfuse.engines.eager import EagerEngine, common_prefix
 from unfuse.engines.graphed.answers import Answers, State, Step
 from unfuse.engines.graphed.caches import Sequence, new_sequence
@@ -152,6 +153,10 @@ class GraphedEngine:
         rows = [self.prefill(row, sampling) for row in _unpadded(prompt)]
         groups = (rows[at : at + MOST_ROWS] for at in range(0, len(rows), MOST_ROWS))
         return list(itertools.chain.from_iterable(self._together(group, max_new_tokens) for group in groups))
+
+    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
+        """See ``Engine.continuous``."""
+        return TurnByTurn(self, capacity or TURNS)
 
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Seq[int]) -> torch.Tensor:

@@ -1,0 +1,89 @@
+"""Requests that join and leave: the same tokens as each alone."""
+
+from collections import defaultdict
+
+import pytest
+
+import unfuse
+from unfuse.samples.demo import demo_dataset
+from unfuse.stages import Sampling
+
+QUESTIONS = ("What moves?", "Which way does the disc move?", "Is it raining?")
+
+
+@pytest.fixture(scope="module")
+def model():
+    with unfuse.load("demo", device="cpu") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def scenes(model):
+    return [model.encode(sample) for sample in demo_dataset(max_samples=3).samples]
+
+
+def written(batch, requests, *, late=()):
+    batch.add(requests)
+    ids, ends = defaultdict(list), {}
+    while batch.unfinished:
+        for token in batch.step():
+            ids[token.request_id].append(token.token_id)
+            assert token.request_id not in ends
+            if token.finished:
+                ends[token.request_id] = token.finished
+        if late:
+            batch.add(late)
+            late = ()
+    return {name: tuple(tokens) for name, tokens in ids.items()}, ends
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.7, top_p=0.9, seed=3)], ids=["greedy", "sampled"]
+)
+@pytest.mark.parametrize("capacity", [1, 2, 8])
+def test_each_gets_the_tokens_that_it_gets_alone(model, scenes, capacity, sampling):
+    asked = [(f"{i} {q}", q, scene) for i, scene in enumerate(scenes) for q in QUESTIONS]
+    lengths = [1, 3, 24]
+    requests = [
+        model.request(name, q, scene, max_new_tokens=lengths[n % 3], sampling=sampling)
+        for n, (name, q, scene) in enumerate(asked)
+    ]
+    batch = model.continuous(capacity)
+    ids, ends = written(batch, requests[:4], late=requests[4:])
+    for n, (name, q, scene) in enumerate(asked):
+        alone = model.generate(q, scene, max_new_tokens=lengths[n % 3], sampling=sampling, reuse=False)
+        assert ids[name] == alone.token_ids
+        assert ends[name] == alone.stop_reason
+    assert batch.busy_s["prefill"] > 0
+    assert batch.busy_s["decode"] > 0
+    assert not batch.unfinished
+    assert batch.step() == []
+
+
+def test_an_aborted_request_is_not_heard_of_again(model, scenes):
+    batch = model.continuous(2)
+    batch.add([model.request(str(n), "What moves?", scenes[0], max_new_tokens=16) for n in range(4)])
+    batch.step()
+    batch.abort("0")
+    batch.abort("3")
+    batch.abort("nobody")
+    assert batch.unfinished == 2
+    ids, _ = written(batch, [])
+    assert set(ids) == {"1", "2"}
+
+
+def test_close_forgets_all(model, scenes):
+    batch = model.continuous()
+    batch.add([model.request("a", "What moves?", scenes[0])])
+    batch.step()
+    batch.close()
+    batch.close()
+    assert not batch.unfinished
+
+
+def test_scenes_encoded_together_are_what_each_is_alone(model):
+    prepared = [model.preprocess(model.load(sample)) for sample in demo_dataset(max_samples=3).samples]
+    for one, together in zip(prepared, model.encode_batch(prepared), strict=True):
+        alone = model.encode(one)
+        assert together.provenance == alone.provenance
+        assert float((together.tensor - alone.tensor).norm() / alone.tensor.norm()) < 1e-5
