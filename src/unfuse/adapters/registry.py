@@ -118,7 +118,10 @@ def check_engine(engine: str) -> None:
     check_choice("engine", engine, ENGINES)
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise MissingPackageError(
-            "engine vllm", found="no package vllm", expected="it, to run Stage 4", fix='pip install "unfuse[vllm]"'
+            "engine vllm",
+            found="no package vllm",
+            expected="it, to run Stage 4",
+            fix='install it by pip install "unfuse[vllm]"',
         )
 
 

@@ -74,6 +74,7 @@ def build(
                 logits_processors=[watched.processor()],
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                distributed_executor_backend="uni",
                 seed=0,
                 **offer.arguments,
             )
@@ -99,7 +100,7 @@ def build(
 
 def _set_defaults() -> None:
     """What vLLM reads from the environment when it is imported, unless the user has said otherwise."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # It would report the model's shape and the machine to its makers.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -90,7 +89,9 @@ class VllmEngine:
             self._vision = CapturedVision(vision or {}, tuner, torch.cuda.graph_pool_handle() if on_gpu else None)
         self._eager = EagerEngine(language)
         """For prompts that this engine does not take."""
-        self._noted: dict[str, None] = {f"vLLM {importlib.metadata.version('vllm')}": None}
+        import vllm
+
+        self._noted: dict[str, None] = {f"vLLM {vllm.__version__}": None}
         try:
             self._compare()
         except Unserved:

@@ -53,7 +53,7 @@ def text_config(language: LanguageModel) -> dict[str, Any]:
         raise Unserved(f"{type(embedding).__name__} is no plain embedding")
     if type(head) is not nn.Linear:
         raise Unserved(f"the head is {type(head).__name__}")
-    if head.bias is not None:
+    if getattr(head, "bias", None) is not None:
         raise Unserved("the head has a bias")
     if head.weight.shape != embedding.weight.shape:
         raise Unserved(f"the head knows {len(head.weight)} tokens, the embedding {len(embedding.weight)}")
@@ -139,31 +139,34 @@ def hand_over(weights: Mapping[str, nn.Parameter], model: Any) -> None:
     Raises:
         Unserved: vLLM holds one of them differently.
     """
-    model.load_weights((name, weight.detach()) for name, weight in weights.items())
     held = dict(model.named_parameters())
     views = {name: _view(name, weights, held, model.packed_modules_mapping) for name in weights}
+    model.load_weights((name, weight.detach()) for name, weight in weights.items())
     for name, view in views.items():
-        weight = weights[name].detach()
-        if view is None or view.shape != weight.shape or not torch.equal(view, weight.to(view.device)):
+        if not torch.equal(view, weights[name].to(view.device)):
             raise Unserved(f"vLLM holds {name} in another form")
     for name, view in views.items():
-        assert view is not None
         weights[name].data = view
 
 
 def _view(
     name: str, weights: Mapping[str, nn.Parameter], held: Mapping[str, torch.Tensor], packed: Mapping[str, list[str]]
-) -> torch.Tensor | None:
-    """Where vLLM holds a weight: alone, or as some rows of a joined matrix."""
+) -> torch.Tensor:
+    """Where vLLM holds a weight: alone, or as some rows of a joined matrix.
+
+    Raises:
+        Unserved: nowhere.
+    """
     *path, module, kind = name.split(".")
-    for joined, parts in packed.items():
-        if module in parts:
-            whole = held.get(".".join([*path, joined, kind]))
-            sizes = [len(weights[".".join([*path, part, kind])]) for part in parts]
-            if whole is None or len(whole) != sum(sizes):
-                return None
-            rows: torch.Tensor = whole.detach().split(sizes)[parts.index(module)]
-            return rows
-    whole = held.get(name)
+    place, parts = next(((joined, parts) for joined, parts in packed.items() if module in parts), (module, [module]))
+    whole = held.get(".".join([*path, place, kind]))
+    neighbours = [weights.get(".".join([*path, part, kind])) for part in parts]
+    sizes = [len(neighbour) for neighbour in neighbours if neighbour is not None]
     # A vocabulary is filled up to a round number of rows.
-    return None if whole is None else whole.detach()[: len(weights[name])]
+    if whole is None or len(sizes) < len(parts) or sum(sizes) > len(whole):
+        raise Unserved(f"vLLM has no place for {name}")
+    first = sum(sizes[: parts.index(module)])
+    view = whole.detach()[first : first + len(weights[name])]
+    if view.shape != weights[name].shape:
+        raise Unserved(f"vLLM holds {name} as {list(view.shape)}, the model as {list(weights[name].shape)}")
+    return view

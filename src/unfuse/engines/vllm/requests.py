@@ -117,7 +117,7 @@ class Requests:
             The request's name.
         """
         from vllm import SamplingParams
-        from vllm.inputs import EmbedsPrompt
+        from vllm.inputs import embeds_input
         from vllm.sampling_params import RequestOutputKind
 
         name = next(self._names)
@@ -136,10 +136,7 @@ class Requests:
             extra_args={KEY: name} if rows is not None else None,
             **chosen,
         )
-        prompt = EmbedsPrompt(prompt_embeds=embeds)
-        if salt is not None:
-            prompt["cache_salt"] = salt
-        self._engine.add_request(name, prompt, params)
+        self._engine.add_request(name, embeds_input(prompt_embeds=embeds, cache_salt=salt), params)
         self._said[name] = deque()
         return name
 
