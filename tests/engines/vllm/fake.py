@@ -223,6 +223,9 @@ class LLMEngine:
         )
         return request_id
 
+    def has_unfinished_requests(self):
+        return bool(self._waiting or self.running or self._late)
+
     def abort_request(self, request_ids):
         self._waiting = deque(r for r in self._waiting if r.name not in request_ids)
         for name in request_ids:

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "tied"])
+@pytest.fixture(params=[*KINDS, "tied"])
 def served(request, folder):
     """A model, and the engine on it."""
     model = language("llama", tied=True) if request.param == "tied" else language(request.param)
@@ -59,7 +59,7 @@ def model():
     return language()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine(model, folder):
     made = VllmEngine(model, cache=folder, capacity=4)
     yield made
@@ -425,6 +425,13 @@ def test_only_the_shape_of_the_language_side_is_written(tmp_path):
 def adapter(model, device="cuda"):
     place = SimpleNamespace(type=device)
     return SimpleNamespace(uncut=None, device=place, language=model, vision_modules=dict)
+
+
+def test_one_at_a_time_in_a_process(model, engine, folder):
+    with pytest.raises(Unserved, match="runs another model in this process"):
+        VllmEngine(language(), cache=folder)
+    engine.close()
+    VllmEngine(model, cache=folder).close()
 
 
 def test_it_is_chosen_by_name(monkeypatch, tmp_path):

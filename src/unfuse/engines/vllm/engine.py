@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -38,6 +39,10 @@ _APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative distance of logits from the model's own at which both compute the same."""
 _COMPARED: Final = (40, 48)
 """Positions of the prompts that are compared: more than a block, the second beginning with the first."""
+
+
+_live: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
+"""At most one: vLLM has its groups of processes for the whole process, and takes them down with any engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,12 @@ class VllmEngine:
             cache: folder of what is kept between runs; by default in the user's cache.
 
         Raises:
-            Unserved: vLLM does not know the model, or computes something else.
+            Unserved: vLLM does not know the model, computes something else, or runs another one in this process.
         """
+        if _live:
+            gc.collect()  # what was left without a word
+        if _live:
+            raise Unserved("vLLM runs another model in this process, which has not been closed")
         self._language = language
         self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
         on_gpu = language.device.type == "cuda"
@@ -79,6 +88,7 @@ class VllmEngine:
         self._engine: Any = build(
             language, self._watched, capacity=capacity, enforce_eager=enforce_eager, cache=cache
         )  # fmt: skip
+        _live.add(self)
         self._requests = Requests(self._engine, self._watched, language.end_ids)
         self._capacity = capacity
         self._stream = torch.cuda.Stream(language.device) if on_gpu else None
@@ -207,9 +217,9 @@ class VllmEngine:
         closed(self._engine)
         del self._requests
         self._engine = None
-        # What compiled it holds it in circles.
-        gc.collect()
+        _live.discard(self)
         if self._stream is not None:
+            gc.collect()  # what compiled it holds it in circles
             torch.cuda.empty_cache()
 
     def _landing(self, prompt: Prompt) -> Landing:

@@ -165,6 +165,7 @@ class Requests:
         try:
             while name in self._said:
                 if not (taken := self.take(name)):
+                    assert self._engine.has_unfinished_requests()
                     self.step()
                 yield from taken
         finally:
