@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from unfuse.events import event_frames, read_events
 from unfuse.measure.clock import span
 from unfuse.samples import Sample, clean_question
 from unfuse.samples.media import read_image
-from unfuse.samples.sample import frames_sha256, media_sha256
+from unfuse.samples.sample import arrays_sha256, media_sha256
 from unfuse.samples.video import count_frames, read_frames
 from unfuse.stages import Loaded
 
@@ -49,56 +50,72 @@ def load_frames(sample: Sample, pick: Pick) -> Loaded:
     """
     question = clean_question(sample.question)
     if sample.image is not None:
-        sha256 = media_sha256((sample.image,), "image")
-        return Loaded(frames=[read_image(sample.image)], media="image", media_sha256=sha256, question=question)
-    how = pick.__name__
-    if sample.video is not None:
-        indices = pick(count_frames(sample.video))
-        frames = read_frames(sample.video, indices)
-        return Loaded(frames=frames, media="video", media_sha256=media_sha256((sample.video,), how), question=question)
-    if sample.video_frames is not None:
-        paths = [sample.video_files[i] for i in pick(len(sample.video_files))]
-        frames = [read_image(path) for path in paths]
-        sha256 = media_sha256(paths, how)
-        return Loaded(frames=frames, media="video_frames", media_sha256=sha256, question=question)
-    if sample.has_events:
+        frames, media = [read_image(sample.image)], "image"
+    elif sample.video is not None:
+        frames, media = read_frames(sample.video, pick(count_frames(sample.video))), "video"
+    elif sample.video_frames is not None:
+        files = sample.video_files
+        frames, media = [read_image(files[i]) for i in pick(len(files))], "video_frames"
+    elif sample.has_events:
         scene = load_event_frames(sample)
-        chosen = [scene.frames[i] for i in pick(len(scene.frames))]
-        note = "no video or image: this model was shown event frames"
-        return Loaded(
-            frames=chosen,
-            media=scene.media,
-            media_sha256=hashlib.sha256(f"{scene.media_sha256} {how}".encode()).hexdigest(),
-            question=question,
-            num_events=scene.num_events,
-            notes=(*scene.notes, note),
+        return replace(
+            scene,
+            frames=[scene.frames[i] for i in pick(len(scene.frames))],
+            media_sha256=frames_sha256(sample, pick),
+            notes=(*scene.notes, "no video or image: this model was shown event frames"),
         )
-    return Loaded(frames=[], media="text", media_sha256="", question=question)
+    else:
+        frames, media = [], "text"
+    return Loaded(frames=frames, media=media, media_sha256=frames_sha256(sample, pick), question=question)
+
+
+def frames_sha256(sample: Sample, pick: Pick) -> str:
+    """Hash of what ``load_frames`` shows: the files' bytes and how they become frames; empty for text alone."""
+    how = pick.__name__
+    if sample.image is not None:
+        return media_sha256((sample.image,), "image")
+    if sample.video is not None:
+        return media_sha256((sample.video,), how)
+    if sample.video_frames is not None:
+        files = sample.video_files
+        return media_sha256([files[i] for i in pick(len(files))], how)
+    if sample.has_events:
+        return hashlib.sha256(f"{event_frames_sha256(sample)} {how}".encode()).hexdigest()
+    return ""
 
 
 def load_event_frames(sample: Sample) -> Loaded:
     """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here."""
-    question = clean_question(sample.question)
+    num_events, notes = None, tuple[str, ...]()
     if sample.frames:
-        sha256 = frames_sha256(sample.frames)
-        return Loaded(frames=list(sample.frames), media="frames", media_sha256=sha256, question=question)
-    if sample.event_image:
-        frames = [read_image(path) for path in sample.event_image]
-        sha256 = media_sha256(sample.event_image, "image files")
-        return Loaded(frames=frames, media="event_image", media_sha256=sha256, question=question)
-    assert sample.event_data is not None
-    with span("read"):
-        stream = read_events(sample.event_data, window=sample.window)
-    with span("rasterise"):
-        frames = list(event_frames(stream, EVENT_FRAMES))
+        frames, media = list(sample.frames), "frames"
+    elif sample.event_image:
+        frames, media = [read_image(path) for path in sample.event_image], "event_image"
+    else:
+        assert sample.event_data is not None
+        with span("read"):
+            stream = read_events(sample.event_data, window=sample.window)
+        with span("rasterise"):
+            frames, media = list(event_frames(stream, EVENT_FRAMES)), "event_data"
+        num_events, notes = len(stream), _length_note(stream.duration_us)
     return Loaded(
         frames=frames,
-        media="event_data",
-        media_sha256=media_sha256((sample.event_data,), f"{EVENT_FRAMES} equal-count frames", sample.window),
-        question=question,
-        num_events=len(stream),
-        notes=_length_note(stream.duration_us),
+        media=media,
+        media_sha256=event_frames_sha256(sample),
+        question=clean_question(sample.question),
+        num_events=num_events,
+        notes=notes,
     )
+
+
+def event_frames_sha256(sample: Sample) -> str:
+    """Hash of what ``load_event_frames`` shows."""
+    if sample.frames:
+        return arrays_sha256(sample.frames)
+    if sample.event_image:
+        return media_sha256(sample.event_image, "image files")
+    assert sample.event_data is not None
+    return media_sha256((sample.event_data,), f"{EVENT_FRAMES} equal-count frames", sample.window)
 
 
 def _length_note(duration_us: int) -> tuple[str, ...]:
