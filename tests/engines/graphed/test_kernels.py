@@ -13,7 +13,7 @@ from unfuse.engines.graphed.kernels import prompt_attention as prompting
 from unfuse.engines.graphed.kernels import tower
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
 from unfuse.engines.graphed.kernels.launch import UNIT
-from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
+from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, gate, rms_norm, rotary_angles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,7 +157,7 @@ def test_prompt_attention(dtype, heads, start, count, rows, normed, splits):
     given = qkv[:count].double()
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     gains = (normal(size, dtype=dtype), normal(size, dtype=dtype))
-    sequence = anchor, where, whole(room), whole(start), whole(count)
+    sequence = Sequences(anchor, torch.tensor([[int(where)], [room], [start], [count], [0]], device=DEVICE))
     place_keys(qkv, sequence, (cosine, sine), heads, LAYER, gains=gains if normed else None, eps=EPS)
     out = torch.full((rows, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
     partial = torch.full((prompting.partial_size(heads, rows, splits),), float("nan"), device=DEVICE)
@@ -180,6 +180,45 @@ def test_prompt_attention(dtype, heads, start, count, rows, normed, splits):
     scores = scores.masked_fill(places > start + torch.arange(count, device=DEVICE)[:, None], float("-inf"))
     close(out[:count], torch.einsum("hns,hsd->nhd", scores.softmax(-1), values).flatten(1))
     close(buffer, wanted)
+
+
+@pytest.mark.parametrize(("rows", "splits"), [(40, 1), (30, 4), (90, 1)])
+@pytest.mark.parametrize("heads", HEADS[:2], ids=str)
+def test_prompts_together_are_what_each_is_alone(dtype, heads, rows, splits):
+    starts, counts, size = (11, 0, 5), (rows - 22, 3, 17), heads.size
+    rooms = tuple(start + count + 4 for start, count in zip(starts, counts, strict=True))
+    anchor, buffers, where = caches(heads, rooms, dtype)
+    qkv, angles = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
+    angles = angles.cos().to(dtype), angles.sin().to(dtype)
+    firsts = (0, counts[0], counts[0] + counts[1])
+
+    def attended(qkv, angles, numbers):
+        sequences = Sequences(anchor, torch.tensor(numbers, device=DEVICE))
+        out = torch.full((len(qkv), heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
+        scratch = prompting.partial_size(heads, len(qkv), splits, sequences.count)
+        arrived = torch.zeros(1024, dtype=torch.int32, device=DEVICE)
+        place_keys(qkv, sequences, angles, heads, LAYER, gains=None, eps=EPS)
+        prompt_attention(
+            out, qkv, sequences, heads, LAYER, scale=size**-0.5, splits=splits,
+            partial=torch.full((scratch,), float("nan"), device=DEVICE), arrived=arrived,
+        )  # fmt: skip
+        assert not arrived.any()
+        return out
+
+    before = [buffer.clone() for buffer in buffers]
+    alone = []
+    for at, start, count, room, first in zip(where.tolist(), starts, counts, rooms, firsts, strict=True):
+        part = slice(first, first + count)
+        alone.append(attended(qkv[part].clone(), [a[part] for a in angles], [[at], [room], [start], [count], [0]]))
+    kept = [buffer.clone() for buffer in buffers]
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(old)
+    nobody = [0, 1, 0, 0, rows]
+    numbers = [[*zip(where.tolist(), rooms, starts, counts, firsts, strict=True)][i] for i in range(3)] + [nobody]
+    together = attended(qkv.clone(), angles, [list(line) for line in zip(*numbers, strict=True)])
+    close(together[: sum(counts)], torch.cat(alone).double())
+    for buffer, alone_kept in zip(buffers, kept, strict=True):
+        close(buffer, alone_kept.double())
 
 
 def test_rms_norm(dtype):
