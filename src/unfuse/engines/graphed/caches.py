@@ -13,7 +13,7 @@ from unfuse.engines.graphed.kernels.launch import UNIT
 from unfuse.engines.graphed.structure import Llama
 
 _STEP: Final = 64
-_WORTH: Final = 32
+WORTH: Final = 32
 """Positions that are worth copying rather than computing."""
 
 
@@ -141,7 +141,7 @@ class Shelf:
             # Prompts of other scenes share a system sentence at most, which is not worth a copy.
             if held.keys and held.digest == digest:
                 same = min(common_prefix(held.keys, keys, same_features=True), longest, held.written)
-                if same >= most and same >= _WORTH:
+                if same >= most and same >= WORTH:
                     best, most = held, same
         return best, most
 

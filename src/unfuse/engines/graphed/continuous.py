@@ -15,7 +15,8 @@ from typing import Final
 import torch
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
-from unfuse.engines.graphed.caches import Held, Shelf
+from unfuse.engines.eager import common_prefix
+from unfuse.engines.graphed.caches import WORTH, Held, Shelf
 from unfuse.engines.graphed.network import MOST_TOGETHER, Batch, Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
 from unfuse.engines.sampling import TokenChooser
@@ -47,7 +48,7 @@ class _Row:
     @property
     def length(self) -> int:
         """Of its prompt."""
-        return self.request.prompt.inputs_embeds.shape[1]
+        return _length(self.request)
 
     @property
     def goes_on(self) -> bool:
@@ -179,10 +180,11 @@ class GraphedBatch:
         chosen: list[tuple[_Row, Rows]] = []
         while self._waiting and len(self._rows) < self.capacity and self._shelf.fits(_positions(self._waiting[0])):
             request = self._waiting[0]
-            rows = sum(len(each.embeds) for _, each in chosen) + self._unlike(request)
-            full = len(chosen) == SEVERAL or rows > PASS_ROWS
+            unlike = self._unlike(request)
+            full = len(chosen) == SEVERAL or sum(len(each.embeds) for _, each in chosen) + unlike > PASS_ROWS
             # What one of them is about to compute, those after it can start from.
-            if chosen and (full or _shares(request, [row.request for row, _ in chosen])):
+            shared = _most_shared(request, [row.request for row, _ in chosen])
+            if chosen and (full or shared > _length(request) - unlike + WORTH):
                 self._pass(chosen)
                 chosen = []
                 if self._interleave:
@@ -193,10 +195,11 @@ class GraphedBatch:
 
     def _unlike(self, request: Request) -> int:
         """Rows that a pass over its prompt would have."""
+        length = _length(request)
+        if not request.reuse:
+            return length
         prompt = request.prompt
-        keys = prompt.token_keys if request.reuse else ()
-        longest = prompt.inputs_embeds.shape[1] - 1
-        return longest + 1 - self._shelf.held_of(keys, prompt.features_digest, longest)
+        return length - self._shelf.held_of(prompt.token_keys, prompt.features_digest, length - 1)
 
     def _row(self, request: Request) -> tuple[_Row, Rows]:
         prompt = request.prompt
@@ -353,14 +356,25 @@ def _seconds(begun: torch.cuda.Event | float, there: torch.cuda.Event | float) -
     return milliseconds / 1e3
 
 
+def _length(request: Request) -> int:
+    """Of its prompt."""
+    return request.prompt.inputs_embeds.shape[1]
+
+
 def _positions(request: Request) -> int:
     """That its prompt and its answer may take; the last token's keys are never needed."""
-    return request.prompt.inputs_embeds.shape[1] + request.max_new_tokens
+    return _length(request) + request.max_new_tokens
 
 
-def _shares(request: Request, others: list[Request]) -> bool:
-    """Whether it could start from what one of the others is about to compute."""
+def _most_shared(request: Request, others: list[Request]) -> int:
+    """Positions that it could take over from one of the others, once that is computed, and that are worth it."""
     if not request.reuse:
-        return False
-    digest = request.prompt.features_digest
-    return any(other.reuse and other.prompt.features_digest == digest for other in others)
+        return 0
+    prompt = request.prompt
+    shared = (
+        common_prefix(other.prompt.token_keys, prompt.token_keys, same_features=True)
+        for other in others
+        if other.reuse and other.prompt.features_digest == prompt.features_digest
+    )
+    most = min(max(shared, default=0), _length(request) - 1)
+    return most if most >= WORTH else 0
