@@ -43,6 +43,8 @@ class DeviceFacts:
     workers: int
     capacity: int
     """Questions answered at the same time."""
+    ahead: int
+    """Scenes that are worth having beside these: being prepared, prepared, or encoded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +87,11 @@ class DeviceRunner:
             raise
 
     @property
+    def _room(self) -> int:
+        """Prepared scenes that may wait: the next that are encoded together, and those after them."""
+        return 2 * self._job.flow.encode_together
+
+    @property
     def facts(self) -> DeviceFacts:
         """See ``DeviceFacts``."""
         with_batch = self._model.continuous(self._job.flow.capacity)
@@ -97,6 +104,7 @@ class DeviceRunner:
             environment=environment(self._model.device),
             workers=self._workers,
             capacity=capacity,
+            ahead=self._workers + self._room + self._job.flow.encode_together,
         )
 
     def answer(self, scenes: NextScene, emit: Callable[[Answer], None]) -> DeviceResult:
@@ -111,8 +119,7 @@ class DeviceRunner:
         """
         model, settings = self._model, self._job.flow
         pinned = model.device.type == "cuda"
-        room = 2 * settings.encode_together
-        pool = open_pool(model.adapter.front, self._host, self._workers, room=room, pinned=pinned)
+        pool = open_pool(model.adapter.front, self._host, self._workers, room=self._room, pinned=pinned)
         with pool:
             flow = Flow(model, pool, settings, emit)
             begun = time.perf_counter()
