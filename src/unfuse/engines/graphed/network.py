@@ -34,8 +34,8 @@ _PROGRAMS: Final = 264
 """Of attention, at least: two for each multiprocessor of the largest chips."""
 _MOST_SPLITS: Final = 16
 _BESIDE_SHARED: Final = DecodeShape(1, 32, 1, 2)
-"""Where all that is long is shared: few positions a row, so small programs, many at once (on an H100, 137 against 275 us
-for 250 rows of 50)."""
+"""Where all that is long is shared: few positions a row, so small programs, many at once (137 against 275 us on an
+H100, for 250 rows of 50 positions)."""
 _TAIL_SPLITS: Final = 4
 """Of attention of a few rows."""
 MOST_TOGETHER: Final = 256
