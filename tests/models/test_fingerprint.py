@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfuse.checksum import tensor_checksum
+from unfuse.checksum import sum_where_it_is, tensor_checksum
 from unfuse.models.eventgpt import EventChatModel
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
 from unfuse.samples.demo import demo_checkpoint
@@ -33,6 +33,12 @@ def by_words(tensor):
 def test_checksum_is_its_formula(values):
     tensor = torch.tensor(values, dtype=torch.uint8)
     assert tensor_checksum(tensor) == by_words(tensor)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
+def test_on_a_device_it_is_the_same(values):
+    words = torch.tensor(values)
+    assert sum_where_it_is(words) == tensor_checksum(words)
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=50), st.data())
@@ -67,9 +73,10 @@ def test_words_that_differ_in_their_signs_do_not_change_places_unseen(signs, apa
 
 def test_chunks_do_not_matter(monkeypatch):
     tensor = torch.arange(1000, dtype=torch.float32)
-    whole = tensor_checksum(tensor)
+    words = tensor.view(torch.int64)
+    whole = sum_where_it_is(words)
     monkeypatch.setattr("unfuse.checksum._CHUNK_WORDS", 7)
-    assert tensor_checksum(tensor) == whole == by_words(tensor)
+    assert sum_where_it_is(words) == whole == by_words(tensor)
 
 
 def test_views_count_by_value():
