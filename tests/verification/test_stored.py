@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load as tensors
 
 from unfuse.adapters.registry import load
+from unfuse.errors import FeaturesError
 from unfuse.feature_store import FeatureStore
 from unfuse.features import Features, unpack
+from unfuse.stages import Provenance
 from unfuse.verification.checks import subject
 from unfuse.verification.stored import store_hit
 
@@ -59,14 +63,8 @@ class Believes(FeatureStore):
     """Goes by an entry's name and looks at nothing in it."""
 
     def _believed(self, found, key):
-        from safetensors.torch import load as tensors
-
-        from unfuse.features import json
-
         texts = json.loads(found.data[8 : 8 + int.from_bytes(found.data[:8], "little")])["__metadata__"]
         fields = json.loads(texts["provenance"])
-        from unfuse.stages import Provenance
-
         return Features(tensors(found.data)["features"], Provenance(**{**fields, "shape": tuple(fields["shape"])}))
 
 
@@ -74,8 +72,6 @@ class BelievesNames(FeatureStore):
     """Holds the checksum, but not the name."""
 
     def _believed(self, found, key):
-        from unfuse.errors import FeaturesError
-
         try:
             return unpack(found.data, key)[0]
         except FeaturesError:

@@ -258,14 +258,14 @@ def read_entry(place: Path) -> Found | None:
             found = os.fstat(file.fileno())
             readable = stat.S_ISREG(found.st_mode) and found.st_size <= MAX_ENTRY_BYTES
             return Found(file.read() if readable else None, _identity(found))
-    except OSError:
-        pass
+    except OSError as error:
+        # Nothing, or another user's file: a miss. A link, a socket or a bad block has no business here.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ESTALE):
+            return None
     try:
-        found = place.stat(follow_symlinks=False)
+        return Found(None, _identity(place.stat(follow_symlinks=False)))
     except OSError:
         return None
-    # Another user's file is a miss; a link, a socket or a bad block has no business here.
-    return None if stat.S_ISREG(found.st_mode) and not os.access(place, os.R_OK) else Found(None, _identity(found))
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
