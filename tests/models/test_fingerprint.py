@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from unfuse.checksum import sum_where_it_is, tensor_checksum
 from unfuse.models.eventgpt import EventChatModel
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 from unfuse.samples.demo import demo_checkpoint
 
 
@@ -125,3 +126,54 @@ def test_cache_goes_by_file_identity(model, tmp_path, monkeypatch):
     model.config.rms_norm_eps = 2 * eps
     assert cached_model_fingerprint(model, folder, torch.float32) != first, "the config is never taken from disk"
     model.config.rms_norm_eps = eps
+
+
+def clip(**settings):
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(
+        **{"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, **settings}
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"size": {"shortest_edge": 32}},
+        {"crop_size": {"height": 24, "width": 24}},
+        {"resample": 2},
+        {"do_center_crop": False},
+        {"rescale_factor": 1 / 127.5},
+        {"image_mean": [0.5, 0.5, 0.5]},
+        {"image_std": [0.5, 0.5, 0.5]},
+    ],
+)
+def test_pixels_of_another_kind_are_another_model(other):
+    assert with_pixels("f", clip()) == with_pixels("f", clip())
+    assert with_pixels("f", clip()) != with_pixels("f", clip(**other))
+    assert with_pixels("f", clip()) != with_pixels("g", clip())
+    assert with_pixels("f", clip()) != with_pixels("f", clip(), video=True)
+
+
+def test_pixel_settings_have_no_address_in_them():
+    """What JSON has no word for counts by its kind: an address would be another one in every process."""
+
+    class Odd:
+        def to_dict(self):
+            return {"size": object(), "nested": [object()], "transformers_version": str(id(self))}
+
+    assert with_pixels("f", Odd()) == with_pixels("f", Odd())
+
+
+def test_a_checkpoints_own_pixel_settings_count(tmp_path):
+    from unfuse.adapters.registry import load
+
+    folder = shutil.copytree(demo_checkpoint().parent, tmp_path / "c") / demo_checkpoint().name
+    with load(str(folder), device="cpu") as model:
+        before = model.fingerprint
+        processor = model.adapter.model.get_visual_tower().event_processor
+    settings = processor.to_dict() | {"image_mean": [0.5, 0.5, 0.5]}
+    settings["resample"] = int(settings["resample"])
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with load(str(folder), device="cpu") as model:
+        assert model.fingerprint != before
