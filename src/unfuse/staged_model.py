@@ -42,7 +42,7 @@ class StagedModel:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the config and every tensor."""
+        """SHA-256 of the config, every tensor and the pixels' settings."""
         return self.adapter.fingerprint
 
     @property
