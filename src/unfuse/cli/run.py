@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unfuse.adapters.registry import DEMO, check_devices, check_model
-from unfuse.cli.options import check_placement, placement
+from unfuse.cli.options import check_placement, open_store, placement, store_options
 from unfuse.errors import DeviceError, FileAccessError, InputError
 from unfuse.report import print_line, printable
 
@@ -44,6 +44,7 @@ _LINE_EVERY_S: Final = 10.0
     default=None,
     help="A file of questions, one a line, asked of every scene in the place of its own.",
 )
+@store_options
 @click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")
 @click.option("--capacity", type=int, default=None, help="Answers written together; default: the engine's own number.")
 @click.option("--encode-batch", type=int, default=8, help="Scenes encoded together.")
@@ -63,6 +64,8 @@ def run_verb(
     dtype: str,
     engine: str,
     questions: Path | None,
+    store: Path | None,
+    store_gib: float | None,
     output: Path | None,
     resume: bool,
     **settings: Any,
@@ -78,6 +81,7 @@ def run_verb(
         if device != "auto":
             raise DeviceError("--devices", found=f"--device {device} beside it", expected="one of the two")
         check_devices(devices)
+    settings["store"] = open_store(store, store_gib)
     asked = None if questions is None else read_questions(questions)
 
     from unfuse.api import answers_folder, default_tokens, open_dataset

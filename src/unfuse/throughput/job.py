@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unfuse.errors import DatasetError, FileAccessError, InputError
+from unfuse.feature_store import FeatureStore
 from unfuse.protocols.bench import own_command
 from unfuse.runs import Manifest
 from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, read_answers
@@ -24,10 +25,11 @@ from unfuse.stages import Sampling
 from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult, DeviceRunner
 from unfuse.throughput.devices import DeviceProcesses
 from unfuse.throughput.flow import ENCODE_TOGETHER, Answer, FlowSettings
+from unfuse.throughput.kept import StorePlace
+from unfuse.throughput.pool import NextScene
 from unfuse.throughput.scenes import Asked, Scene, questions_of, scenes_of
 from unfuse.throughput.summary import RunSummary
 from unfuse.throughput.times import together
-from unfuse.throughput.workers import NextScene
 
 OnAnswer = Callable[[AnswerRecord], None]
 
@@ -47,6 +49,8 @@ class RunSettings:
     """Questions answered at the same time, on each device. Default: the engine's own."""
     encode_batch: int = ENCODE_TOGETHER
     """Scenes encoded together."""
+    store: FeatureStore | str | Path | None = None
+    """Where encoded scenes are kept and looked for."""
 
     def __post_init__(self) -> None:
         least = {"max-new-tokens": self.max_new_tokens, "encode-batch": self.encode_batch}
@@ -68,6 +72,19 @@ class RunSettings:
             capacity=self.capacity,
             encode_together=self.encode_batch,
         )
+
+    @property
+    def place(self) -> StorePlace | None:
+        """The store, as devices and workers are told of it.
+
+        Raises:
+            FileAccessError: it cannot be made.
+            InputError: the folder holds something else.
+        """
+        if self.store is None:
+            return None
+        store = self.store if isinstance(self.store, FeatureStore) else FeatureStore(self.store)
+        return StorePlace(path=store.path.absolute(), max_bytes=store.max_bytes)
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers; the rest decides when they come."""
@@ -247,6 +264,8 @@ class _Filing:
                 scenes=len(scenes),
                 capacity=facts.capacity,
                 most_held=max(result.most_held for result in results),
+                scenes_found=sum(result.scenes_found for result in results),
+                not_kept=next((result.not_kept for result in results if result.not_kept), None),
                 worker_deaths=sum(result.worker_deaths for result in results),
                 device_deaths=devices.deaths,
             )
