@@ -183,7 +183,15 @@ def answer_dataset(
     """
     device, dtype, engine = placement
     name = model if isinstance(model, str) else model.name
-    job = DeviceJob(model=name, device=device, dtype=dtype, engine=engine, flow=settings.flow, workers=settings.workers)
+    job = DeviceJob(
+        model=name,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        flow=settings.flow,
+        workers=settings.workers,
+        store=settings.place,
+    )
     filing = _Filing(name, work, settings, output, resume, command or own_command(), on_ready, on_answer)
     if len(devices) > 1:
         if not isinstance(model, str):
