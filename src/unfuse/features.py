@@ -48,11 +48,21 @@ class Features:
     @property
     def digest(self) -> str:
         """SHA-256 over the values' checksum; computed again after an in-place change."""
-        versions = tuple(tensor._version for _, tensor in self._named())
+        versions = self._versions()
         if versions not in self._digests:
             self._digests.clear()
             self._digests[versions] = digest_tensors(self._named())
         return self._digests[versions]
+
+    def known_as(self, digest: str) -> Features:
+        """The same features, with a digest that the caller vouches for; in-place changes still show.
+
+        Computing one makes the host wait for the device. Features of equal provenance are interchangeable, so who holds
+        one pass's features may name them by that.
+        """
+        named = Features(self.tensor, self.provenance, self.layers, self.layout)
+        named._digests[named._versions()] = digest
+        return named
 
     def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Features:
         """The same features on another device.
@@ -68,6 +78,9 @@ class Features:
         """A copy that shares no memory with this one."""
         layers = tuple(layer.detach().clone() for layer in self.layers)
         return Features(self.tensor.detach().clone(), self.provenance, layers, self.layout)
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(tensor._version for _, tensor in self._named())
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "features", self.tensor

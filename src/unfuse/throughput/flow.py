@@ -183,9 +183,8 @@ class Flow:
 
     def _sort_in(self, scene: PreparedScene) -> None:
         if scene.features is not None:
-            features = scene.features.to(self._model.device, non_blocking=True)
             self.scenes_found += 1
-            self._encoded.append(_Encoded(scene, features, None, deque(_paired(scene))))
+            self._encoded.append(_encoded(scene, scene.features.to(self._model.device, non_blocking=True), None))
         elif scene.pixels is not None:
             self._fresh.append(scene)
         else:
@@ -215,7 +214,7 @@ class Flow:
                 continue
             if self._keep is not None:
                 self._keep(features)
-            self._encoded.append(_Encoded(scene, features, prepared, deque(_paired(scene))))
+            self._encoded.append(_encoded(scene, features, prepared))
 
     def _features(self, prepared: Sequence[Prepared]) -> list[Features | str]:
         """Of each, or the reason why there are none."""
@@ -301,6 +300,11 @@ class Flow:
         for asked, reason in reasons:
             assert isinstance(reason, str)
             self._emit(Answer(asked=asked, media_sha256=scene.media_sha256, error=reason))
+
+
+def _encoded(scene: PreparedScene, features: Features, uploaded: Prepared | None) -> _Encoded:
+    named = features.known_as(repr(features.provenance))
+    return _Encoded(scene, named, uploaded, deque(_paired(scene)))
 
 
 def _paired(scene: PreparedScene) -> list[tuple[Asked, Prepared | str]]:

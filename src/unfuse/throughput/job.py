@@ -18,7 +18,8 @@ from unfuse.feature_store import FeatureStore
 from unfuse.protocols.bench import own_command
 from unfuse.runs import Manifest
 from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, read_answers
-from unfuse.runs.answers_folder import ANSWERS_PROTOCOL, AnswersFolder
+from unfuse.runs.answers_folder import AnswersFolder
+from unfuse.runs.schema import ANSWERS_PROTOCOL
 from unfuse.samples import Dataset, Sample
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Sampling
