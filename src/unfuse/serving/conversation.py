@@ -22,6 +22,8 @@ from unfuse.serving.wire import RequestError
 _DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w.+=-]{1,100})*;base64,", re.ASCII)
 _MAX_MESSAGES: Final = 1000
 _MAX_PARTS: Final = 1000
+_MAX_QUESTION: Final = 20_000
+"""Characters: it is tokenised between two steps of everybody's answers."""
 _MAX_STOPS: Final = 4
 _TEXT: Final = frozenset({"text", "input_text", "output_text", "refusal"})
 _MEDIA: Final = {
@@ -122,6 +124,10 @@ def asked_of(messages: Sequence[Message], *, most_bytes: int) -> Asked:
     if last is None:
         raise RequestError(400, "no_question", "messages: found none of a user, expected a question", param="messages")
     question = "\n".join(_texts(messages[last]))
+    if len(question) > _MAX_QUESTION:
+        raise RequestError(
+            400, "question_too_long", f"question: found {len(question)} characters, expected at most {_MAX_QUESTION}"
+        )
     if any("\ud800" <= c <= "\udfff" for c in question):
         raise RequestError(400, "bad_content", "question: found half a surrogate pair, expected text", param="messages")
     for message in reversed(messages[: last + 1]):
@@ -159,7 +165,7 @@ def _texts(message: Message) -> list[str]:
     texts = []
     for part in message.content or []:
         kind = part.get("type")
-        if kind in _TEXT:
+        if isinstance(kind, str) and kind in _TEXT:
             text = part.get("text", "")
             if not isinstance(text, str):
                 raise RequestError(400, "bad_content", f"content part {kind}: found no text", param="messages")
@@ -179,7 +185,7 @@ def _media(message: Message) -> list[tuple[str, str, str]]:
     """(``id`` or ``data``, value, shown name) of each part that names a scene."""
     if message.content is None or isinstance(message.content, str):
         return []
-    return [_source(part) for part in message.content if part.get("type") in _MEDIA]
+    return [_source(part) for part in message.content if str(part.get("type")) in _MEDIA]
 
 
 def _source(part: dict[str, Any]) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
@@ -40,6 +41,7 @@ _HEADERS: Final = (
     (b"cross-origin-opener-policy", b"same-origin"),
 )
 _CLOSED: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::\d*)?", re.ASCII)
 _NOT_KEPT: Final = (b"cache-control", b"no-store")
 
 
@@ -245,9 +247,9 @@ def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+    """Empty where it is no host and port."""
+    found = _HOST.fullmatch(host)
+    return found[1] if found else ""
 
 
 def _digest(data: bytes) -> bytes:

@@ -71,7 +71,10 @@ class Readers:
         """
         process = self._free.get()
         try:
-            if process is None or not process.alive:
+            if process is not None and not process.alive:
+                process.stop()
+                process = None
+            if process is None:
                 process = _Process()
             return process.read(paths, shown, time.monotonic() + self._seconds)
         except _StoppedError as stopped:

@@ -63,7 +63,7 @@ def serve(
     settings: ServeSettings,
     *,
     store: Store | None = None,
-    started: Callable[[uvicorn.Server], None] = lambda server: None,
+    started: Callable[[uvicorn.Server, Service], None] = lambda server, service: None,
 ) -> bool:
     """Serves until it is told to end (SIGINT, SIGTERM), letting answers under way finish first.
 
@@ -72,7 +72,7 @@ def serve(
         model: closed at the end.
         settings: limits.
         store: of features that outlive the process.
-        started: given the server before it runs.
+        started: given both before they run.
 
     Returns:
         Whether it ended because it was told to; False: the engine failed.
@@ -87,6 +87,7 @@ def serve(
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=_MAX_CONNECTIONS,
             backlog=_BACKLOG,
             timeout_keep_alive=5,
@@ -98,7 +99,7 @@ def serve(
             server.should_exit = True
 
         service.engine.on_failure = failed
-        started(server)
+        started(server, service)
         with closing(listening):
             asyncio.run(server.serve(sockets=[listening]))
         return not service.engine.failed
