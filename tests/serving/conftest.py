@@ -32,13 +32,14 @@ class Served:
         self.url = url_of(listening)
         self.port: int = listening.getsockname()[1]
         self.token = settings.token
-        self.ended_well: bool | None = None
+        self.failure: BaseException | None = None
         parts: list[Any] = []
 
         def run() -> None:
-            self.ended_well = serve(
-                listening, model, settings, store=store, started=lambda *started: parts.extend(started)
-            )
+            try:
+                serve(listening, model, settings, store=store, started=lambda *started: parts.extend(started))
+            except BaseException as error:  # noqa: BLE001  # for the test to look at
+                self.failure = error
 
         self._thread = threading.Thread(target=run)
         self._thread.start()
@@ -149,4 +150,4 @@ def served(demo_model: Any) -> Iterator[Served]:
     running = Served(demo_model, settings)
     yield running
     running.close()
-    assert running.ended_well
+    assert running.failure is None

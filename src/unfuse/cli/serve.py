@@ -82,7 +82,8 @@ def serve(
         print_line(console, f"Note: {note}")
     token = "a token is needed" if settings.token else "no token is needed"
     print_line(console, f"Serving at {url_of(listening)} (page), /v1 (OpenAI's API) and /metrics; {token}.")
-    return 0 if run(listening, loaded, settings) else 1
+    run(listening, loaded, settings)
+    return 0
 
 
 def _require_packages() -> None:

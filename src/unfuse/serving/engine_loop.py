@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -138,12 +138,11 @@ class EngineLoop:
         self._numbers = itertools.count()
         self._stopping = False
         self._gone: Exception | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unfuse-engine")
+        self._end: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.ready = False
         """Whether it has answered once, and still does."""
-        self.failed = False
-        """Whether it ended by itself."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called on the event loop when the engine fails."""
         self.busy_s: Mapping[str, float] = {"prefill": 0.0, "decode": 0.0}
@@ -153,6 +152,11 @@ class EngineLoop:
     def alive(self) -> bool:
         """Whether it takes jobs."""
         return self._gone is None and not self._stopping
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why it ended by itself."""
+        return self._end.exception() if self._end is not None and self._end.done() else None
 
     @property
     def num_waiting(self) -> int:
@@ -167,8 +171,7 @@ class EngineLoop:
     def start(self) -> None:
         """From the event loop that answers are handed to."""
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self.run, name="unfuse-engine", daemon=True)
-        self._thread.start()
+        self._end = self._thread.submit(self.run)
 
     async def encode(self, loaded: Loaded, *, host_copy: bool = False) -> Encoded:
         """Stages 2 and 3 of a scene; with a copy on the CPU where asked for.
@@ -213,8 +216,7 @@ class EngineLoop:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.shutdown()
 
     def run(self) -> None:
         """The thread."""
@@ -230,7 +232,6 @@ class EngineLoop:
                 batch.close()
             self._fail_all(EngineGoneError("the server is shutting down"))
         except BaseException as error:
-            self.failed = True
             self._fail_all(EngineGoneError(f"the engine failed ({type(error).__name__})"))
             self._on_loop(self.on_failure)
             raise

@@ -64,7 +64,7 @@ def serve(
     *,
     store: Store | None = None,
     started: Callable[[uvicorn.Server, Service], None] = lambda server, service: None,
-) -> bool:
+) -> None:
     """Serves until it is told to end (SIGINT, SIGTERM), letting answers under way finish first.
 
     Args:
@@ -73,9 +73,6 @@ def serve(
         settings: limits.
         store: of features that outlive the process.
         started: given both before they run.
-
-    Returns:
-        Whether it ended because it was told to; False: the engine failed.
     """
     with closing(Service(model, settings, store)) as service:
         config = uvicorn.Config(
@@ -102,4 +99,5 @@ def serve(
         started(server, service)
         with closing(listening):
             asyncio.run(server.serve(sockets=[listening]))
-        return not service.engine.failed
+        if service.engine.failure is not None:
+            raise service.engine.failure
