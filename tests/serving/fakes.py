@@ -74,9 +74,7 @@ class FakeBatch:
         for name, (request, count) in list(self.running.items()):
             last = count + 1 == request.max_new_tokens
             out.append(
-                Written(
-                    request_id=name, token_id=count, finished="length" if last else None, reused_prefix_tokens=3
-                )
+                Written(request_id=name, token_id=count, finished="length" if last else None, reused_prefix_tokens=3)
             )
             if last:
                 del self.running[name]
@@ -103,7 +101,7 @@ class FakeModel:
         self.fingerprint = "f" * 64
         self.name, self.family, self.notes = "fake", "fake", ()
         self.engine = SimpleNamespace(name="fake")
-        self.adapter = SimpleNamespace(decode_text=lambda ids: " ".join(map(str, ids)), shown="events", uncut=None)
+        self.adapter = SimpleNamespace(decode_text=lambda ids: " ".join(map(str, ids)), family="eventgpt", uncut=None)
         self.closed = False
 
     def continuous(self, capacity: int | None) -> FakeBatch:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unfuse.adapters.media import LOADERS
 from unfuse.errors import MediaError
 from unfuse.samples import Sample
 from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_media
 from unfuse.serving import reading
+from unfuse.serving.kinds import LOADERS
 from unfuse.serving.reading import Readers
 
 from .conftest import wait_for
@@ -134,7 +134,8 @@ def test_it_ends_with_the_process_that_started_it(recording: Path) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from unfuse.serving.reading import Readers\n"
+        "from unfuse.serving.kinds import LOADERS
+from unfuse.serving.reading import Readers\n"
         f"readers = Readers(1, 30.0)\nreaders.read([Path({str(recording)!r})], 'events')\n"
         "print(readers._free.queue[0]._process.pid, flush=True)\n"
         "time.sleep(60)\n"

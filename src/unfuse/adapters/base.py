@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unfuse.adapters.media import Shown
 from unfuse.features import Features
 from unfuse.samples import Sample
 from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
@@ -43,10 +42,6 @@ class Adapter(Protocol):
     """What a reader of a report must know: random weights, added tokens, ..."""
     uncut: str | None
     """Why this model's stages cannot be taken apart; None where they can. The fused call works either way."""
-
-    @property
-    def shown(self) -> Shown:
-        """What of a sample it is shown."""
 
     @property
     def device(self) -> torch.device:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from unfuse.adapters.media import LOADERS, Shown
+from unfuse.adapters.media import load_event_frames
 from unfuse.adapters.pixels import ClipPixels
 from unfuse.adapters.shared import HuggingFaceAdapter
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.language_model import LanguageModel, end_ids
-from unfuse.errors import FeaturesError, PromptError
+from unfuse.errors import FeaturesError, MediaError, PromptError
 from unfuse.features import Features, require_fit
 from unfuse.measure.clock import span
 from unfuse.measure.hooks import module_spans
@@ -28,7 +28,6 @@ class EventGPTAdapter(HuggingFaceAdapter):
     """One loaded EventGPT."""
 
     family = "eventgpt"
-    shown: Shown = "events"
 
     def __init__(
         self,
@@ -53,7 +52,9 @@ class EventGPTAdapter(HuggingFaceAdapter):
 
     def load(self, sample: Sample) -> Loaded:
         """Takes ``event_image`` if the sample has it, else ``event_data``, which is rasterised here."""
-        return LOADERS[self.shown](sample)
+        if not sample.has_events:
+            raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
+        return load_event_frames(sample)
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """CLIP pixels of every frame, and the prompt's ids with ``-200`` for the scene."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from unfuse.adapters.media import LOADERS, Shown
+from unfuse.adapters.media import evenly, load_frames, middle
 from unfuse.adapters.returns import count, normalise, restore
 from unfuse.adapters.seam import (
     PIXELS,
@@ -34,6 +34,8 @@ from unfuse.measure.hooks import module_spans
 from unfuse.samples import Sample, clean_question
 from unfuse.stages import Loaded, Prepared, Prompt
 
+VIDEO_FRAMES: Final = 8
+"""Evenly spaced frames that a video model is shown."""
 _SMALL: Final = 4096
 """Elements up to which a tensor of sizes or grids is kept with the features, for further questions."""
 
@@ -97,14 +99,9 @@ class HFAdapter(HuggingFaceAdapter):
             )
         return self._language
 
-    @property
-    def shown(self) -> Shown:
-        """A video or an image."""
-        return "video" if self.takes_video else "image"
-
     def load(self, sample: Sample) -> Loaded:
         """Evenly spaced frames of a video, or its middle frame; see ``load_frames``."""
-        return LOADERS[self.shown](sample)
+        return load_frames(sample, evenly(VIDEO_FRAMES) if self.takes_video else middle)
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """What the family's processor makes of frames and question."""

@@ -1,16 +1,15 @@
-"""What a model is shown of a sample: event frames, or camera frames.
+"""What a model that wants camera frames is shown of a sample.
 
-Of camera frames: its image, else frames of its video file, else of its folder of video frames. A row of events alone
-gives such a model its event frames, and a note says so. No model and no torch is needed, so another process can do it.
+Its image, else frames of its video file, else of its folder of video frames. A row of events alone gives such a model
+its event frames, and a note says so.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from collections.abc import Callable
+from typing import Final
 
-from unfuse.errors import MediaError
 from unfuse.events import event_frames, read_events
 from unfuse.measure.clock import span
 from unfuse.samples import Sample, clean_question
@@ -21,8 +20,6 @@ from unfuse.stages import Loaded
 
 EVENT_FRAMES: Final = 5
 """Runs of equal event count that a recording is cut into (EventGPT's published inference code)."""
-VIDEO_FRAMES: Final = 8
-"""Evenly spaced frames that a video model is shown."""
 _PUBLISHED_LIMIT_US: Final = 100_000
 
 Pick = Callable[[int], list[int]]
@@ -80,13 +77,7 @@ def load_frames(sample: Sample, pick: Pick) -> Loaded:
 
 
 def load_event_frames(sample: Sample) -> Loaded:
-    """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here.
-
-    Raises:
-        MediaError: there are no events.
-    """
-    if not sample.has_events:
-        raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
+    """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here."""
     question = clean_question(sample.question)
     if sample.frames:
         sha256 = frames_sha256(sample.frames)
@@ -114,12 +105,3 @@ def _length_note(duration_us: int) -> tuple[str, ...]:
     if duration_us < _PUBLISHED_LIMIT_US:
         return ()
     return (f"{duration_us / 1e3:.0f} ms of events; EventGPT's published code refuses 100 ms and more",)
-
-
-Shown = Literal["events", "video", "image"]
-LOADERS: Final[Mapping[Shown, Callable[[Sample], Loaded]]] = {
-    "events": load_event_frames,
-    "video": lambda sample: load_frames(sample, evenly(VIDEO_FRAMES)),
-    "image": lambda sample: load_frames(sample, middle),
-}
-"""Stage 1 by what a model is shown: event frames, evenly spaced frames as a video, or the middle frame as an image."""

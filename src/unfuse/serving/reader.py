@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from unfuse.adapters.media import LOADERS
 from unfuse.errors import MediaError, UnfuseError
-from unfuse.serving.kinds import kind_of, sample_of
+from unfuse.serving.kinds import HEAD_BYTES, LOADERS, kind_of, sample_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,11 +77,11 @@ def _loaded(paths: Sequence[Path], request: dict[str, Any]) -> Loaded:
     kinds = set()
     for path in paths:
         with path.open("rb") as file:
-            kinds.add(kind_of(file.read(16)))
+            kinds.add(kind_of(file.read(HEAD_BYTES)))
     if len(kinds) != 1:
         raise MediaError("files of one scene", found=" and ".join(sorted(kinds)) or "none", expected="one kind")
-    shown = request["shown"]
-    loaded = LOADERS[shown](sample_of(paths, kinds.pop(), shown))
+    takes = request["takes"]
+    loaded = LOADERS[takes](sample_of(paths, kinds.pop(), takes))
     for frame in loaded.frames:
         height, width = frame.shape[:2]
         if height * width > MAX_FRAME_PIXELS or max(height, width) > MAX_ASPECT * min(height, width):

@@ -22,8 +22,8 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from unfuse.adapters.media import Shown
 from unfuse.errors import MediaError
+from unfuse.serving.kinds import Takes
 from unfuse.stages import DEFAULT_QUESTION, Loaded
 
 MEMORY_BYTES: Final = 4 << 30
@@ -63,7 +63,7 @@ class Readers:
             self._free.put(None)
         self._closed = False
 
-    def read(self, paths: Sequence[Path], shown: Shown) -> Read:
+    def read(self, paths: Sequence[Path], takes: Takes) -> Read:
         """Has files of one scene read; blocks.
 
         Raises:
@@ -76,7 +76,7 @@ class Readers:
                 process = None
             if process is None:
                 process = _Process()
-            return process.read(paths, shown, time.monotonic() + self._seconds)
+            return process.read(paths, takes, time.monotonic() + self._seconds)
         except _StoppedError as stopped:
             assert process is not None
             process.stop()
@@ -136,11 +136,11 @@ class _Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def read(self, paths: Sequence[Path], shown: Shown, deadline: float) -> Read:
+    def read(self, paths: Sequence[Path], takes: Takes, deadline: float) -> Read:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        request = {"paths": [str(path) for path in paths], "shown": shown}
+        request = {"paths": [str(path) for path in paths], "takes": takes}
         try:
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()

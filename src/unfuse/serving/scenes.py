@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol
 from unfuse.features import Features
 from unfuse.serving.engine_loop import EngineLoop
 from unfuse.serving.intake import Upload
+from unfuse.serving.kinds import taken_by
 from unfuse.serving.reading import Read, Readers
 
 Source = Literal["encoded", "store"]
@@ -78,6 +79,7 @@ class Scenes:
             store: outlives the process.
         """
         self._engine = engine
+        self._takes = taken_by(engine.model.adapter)
         self._readers = readers
         self._most_bytes = most_bytes
         self._store = store
@@ -146,8 +148,7 @@ class Scenes:
 
     async def _make(self, upload: Upload) -> Scene:
         loop = asyncio.get_running_loop()
-        model = self._engine.model
-        read = await loop.run_in_executor(self._threads, self._readers.read, upload.paths, model.adapter.shown)
+        read = await loop.run_in_executor(self._threads, self._readers.read, upload.paths, self._takes)
         stages = dict.fromkeys(SCENE_STAGES, 0.0) | {"load": read.load_ms}
         features = await loop.run_in_executor(self._threads, self._stored, read) if self._store is not None else None
         source: Source = "store"

@@ -15,6 +15,7 @@ from unfuse.samples.demo import demo_dataset
 from unfuse.serving.conversation import Asked, ChatRequest, asked_of, opened
 from unfuse.serving.engine_loop import Answer, EngineLoop
 from unfuse.serving.intake import Intake
+from unfuse.serving.kinds import taken_by
 from unfuse.serving.metrics import Metrics
 from unfuse.serving.reading import Readers
 from unfuse.serving.replies import EventStream, Receive, unless_gone
@@ -44,6 +45,7 @@ class Service:
         self.created = int(time.time())
         self.readers = Readers(_READERS, settings.reading_s)
         self.engine = EngineLoop(model, capacity=settings.max_concurrent, queue=settings.queue, warm=self._warm_scene)
+        self.takes = taken_by(model.adapter)
         self.scenes = Scenes(self.engine, self.readers, most_bytes=settings.scene_bytes, store=store)
         self.metrics = Metrics(self.engine)
         self.metrics.watch_scenes(lambda: len(self.scenes), lambda: self.scenes.kept_bytes)
@@ -68,7 +70,7 @@ class Service:
         return {
             "model": self.model_id,
             "family": self.model.family,
-            "shown": self.model.adapter.shown,
+            "takes": self.takes,
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "engine": self.model.engine.name,
@@ -140,7 +142,7 @@ class Service:
 
     def _warm_scene(self) -> Loaded:
         path = next(iter(self._demos.values()))
-        return self.readers.read([path], self.model.adapter.shown).loaded
+        return self.readers.read([path], self.takes).loaded
 
 
 class _Turn:
