@@ -160,9 +160,9 @@ class StagedModel:
             request_id=request_id, prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling, reuse=reuse
         )
 
-    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
-        """Stage 4 of requests that come and go, written together."""
-        return self.engine.continuous(capacity)
+    def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
+        """Stage 4 of requests that come and go, written together; see ``Engine.continuous``."""
+        return self.engine.continuous(capacity, interleave=interleave)
 
     def answer(self, token_ids: tuple[int, ...], prompt_tokens: int, reused_prefix_tokens: int = 0) -> Generation:
         """Tokens that an engine wrote, as an answer."""

@@ -48,11 +48,13 @@ class Engine(Protocol):
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
         """New tokens of every row of a padded batch, each up to and with its end token."""
 
-    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
+    def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
         """Answers to requests that come and go.
 
         Args:
             capacity: requests written at the same time; by default as many as suit the engine and its memory.
+            interleave: let few join at a step, so that nobody waits long for the next token; else as many as can, so
+                that all are answered soonest.
         """
 
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:

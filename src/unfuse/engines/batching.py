@@ -87,9 +87,10 @@ class TurnByTurn:
     It gives any engine continuous batching, and is the reference for those that have a faster one.
     """
 
-    def __init__(self, engine: Engine, capacity: int):
+    def __init__(self, engine: Engine, capacity: int | None = None, *, interleave: bool = False):
         self._engine = engine
-        self.capacity = capacity
+        self.capacity = capacity or TURNS
+        self._interleave = interleave
         self.busy_s: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
         self._waiting: deque[Request] = deque()
         self._running: dict[str, tuple[Request, Iterator[int], int]] = {}
@@ -108,6 +109,8 @@ class TurnByTurn:
         """See ``ContinuousBatch.step``."""
         while self._waiting and len(self._running) < self.capacity:
             self._join(self._waiting.popleft())
+            if self._interleave:
+                break
         return [self._next(*entry) for entry in list(self._running.values())]
 
     def abort(self, request_id: str) -> None:

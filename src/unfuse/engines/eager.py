@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from unfuse.engines.attention import reproducible_attention
-from unfuse.engines.batching import TURNS, ContinuousBatch, TurnByTurn
+from unfuse.engines.batching import ContinuousBatch, TurnByTurn
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.positions import following
 from unfuse.engines.sampling import TokenChooser
@@ -111,9 +111,9 @@ class EagerEngine:
             position = None if position is None else position + 1
         return [tuple(answer) for answer in answers]
 
-    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
+    def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
         """See ``Engine.continuous``."""
-        return TurnByTurn(self, capacity or TURNS)
+        return TurnByTurn(self, capacity, interleave=interleave)
 
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:

@@ -42,7 +42,7 @@ class FusedOnly:
         """Refused."""
         self._refuse()
 
-    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
+    def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
         """Refused."""
         self._refuse()
 

@@ -9,90 +9,24 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    LlamaConfig,
-    LlamaModel,
     MistralConfig,
     MistralModel,
-    Qwen2Config,
-    Qwen2Model,
     Qwen2VLTextConfig,
     Qwen2VLTextModel,
-    Qwen3Config,
-    Qwen3Model,
 )
 
+from tests.engines.graphed.small import DEVICE, HIDDEN, KINDS, SIZES, VOCABULARY, language, prompt
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed import answers as answers_module
 from unfuse.engines.graphed import engine as engine_module
-from unfuse.engines.graphed import network, products, structure
+from unfuse.engines.graphed import structure
 from unfuse.engines.graphed.engine import GraphedEngine
-from unfuse.engines.graphed.kernels import few_rows, matvec
 from unfuse.engines.graphed.structure import Unserved, find_llama
 from unfuse.engines.language_model import LanguageModel
 from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-VOCABULARY, HIDDEN = 40, 32
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-}
-KINDS = {
-    "llama": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=4)),
-    "grouped queries": lambda: LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=2)),
-    "one key head": lambda: MistralModel(MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=None)),
-    "biases": lambda: Qwen2Model(Qwen2Config(**SIZES, num_key_value_heads=2)),
-    "normed heads": lambda: Qwen3Model(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16)),
-    "llama3 angles": lambda: LlamaModel(
-        LlamaConfig(
-            **SIZES,
-            num_key_value_heads=4,
-            rope_parameters={
-                "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
-            },
-        )
-    ),
-}  # fmt: skip
-
-
-def language(kind="llama", *, tied=False, ends=(1,), seed=0):
-    torch.manual_seed(seed)
-    decoder = KINDS[kind]().to(DEVICE).eval()
-    for parameter in decoder.parameters():
-        # Away from the initial ones and zeros, which hide what is left out.
-        nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
-    head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
-    if tied:
-        head.weight = decoder.embed_tokens.weight
-    return LanguageModel(decoder, head, decoder.embed_tokens, ends)
-
-
-def prompt(model, length, seed=0, keys=True):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, VOCABULARY, (length,), generator=generator)
-    return Prompt(
-        inputs_embeds=model.embed(ids.to(DEVICE))[None].detach(), token_keys=tuple(ids.tolist()) if keys else ()
-    )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_programs():
-    """The interpreter runs one program after the other: as few as show every path."""
-    if DEVICE.type == "cuda":
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matvec, "CANDIDATES", (matvec.MatvecShape(64, 64, 4, True),))
-        patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
-        patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
-        patch.setattr(network, "_PROGRAMS", 6)
-        yield
+pytestmark = pytest.mark.usefixtures("few_programs")
 
 
 @pytest.fixture(scope="module")

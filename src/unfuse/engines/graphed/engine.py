@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ from typing import Final
 import torch
 from torch import nn
 
-from unfuse.engines.batching import TURNS, ContinuousBatch, TurnByTurn
+from unfuse.engines.batching import ContinuousBatch, TurnByTurn
 from unfuse.engines.eager import EagerEngine, common_prefix
 from unfuse.engines.graphed.answers import Answers, State, Step
 from unfuse.engines.graphed.caches import Sequence, new_sequence
 from unfuse.engines.graphed.capture import Captured
+from unfuse.engines.graphed.continuous import GraphedBatch
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
-from unfuse.engines.graphed.network import Network, Tail, row_bucket, tail_bucket
+from unfuse.engines.graphed.network import Network, row_bucket
+from unfuse.engines.graphed.prompts import Prompts, Rows
 from unfuse.engines.graphed.structure import Unserved, find_llama
 from unfuse.engines.graphed.tuning import Tuner
 from unfuse.engines.graphed.vision import CapturedVision
@@ -31,10 +33,12 @@ from unfuse.stages import Prefilled, Prompt, Sampling
 
 _APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative distance of logits from the model's own at which both compute the same."""
-_LONGEST_CAPTURED: Final = 2048
-"""Rows of a prompt; beyond, a launch is short beside what it launches."""
 _ROOM: Final = 64
 """Positions beyond a prompt's, until it is known how long an answer may be."""
+_ROOM_ON_HOST: Final = 2**30
+"""Bytes."""
+_ROOM_FOR_WORK: Final = 3 * 2**30
+"""Bytes of a device's memory that encoding and passes over prompts may take."""
 _MOST_ROOM: Final = 1024
 """At first; most answers end long before they have to."""
 
@@ -74,14 +78,11 @@ class GraphedEngine:
             self._network = Network(llama, tuner)
             self._network.tune(1)
         self._steps: dict[tuple[int, bool, bool], Step] = {}
-        self._tails: dict[int, tuple[Tail, Callable[[], None]]] = {}
+        self._batches: weakref.WeakSet[GraphedBatch] = weakref.WeakSet()
         self._kept: _Kept | None = None
         self._room = _ROOM
-        self._counted = torch.empty(self._network.axes, 0, dtype=torch.int32)
-        """Positions of a prompt that counts from 0."""
-        self._numbers = torch.empty(5, dtype=torch.int64, pin_memory=llama.device.type == "cuda")
-        """On their way to a prompt's graph."""
         self._pool = torch.cuda.graph_pool_handle() if llama.device.type == "cuda" else None
+        self._prompts = Prompts(self._network, self._pool)
         with torch.no_grad():
             self._vision = CapturedVision(vision or {}, tuner, self._pool)
         self._eager = EagerEngine(language)
@@ -103,11 +104,11 @@ class GraphedEngine:
         """See ``Engine.prefill``."""
         if self._refuses(prompt):
             return self._eager.prefill(prompt, sampling, reuse=reuse)
-        embeds, positions, following = self._rows(prompt)
+        embeds, positions, following = self._prompts.rows(prompt)
         keys = prompt.token_keys if reuse else ()
         sequence = self._taken(keys, prompt.features_digest, len(embeds))
         reused = sequence.length
-        logits = self._prompt_logits(embeds[reused:], positions[:, reused:], sequence)[0].clone()
+        logits = self._prompts([Rows(embeds[reused:], positions[:, reused:], sequence)])[0].clone()
         chooser = TokenChooser(sampling, self._end_ids, logits.device)
         token = int(chooser(logits))
         state = State(sequence, following, chooser.marked().mark)
@@ -154,9 +155,22 @@ class GraphedEngine:
         groups = (rows[at : at + MOST_ROWS] for at in range(0, len(rows), MOST_ROWS))
         return list(itertools.chain.from_iterable(self._together(group, max_new_tokens) for group in groups))
 
-    def continuous(self, capacity: int | None = None) -> ContinuousBatch:
+    def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
         """See ``Engine.continuous``."""
-        return TurnByTurn(self, capacity or TURNS)
+        device = self._network.llama.device
+        batch = GraphedBatch(
+            self._network,
+            self._prompts,
+            functools.partial(Captured, device=device, pool=self._pool),
+            TurnByTurn(self._eager, capacity, interleave=interleave),
+            lambda request: self._refuses(request.prompt),
+            self._end_ids,
+            capacity=capacity,
+            interleave=interleave,
+            most_bytes=_room_beside(device),
+        )
+        self._batches.add(batch)
+        return batch
 
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Seq[int]) -> torch.Tensor:
@@ -175,9 +189,11 @@ class GraphedEngine:
 
     def close(self) -> None:
         """Frees graphs and kept keys; the engine can still be used, and captures again."""
+        for batch in list(self._batches):
+            batch.close()
         self._kept = None
         self._steps.clear()
-        self._tails.clear()
+        self._prompts.close()
         self._network.close()
         self._vision.close()
         self._eager.close()
@@ -188,17 +204,6 @@ class GraphedEngine:
         if more:
             self._refused[f"prompts with {', '.join(more)} are answered by engine eager"] = None
         return bool(more)
-
-    def _rows(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """``[L, H]`` and int32 ``[A, L]`` of a single prompt, and the position after it."""
-        embeds, ids, axes = prompt.inputs_embeds[0], prompt.position_ids, self._network.axes
-        if ids is None:
-            if self._counted.shape[1] < len(embeds):
-                self._counted = torch.arange(2 * len(embeds), dtype=torch.int32, device=embeds.device).expand(axes, -1)
-            return embeds, self._counted[:, : len(embeds)], len(embeds)
-        # Under M-RoPE a fourth row in front counts the text alone.
-        ids = ids[-axes:, 0] if ids.dim() == 3 else ids[:1].expand(axes, -1)
-        return embeds, ids.to(torch.int32), int(ids[0, -1]) + 1
 
     def _taken(self, keys: tuple[int, ...], digest: str | None, length: int) -> Sequence:
         """A sequence for a prompt: what can be kept of the last one, or an empty one."""
@@ -214,32 +219,6 @@ class GraphedEngine:
             kept.sequence.length = same
             return kept.sequence
         return kept.sequence.prefix(same, room)
-
-    def _prompt_logits(self, embeds: torch.Tensor, positions: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-        rows, anchor = len(embeds), self._network.anchor
-        tail, run = self._tail(rows)
-        tail.embeds[:rows].copy_(embeds)
-        tail.positions[:, :rows].copy_(positions)
-        numbers = sequence.offset(anchor), sequence.capacity, sequence.length, rows, rows - 1
-        # No copy of an earlier prompt is under way: each ends with a look at its token.
-        self._numbers.copy_(torch.tensor(numbers))
-        tail.numbers.copy_(self._numbers, non_blocking=True)
-        run()
-        sequence.length += rows
-        return tail.logits
-
-    def _tail(self, rows: int) -> tuple[Tail, Callable[[], None]]:
-        bucket = tail_bucket(rows)
-        if bucket not in self._tails:
-            network = self._network
-            if bucket <= MOST_ROWS:
-                network.tune(bucket)
-            tail = network.tail(bucket)
-            work = functools.partial(network.prompt, tail)
-            if bucket > _LONGEST_CAPTURED:
-                return tail, work
-            self._tails[bucket] = tail, Captured(work, network.llama.device, self._pool)
-        return self._tails[bucket]
 
     def _step(self, rows: int, sampling: Sampling) -> Step:
         key = row_bucket(rows), sampling.temperature == 0, sampling.ignore_eos
@@ -314,6 +293,15 @@ class GraphedEngine:
                 raise Unserved(f"its logits are {apart:.2g} from the model's own")
         self._kept = None
         theirs.close()
+
+
+def _room_beside(device: torch.device) -> int:
+    """Bytes for keys and values of a continuous batch."""
+    if device.type != "cuda":
+        return _ROOM_ON_HOST
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, int((free + cached - _ROOM_FOR_WORK) * 0.95))
 
 
 def _unpadded(prompt: Prompt) -> list[Prompt]:

@@ -11,9 +11,17 @@ import torch
 
 from unfuse.engines.graphed.caches import new_sequence
 from unfuse.engines.graphed.capture import cut, part_ends
-from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention
+from unfuse.engines.graphed.kernels.decode_attention import (
+    MEMBERS,
+    SHARED_SPLITS,
+    DecodeShape,
+    SharedParts,
+    decode_attention,
+    partial_size,
+    shared_attention,
+)
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
-from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
+from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, rotary_angles
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
@@ -27,6 +35,8 @@ _PROGRAMS: Final = 264
 _MOST_SPLITS: Final = 16
 _TAIL_SPLITS: Final = 4
 """Of attention of a few rows."""
+MOST_TOGETHER: Final = 256
+"""Rows of a decode step; beyond, more rows gain little and each holds a cache."""
 _TYPICAL: Final = 703
 """Cached positions while ways are tried: what is fast depends on what stands beside it."""
 
@@ -57,24 +67,40 @@ class Batch:
         """B."""
         return len(self.token)
 
+    def first(self, rows: int) -> Batch:
+        """The same memory for fewer rows."""
+        fields = {field.name: getattr(self, field.name)[:rows] for field in dataclasses.fields(self)}
+        return Batch(**fields)
+
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The same for rows of a prompt, all of one sequence, after what is cached of it."""
+    """The same for rows of prompts, one sequence's after the other's, each after what is cached of it."""
 
     embeds: torch.Tensor
     """``[R, H]``"""
     positions: torch.Tensor
     """int32 ``[A, R]``"""
     numbers: torch.Tensor
-    """int64 ``[5]``: where the cache is, its capacity, how much is cached, how many rows there are, the last one."""
+    """int64 ``[8, S]``, as ``Sequences`` has them."""
     logits: torch.Tensor
-    """float32 ``[1, V]``, after the last row."""
+    """float32 ``[S, V]``, after each one's last row."""
+    shared: bool = False
+    """Whether some of what comes before the rows lies in another sequence."""
 
     @property
     def rows(self) -> int:
         """R."""
         return len(self.embeds)
+
+    @property
+    def sequences(self) -> int:
+        """S."""
+        return self.numbers.shape[1]
+
+    def first(self, rows: int) -> Tail:
+        """The same memory for fewer rows."""
+        return dataclasses.replace(self, embeds=self.embeds[:rows], positions=self.positions[:, :rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +139,7 @@ class Network:
             normed=self._memory.normed,
             wide=self._memory.wide,
             partial=self._zeros(_PARTIAL, dtype=torch.float32),
-            arrived=self._zeros(max(llama.head.weight.shape[0], MOST_ROWS * llama.heads.kv_heads), dtype=torch.int32),
+            arrived=self._zeros(max(llama.head.weight.shape[0], MOST_TOGETHER * llama.heads.heads), dtype=torch.int32),
         )
         self._attention: dict[int, DecodeShape] = {}
         self._wide: dict[int, Memory] = {}
@@ -144,14 +170,29 @@ class Network:
             logits=self._zeros(rows, self.llama.head.weight.shape[0], dtype=torch.float32),
         )
 
-    def tail(self, rows: int) -> Tail:
-        """Memory for rows of a prompt."""
-        nowhere = [self.nowhere.offset(self.anchor), self.nowhere.capacity, 0, 1, 0]
+    def tail(self, rows: int, sequences: int = 1, *, shared: bool = False) -> Tail:
+        """Memory for rows of so many prompts, a power of two."""
+        nowhere = [self.nowhere.offset(self.anchor), self.nowhere.capacity, 0, 1, 0, 0, 1, 0]
+        numbers = torch.tensor(nowhere, device=self.llama.device)[:, None].repeat(1, sequences)
+        numbers[3:5, 1:] = torch.tensor([[0], [1]])
         return Tail(
             embeds=self._zeros(rows, self.llama.hidden),
             positions=self._zeros(self.axes, rows, dtype=torch.int32),
-            numbers=torch.tensor(nowhere, device=self.llama.device),
-            logits=self._zeros(1, self.llama.head.weight.shape[0], dtype=torch.float32),
+            numbers=numbers,
+            logits=self._zeros(sequences, self.llama.head.weight.shape[0], dtype=torch.float32),
+            shared=shared,
+        )
+
+    def shared(self, rows: int) -> SharedParts:
+        """Memory for what that many rows of a step share: nothing yet."""
+        heads, groups = self.llama.heads, rows
+        return SharedParts(
+            members=self._zeros(groups, MEMBERS, dtype=torch.int32).fill_(-1),
+            caches=self._zeros(groups, dtype=torch.int64),
+            capacity=self._zeros(groups, dtype=torch.int32).fill_(1),
+            length=self._zeros(groups, dtype=torch.int32),
+            shares=self._zeros(rows, dtype=torch.int32),
+            partial=self._zeros(partial_size(heads, rows, SHARED_SPLITS), dtype=torch.float32),
         )
 
     def tune(self, rows: int) -> None:
@@ -161,6 +202,10 @@ class Network:
             return
         if size == 1 and self._streamed is not None:
             self._tune_head()
+            return
+        if size > MOST_ROWS:
+            # Products are the library's, and heads are enough programs.
+            self._attention[size] = self._attention_choices(size)[0]
             return
         llama, count = self.llama, len(self.llama.layers)
         # The largest first: the others are then timed beside what it became.
@@ -221,9 +266,14 @@ class Network:
             DecodeShape(-(-_TYPICAL // 64) + 1, 64, 2, 1),
         ]
 
-    def step(self, batch: Batch) -> None:
-        """One token a row: its keys and values into the caches, and the logits of the next."""
-        llama, rows, memory = self.llama, batch.rows, self._memory
+    def step(self, batch: Batch, shared: SharedParts | None = None) -> None:
+        """One token a row: its keys and values into the caches, and the logits of the next.
+
+        Args:
+            batch: the rows.
+            shared: positions before those of their caches, which several of them share; not for a single row.
+        """
+        llama, rows, memory = self.llama, batch.rows, self._memory_for(batch.rows)
         streamed = self._streamed if rows == 1 else None
         begin_step(
             streamed.x if streamed else memory.x, batch.cosine, batch.sine, batch.here,
@@ -236,25 +286,30 @@ class Network:
         shape = self._attention[bucket(rows)]
         for index, layer in enumerate(llama.layers):
             self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
+            if shared is not None:
+                shared_attention(
+                    shared, memory.heads, self.anchor, (batch.cosine, batch.sine), llama.heads, index,
+                    gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
+                )  # fmt: skip
             decode_attention(
                 memory.attended, memory.heads, self.anchor, batch.caches, batch.capacity, batch.here,
                 (batch.cosine, batch.sine), llama.heads, index,
                 shape=shape, partial=self._scratch.partial, arrived=self._scratch.arrived,
-                gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
+                gains=layer.head_gains, eps=llama.eps, scale=llama.scale, shared=shared,
             )  # fmt: skip
             self._finish_layer(index, memory, rows)
         self._product(self._head, 0, batch.logits, memory.x, memory, rows)
 
     def prompt(self, tail: Tail) -> None:
-        """Rows of a prompt: keys and values into the cache, and the logits after the last of them.
+        """Rows of prompts: keys and values into the caches, and the logits after the last row of each.
 
         Up to 64 rows are multiplied as a decode step's are; more by the library, on memory of their own.
         """
         llama, rows, heads = self.llama, tail.rows, self.llama.heads
-        where = self.anchor, *tail.numbers[:4].split(1)
+        where = Sequences(self.anchor, tail.numbers, tail.shared)
         memory = self._memory_for(rows)
         angles = memory.x.new_empty(rows, heads.size // 2), memory.x.new_empty(rows, heads.size // 2)
-        splits = _TAIL_SPLITS if rows <= MOST_ROWS else 1
+        splits = max(1, _TAIL_SPLITS // tail.sequences) if rows <= MOST_ROWS else 1
         ends = part_ends(len(llama.layers))
         memory.x[:rows].copy_(tail.embeds)
         rotary_angles(*angles, tail.positions, llama.rates, llama.axes, llama.rotary_scaling)
@@ -269,7 +324,8 @@ class Network:
                 scale=llama.scale, splits=splits, partial=self._scratch.partial, arrived=self._scratch.arrived,
             )  # fmt: skip
             self._finish_layer(index, memory, rows)
-        self._head(0, tail.logits, memory.x.index_select(0, tail.numbers[4:]), self._scratch, rows=1)
+        last = (tail.numbers[3] + tail.numbers[4] - 1).clamp(min=0)
+        self._head(0, tail.logits, memory.x.index_select(0, last), self._scratch, rows=tail.sequences)
 
     def _finish_layer(self, index: int, memory: Memory, rows: int) -> None:
         self._product(self._out, index, memory.x, memory.attended, memory, rows)

@@ -1,4 +1,4 @@
-"""Attention of a prompt's positions, all of one sequence, to themselves and to what is cached before them."""
+"""Attention of prompts' positions, each prompt's to themselves and to what is cached before them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,35 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Whose rows are multiplied together, on the device: one after the other, each after what is cached of it."""
+
+    anchor: torch.Tensor
+    """As in ``decode_attention``."""
+    numbers: torch.Tensor
+    """int64 ``[8, S]``, S a power of two: where the cache is (as in ``decode_attention``), its capacity, how much is
+    cached, how many rows there are, and the first of them; then of what comes before the cache and lies elsewhere:
+    where, the capacity there, and how much. Those without rows come last and begin where rows end."""
+    shared: bool = False
+    """Whether anything lies elsewhere."""
+
+    @property
+    def count(self) -> int:
+        """S."""
+        return self.numbers.shape[1]
+
+    @property
+    def arguments(self) -> tuple[torch.Tensor, ...]:
+        """As kernels take them."""
+        return self.anchor, *self.numbers[:5].unbind()
+
+
 @triton.jit
 def _place(
-    qkv, anchor, cache_at, capacity, start, count, cosines, sines, q_gain, k_gain, eps, layer,
+    qkv, anchor, cache_at, capacity, start, count, first, cosines, sines, q_gain, k_gain, eps, layer,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, TOGETHER: tl.constexpr,
-    NORM: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+    SEQUENCES: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     head = (tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER))[:, None]
@@ -30,7 +54,12 @@ def _place(
         gdc_launch_dependents()
     half: tl.constexpr = D // 2
     dtype: tl.constexpr = qkv.dtype.element_ty
-    if row < tl.load(count):
+    which, own = 0, row
+    if SEQUENCES > 1:
+        begins = tl.load(first + tl.arange(0, SEQUENCES))
+        which = tl.sum((begins <= row).to(tl.int32), axis=0) - 1
+        own = row - tl.load(first + which).to(tl.int32)
+    if own < tl.load(count + which):
         at = tl.arange(0, HALF_BLOCK)
         inside = at < half
         present = (head < HEADS + 2 * KV_HEADS) & inside[None, :]
@@ -61,15 +90,16 @@ def _place(
         tl.store(mine, new_low, mask=queries)
         tl.store(mine + half, new_high, mask=queries)
         # Keys and values of a layer follow one another in the cache, as they do in a row.
-        kept = (layer * (2 * KV_HEADS) + head - HEADS).to(tl.int64) * tl.load(capacity) + tl.load(start) + row
-        target = anchor + tl.load(cache_at) * UNIT + kept * D + at[None, :]
+        kept = (layer * (2 * KV_HEADS) + head - HEADS).to(tl.int64) * tl.load(capacity + which)
+        kept += tl.load(start + which) + own
+        target = anchor + tl.load(cache_at + which) * UNIT + kept * D + at[None, :]
         tl.store(target, new_low, mask=present & (head >= HEADS))
         tl.store(target + half, new_high, mask=present & (head >= HEADS))
 
 
 def place_keys(
     qkv: torch.Tensor,
-    sequence: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    sequences: Sequences,
     angles: tuple[torch.Tensor, torch.Tensor],
     heads: Heads,
     layer: int,
@@ -81,8 +111,7 @@ def place_keys(
 
     Args:
         qkv: ``[R, (heads + 2 kv_heads) * D]``.
-        sequence: the anchor, and one number each, on the device: where the cache is (as in ``decode_attention``), its
-            capacity, the place of the first row, and how many of the rows there are.
+        sequences: whose the rows are.
         angles: cosine and sine, ``[R, D / 2]`` each.
         heads: their numbers and size.
         layer: which layer of the cache.
@@ -93,10 +122,11 @@ def place_keys(
     count = heads.heads + 2 * heads.kv_heads
     together = min(32, triton.next_power_of_2(count))
     launch(
-        _place, (len(qkv), triton.cdiv(count, together)), qkv, *sequence, *angles, q_gain, k_gain, eps, layer,
+        _place, (len(qkv), triton.cdiv(count, together)), qkv, *sequences.arguments, *angles, q_gain, k_gain,
+        eps, layer,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
         HALF_BLOCK=triton.next_power_of_2(heads.size // 2), TOGETHER=together,
-        NORM=gains is not None, num_warps=4, **overlap(qkv),
+        SEQUENCES=sequences.count, NORM=gains is not None, num_warps=4, **overlap(qkv),
     )  # fmt: skip
 
 
@@ -119,31 +149,64 @@ def _shape(rows: int, bytes_a_number: int) -> PromptShape:
 
 
 @triton.jit
+def _attend_rows(
+    q, keys, values, place, end, row_place, factor, wide, across, best, weight, total,
+    D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    present = place < end
+    k_at = keys + place[None, :].to(tl.int64) * D + wide[:, None]
+    k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
+    scores = tl.dot(q, k, input_precision=PRECISION) * factor
+    scores = tl.where(place[None, :] <= row_place[:, None], scores, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1))
+    # A row may see none of these positions: it must not give inf - inf.
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    old = tl.exp2(best - safe)
+    p = tl.exp2(scores - safe[:, None])
+    weight = weight * old + tl.sum(p, axis=1)
+    v_at = values + place[:, None].to(tl.int64) * D + wide[None, :]
+    v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
+    total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
+    return higher, weight, total
+
+
+@triton.jit
 def _prompt_attention(
-    out, qkv, anchor, cache_at, capacity, start, count, partial, arrived, scale, layer, rows,
+    out, qkv, anchor, cache_at, capacity, start, count, first, shared_at, shared_capacity, shared_count,
+    partial, arrived, scale, layer, rows,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+    SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     # The last rows have the most before them; they begin first.
-    tile, head, split = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2)
+    tile, head, split = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2) % SPLITS
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
+    sequence, skipped = 0, 0
+    if SEQUENCES > 1:
+        sequence = tl.program_id(2) // SPLITS
+        rows = tl.load(count + sequence).to(tl.int32)
+        if tile * ROWS >= rows:
+            return
+        skipped = tl.load(first + sequence)
+        qkv += skipped * ((HEADS + 2 * KV_HEADS) * D)
+        out += skipped * (HEADS * D)
     dtype: tl.constexpr = qkv.dtype.element_ty
     wide = tl.arange(0, D_BLOCK)
     across = wide < D
     row = tile * ROWS + tl.arange(0, ROWS)
-    before = tl.load(start).to(tl.int32)
-    end = before + tl.minimum(tl.load(count).to(tl.int32), (tile + 1) * ROWS)
+    before = tl.load(start + sequence).to(tl.int32)
+    end = before + tl.minimum(tl.load(count + sequence).to(tl.int32), (tile + 1) * ROWS)
     width: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
     q = tl.load(
         qkv + row[:, None].to(tl.int64) * width + head * D + wide[None, :],
         mask=(row < rows)[:, None] & across[None, :], other=0.0,
     )  # fmt: skip
-    size = tl.load(capacity).to(tl.int64) * D
-    cache = anchor + tl.load(cache_at) * UNIT
+    size = tl.load(capacity + sequence).to(tl.int64) * D
+    cache = anchor + tl.load(cache_at + sequence) * UNIT
     keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
     values = keys + KV_HEADS * size
     positions = tl.arange(0, BLOCK)
@@ -152,29 +215,28 @@ def _prompt_attention(
     total = tl.zeros([ROWS, D_BLOCK], tl.float32)
     # Base 2, so that the exponential is one instruction.
     factor = scale * 1.4426950408889634
+    if SHARED:
+        # All of it is before every row.
+        ahead = tl.load(shared_count + sequence).to(tl.int32)
+        room = tl.load(shared_capacity + sequence).to(tl.int64) * D
+        ahead_keys = anchor + tl.load(shared_at + sequence) * UNIT + (layer * (2 * KV_HEADS) + head // GROUP) * room
+        share = tl.cdiv(tl.cdiv(ahead, SPLITS), BLOCK) * BLOCK
+        for at in tl.range(split * share, tl.minimum(ahead, split * share + share), BLOCK, num_stages=STAGES):
+            best, weight, total = _attend_rows(
+                q, ahead_keys, ahead_keys + KV_HEADS * room, at + positions, ahead, row * 0 + ahead - 1,
+                factor, wide, across, best, weight, total, D, PRECISION,
+            )  # fmt: skip
     share = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK) * BLOCK
     for at in tl.range(split * share, tl.minimum(end, split * share + share), BLOCK, num_stages=STAGES):
-        place = at + positions
-        present = place < end
-        k_at = keys + place[None, :].to(tl.int64) * D + wide[:, None]
-        k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
-        scores = tl.dot(q, k, input_precision=PRECISION) * factor
-        scores = tl.where(place[None, :] <= before + row[:, None], scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        # A row may see none of these positions: it must not give inf - inf.
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        old = tl.exp2(best - safe)
-        p = tl.exp2(scores - safe[:, None])
-        weight = weight * old + tl.sum(p, axis=1)
-        v_at = values + place[:, None].to(tl.int64) * D + wide[None, :]
-        v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
-        total = tl.dot(p.to(dtype), v, total * old[:, None], input_precision=PRECISION)
-        best = higher
+        best, weight, total = _attend_rows(
+            q, keys, values, at + positions, end, row + before, factor, wide, across,
+            best, weight, total, D, PRECISION,
+        )  # fmt: skip
     last = True
     if SPLITS > 1:
         # Whoever arrives last puts the parts together, always in the same order.
         per_row: tl.constexpr = D_BLOCK + 4
-        which = tl.program_id(1) * HEADS + head
+        which = (sequence * tl.num_programs(1) + tl.program_id(1)) * HEADS + head
         inner = tl.arange(0, ROWS) * per_row
         mine = partial + (which * SPLITS + split) * (ROWS * per_row)
         tl.store(mine + inner + D_BLOCK, best)
@@ -203,16 +265,16 @@ def _prompt_attention(
         tl.store(target, (total / weight[:, None]).to(dtype), mask=(row < rows)[:, None] & across[None, :])
 
 
-def partial_size(heads: Heads, rows: int, splits: int) -> int:
+def partial_size(heads: Heads, rows: int, splits: int, sequences: int = 1) -> int:
     """float32 numbers of scratch."""
     tile = max(_shape(rows, size).rows for size in (2, 4))
-    return heads.heads * triton.cdiv(rows, tile) * tile * splits * (wide_enough(heads.size) + 4)
+    return sequences * heads.heads * triton.cdiv(rows, tile) * tile * splits * (wide_enough(heads.size) + 4)
 
 
 def prompt_attention(
     out: torch.Tensor,
     qkv: torch.Tensor,
-    sequence: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    sequences: Sequences,
     heads: Heads,
     layer: int,
     *,
@@ -227,21 +289,22 @@ def prompt_attention(
     Args:
         out: ``[R, heads * D]``; rows that are not there get numbers without a meaning.
         qkv: ``[R, (heads + 2 kv_heads) * D]``, queries turned.
-        sequence: as ``place_keys``.
+        sequences: whose the rows are.
         heads: their numbers and size.
         layer: which layer of the cache.
         scale: usually ``D ** -0.5``.
         splits: programs that share one head's positions.
         partial: float32 scratch of at least ``partial_size`` numbers.
-        arrived: int32 zeros, one a head and tile of rows; left as zeros.
+        arrived: int32 zeros, one a head, tile of rows and sequence; left as zeros.
         shape: how the work is cut; by default what was fast for so many rows.
     """
     rows = len(qkv)
     shape = shape or _shape(rows, qkv.element_size())
     launch(
-        _prompt_attention, (heads.heads, triton.cdiv(rows, shape.rows), splits),
-        out, qkv, *sequence, partial, arrived, scale, layer, rows,
+        _prompt_attention, (heads.heads, triton.cdiv(rows, shape.rows), splits * sequences.count),
+        out, qkv, *sequences.arguments, *sequences.numbers[5:].unbind(), partial, arrived, scale, layer, rows,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide_enough(heads.size), GROUP=heads.group,
         ROWS=shape.rows, BLOCK=shape.positions, STAGES=shape.stages, SPLITS=splits,
-        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
+        SEQUENCES=sequences.count, SHARED=sequences.shared, PRECISION="ieee" if qkv.element_size() == 4 else "tf32",
+        num_warps=shape.warps, **overlap(out),
     )  # fmt: skip

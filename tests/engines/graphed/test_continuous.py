@@ -1,0 +1,217 @@
+"""Requests that join passes and leave steps, against each answered alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.engines.graphed.small import DEVICE, VOCABULARY, language, prompt
+from unfuse.engines.batching import Request
+from unfuse.engines.eager import EagerEngine
+from unfuse.engines.graphed import continuous
+from unfuse.engines.graphed.caches import Shelf
+from unfuse.engines.graphed.engine import GraphedEngine
+from unfuse.engines.graphed.prompts import Prompts
+from unfuse.errors import DeviceError
+from unfuse.stages import Prompt, Sampling
+
+pytestmark = pytest.mark.usefixtures("few_programs")
+FREE = Sampling(ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return language()
+
+
+@pytest.fixture(scope="module")
+def engine(model, tmp_path_factory):
+    return GraphedEngine(model, tuning=tmp_path_factory.mktemp("tuning"))
+
+
+@pytest.fixture
+def batch(engine, monkeypatch):
+    monkeypatch.setattr(continuous, "ROWS", (2, 4, 16))
+    made = engine.continuous(4)
+    yield made
+    made.close()
+
+
+def alone(model, request):
+    eager = EagerEngine(model)
+    return list(eager.decode(eager.prefill(request.prompt, request.sampling), request.max_new_tokens))
+
+
+def written(batch, later=()):
+    ids, ends, reused = defaultdict(list), {}, {}
+    later = list(later)
+    while batch.unfinished:
+        for token in batch.step():
+            assert token.request_id not in ends
+            ids[token.request_id].append(token.token_id)
+            reused[token.request_id] = token.reused_prefix_tokens
+            if token.finished:
+                ends[token.request_id] = token.finished
+        batch.add(later[:1])
+        later = later[1:]
+    assert set(ids) == set(ends)
+    return ids, ends, reused
+
+
+def asked(model, name, length, seed, tokens, sampling=FREE, reuse=False):
+    made = prompt(model, length, seed)
+    made = replace(made, features_digest=f"scene {seed}")
+    return Request(request_id=name, prompt=made, max_new_tokens=tokens, sampling=sampling, reuse=reuse)
+
+
+def test_each_gets_the_tokens_that_it_gets_alone(model, batch):
+    lengths, tokens = (3, 40, 30, 7, 25, 70, 9), (1, 4, 7, 2, 3, 3, 5)
+    requests = [asked(model, str(n), lengths[n], n, tokens[n]) for n in range(7)]
+    batch.add(requests[:5])
+    ids, ends, reused = written(batch, requests[5:])
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    assert set(ends.values()) == {"length"}
+    assert set(reused.values()) == {0}
+    assert batch.busy_s["prefill"] > 0
+    assert batch.busy_s["decode"] > 0
+    assert batch.step() == []
+
+
+def test_an_answer_ends_with_its_end_token(batch, model):
+    requests = []
+    for seed in range(40):
+        request = asked(model, str(seed), 5, seed, 5, Sampling())
+        tokens = alone(model, request)
+        if len(tokens) < 5:
+            requests.append((request, tokens))
+        if len(requests) == 2:
+            break
+    else:
+        pytest.fail("no answer of this model ends early")
+    batch.add([request for request, _ in requests])
+    ids, ends, _ = written(batch)
+    assert ids == {request.request_id: tokens for request, tokens in requests}
+    assert set(ends.values()) == {"eos"}
+
+
+def test_sampled_rows_beside_greedy_ones(model, batch):
+    sampling = Sampling(temperature=2.0, top_p=0.8, seed=5, ignore_eos=True)
+    requests = [
+        asked(model, "sampled", 12, 1, 6, sampling),
+        asked(model, "greedy", 12, 2, 6),
+        asked(model, "other seed", 12, 1, 6, replace(sampling, seed=6)),
+    ]
+    batch.add(requests)
+    ids, _, _ = written(batch)
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    assert ids["sampled"] != ids["other seed"]
+
+
+def test_prefixes_are_reused_whoever_holds_them(model, batch):
+    def further(name, seed, text):
+        scene = asked(model, name, 40, seed, 3, reuse=True)
+        ids = torch.tensor(text, device=DEVICE)
+        longer = Prompt(
+            inputs_embeds=torch.cat([scene.prompt.inputs_embeds[:, :36], model.embed(ids)[None].detach()], dim=1),
+            token_keys=(*scene.prompt.token_keys[:36], *text),
+            features_digest=scene.prompt.features_digest,
+        )
+        return replace(scene, prompt=longer)
+
+    requests = [
+        further("a", 1, [3, 4, 5]), further("b", 1, [6, 7]), further("c", 2, [3, 4, 5]), further("d", 1, [6, 8, 9]),
+    ]  # fmt: skip
+    batch.add(requests)
+    ids, _, reused = written(batch)
+    wanted = {request.request_id: alone(model, request) for request in requests}
+    assert ids == wanted
+    assert reused == {"a": 0, "b": 36, "c": 0, "d": 36}
+    # Nobody is writing any more: what is kept serves as well.
+    batch.add([replace(requests[1], request_id="again"), replace(requests[2], request_id="other", reuse=False)])
+    ids, _, reused = written(batch)
+    assert (ids["again"], ids["other"]) == (wanted["b"], wanted["c"])
+    assert reused == {"again": 36, "other": 0}
+    assert batch._shelf.bytes < 5 * batch._shelf._size(64)
+
+
+def test_other_features_share_nothing(model, batch):
+    first = asked(model, "first", 40, 1, 2, reuse=True)
+    batch.add([first])
+    written(batch)
+    batch.add([replace(first, request_id="second", prompt=replace(first.prompt, features_digest="another"))])
+    assert written(batch)[2] == {"second": 0}
+
+
+def test_an_aborted_request_is_not_heard_of_again(model, batch):
+    batch.add([asked(model, str(n), 5, n, 6) for n in range(6)])
+    before = {token.request_id: token.token_id for token in batch.step()}
+    for name in ("0", "5", "nobody"):
+        batch.abort(name)
+    assert batch.unfinished == 4
+    ids, _, _ = written(batch)
+    assert set(ids) == {"1", "2", "3", "4"}
+    assert [before["3"], *ids["3"]] == alone(model, asked(model, "3", 5, 3, 6))
+
+
+def test_few_join_at_once_where_others_are_being_answered(model, engine, monkeypatch):
+    passes = []
+    own = Prompts.__call__
+
+    def counted(self, prompts):
+        passes.append(len(prompts))
+        return own(self, prompts)
+
+    monkeypatch.setattr(Prompts, "__call__", counted)
+    monkeypatch.setattr(continuous, "SEVERAL", 2)
+    batch = engine.continuous(8, interleave=True)
+    batch.add([asked(model, str(n), 4, n, 2) for n in range(5)])
+    steps = []
+    while batch.unfinished:
+        batch.step()
+        steps.append(len(passes))
+    assert steps[:3] == [1, 2, 3]
+    batch.close()
+
+
+def test_memory_bounds_who_is_under_way(model, engine, monkeypatch):
+    batch = engine.continuous(8)
+    size = batch._shelf._size(64)
+    batch._shelf = Shelf(engine._network.llama, 2 * size)
+    requests = [asked(model, str(n), 20, n, 2, reuse=True) for n in range(3)]
+    batch.add(requests)
+    most = 0
+    ids = defaultdict(list)
+    while batch.unfinished:
+        for token in batch.step():
+            ids[token.request_id].append(token.token_id)
+        most = max(most, len(batch._rows))
+        assert batch._shelf.bytes <= 2 * size
+    assert most == 2
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    with pytest.raises(DeviceError, match="200 positions"):
+        batch.add([asked(model, "long", 100, 1, 100)])
+    assert batch.unfinished == 0
+    batch.close()
+
+
+def test_prompts_that_need_more_than_their_rows_are_answered_beside(model, batch):
+    plain = asked(model, "plain", 6, 1, 4)
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool, device=DEVICE).tril()
+    other = replace(plain, request_id="masked", prompt=replace(plain.prompt, decoder_inputs={"attention_mask": mask}))
+    batch.add([plain, other])
+    ids, _, _ = written(batch)
+    assert ids == {"plain": alone(model, plain), "masked": alone(model, plain)}
+    assert max(map(max, ids.values())) < VOCABULARY
+
+
+def test_a_closed_engine_forgets_its_requests(model, tmp_path):
+    engine = GraphedEngine(model, tuning=tmp_path)
+    batch = engine.continuous()
+    batch.add([asked(model, "a", 5, 1, 4)])
+    batch.step()
+    engine.close()
+    assert batch.unfinished == 0
+    batch.close()
