@@ -21,7 +21,7 @@ from unfuse.stages import Provenance
 if TYPE_CHECKING:
     import torch
 
-_FORMAT: Final = "unfuse.features/2"
+_FORMAT: Final = "unfuse.features/3"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,16 +75,8 @@ class Features:
         Raises:
             FileAccessError: the file cannot be written.
         """
-        from safetensors.torch import save
-
         target = Path(path)
-        metadata = {
-            "format": _FORMAT,
-            "digest": self.digest,
-            "provenance": json.dumps(asdict(self.provenance)),
-            "layout": json.dumps(dict(self.layout)),
-        }
-        data = save({name: tensor.detach().contiguous().cpu() for name, tensor in self._named()}, metadata)
+        data = pack(self)
         try:
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
             try:
@@ -107,30 +99,72 @@ class Features:
             FileAccessError: no such file.
             FeaturesError: not a features file, or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileAccessError(str(path), found="no such file", expected="a file that Features.save wrote")
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise FeaturesError(str(path), found=f"format {metadata.get('format')}", expected=_FORMAT)
-                tensor = file.get_tensor("features")
-                layers = tuple(file.get_tensor(f"layer.{i}") for i in range(len(file.keys()) - 1))
-            layout = json.loads(metadata.get("layout", "{}"))
-            features = cls(tensor, _provenance(json.loads(metadata["provenance"])), layers, layout)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise FeaturesError(
-                str(path), found=f"damaged ({error})", expected="a file that Features.save wrote"
-            ) from None
-        if features.digest != metadata.get("digest"):
-            raise FeaturesError(str(path), found="values that differ from their digest", expected="undamaged values")
-        return features
+            data = Path(path).read_bytes()
+        except OSError as error:
+            found = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise FileAccessError(str(path), found=found, expected="a file that Features.save wrote") from None
+        features, _ = unpack(data, str(path))
+        return cls(
+            features.tensor.to(device),
+            features.provenance,
+            tuple(layer.to(device) for layer in features.layers),
+            features.layout,
+        )
 
 
-def _provenance(fields: dict[str, Any]) -> Provenance:
-    return Provenance(**{**fields, "shape": tuple(fields["shape"])})
+def pack(features: Features, notes: Mapping[str, str] | None = None) -> bytes:
+    """One safetensors file, in memory.
+
+    Args:
+        features: wherever they are.
+        notes: kept beside them, under the same checksum.
+    """
+    from safetensors.torch import save
+
+    texts = {
+        **(notes or {}),
+        "format": _FORMAT,
+        "provenance": json.dumps(asdict(features.provenance)),
+        "layout": json.dumps(dict(features.layout)),
+    }
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in features._named()}
+    return save(tensors, {**texts, "digest": _file_digest(features, texts)})
+
+
+def unpack(data: bytes, name: str) -> tuple[Features, Mapping[str, str]]:
+    """Features on the CPU and the notes beside them, out of what ``pack`` gave; nothing of ``data`` is kept mapped.
+
+    Args:
+        data: the whole file.
+        name: for the message.
+
+    Raises:
+        FeaturesError: not a features file, or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        if texts.get("format") != _FORMAT:
+            raise FeaturesError(name, found=f"format {texts.get('format')}", expected=_FORMAT)
+        digest = texts.pop("digest")
+        layers = tuple(tensors[f"layer.{i}"] for i in range(len(tensors) - 1))
+        fields, layout = json.loads(texts["provenance"]), json.loads(texts["layout"])
+        provenance = Provenance(**{**fields, "shape": tuple(fields["shape"])})
+        features = Features(tensors["features"], provenance, layers, dict(layout))
+    except (SafetensorError, KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
+        raise FeaturesError(name, found=f"damaged ({error})", expected="a file that Features.save wrote") from None
+    if _file_digest(features, texts) != digest:
+        raise FeaturesError(name, found="values that differ from their digest", expected="undamaged values")
+    return features, texts
+
+
+def _file_digest(features: Features, texts: Mapping[str, str]) -> str:
+    # The texts too: a flipped bit in the layout would put rows in other places without a word.
+    return digest_tensors(features._named(), *(f"{name}={text}" for name, text in sorted(texts.items())))
 
 
 def require_fit(features: Features, expected: Provenance) -> None:

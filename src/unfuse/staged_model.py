@@ -43,7 +43,7 @@ class StagedModel:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the config and every tensor."""
+        """SHA-256 of the config, every tensor and the pixels' settings."""
         return self.adapter.fingerprint
 
     @property
@@ -64,6 +64,10 @@ class StagedModel:
     def load(self, sample: Sample) -> Loaded:
         """Stage 1: bytes on disk to frames."""
         return self.adapter.load(sample)
+
+    def media_sha256(self, sample: Sample) -> str:
+        """Hash of what ``load`` would show, at the price of hashing the files: nothing is decoded or drawn."""
+        return self.adapter.media_sha256(sample)
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """Stage 2: pixel values on the device and token ids; ``question`` stands for the sample's own."""

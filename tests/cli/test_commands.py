@@ -416,7 +416,15 @@ def test_seed_verification_of_video_llava(dataset, capsys):
     arguments = ["--model_name", "random:video-llava-tiny", "--device", "cpu", "--dataset_dir", str(dataset)]
     assert verify_videollava(arguments) in (0, 1)
     out = capsys.readouterr().out
-    for check in ("encode-once", "same-output", "features-used", "hooks-agree", "steady", "timing-additive"):
+    for check in (
+        "encode-once",
+        "same-output",
+        "features-used",
+        "store-hit",
+        "hooks-agree",
+        "steady",
+        "timing-additive",
+    ):
         assert check in out
     assert "FAIL encode-once" not in out
     assert "FAIL same-output" not in out

@@ -134,8 +134,7 @@ def test_it_ends_with_the_process_that_started_it(recording: Path) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from unfuse.serving.kinds import LOADERS
-from unfuse.serving.reading import Readers\n"
+        "from unfuse.serving.reading import Readers\n"
         f"readers = Readers(1, 30.0)\nreaders.read([Path({str(recording)!r})], 'events')\n"
         "print(readers._free.queue[0]._process.pid, flush=True)\n"
         "time.sleep(60)\n"

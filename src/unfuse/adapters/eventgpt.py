@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unfuse.adapters.media import load_event_frames
+from unfuse.adapters.media import event_frames_sha256, load_event_frames
 from unfuse.adapters.pixels import ClipPixels
 from unfuse.adapters.shared import HuggingFaceAdapter
 from unfuse.engines.attention import reproducible_attention
@@ -52,9 +52,13 @@ class EventGPTAdapter(HuggingFaceAdapter):
 
     def load(self, sample: Sample) -> Loaded:
         """Takes ``event_image`` if the sample has it, else ``event_data``, which is rasterised here."""
-        if not sample.has_events:
-            raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
+        _require_events(sample)
         return load_event_frames(sample)
+
+    def media_sha256(self, sample: Sample) -> str:
+        """Of what ``load`` takes; nothing is rasterised."""
+        _require_events(sample)
+        return event_frames_sha256(sample)
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """CLIP pixels of every frame, and the prompt's ids with ``-200`` for the scene."""
@@ -198,6 +202,11 @@ class EventGPTAdapter(HuggingFaceAdapter):
             media_tokens=media_tokens,
             frame_sizes=frame_sizes,
         )
+
+
+def _require_events(sample: Sample) -> None:
+    if not sample.has_events:
+        raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
 
 
 def _on_host(prepared: Prepared) -> tuple[int, ...]:

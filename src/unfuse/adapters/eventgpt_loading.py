@@ -14,7 +14,7 @@ from unfuse.adapters.random_tokenizer import tokenizer_with
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 
 _RANDOM_PARAMETERS: Final = 7_080_000_000
 """LLaMA-7B, CLIP ViT-L/14, projector and adaptor, rounded up."""
@@ -40,7 +40,8 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
         fingerprint = model_fingerprint(model)
     else:
         fingerprint = cached_model_fingerprint(model, folder, dtype)
-    return EventGPTAdapter(model, tokenizer, load_event_processor(folder, model.config), fingerprint, notes)
+    processor = load_event_processor(folder, model.config)
+    return EventGPTAdapter(model, tokenizer, processor, with_pixels(fingerprint, processor), notes)
 
 
 def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> EventGPTAdapter:
@@ -59,7 +60,7 @@ def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Even
     tokenizer = tokenizer_with()
     notes = ("random weights: timings only",)
     processor = load_event_processor("", config)
-    return EventGPTAdapter(model, tokenizer, processor, model_fingerprint(model), notes)
+    return EventGPTAdapter(model, tokenizer, processor, with_pixels(model_fingerprint(model), processor), notes)
 
 
 def random_config() -> EventChatConfig:

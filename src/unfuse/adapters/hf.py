@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from unfuse.adapters.media import evenly, load_frames, middle
+from unfuse.adapters.media import Pick, evenly, load_frames, middle, shown_sha256
 from unfuse.adapters.returns import count, normalise, restore
 from unfuse.adapters.seam import (
     PIXELS,
@@ -101,7 +101,15 @@ class HFAdapter(HuggingFaceAdapter):
 
     def load(self, sample: Sample) -> Loaded:
         """Evenly spaced frames of a video, or its middle frame; see ``load_frames``."""
-        return load_frames(sample, evenly(VIDEO_FRAMES) if self.takes_video else middle)
+        return load_frames(sample, self._pick)
+
+    def media_sha256(self, sample: Sample) -> str:
+        """Of what ``load`` takes; nothing is decoded."""
+        return shown_sha256(sample, self._pick)
+
+    @property
+    def _pick(self) -> Pick:
+        return evenly(VIDEO_FRAMES) if self.takes_video else middle
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """What the family's processor makes of frames and question."""

@@ -32,7 +32,7 @@ from unfuse.adapters.prompters import ClipPrompter, ProcessorPrompter
 from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 
 _LONGEST: Final = 300
 _CLIP_PROCESSORS: Final = frozenset(
@@ -63,10 +63,12 @@ def load_hf_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes
             _chat_template(folder),
         )
         make = LlavaAdapter if kind == "llava" else VideoLlavaAdapter
+        fingerprint = with_pixels(fingerprint, clip.image_processor, video=clip.video)
         return make(model, clip, fingerprint, (*notes, *clip.notes), language=language, uncut=uncut)
     processor = _processor(folder)
     video = "video" in (model.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
     own = ProcessorPrompter(processor, video=video)
+    fingerprint = with_pixels(fingerprint, processor, video=video)
     return HFAdapter(model, own, fingerprint, notes, language=language, uncut=uncut, takes_video=video)
 
 
@@ -147,7 +149,8 @@ def load_random_hf(shape: str, device: torch.device, dtype: torch.dtype, seed: i
     prompter = _clip_prompter(config, tokenizer, settings, None)
     make = VideoLlavaAdapter if video else LlavaAdapter
     language = find_language_model(model)
-    return make(model, prompter, model_fingerprint(model), ("random weights: timings only",), language=language)
+    fingerprint = with_pixels(model_fingerprint(model), prompter.image_processor, video=prompter.video)
+    return make(model, prompter, fingerprint, ("random weights: timings only",), language=language)
 
 
 def _short(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from unfuse.adapters.registry import DEMO, check_model, load
-from unfuse.cli.options import check_placement, placement
+from unfuse.cli.options import check_placement, open_store, placement, store_options
 from unfuse.errors import CutError, MissingPackageError
 from unfuse.report import print_line
 
@@ -18,11 +18,11 @@ _MIB = 1 << 20
 @click.command()
 @click.argument("model", default=DEMO)
 @placement
+@store_options
 @click.option("--host", default="127.0.0.1", help="Address to listen at; other than loopback only with a token.")
 @click.option("--port", type=int, default=8000, help="0 takes a free one.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with the token that clients must send.")
 @click.option("--no-token", is_flag=True, help="Let anybody in who reaches the address.")
-@click.option("--store", type=click.Path(path_type=Path), help="Folder in which encoded scenes outlive the server.")
 @click.option("--max-upload-mb", type=int, default=256, help="Of one upload.")
 @click.option("--timeout-s", type=float, default=120.0, help="For one request.")
 @click.option(
@@ -34,11 +34,12 @@ def serve(
     device: str,
     dtype: str,
     engine: str,
+    store: Path | None,
+    store_gib: float | None,
     host: str,
     port: int,
     token_file: Path | None,
     no_token: bool,
-    store: Path | None,
     max_upload_mb: int,
     timeout_s: float,
     max_concurrent: int | None,
@@ -61,7 +62,6 @@ def serve(
         port=port,
         token=None if no_token else read_token(token_file),
         open_to_all=no_token,
-        store=store,
         max_upload_bytes=max_upload_mb * _MIB,
         timeout_s=timeout_s,
         max_concurrent=max_concurrent,
@@ -73,6 +73,7 @@ def serve(
     from unfuse.serving.server import serve as run
 
     console = Console(highlight=False, soft_wrap=True)
+    kept = open_store(store, store_gib)
     listening = bind(settings)
     loaded = load(model, device=device, dtype=dtype, engine=engine)
     if loaded.adapter.uncut is not None:
@@ -82,7 +83,7 @@ def serve(
         print_line(console, f"Note: {note}")
     token = "a token is needed" if settings.token else "no token is needed"
     print_line(console, f"Serving at {url_of(listening)} (page), /v1 (OpenAI's API) and /metrics; {token}.")
-    run(listening, loaded, settings)
+    run(listening, loaded, settings, store=kept)
     return 0
 
 

@@ -80,8 +80,8 @@ def _add_files(app: FastAPI, service: Service) -> None:
 
     @app.delete(UPLOADS + "/{scene_id}")
     async def delete(scene_id: str) -> Response:
-        service.scene(scene_id)
-        return JSONResponse({"id": scene_id, "object": "file", "deleted": service.scenes.forget(scene_id)})
+        await service.scenes.forget(service.scene(scene_id))
+        return JSONResponse({"id": scene_id, "object": "file", "deleted": True})
 
     @app.get(UPLOADS + "/{scene_id}/frames/{index}")
     async def frame(scene_id: str, index: int) -> Response:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from unfuse.adapters.pieces import TextPieces
 from unfuse.engines.batching import ContinuousBatch, Written
@@ -26,6 +26,7 @@ from unfuse.measure.timers import timer_for
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Loaded, Sampling, StopReason
 
+_T = TypeVar("_T")
 _LOG: Final = logging.getLogger("unfuse.serve")
 _UNFIT: Final = (UnfuseError, MemoryError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError)
 """What one job may fail with while the others go on."""
@@ -131,7 +132,7 @@ class EngineLoop:
         self._warm = warm
         self._room = capacity or 1
         self._wake = threading.Condition()
-        self._scenes: deque[tuple[Loaded, bool, Future[Encoded]]] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._waiting: deque[Answer] = deque()
         self._aborted: list[Answer] = []
         self._running: dict[str, Answer] = {}
@@ -180,12 +181,11 @@ class EngineLoop:
             UnfuseError: the model cannot take it.
             EngineGoneError: the engine stopped.
         """
-        future: Future[Encoded] = Future()
-        with self._wake:
-            self._require_alive()
-            self._scenes.append((loaded, host_copy, future))
-            self._wake.notify()
-        return await asyncio.wrap_future(future)
+        return await self._on_thread(lambda: self._encoded(loaded, host_copy=host_copy))
+
+    async def placed(self, features: Features) -> Features:
+        """Features on the model's device."""
+        return await self._on_thread(lambda: features.to(self.model.device))
 
     def submit(self, answer: Answer) -> None:
         """Puts a question in the queue; its text comes through ``answer.texts``.
@@ -239,6 +239,14 @@ class EngineLoop:
             self.ready = False
             self.model.close()
 
+    async def _on_thread(self, work: Callable[[], _T]) -> _T:
+        future: Future[_T] = Future()
+        with self._wake:
+            self._require_alive()
+            self._jobs.append((work, future))
+            self._wake.notify()
+        return await asyncio.wrap_future(future)
+
     def _require_alive(self) -> None:
         if self._gone is not None or self._stopping:
             raise self._gone or EngineGoneError("the server is shutting down")
@@ -253,11 +261,11 @@ class EngineLoop:
             batch.abort("warm-up")
 
     def _round(self, batch: ContinuousBatch) -> None:
-        """At most one scene, whoever joins or leaves, and one step."""
+        """At most one job, whoever joins or leaves, and one step."""
         with self._wake:
-            while not (self._scenes or self._waiting or self._aborted or self._running or self._stopping):
+            while not (self._jobs or self._waiting or self._aborted or self._running or self._stopping):
                 self._wake.wait()
-            scene = self._scenes.popleft() if self._scenes else None
+            job = self._jobs.popleft() if self._jobs else None
             aborted, self._aborted = self._aborted, []
             for answer in aborted:
                 if answer in self._waiting:
@@ -265,8 +273,8 @@ class EngineLoop:
         for answer in aborted:
             if self._running.pop(answer.request_id, None):
                 batch.abort(answer.request_id)
-        if scene is not None:
-            self._encode(*scene)
+        if job is not None:
+            _do(*job)
         joining = self._next(batch.capacity - len(self._running))
         out = [(answer, _Piece("", failure)) for answer in joining if (failure := self._join(batch, answer))]
         if self._running:
@@ -316,16 +324,6 @@ class EngineLoop:
             del self._running[written.request_id]
         return answer, _Piece(text, last=written.finished is not None)
 
-    def _encode(self, loaded: Loaded, host_copy: bool, future: Future[Encoded]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(self._encoded(loaded, host_copy=host_copy))
-        except _UNFIT as error:
-            if not isinstance(error, UnfuseError):
-                _LOG.exception("a scene could not be encoded")
-            future.set_exception(error)
-
     def _encoded(self, loaded: Loaded, *, host_copy: bool = False) -> Encoded:
         clock = StageClock(timer_for(self.model.device))
         with clock.stage("preprocess"):
@@ -360,11 +358,22 @@ class EngineLoop:
         with self._wake:
             self._gone = why
             answers = [*self._running.values(), *self._waiting]
-            scenes = list(self._scenes)
+            jobs = list(self._jobs)
             self._running.clear()
             self._waiting.clear()
-            self._scenes.clear()
-        for *_, future in scenes:
+            self._jobs.clear()
+        for _, future in jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(why)
         self._hand_over([(answer, _Piece("", why)) for answer in answers])
+
+
+def _do(work: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except _UNFIT as error:
+        if not isinstance(error, UnfuseError):
+            _LOG.exception("a scene could not be encoded")
+        future.set_exception(error)

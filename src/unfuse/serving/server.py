@@ -11,9 +11,9 @@ from typing import Final
 import uvicorn
 
 from unfuse.errors import InputError
+from unfuse.feature_store import FeatureStore
 from unfuse.serving.app import build_app
 from unfuse.serving.listener import timed
-from unfuse.serving.scenes import Store
 from unfuse.serving.service import Service
 from unfuse.serving.settings import ServeSettings
 from unfuse.staged_model import StagedModel
@@ -62,7 +62,7 @@ def serve(
     model: StagedModel,
     settings: ServeSettings,
     *,
-    store: Store | None = None,
+    store: FeatureStore | None = None,
     started: Callable[[uvicorn.Server, Service], None] = lambda server, service: None,
 ) -> None:
     """Serves until it is told to end (SIGINT, SIGTERM), letting answers under way finish first.

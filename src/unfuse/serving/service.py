@@ -11,6 +11,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Any, Final
 
+from unfuse.feature_store import FeatureStore
+from unfuse.features import Features
 from unfuse.samples.demo import demo_dataset
 from unfuse.serving.conversation import Asked, ChatRequest, asked_of, opened
 from unfuse.serving.engine_loop import Answer, EngineLoop
@@ -19,7 +21,7 @@ from unfuse.serving.kinds import taken_by
 from unfuse.serving.metrics import Metrics
 from unfuse.serving.reading import Readers
 from unfuse.serving.replies import EventStream, Receive, unless_gone
-from unfuse.serving.scenes import SCENE_STAGES, Scene, Scenes, Store
+from unfuse.serving.scenes import SCENE_STAGES, Scene, Scenes
 from unfuse.serving.settings import ServeSettings
 from unfuse.serving.stop import StopTexts
 from unfuse.serving.wire import RequestError, as_request_error, chunk, completion, event, usage
@@ -32,7 +34,7 @@ _READERS: Final = 2
 class Service:
     """One model, its engine, its scenes and its limits."""
 
-    def __init__(self, model: StagedModel, settings: ServeSettings, store: Store | None = None):
+    def __init__(self, model: StagedModel, settings: ServeSettings, store: FeatureStore | None = None):
         """Starts nothing yet.
 
         Args:
@@ -112,10 +114,19 @@ class Service:
         """
         scene = self.scenes.get(scene_id)
         if scene is None:
-            raise RequestError(
-                404, "no_such_file", f"file {scene_id!r:.80}: not here, or given up to make room; upload it again"
-            )
+            raise _gone(scene_id)
         return scene
+
+    async def features(self, scene: Scene) -> Features:
+        """What a question about a scene needs.
+
+        Raises:
+            RequestError: they were given up, and are not in the store.
+        """
+        found = await self.scenes.features(scene)
+        if found is None:
+            raise _gone(scene.scene_id)
+        return found
 
     async def chat(self, request: ChatRequest, receive: Receive) -> Mapping[str, Any] | EventStream:
         """An answer, or the stream of one. By the time that a stream is returned its first token exists."""
@@ -182,7 +193,7 @@ class _Turn:
         self._scene, self._reused = await service.asked_scene(self._asked)
         self._answer = Answer(
             question=self._asked.question,
-            features=self._scene.features,
+            features=await service.features(self._scene),
             max_new_tokens=self._max_new_tokens,
             sampling=self._sampling,
         )
@@ -265,6 +276,12 @@ class _Turn:
 def public_name(name: str) -> str:
     """A model's name without the folders of this machine."""
     return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def _gone(scene_id: str) -> RequestError:
+    return RequestError(
+        404, "no_such_file", f"file {scene_id!r:.80}: not here, or given up to make room; upload it again"
+    )
 
 
 def _max_new_tokens(request: ChatRequest, settings: ServeSettings) -> int:

@@ -26,8 +26,6 @@ class ServeSettings:
     """What a client must send as ``Authorization: Bearer ...``; None lets everybody in."""
     open_to_all: bool = False
     """Listen beyond this machine without a token."""
-    store: Path | None = None
-    """Folder in which encoded scenes outlive the process."""
     max_upload_bytes: int = 256 * MIB
     timeout_s: float = 120.0
     """For one request, from its first byte to the last of its answer."""
