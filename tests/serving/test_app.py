@@ -28,6 +28,7 @@ def test_an_upload_is_encoded_once(served: Served, file_id: str, recording: Path
     encoded = served.metric('unfuse_scenes_total{source="encoded"}')
     again = served.http.post("/v1/files", files={"file": ("another name.npy", recording.read_bytes())}).json()
     assert again["id"] == file_id
+    assert again["filename"] == "another name.npy", "what this client calls it, not what another did"
     assert again["unfuse"]["features"] == "reused"
     assert again["unfuse"]["stages"] == {"load_ms": 0, "preprocess_ms": 0, "encode_ms": 0}
     assert served.metric('unfuse_scenes_total{source="encoded"}') == encoded == 1
@@ -200,7 +201,7 @@ def test_requests_that_cannot_be_served(served: Served, changes: dict[str, Any],
 def test_a_client_that_leaves_stops_its_answer(served: Served, file_id: str) -> None:
     written = served.metric("unfuse_output_tokens_total")
     stream = served.openai.chat.completions.create(
-        model="demo", messages=about(file_id), temperature=2.0, seed=5, max_tokens=4000, stream=True
+        model="demo", messages=about(file_id), max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     assert served.metric("unfuse_requests_running") == 1

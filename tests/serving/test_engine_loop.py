@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from unfuse.errors import FeaturesError
-from unfuse.serving.engine_loop import Answer, BusyError, EngineGoneError, EngineLoop
+from unfuse.serving.answer import Answer, EngineGoneError
+from unfuse.serving.engine_loop import BusyError, EngineLoop
 from unfuse.stages import Sampling
 
 from .fakes import LOADED, FakeBatch, FakeModel, features_of

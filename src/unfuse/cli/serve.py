@@ -24,6 +24,7 @@ _MIB = 1 << 20
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with the token that clients must send.")
 @click.option("--no-token", is_flag=True, help="Let anybody in who reaches the address.")
 @click.option("--max-upload-mb", type=int, default=256, help="Of one upload.")
+@click.option("--scenes-mb", type=int, default=1024, help="Memory for scenes; the longest unused is given up first.")
 @click.option("--timeout-s", type=float, default=120.0, help="For one request.")
 @click.option(
     "--max-concurrent", type=int, default=None, help="Answers written together; default: the engine's choice."
@@ -41,6 +42,7 @@ def serve(
     token_file: Path | None,
     no_token: bool,
     max_upload_mb: int,
+    scenes_mb: int,
     timeout_s: float,
     max_concurrent: int | None,
     queue: int,
@@ -63,6 +65,7 @@ def serve(
         token=None if no_token else read_token(token_file),
         open_to_all=no_token,
         max_upload_bytes=max_upload_mb * _MIB,
+        scene_bytes=scenes_mb * _MIB,
         timeout_s=timeout_s,
         max_concurrent=max_concurrent,
         queue=queue,

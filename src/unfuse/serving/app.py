@@ -16,9 +16,11 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from unfuse.errors import UnfuseError
+from unfuse.serving.answer import EngineGoneError
 from unfuse.serving.conversation import ChatRequest
-from unfuse.serving.engine_loop import BusyError, EngineGoneError
+from unfuse.serving.engine_loop import BusyError
 from unfuse.serving.guard import UPLOADS, Guard
+from unfuse.serving.intake import shown_name
 from unfuse.serving.kinds import MAX_PICTURES
 from unfuse.serving.page import page
 from unfuse.serving.replies import ClientGoneError
@@ -65,18 +67,19 @@ def _add_files(app: FastAPI, service: Service) -> None:
             parts = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
             if not parts or any(not part.size for part in parts):
                 raise RequestError(400, "no_file", "an upload: expected a part named file, not empty", param="file")
-            scene, reused = await service.upload([part.file for part in parts], parts[0].filename or "upload")
-        return JSONResponse(file_object(scene, reused=reused))
+            name = shown_name(parts[0].filename or "")
+            scene, reused = await service.upload([part.file for part in parts], name)
+        return JSONResponse(file_object(scene, reused=reused, name=name))
 
     @app.get(UPLOADS)
     async def listed() -> Response:
-        data = [file_object(scene, reused=False) for scene in reversed(service.scenes.all())]
+        data = [file_object(scene) for scene in reversed(service.scenes.all())]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
         return JSONResponse({"object": "list", "data": data, "has_more": False, **ends})
 
     @app.get(UPLOADS + "/{scene_id}")
     async def one(scene_id: str) -> Response:
-        return JSONResponse(file_object(service.scene(scene_id), reused=False))
+        return JSONResponse(file_object(service.scene(scene_id)))
 
     @app.delete(UPLOADS + "/{scene_id}")
     async def delete(scene_id: str) -> Response:

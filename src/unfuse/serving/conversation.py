@@ -72,6 +72,8 @@ class ChatRequest(BaseModel):
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     """Drawn by the server where it is not given."""
     stop: StrictStr | Annotated[list[StrictStr], Field(max_length=_MAX_STOPS)] | None = None
+    ignore_eos: StrictBool | None = None
+    """Not OpenAI's: answers of exactly ``max_tokens``, for equal work in a benchmark."""
     n: Annotated[StrictInt, Field(ge=1, le=1)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None

@@ -12,19 +12,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from unfuse.adapters.pieces import TextPieces
-from unfuse.engines.batching import ContinuousBatch, Written
+from unfuse.engines.batching import ContinuousBatch, Request, Written
 from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.measure.clock import StageClock
 from unfuse.measure.timers import timer_for
+from unfuse.serving.answer import Answer, EngineGoneError, Piece
 from unfuse.staged_model import StagedModel
-from unfuse.stages import Loaded, Sampling, StopReason
+from unfuse.stages import Loaded
 
 _T = TypeVar("_T")
 _LOG: Final = logging.getLogger("unfuse.serve")
@@ -36,10 +37,6 @@ class BusyError(Exception):
     """As many answers wait as may."""
 
 
-class EngineGoneError(Exception):
-    """The engine has stopped, or failed in a way that leaves its state unknown."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
     """A scene's features and what they took."""
@@ -49,69 +46,6 @@ class Encoded:
     """A copy on the CPU, where one was asked for: no other thread may touch the device."""
     preprocess_ms: float
     encode_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What a step brought one answer."""
-
-    text: str
-    failure: Exception | None = None
-    last: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Answer:
-    """A question and its answer under way. Fields are settled when the text that they belong to arrives."""
-
-    question: str
-    features: Features
-    max_new_tokens: int
-    sampling: Sampling
-    request_id: str = ""
-    prompt_tokens: int = 0
-    reused_prefix_tokens: int = 0
-    output_tokens: int = 0
-    finished: StopReason | None = None
-    preprocess_ms: float = 0.0
-    submitted_s: float = 0.0
-    """On ``perf_counter``, as the next three."""
-    joined_s: float = 0.0
-    first_s: float = 0.0
-    last_s: float = 0.0
-    cancelled: bool = False
-    _pieces: asyncio.Queue[_Piece] = field(default_factory=asyncio.Queue)
-    _text: TextPieces | None = None
-
-    async def texts(self, deadline: float) -> AsyncIterator[str]:
-        """Each token's text, empty where a character is not whole yet.
-
-        Args:
-            deadline: on the event loop's clock.
-
-        Raises:
-            UnfuseError: the question cannot be asked.
-            EngineGoneError: the engine stopped.
-            TimeoutError: it is past the deadline.
-        """
-        while True:
-            async with asyncio.timeout_at(deadline):
-                piece = await self._pieces.get()
-            if piece.failure is not None:
-                raise piece.failure
-            yield piece.text
-            if piece.last:
-                return
-
-    @property
-    def stages_ms(self) -> Mapping[str, float]:
-        """``queue``, ``preprocess``, ``prefill``, ``decode``: of this answer on the wall, others' work within."""
-        return {
-            "queue": 1e3 * (self.joined_s - self.submitted_s) - self.preprocess_ms,
-            "preprocess": self.preprocess_ms,
-            "prefill": 1e3 * (self.first_s - self.joined_s),
-            "decode": 1e3 * (self.last_s - self.first_s),
-        }
 
 
 class EngineLoop:
@@ -137,6 +71,7 @@ class EngineLoop:
         self._aborted: list[Answer] = []
         self._running: dict[str, Answer] = {}
         self._numbers = itertools.count()
+        self._step_s = 0.0
         self._stopping = False
         self._gone: Exception | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unfuse-engine")
@@ -261,11 +196,10 @@ class EngineLoop:
             batch.abort("warm-up")
 
     def _round(self, batch: ContinuousBatch) -> None:
-        """At most one job, whoever joins or leaves, and one step."""
+        """Some jobs, whoever joins or leaves, and one step."""
         with self._wake:
             while not (self._jobs or self._waiting or self._aborted or self._running or self._stopping):
                 self._wake.wait()
-            job = self._jobs.popleft() if self._jobs else None
             aborted, self._aborted = self._aborted, []
             for answer in aborted:
                 if answer in self._waiting:
@@ -273,56 +207,77 @@ class EngineLoop:
         for answer in aborted:
             if self._running.pop(answer.request_id, None):
                 batch.abort(answer.request_id)
-        if job is not None:
-            _do(*job)
-        joining = self._next(batch.capacity - len(self._running))
-        out = [(answer, _Piece("", failure)) for answer in joining if (failure := self._join(batch, answer))]
+        self._do_jobs()
+        out = self._join(batch, self._next(batch.capacity - len(self._running)))
         if self._running:
+            started = time.perf_counter()
             out += [self._heard(written) for written in batch.step()]
+            self._step_s = time.perf_counter() - started
             self.busy_s = batch.busy_s
         self._hand_over(out)
+
+    def _do_jobs(self) -> None:
+        """As long as a step takes: new scenes and answers under way get the same share of the device."""
+        until = time.perf_counter() + self._step_s
+        while True:
+            with self._wake:
+                job = self._jobs.popleft() if self._jobs else None
+            if job is None:
+                return
+            _do(*job)
+            if time.perf_counter() > until:
+                return
 
     def _next(self, room: int) -> list[Answer]:
         with self._wake:
             return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
 
-    def _join(self, batch: ContinuousBatch, answer: Answer) -> Exception | None:
-        started = time.perf_counter()
-        try:
-            request = self.model.request(
-                answer.request_id,
-                answer.question,
-                answer.features,
-                max_new_tokens=answer.max_new_tokens,
-                sampling=answer.sampling,
-                reuse=True,
-            )
-        except _UNFIT as error:
-            if not isinstance(error, UnfuseError):
-                _LOG.exception("a question could not be asked")
-            return error
-        answer.prompt_tokens = request.prompt.inputs_embeds.shape[1]
-        answer.joined_s = time.perf_counter()
-        answer.preprocess_ms = 1e3 * (answer.joined_s - started)
-        answer._text = TextPieces(self.model.adapter.decode_text)
-        self._running[answer.request_id] = answer
-        batch.add([request])
-        return None
+    def _join(self, batch: ContinuousBatch, answers: Sequence[Answer]) -> list[tuple[Answer, Piece]]:
+        """Adds them together; says which of them cannot be."""
+        requests: list[Request] = []
+        failed: list[tuple[Answer, Piece]] = []
+        for answer in answers:
+            started = time.perf_counter()
+            try:
+                request = self._request(answer)
+            except _UNFIT as error:
+                if not isinstance(error, UnfuseError):
+                    _LOG.exception("a question could not be asked")
+                failed.append((answer, Piece("", error)))
+                continue
+            answer.prompt_tokens = request.prompt.inputs_embeds.shape[1]
+            answer.joined_s = time.perf_counter()
+            answer.preprocess_ms = 1e3 * (answer.joined_s - started)
+            answer.text = TextPieces(self.model.adapter.decode_text)
+            self._running[answer.request_id] = answer
+            requests.append(request)
+        batch.add(requests)
+        return failed
 
-    def _heard(self, written: Written) -> tuple[Answer, _Piece]:
+    def _request(self, answer: Answer) -> Request:
+        return self.model.request(
+            answer.request_id,
+            answer.question,
+            answer.features,
+            max_new_tokens=answer.max_new_tokens,
+            sampling=answer.sampling,
+            reuse=True,
+        )
+
+    def _heard(self, written: Written) -> tuple[Answer, Piece]:
         answer = self._running[written.request_id]
-        assert answer._text is not None
+        assert answer.text is not None
         answer.last_s = time.perf_counter()
         if not answer.output_tokens:
             answer.first_s = answer.last_s
             answer.reused_prefix_tokens = written.reused_prefix_tokens
         answer.output_tokens += 1
-        text = answer._text.add(written.token_id)
+        text = answer.text.add(written.token_id)
         if written.finished is not None:
-            text += answer._text.end()
+            text += answer.text.end()
             answer.finished = written.finished
             del self._running[written.request_id]
-        return answer, _Piece(text, last=written.finished is not None)
+        return answer, Piece(text, last=written.finished is not None)
 
     def _encoded(self, loaded: Loaded, *, host_copy: bool = False) -> Encoded:
         clock = StageClock(timer_for(self.model.device))
@@ -337,12 +292,12 @@ class EngineLoop:
             encode_ms=clock.stages["encode"].host_ms,
         )
 
-    def _hand_over(self, out: list[tuple[Answer, _Piece]]) -> None:
+    def _hand_over(self, out: list[tuple[Answer, Piece]]) -> None:
         """To the event loop, in one call; an answer that nobody waits for is left to the garbage collector."""
 
         def put() -> None:
             for answer, piece in out:
-                answer._pieces.put_nowait(piece)
+                answer.pieces.put_nowait(piece)
 
         if out:
             self._on_loop(put)
@@ -365,7 +320,7 @@ class EngineLoop:
         for _, future in jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(why)
-        self._hand_over([(answer, _Piece("", why)) for answer in answers])
+        self._hand_over([(answer, Piece("", why)) for answer in answers])
 
 
 def _do(work: Callable[[], Any], future: Future[Any]) -> None:

@@ -14,8 +14,9 @@ from typing import IO, Any, Final
 from unfuse.feature_store import FeatureStore
 from unfuse.features import Features
 from unfuse.samples.demo import demo_dataset
+from unfuse.serving.answer import Answer
 from unfuse.serving.conversation import Asked, ChatRequest, asked_of, opened
-from unfuse.serving.engine_loop import Answer, EngineLoop
+from unfuse.serving.engine_loop import EngineLoop
 from unfuse.serving.intake import Intake
 from unfuse.serving.kinds import taken_by
 from unfuse.serving.metrics import Metrics
@@ -299,4 +300,9 @@ def _max_new_tokens(request: ChatRequest, settings: ServeSettings) -> int:
 def _sampling(request: ChatRequest) -> Sampling:
     temperature = float(request.temperature or 0.0)
     seed = request.seed if request.seed is not None else secrets.randbits(63) if temperature else 0
-    return Sampling(temperature=temperature, top_p=float(request.top_p or 1.0), seed=seed)
+    return Sampling(
+        temperature=temperature,
+        top_p=float(request.top_p or 1.0),
+        seed=seed,
+        ignore_eos=bool(request.ignore_eos),
+    )

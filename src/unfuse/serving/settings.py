@@ -49,7 +49,11 @@ class ServeSettings:
             raise InputError("port", found=self.port, expected="0 to 65535")
         if self.timeout_s <= 0:
             raise InputError("timeout-s", found=self.timeout_s, expected="a number of seconds above 0")
-        for name, value in (("max-upload-mb", self.max_upload_bytes), ("max-concurrent", self.max_concurrent)):
+        for name, value in (
+            ("max-upload-mb", self.max_upload_bytes),
+            ("scenes-mb", self.scene_bytes),
+            ("max-concurrent", self.max_concurrent),
+        ):
             if value is not None and value < 1:
                 raise InputError(name, found=value, expected="at least 1")
         if self.queue < 0:

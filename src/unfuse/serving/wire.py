@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from unfuse.errors import FeaturesError, MissingPackageError, UnfuseError
-from unfuse.serving.engine_loop import Answer, BusyError, EngineGoneError
+from unfuse.serving.answer import Answer, EngineGoneError
+from unfuse.serving.engine_loop import BusyError
 from unfuse.serving.scenes import Scene
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -106,15 +107,21 @@ def usage(answer: Answer) -> dict[str, Any]:
     }
 
 
-def file_object(scene: Scene, *, reused: bool) -> dict[str, Any]:
-    """A scene as OpenAI's file, with what else is known of it under ``unfuse``."""
+def file_object(scene: Scene, *, reused: bool = False, name: str | None = None) -> dict[str, Any]:
+    """A scene as OpenAI's file, with what else is known of it under ``unfuse``.
+
+    Args:
+        scene: the scene.
+        reused: whether it was known before this request, which then took no time.
+        name: what this client calls it; another may have called the same bytes something else.
+    """
     stages = dict.fromkeys(scene.stages_ms, 0.0) if reused else dict(scene.stages_ms)
     return {
         "id": scene.scene_id,
         "object": "file",
         "bytes": scene.num_bytes,
         "created_at": scene.created,
-        "filename": scene.name,
+        "filename": name or scene.name,
         "purpose": "user_data",
         "status": "processed",
         "unfuse": {
