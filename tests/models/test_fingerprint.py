@@ -155,6 +155,26 @@ def test_pixels_of_another_kind_are_another_model(other):
     assert with_pixels("f", clip()) != with_pixels("f", clip(), video=True)
 
 
+def test_a_whole_processor_counts_by_its_pixels():
+    """Its image processor's settings and class, and what it does itself; not its tokenizer, which makes no pixels."""
+    from transformers import LlavaProcessor
+
+    from unfuse.adapters.random_tokenizer import tokenizer_with
+
+    class Backend(type(clip())):
+        pass
+
+    def whole(pixels, *tokens, **settings):
+        return with_pixels(
+            "f", LlavaProcessor(pixels, tokenizer_with("<image>", *tokens), **{"patch_size": 14, **settings})
+        )
+
+    assert whole(clip()) == whole(clip()) == whole(clip(), "<video>")
+    assert whole(clip()) != whole(clip(image_mean=[0.5, 0.5, 0.5]))
+    assert whole(clip()) != whole(clip(), patch_size=28)
+    assert whole(clip()) != whole(Backend(**clip().to_dict()))
+
+
 def test_pixel_settings_have_no_address_in_them():
     """What JSON has no word for counts by its kind: an address would be another one in every process."""
 

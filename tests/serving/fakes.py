@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from unfuse.engines.batching import Request, Written
-from unfuse.errors import FeaturesError
+from unfuse.errors import DeviceError, FeaturesError
 from unfuse.features import Features
 from unfuse.stages import Loaded, Prompt, Provenance, Sampling
 
@@ -59,6 +59,8 @@ class FakeBatch:
 
     def add(self, requests: Sequence[Request]) -> None:
         self.threads.add(threading.current_thread().name)
+        if any(request.max_new_tokens == 10**10 for request in requests):
+            raise DeviceError("request", found="too many positions", expected="fewer")
         for request in requests:
             self.running[request.request_id] = request, 0
         assert len(self.running) <= self.capacity, "the loop knows the room"
@@ -104,7 +106,8 @@ class FakeModel:
         self.adapter = SimpleNamespace(decode_text=lambda ids: " ".join(map(str, ids)), family="eventgpt", uncut=None)
         self.closed = False
 
-    def continuous(self, capacity: int | None) -> FakeBatch:
+    def continuous(self, capacity: int | None, *, interleave: bool) -> FakeBatch:
+        assert interleave, "somebody waits for the next token"
         self.batch.capacity = capacity or self.batch.capacity
         return self.batch
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unfuse.errors import FeaturesError
+from unfuse.errors import DeviceError, FeaturesError
 from unfuse.serving.answer import Answer, EngineGoneError
 from unfuse.serving.engine_loop import BusyError, EngineLoop
 from unfuse.stages import Sampling
@@ -119,9 +119,11 @@ def test_a_bad_question_fails_alone() -> None:
 
     async def work() -> None:
         async with looping(model) as loop:
-            bad, odd, good = question("bad"), question("odd"), question()
-            for answer in (bad, odd, good):
+            bad, odd, good, large = question("bad"), question("odd"), question(), question(tokens=10**10)
+            for answer in (bad, odd, large, good):
                 loop.submit(answer)
+            with pytest.raises(DeviceError, match="too many positions"):
+                await words(large)
             with pytest.raises(FeaturesError, match="a bad one"):
                 await words(bad)
             with pytest.raises(UnicodeError):

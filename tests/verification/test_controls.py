@@ -23,7 +23,7 @@ TOKENS = 24
 
 def staged(demo_model, adapter_class, engine=None):
     source = demo_model.adapter
-    adapter = adapter_class(source.model, source._tokenizer, source._pixels._processor, source.fingerprint)
+    adapter = adapter_class(source.model, source.front, source.fingerprint)
     return StagedModel("broken", adapter, engine or EagerEngine(adapter.language))
 
 

@@ -118,6 +118,10 @@ def test_it_passes_on_other_families(name, demo_sample):
         assert store_hit(subject(model, demo_sample, 4)).status == "pass"
 
 
+def test_a_sample_without_media_is_skipped(checked):
+    assert store_hit(replace(checked, prepared=replace(checked.prepared, media_tokens=0))).status == "skip"
+
+
 @pytest.mark.parametrize(
     ("broken", "words"),
     [

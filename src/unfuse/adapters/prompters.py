@@ -97,6 +97,8 @@ class ProcessorPrompter:
             processor: what ``AutoProcessor`` gave.
             video: show the frames as one video; else as images.
         """
+        self.image_processor = processor
+        """All of it: its settings decide the pixels."""
         self._processor = processor
         self._video = video
 

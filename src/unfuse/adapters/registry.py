@@ -19,7 +19,7 @@ from unfuse.errors import CheckpointError, DeviceError
 if TYPE_CHECKING:
     import torch
 
-    from unfuse.adapters.base import Adapter
+    from unfuse.adapters.base import Adapter, Front
     from unfuse.staged_model import StagedModel
 
 DEMO: Final = "demo"
@@ -122,11 +122,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
         DeviceError: no such device, dtype or engine here.
     """
     ref = check_model(name)
-    check_device(device)
-    check_choice("dtype", dtype, DTYPES)
     check_choice("engine", engine, ENGINES)
-    place = _torch_device(device)
-    precision = _torch_dtype(dtype, place)
+    place, precision = resolve_placement(device, dtype)
 
     from unfuse.staged_model import StagedModel, pick_engine
 
@@ -135,30 +132,71 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
     return StagedModel(name, adapter, picked, why)
 
 
-def _adapter(ref: ModelRef, place: torch.device, precision: torch.dtype) -> Adapter:
-    folder: Path | None = None
-    model_type, notes = ref.model_type, tuple[str, ...]()
+def open_front(name: str, dtype: str) -> Front:
+    """Stages 1 and 2 of a model without its network, for a process of its own.
+
+    Args:
+        name: as for ``load``.
+        dtype: what the model computes in: ``bfloat16``, ``float16`` or ``float32``.
+
+    Raises:
+        CheckpointError: no such model, or its config, tokenizer or pixel settings cannot be read.
+    """
+    import torch
+
+    place = _place(check_model(name))
+    precision = _torch_dtype(dtype, torch.device("cpu"))
+    if place.model_type == _EVENTGPT:
+        from unfuse.adapters import eventgpt_loading
+
+        if place.folder is None:
+            return eventgpt_loading.random_front(precision)
+        return eventgpt_loading.front_of_folder(place.folder, precision)
+    from unfuse.adapters import hf_loading
+
+    if place.folder is None:
+        return hf_loading.random_front(name.removeprefix(RANDOM), precision)
+    return hf_loading.front_of_folder(place.folder, precision)
+
+
+def _adapter(ref: ModelRef, device: torch.device, precision: torch.dtype) -> Adapter:
+    place = _place(ref)
+    if place.model_type == _EVENTGPT:
+        from unfuse.adapters import eventgpt_loading
+
+        if place.folder is None:
+            return eventgpt_loading.load_random(device, precision)
+        return eventgpt_loading.load_folder(place.folder, device, precision, place.notes)
+    from unfuse.adapters import hf_loading
+
+    if place.folder is None:
+        return hf_loading.load_random_hf(ref.name.removeprefix(RANDOM), device, precision)
+    return hf_loading.load_hf_folder(place.folder, device, precision, place.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a model lies."""
+
+    folder: Path | None
+    """None for random weights."""
+    model_type: str | None
+    notes: tuple[str, ...] = ()
+
+
+def _place(ref: ModelRef) -> _Place:
     if ref.kind == "demo":
         from unfuse.samples.demo import demo_checkpoint
 
-        folder, notes = demo_checkpoint(), ("demo model: trained on simulated scenes, knows nothing else",)
-    elif ref.kind == "folder":
-        folder = Path(ref.name)
-    elif ref.kind == "hub":
+        return _Place(
+            demo_checkpoint(), ref.model_type, ("demo model: trained on simulated scenes, knows nothing else",)
+        )
+    if ref.kind == "folder":
+        return _Place(Path(ref.name), ref.model_type)
+    if ref.kind == "hub":
         folder = _downloaded(ref)
-        model_type = _model_type(folder)
-
-    if model_type == _EVENTGPT:
-        from unfuse.adapters import eventgpt_loading
-
-        if folder is None:
-            return eventgpt_loading.load_random(place, precision)
-        return eventgpt_loading.load_folder(folder, place, precision, notes)
-    from unfuse.adapters import hf_loading
-
-    if folder is None:
-        return hf_loading.load_random_hf(ref.name.removeprefix(RANDOM), place, precision)
-    return hf_loading.load_hf_folder(folder, place, precision, notes)
+        return _Place(folder, _model_type(folder))
+    return _Place(None, ref.model_type)
 
 
 def _model_type(folder: Path) -> str:
@@ -196,6 +234,18 @@ def _downloaded(ref: ModelRef) -> Path:
             found=f"no such folder, and not on the hub ({type(error).__name__})",
             expected="a checkpoint folder or a hub name",
         ) from None
+
+
+def resolve_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype as ``load`` takes them, and what ``auto`` stands for here.
+
+    Raises:
+        DeviceError: no such device or dtype here.
+    """
+    check_device(device)
+    check_choice("dtype", dtype, DTYPES)
+    place = _torch_device(device)
+    return place, _torch_dtype(dtype, place)
 
 
 def _torch_device(device: str) -> torch.device:

@@ -56,7 +56,10 @@ def with_pixels(fingerprint: str, processor: Any, *, video: bool = False) -> str
         video: whether frames are shown as one video.
     """
     settings = json.dumps(_strip(processor.to_dict()), sort_keys=True, default=_plain)
-    return hashlib.sha256(f"{fingerprint}\n{type(processor).__name__} {video}\n{settings}".encode()).hexdigest()
+    # Settings name a family; its backends, Pillow's and torchvision's, differ in their classes only.
+    parts = (processor, *(getattr(processor, name, None) for name in ("image_processor", "video_processor")))
+    kinds = " ".join(type(part).__name__ for part in parts)
+    return hashlib.sha256(f"{fingerprint}\n{kinds} {video}\n{settings}".encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -156,7 +156,7 @@ class EngineLoop:
     def run(self) -> None:
         """The thread."""
         try:
-            batch = self.model.continuous(self._capacity)
+            batch = self.model.continuous(self._capacity, interleave=True)
             self._room = batch.capacity
             try:
                 self._warm_up(batch)
@@ -233,13 +233,13 @@ class EngineLoop:
             return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
 
     def _join(self, batch: ContinuousBatch, answers: Sequence[Answer]) -> list[tuple[Answer, Piece]]:
-        """Adds them together; says which of them cannot be."""
-        requests: list[Request] = []
+        """Adds them to the batch; says which of them cannot be."""
         failed: list[tuple[Answer, Piece]] = []
         for answer in answers:
             started = time.perf_counter()
             try:
                 request = self._request(answer)
+                batch.add([request])
             except _UNFIT as error:
                 if not isinstance(error, UnfuseError):
                     _LOG.exception("a question could not be asked")
@@ -250,8 +250,6 @@ class EngineLoop:
             answer.preprocess_ms = 1e3 * (answer.joined_s - started)
             answer.text = TextPieces(self.model.adapter.decode_text)
             self._running[answer.request_id] = answer
-            requests.append(request)
-        batch.add(requests)
         return failed
 
     def _request(self, answer: Answer) -> Request:

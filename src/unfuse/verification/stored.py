@@ -19,22 +19,25 @@ from unfuse.feature_store import FeatureStore
 from unfuse.features import Features
 from unfuse.staged_model import StagedModel
 from unfuse.verification.checks import Subject
-from unfuse.verification.result import CheckResult, judged
+from unfuse.verification.result import CheckResult, judged, skipped
 from unfuse.verification.watch import watch_vision
 
 _MAX_TOKENS: Final = 16
 """The logits are held as well, so a few tokens say it."""
+_EXPECTED: Final = "a hit has the digest, logits and tokens of encoding and calls no tower; unsound entries are refused"
 _OTHER: Final = "0" * 64
 
 
 def store_hit(s: Subject, open_store: Callable[[Path], FeatureStore] = FeatureStore) -> CheckResult:
     """A hit equals a miss by digest, logits and tokens, at no call of the tower; what is not sound is encoded again."""
+    if not s.prepared.media_tokens:
+        return skipped("store-hit", "the sample shows nothing that could be kept", expected=_EXPECTED)
     with tempfile.TemporaryDirectory(prefix="unfuse-store-") as folder:
         faults = _faults(s, Path(folder), open_store)
     return judged(
         "store-hit",
         not faults,
-        expected="a hit has the digest, logits and tokens of encoding and calls no tower; unsound entries are refused",
+        expected=_EXPECTED,
         observed="; ".join(faults)
         or "equal on a hit, without the tower; damaged, another model's and another scene's refused and encoded again",
     )
@@ -44,8 +47,6 @@ def _faults(s: Subject, folder: Path, open_store: Callable[[Path], FeatureStore]
     model, faults = s.model, []
     fresh = model.encode(s.prepared)
     origin = fresh.provenance
-    if not fresh.tensor.numel():
-        return ["the sample has no media"]
     if model.media_sha256(s.sample) != origin.media_sha256:
         faults.append("the hash of the media without decoding is ANOTHER than the one of load")
     _, early = open_store(folder).features(model, s.prepared)

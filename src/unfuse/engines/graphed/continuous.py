@@ -315,7 +315,9 @@ class GraphedBatch:
         if key not in self._steps:
             self._network.tune(size)
             batch = self._batch.first(size)
-            shared = self._shared.first(groups) if self._shared is not None and groups else None
+            shared = None
+            if self._shared is not None and groups:
+                shared = self._shared.first(groups, self._network.llama.heads.kv_heads)
 
             def work() -> None:
                 self._network.step(batch, shared)

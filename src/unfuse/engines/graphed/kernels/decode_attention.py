@@ -228,8 +228,10 @@ def partial_size(heads: Heads, rows: int, splits: int) -> int:
 
 MEMBERS: Final = 16
 """Rows that read shared positions together: as many as matrix units take anyway."""
-SHARED_SPLITS: Final = 4
+MOST_SHARED_SPLITS: Final = 4
 """Programs that share one head's positions, where rows share them too."""
+_ENOUGH: Final = 512
+"""Programs of a kernel that no more make faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,13 +249,16 @@ class SharedParts:
     shares: torch.Tensor
     """int32 ``[B]``: 1 for rows that are in a group."""
     partial: torch.Tensor
-    """float32, at least ``partial_size(heads, B, SHARED_SPLITS)``: what is left for ``decode_attention``."""
+    """float32, at least ``partial_size(heads, B, splits)``: what is left for ``decode_attention``."""
+    splits: int = MOST_SHARED_SPLITS
+    """Programs that share one head's positions."""
 
-    def first(self, groups: int) -> SharedParts:
+    def first(self, groups: int, kv_heads: int) -> SharedParts:
         """The same memory for fewer groups."""
+        splits = min(MOST_SHARED_SPLITS, max(1, _ENOUGH // (groups * kv_heads)))
         return SharedParts(
             self.members[:groups], self.caches[:groups], self.capacity[:groups], self.length[:groups],
-            self.shares, self.partial,
+            self.shares, self.partial, splits,
         )  # fmt: skip
 
 
@@ -344,12 +349,12 @@ def shared_attention(
     """
     q_gain = gains[0] if gains else qkv
     launch(
-        _shared_attention, (len(shared.length) * heads.kv_heads, SHARED_SPLITS),
+        _shared_attention, (len(shared.length) * heads.kv_heads, shared.splits),
         shared.partial, qkv, anchor, shared.members, shared.caches, shared.capacity, shared.length, *angles, q_gain,
         eps, scale, layer,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
         HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),
-        GROUP=heads.group, MEMBERS=MEMBERS, QUERIES=wide_enough(MEMBERS * heads.group), SPLITS=SHARED_SPLITS, BLOCK=64,
+        GROUP=heads.group, MEMBERS=MEMBERS, QUERIES=wide_enough(MEMBERS * heads.group), SPLITS=shared.splits, BLOCK=64,
         STAGES=3, NORM=gains is not None,
         PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=4, **overlap(qkv),
     )  # fmt: skip
@@ -408,7 +413,7 @@ def decode_attention(
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
         HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),
         GROUP=heads.group, GROUP_BLOCK=wide_enough(heads.group), SPLITS=shape.splits, BLOCK=shape.positions,
-        STAGES=shape.stages, SHARED_SPLITS=SHARED_SPLITS if shared else 0,
+        STAGES=shape.stages, SHARED_SPLITS=shared.splits if shared else 0,
         NORM=gains is not None,
         PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
     )  # fmt: skip
