@@ -18,10 +18,13 @@ import httpx
 import openai
 import pytest
 
+from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_media
 from unfuse.serving.server import bind, serve, url_of
 from unfuse.serving.settings import ServeSettings
 
 READY_S = 60.0
+OPENING_S = 2.0
+"""What clients of ``served`` have for a head, and for each gap."""
 
 
 class Served:
@@ -145,9 +148,18 @@ def recording() -> Path:
 def served(demo_model: Any) -> Iterator[Served]:
     """With limits small enough to be reached."""
     settings = ServeSettings(
-        port=0, max_upload_bytes=8 << 20, opening_s=1.0, timeout_s=20.0, max_new_tokens=32, max_concurrent=4
+        port=0, max_upload_bytes=8 << 20, opening_s=OPENING_S, timeout_s=20.0, max_new_tokens=32, max_concurrent=4
     )
     running = Served(demo_model, settings)
     yield running
     running.close()
     assert running.failure is None
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One demo scene in every medium."""
+    folder = tmp_path_factory.mktemp("media")
+    (row,) = demo_rows(1, FIRST_SEED)
+    write_media(folder, row)
+    return folder

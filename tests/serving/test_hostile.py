@@ -26,7 +26,7 @@ from unfuse.events import EventStream, write_eventgpt_npy
 from unfuse.samples.video import write_frames
 from unfuse.serving.settings import ServeSettings
 
-from .conftest import Served, about
+from .conftest import OPENING_S, Served, about
 
 TOKEN = "correct-horse-battery-staple"
 MIB = 1 << 20
@@ -315,7 +315,7 @@ def test_a_client_that_never_says_what_it_wants(served: Served, said: bytes) -> 
         raw.sendall(said)
         started = time.monotonic()
         assert_closed(raw)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < OPENING_S + 5
 
 
 def test_a_head_a_byte_at_a_time(served: Served) -> None:
@@ -323,10 +323,10 @@ def test_a_head_a_byte_at_a_time(served: Served) -> None:
     started = time.monotonic()
     with served.connect() as raw, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         raw.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ")
-        while time.monotonic() - started < 10:
+        while time.monotonic() - started < 20:
             raw.sendall(b"a")
             time.sleep(0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < OPENING_S + 5
 
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/chat/completions"])
@@ -341,7 +341,7 @@ def test_a_body_that_stops_coming(served: Served, path: str) -> None:
         )
         started = time.monotonic()
         status, body = answer(raw)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < OPENING_S + 5
     assert status == 408
     assert json.loads(body)["error"]["code"] == "too_slow"
 
@@ -354,7 +354,7 @@ def test_a_client_that_does_not_read(served: Served) -> None:
         name = served.http.post("/v1/unfuse/demo/demo:0").json()["id"]
         request = f"GET /v1/files/{name}/frames/0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
         raw.sendall(request * 200)
-        time.sleep(3)
+        time.sleep(OPENING_S + 2)
         got = 0
         raw.settimeout(5)
         try:

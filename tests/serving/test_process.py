@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -208,6 +209,15 @@ def test_a_wrong_start_is_one_line(arguments: list[str], words: str, capsys: pyt
     assert said.err.count("\n") == 1
     assert said.err.startswith("error: ")
     assert words in said.err
+
+
+def test_a_model_that_cannot_be_cut_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = SimpleNamespace(adapter=SimpleNamespace(uncut="no place to cut"))
+    monkeypatch.setattr(sys.modules["unfuse.cli.serve"], "load", lambda *_, **__: whole)
+    assert run(["serve", "--port", "0"]) == 2
+    assert "no place to cut" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_nothing_is_loaded")

@@ -17,7 +17,6 @@ from PIL import Image
 
 from unfuse.errors import MediaError
 from unfuse.samples import Sample
-from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_media
 from unfuse.serving import reading
 from unfuse.serving.kinds import LOADERS
 from unfuse.serving.reading import Readers
@@ -30,15 +29,6 @@ def readers() -> Iterator[Readers]:
     made = Readers(1, 30.0)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One demo scene in every medium."""
-    folder = tmp_path_factory.mktemp("media")
-    (row,) = demo_rows(1, FIRST_SEED)
-    write_media(folder, row)
-    return folder
 
 
 def test_events_are_read_as_by_the_model(readers: Readers, recording: Path) -> None:
