@@ -33,6 +33,7 @@ from unfuse.samples.demo import demo_dataset
 
 QUESTIONS = ("What moves?", "How many objects are there?", "Does the camera move?", "Which way do they go?")
 _READY_S = 180.0
+_BUSY = {stage: f'unfuse_engine_busy_seconds_total{{stage="{stage}"}}' for stage in ("prefill", "decode")}
 
 
 @dataclass
@@ -70,14 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recordings = Recordings()
         warm = min(given.seconds / 3, 10.0)
         asyncio.run(_load(server, recordings, Seen(), given.users, warm, given.questions))
-        before = server.held()
+        before, idle = server.held(), server.metrics()
         seen = Seen()
         started = time.perf_counter()
         asyncio.run(_load(server, recordings, seen, given.users, given.seconds, given.questions))
         seconds = time.perf_counter() - started
         after = server.held()
         metrics = server.metrics()
-    return _report(given, seen, seconds, before, after, metrics)
+    busy = {stage: (metrics[name] - idle[name]) / seconds for stage, name in _BUSY.items()}
+    return _report(given, seen, seconds, before, after, busy, metrics)
 
 
 class Server:
@@ -206,7 +208,13 @@ async def _ask(client: openai.AsyncOpenAI, model: str, scene: str, question: str
 
 
 def _report(
-    given: argparse.Namespace, seen: Seen, seconds: float, before: Held, after: Held, metrics: dict[str, float]
+    given: argparse.Namespace,
+    seen: Seen,
+    seconds: float,
+    before: Held,
+    after: Held,
+    busy: dict[str, float],
+    metrics: dict[str, float],
 ) -> int:
     errors = sum(seen.errors.values())
     requests = len(seen.total_s) + len(seen.upload_s)
@@ -221,6 +229,7 @@ def _report(
             summary[name] = {"n": len(values), "p50_s": float(p50), "p99_s": float(p99), "max_s": max(values)}
             print(f"{name:20} p50 {p50:7.3f} s   p99 {p99:7.3f} s   max {max(values):7.3f} s   of {len(values)}")
     print(f"answers {len(seen.total_s) / seconds:.1f} a second, tokens {seen.tokens / seconds:.0f} a second")
+    print(f"engine busy with prefill {busy['prefill']:.0%}, decode {busy['decode']:.0%} of the time")
     for name in ("rss_mib", "files", "threads", "children"):
         print(f"{name:20} {getattr(before, name):8.0f} before, {getattr(after, name):8.0f} after")
     left = {name: metrics[name] for name in ("unfuse_requests_running", "unfuse_requests_waiting")}
@@ -228,7 +237,7 @@ def _report(
     record = {
         "users": given.users, "seconds": seconds, "requests": requests, "errors": errors, "tokens": seen.tokens,
         "reused_prompt_tokens": seen.reused, "times": summary, "before": asdict(before), "after": asdict(after),
-        "left": left,
+        "left": left, "engine_busy": busy,
     }  # fmt: skip
     print(json.dumps(record))
     return 1 if errors or not seen.total_s else 0
