@@ -12,8 +12,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from unfuse.events import write_eventgpt_npy
 from unfuse.serving.page import page as served_page
 from unfuse.serving.settings import ServeSettings
+from unfuse.testing import synthetic_stream
 
 from .conftest import Served
 
@@ -158,12 +160,13 @@ def test_an_answer_can_be_stopped(served: Served, open_page: Open, recording: Pa
     expect(page.locator("#send")).to_be_visible()
 
 
-def test_a_file_is_dropped(served: Served, open_page: Open, recording: Path) -> None:
+def test_a_file_is_dropped(served: Served, open_page: Open, tmp_path: Path) -> None:
     page = open_page(served).page
+    write_eventgpt_npy(tmp_path / "small.npy", synthetic_stream(500))
     data = page.evaluate_handle(
         """(bytes) => { const data = new DataTransfer();
             data.items.add(new File([Uint8Array.from(bytes)], "dropped.npy")); return data; }""",
-        list(recording.read_bytes()),
+        list((tmp_path / "small.npy").read_bytes()),
     )
     page.dispatch_event("#drop", "dragenter", {"dataTransfer": data})
     expect(page.locator("#drop.over")).to_be_visible()

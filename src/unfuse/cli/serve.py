@@ -77,16 +77,16 @@ def serve(
 
     console = Console(highlight=False, soft_wrap=True)
     kept = open_store(store, store_gib)
-    listening = bind(settings)
-    loaded = load(model, device=device, dtype=dtype, engine=engine)
-    if loaded.adapter.uncut is not None:
-        raise CutError(f"model {model}", found=loaded.adapter.uncut, expected="stages that can be taken apart")
-    print_line(console, f"{model} on {loaded.device}, {loaded.dtype}, engine {loaded.engine.name}")
-    for note in loaded.notes:
-        print_line(console, f"Note: {note}")
-    token = "a token is needed" if settings.token else "no token is needed"
-    print_line(console, f"Serving at {url_of(listening)} (page), /v1 (OpenAI's API) and /metrics; {token}.")
-    run(listening, loaded, settings, store=kept)
+    with bind(settings) as listening:
+        loaded = load(model, device=device, dtype=dtype, engine=engine)
+        if loaded.adapter.uncut is not None:
+            raise CutError(f"model {model}", found=loaded.adapter.uncut, expected="stages that can be taken apart")
+        print_line(console, f"{model} on {loaded.device}, {loaded.dtype}, engine {loaded.engine.name}")
+        for note in loaded.notes:
+            print_line(console, f"Note: {note}")
+        token = "a token is needed" if settings.token else "no token is needed"
+        print_line(console, f"Serving at {url_of(listening)} (page), /v1 (OpenAI's API) and /metrics; {token}.")
+        run(listening, loaded, settings, store=kept)
     return 0
 
 
