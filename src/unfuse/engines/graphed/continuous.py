@@ -9,16 +9,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
-from unfuse.engines.graphed.kernels.decode_attention import MEMBERS, SharedParts
+from unfuse.engines.graphed.kernels.shared_attention import MEMBERS, SharedParts
 from unfuse.engines.graphed.network import MOST_TOGETHER, Batch, Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
+from unfuse.engines.graphed.under_way import Flight, Row, groups_of, positions_of, prompt_length, seconds_between
 from unfuse.engines.sampling import TokenChooser
 from unfuse.errors import DeviceError
 from unfuse.stages import StopReason
@@ -27,45 +27,6 @@ ROWS: Final = (16, 32, 64, 96, 128, 192, MOST_TOGETHER)
 """Rows of the steps that are captured."""
 GROUPS: Final = (0, 8, 32, 96, MOST_TOGETHER)
 """Groups of rows that begin alike, in those steps."""
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A request under way."""
-
-    request: Request
-    held: Held
-    position: int
-    """Of the first token after the prompt, on the rotary axes."""
-    chooser: TokenChooser | None
-    """None where the step chooses: the largest logit."""
-    column: int = 0
-    """Where its last token is, among those of the step and, behind them, first tokens."""
-    launched: int = 1
-    """Tokens that are written or on their way."""
-    landed: int = 0
-    ended: bool = False
-
-    @property
-    def length(self) -> int:
-        """Of its prompt."""
-        return _length(self.request)
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether another token is wanted, as far as is known."""
-        return not self.ended and self.launched < self.request.max_new_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """Tokens on their way to the host."""
-
-    rows: list[_Row]
-    tokens: torch.Tensor
-    stage: str
-    begun: torch.cuda.Event | float
-    there: torch.cuda.Event | float
 
 
 class GraphedBatch:
@@ -105,10 +66,10 @@ class GraphedBatch:
         self._ends = frozenset(end_ids.tolist())
         self._shelf = Shelf(network.llama, most_bytes)
         self._waiting: deque[Request] = deque()
-        self._rows: dict[str, _Row] = {}
-        self._seated: list[_Row] = []
+        self._rows: dict[str, Row] = {}
+        self._seated: list[Row] = []
         """As the step's memory has them."""
-        self._flying: deque[_Flight] = deque()
+        self._flying: deque[Flight] = deque()
         self._busy = {"prefill": 0.0, "decode": 0.0}
         self._batch: Batch | None = None
         device = network.llama.device
@@ -135,10 +96,10 @@ class GraphedBatch:
             DeviceError: a request whose keys and values alone are more than the device has room for.
         """
         for request in requests:
-            if not self._shelf.holds(_positions(request)):
+            if not self._shelf.holds(positions_of(request)):
                 raise DeviceError(
                     f"request {request.request_id}",
-                    found=f"a prompt and an answer of up to {_positions(request)} positions",
+                    found=f"a prompt and an answer of up to {positions_of(request)} positions",
                     expected="as many as the device's memory holds beside the model",
                     fix="ask for fewer new tokens",
                 )
@@ -179,11 +140,11 @@ class GraphedBatch:
     def _admit(self) -> None:
         """Runs passes over the prompts that there is room for."""
         self._firsts = 0
-        chosen: list[tuple[_Row, Rows]] = []
+        chosen: list[tuple[Row, Rows]] = []
         while self._waiting and len(self._rows) < self.capacity:
             request = self._waiting[0]
             # One position at least must be computed: its logits give the first token.
-            prompt, longest = request.prompt, _length(request) - 1
+            prompt, longest = request.prompt, prompt_length(request) - 1
             keys = prompt.token_keys if request.reuse else ()
             match = self._shelf.match(keys, prompt.features_digest, longest)
             reused = match.positions if match else 0
@@ -196,7 +157,7 @@ class GraphedBatch:
                 chosen = []
                 if self._interleave:
                     break
-            held = self._shelf.take(_positions(request), keys, prompt.features_digest, match)
+            held = self._shelf.take(positions_of(request), keys, prompt.features_digest, match)
             if held is None:
                 break
             self._waiting.popleft()
@@ -204,17 +165,17 @@ class GraphedBatch:
         if chosen:
             self._pass(chosen)
 
-    def _row(self, request: Request, held: Held) -> tuple[_Row, Rows]:
+    def _row(self, request: Request, held: Held) -> tuple[Row, Rows]:
         embeds, positions, following = self._prompts.rows(request.prompt)
         chooser = None
         if request.sampling.temperature > 0:
             chooser = TokenChooser(request.sampling, self._end_ids, embeds.device)
-        row = _Row(request, held, following, chooser)
+        row = Row(request, held, following, chooser)
         self._rows[request.request_id] = row
         ahead = held.ahead.sequence if held.ahead else None
         return row, Rows(embeds[held.shared :], positions[:, held.shared :], held.sequence, ahead, held.shared)
 
-    def _pass(self, chosen: list[tuple[_Row, Rows]]) -> None:
+    def _pass(self, chosen: list[tuple[Row, Rows]]) -> None:
         begun = self._now()
         rows = [row for row, _ in chosen]
         logits = self._prompts([each for _, each in chosen])
@@ -234,7 +195,7 @@ class GraphedBatch:
         if not rows:
             return 0
         size = next(size for size in ROWS if size >= len(rows))
-        groups = self._groups(rows)
+        groups = groups_of(rows)
         step = self._step(size, next(most for most in GROUPS if most >= len(groups)))
         assert self._batch is not None
         batch = self._batch.first(size)
@@ -251,7 +212,7 @@ class GraphedBatch:
         self._fly(rows, batch.token[: len(rows)], "decode", begun)
         return 1
 
-    def _seat(self, rows: list[_Row], batch: Batch) -> None:
+    def _seat(self, rows: list[Row], batch: Batch) -> None:
         """Puts the rows' state where the step reads it."""
         assert self._batch is not None
         anchor, nowhere = self._network.anchor, self._network.nowhere
@@ -276,15 +237,7 @@ class GraphedBatch:
         self._barred[: batch.rows, 0].copy_(barred)
         self._seated = rows
 
-    def _groups(self, rows: list[_Row]) -> list[list[int]]:
-        """Columns of rows that begin with the same positions of another sequence."""
-        alike: dict[tuple[int, int], list[int]] = {}
-        for column, row in enumerate(rows):
-            if row.held.shared:
-                alike.setdefault((id(row.held.ahead), row.held.shared), []).append(column)
-        return [columns[at : at + MEMBERS] for columns in alike.values() for at in range(0, len(columns), MEMBERS)]
-
-    def _say_who_shares(self, rows: list[_Row], groups: list[list[int]]) -> None:
+    def _say_who_shares(self, rows: list[Row], groups: list[list[int]]) -> None:
         """Puts it where the step reads it."""
         if not groups:
             return
@@ -344,13 +297,13 @@ class GraphedBatch:
             logits[:, self._end_ids] = ends.masked_fill(barred, float("-inf"))
         return logits.argmax(-1)
 
-    def _fly(self, rows: list[_Row], tokens: torch.Tensor, stage: str, begun: torch.cuda.Event | float) -> None:
+    def _fly(self, rows: list[Row], tokens: torch.Tensor, stage: str, begun: torch.cuda.Event | float) -> None:
         there = torch.empty(len(tokens), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
         there.copy_(tokens, non_blocking=True)
-        self._flying.append(_Flight(list(rows), there, stage, begun, self._now()))
+        self._flying.append(Flight(list(rows), there, stage, begun, self._now()))
 
-    def _land(self, flight: _Flight) -> Iterator[Written]:
-        self._busy[flight.stage] += _seconds(flight.begun, flight.there)
+    def _land(self, flight: Flight) -> Iterator[Written]:
+        self._busy[flight.stage] += seconds_between(flight.begun, flight.there)
         for row, token in zip(flight.rows, flight.tokens.tolist(), strict=True):
             if row.ended:
                 continue
@@ -369,7 +322,7 @@ class GraphedBatch:
                 reused_prefix_tokens=row.held.shared,
             )
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         row.ended = True
         del self._rows[row.request.request_id]
         self._shelf.let_go(row.held)
@@ -384,24 +337,3 @@ class GraphedBatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _seconds(begun: torch.cuda.Event | float, there: torch.cuda.Event | float) -> float:
-    """Between the two, once the second has come."""
-    if isinstance(begun, float) or isinstance(there, float):
-        assert isinstance(begun, float)
-        assert isinstance(there, float)
-        return there - begun
-    there.synchronize()
-    milliseconds: float = begun.elapsed_time(there)
-    return milliseconds / 1e3
-
-
-def _length(request: Request) -> int:
-    """Of its prompt."""
-    return request.prompt.inputs_embeds.shape[1]
-
-
-def _positions(request: Request) -> int:
-    """That its prompt and its answer may take; the last token's keys are never needed."""
-    return _length(request) + request.max_new_tokens

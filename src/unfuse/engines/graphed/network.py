@@ -11,18 +11,16 @@ import torch
 
 from unfuse.engines.graphed.caches import new_sequence
 from unfuse.engines.graphed.capture import cut, part_ends
-from unfuse.engines.graphed.kernels.decode_attention import (
-    MEMBERS,
-    MOST_SHARED_SPLITS,
-    DecodeShape,
-    SharedParts,
-    decode_attention,
-    partial_size,
-    shared_attention,
-)
+from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention, partial_size
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, rotary_angles
+from unfuse.engines.graphed.kernels.shared_attention import (
+    MEMBERS,
+    MOST_SHARED_SPLITS,
+    SharedParts,
+    shared_attention,
+)
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
 from unfuse.engines.graphed.structure import Llama, Unserved
