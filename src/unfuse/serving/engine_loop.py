@@ -155,6 +155,11 @@ class EngineLoop:
 
     def run(self) -> None:
         """The thread."""
+        device = self.model.device
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.set_device(device)  # each thread has a current device of its own
         try:
             batch = self.model.continuous(self._capacity, interleave=True)
             self._room = batch.capacity
