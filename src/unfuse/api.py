@@ -15,6 +15,7 @@ from unfuse.runs import PROTOCOL_STAGES, read_manifest, refuse_occupied
 from unfuse.samples import Dataset, Sample, read_dataset
 from unfuse.samples.demo import MAX_NEW_TOKENS, demo_dataset
 from unfuse.staged_model import StagedModel
+from unfuse.throughput.devices import find_devices
 from unfuse.throughput.job import AnswersRun, OnAnswer, RunSettings, Work, answer_dataset
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def run(
     questions: Sequence[str] | None = None,
     max_samples: int | None = None,
     device: str = "auto",
+    devices: str | None = None,
     dtype: str = "auto",
     engine: str = "auto",
     output: str | Path | None = None,
@@ -100,6 +102,8 @@ def run(
         dataset: a folder in the instruction-set layout, or a ``Dataset``; the demo recordings by default.
         questions: asked of every row in the place of its own, and filed under ``<sample_id>#<n>``.
         max_samples: only the first so many rows.
+        devices: in the place of ``device``: ``auto`` for all GPUs of this host, a number of them, or names with commas
+            between; more than one get a process each, and the model must be a name.
         device: as for ``unfuse.load``.
         dtype: as for ``unfuse.load``.
         engine: as for ``unfuse.load``.
@@ -124,7 +128,14 @@ def run(
     folder = answers_folder(name, output, resume=resume)
     work = Work(open_dataset(dataset, max_samples), questions)
     return answer_dataset(
-        model, work, options, output=folder, resume=resume, placement=(device, dtype, engine), on_answer=on_answer
+        model,
+        work,
+        options,
+        output=folder,
+        resume=resume,
+        placement=(device, dtype, engine),
+        devices=() if devices is None else find_devices(devices),
+        on_answer=on_answer,
     )
 
 

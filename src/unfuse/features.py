@@ -54,10 +54,15 @@ class Features:
             self._digests[versions] = digest_tensors(self._named())
         return self._digests[versions]
 
-    def to(self, device: str | torch.device) -> Features:
-        """The same features on another device."""
-        layers = tuple(layer.to(device) for layer in self.layers)
-        return Features(self.tensor.to(device), self.provenance, layers, self.layout)
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Features:
+        """The same features on another device.
+
+        Args:
+            device: where to.
+            non_blocking: as torch has it: from pinned memory the host goes on at once.
+        """
+        layers = tuple(layer.to(device, non_blocking=non_blocking) for layer in self.layers)
+        return Features(self.tensor.to(device, non_blocking=non_blocking), self.provenance, layers, self.layout)
 
     def clone(self) -> Features:
         """A copy that shares no memory with this one."""

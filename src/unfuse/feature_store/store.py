@@ -60,7 +60,8 @@ class FeatureStore:
         """
         if max_bytes is not None and max_bytes < 1:
             raise InputError("bound of the store", found=f"{max_bytes} bytes", expected="at least 1")
-        self._folder = StoreFolder(Path(folder), max_bytes or DEFAULT_MAX_BYTES, make=make)
+        self.max_bytes = max_bytes or DEFAULT_MAX_BYTES
+        self._folder = StoreFolder(Path(folder), self.max_bytes, make=make)
         self._counts: Counter[str] = Counter()
         self._lock = Lock()
         self.trouble: str | None = None

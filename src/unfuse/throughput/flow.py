@@ -24,9 +24,9 @@ from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared, Sampling, StopReason
+from unfuse.throughput.pool import Pool
 from unfuse.throughput.scenes import Asked, PreparedScene, reason_of
 from unfuse.throughput.times import Stopwatch, Times
-from unfuse.throughput.workers import Pool
 
 ENCODE_TOGETHER: Final = 8
 """Scenes encoded in one call: enough that a tower of CLIP's size is limited by its arithmetic."""
@@ -116,6 +116,8 @@ class Flow:
         self._waited_s = 0.0
         self.most_held = 0
         """Questions of scenes taken from the pool and not answered, at any one time."""
+        self.scenes_found = 0
+        """Scenes whose features came with them."""
 
     def run(self) -> None:
         """Answers everything that the pool prepares.
@@ -181,7 +183,8 @@ class Flow:
 
     def _sort_in(self, scene: PreparedScene) -> None:
         if scene.features is not None:
-            features = scene.features.to(self._model.device)
+            features = scene.features.to(self._model.device, non_blocking=True)
+            self.scenes_found += 1
             self._encoded.append(_Encoded(scene, features, None, deque(_paired(scene))))
         elif scene.pixels is not None:
             self._fresh.append(scene)

@@ -28,6 +28,10 @@ class RunSummary:
     """Questions answered at the same time, on each device."""
     most_held: int
     """Questions that were taken up and not answered, at most at any one time, on any device."""
+    scenes_found: int = 0
+    """Of these, found in the store."""
+    not_kept: str | None = None
+    """Why a scene was last not put into the store."""
     worker_deaths: int = 0
     device_deaths: tuple[str, ...] = ()
 
@@ -86,6 +90,10 @@ class RunSummary:
             f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
             self.bottleneck.line(times),
         ]
+        if self.scenes_found:
+            lines.append(f"Store: {self.scenes_found} of {_count(self.scenes, 'scene')} found, not encoded again.")
+        if self.not_kept:
+            lines.append(f"Warning: not every scene is kept: {self.not_kept}")
         if self.worker_deaths:
             lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
         lines += [f"Warning: {death}" for death in self.device_deaths]

@@ -60,7 +60,8 @@ def serve(place: socket.socket, front: Front) -> None:
     """Answers scenes with prepared scenes until the other end closes."""
     with suppress(Closed):
         while True:
-            send(place, prepare(front, receive(place)))
+            scene, known = receive(place)
+            send(place, prepare(front, scene, known))
 
 
 if __name__ == "__main__":
