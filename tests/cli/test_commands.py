@@ -490,12 +490,13 @@ def test_options_are_frozen():
         "export": ["output", "replace", "runs"],
         "report": ["output", "runs"],
         "run": [
-            "capacity", "dataset", "device", "dtype", "encode_batch", "engine", "max_new_tokens", "max_samples", "model",
-            "output", "output_length", "questions", "resume", "seed", "temperature", "workers",
+            "capacity", "dataset", "device", "devices", "dtype", "encode_batch", "engine", "max_new_tokens",
+            "max_samples", "model", "output", "output_length", "questions", "resume", "seed", "store", "store_gib",
+            "temperature", "workers",
         ],
         "serve": [
-            "device", "dtype", "engine", "host", "max_concurrent", "max_upload_mb", "model", "no_token", "port", "queue",
-            "scenes_mb", "store", "store_gib", "timeout_s", "token_file",
+            "device", "dtype", "engine", "host", "max_concurrent", "max_upload_mb", "model", "no_token", "port",
+            "queue", "scenes_mb", "store", "store_gib", "timeout_s", "token_file",
         ],
         "store": [],
         "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model", "output"],
