@@ -1,7 +1,7 @@
 """Files to answers at EventGPT-7B's shape: ``unfuse run`` under each engine beside the seed's loop, all in one run.
 
 Random weights made on the device (timings only), recordings of random events on the disk: 5 frames at 336, 46 new
-tokens an answer. Each engine answers the whole dataset twice; the second time counts, when all is compiled and captured.
+tokens an answer. Each engine answers the whole dataset twice; the second time counts, when all is compiled.
 
     python -m benchmarks.throughput --out FOLDER                       engines graphed and vllm, many questions a scene
     python -m benchmarks.throughput --out FOLDER --devices 2           one GPU, then two, a process each

@@ -472,7 +472,10 @@ def test_options_are_frozen():
     """The command line cannot grow unnoticed."""
     options = {name: sorted(p.name for p in verb.params) for name, verb in cli.commands.items()}
     assert options == {
-        "ask": ["device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "temperature"],
+        "ask": [
+            "device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "store", "store_gib",
+            "temperature",
+        ],
         "bench": [
             "balance_seconds", "dataset", "device", "dtype", "energy_seconds", "engine", "max_new_tokens",
             "max_samples", "models", "num_warmups", "output", "output_length", "profile", "protocol", "resume", "reuse",
@@ -486,6 +489,16 @@ def test_options_are_frozen():
         "doctor": [],
         "export": ["output", "replace", "runs"],
         "report": ["output", "runs"],
+        "run": [
+            "capacity", "dataset", "device", "devices", "dtype", "encode_batch", "engine", "max_new_tokens",
+            "max_samples", "model", "output", "output_length", "questions", "resume", "seed", "store", "store_gib",
+            "temperature", "workers",
+        ],
+        "serve": [
+            "device", "dtype", "engine", "host", "max_concurrent", "max_upload_mb", "model", "no_token", "port",
+            "queue", "scenes_mb", "store", "store_gib", "timeout_s", "token_file",
+        ],
+        "store": [],
         "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model", "output"],
     }  # fmt: skip
     parts = cli.commands["dataset"].commands

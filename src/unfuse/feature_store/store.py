@@ -112,6 +112,12 @@ class FeatureStore:
         self._count("stored")
         self._count("evicted", evicted)
 
+    def forget(self, origin: Provenance) -> None:
+        """Removes the entry of features of this provenance, where there is one."""
+        key = _key(origin, software())
+        if (found := self._folder.read(key)) is not None:
+            self._folder.remove(key, found.identity)
+
     def find(self, model: StagedModel, media_sha256: str) -> Features | None:
         """``get`` for a model, on its device."""
         features = self.get(model.fingerprint, media_sha256, str(model.dtype).removeprefix("torch."))

@@ -9,24 +9,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
 
 import torch
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
-from unfuse.engines.graphed.kernels.shared_attention import MEMBERS, SharedParts
-from unfuse.engines.graphed.network import MOST_TOGETHER, Batch, Network
+from unfuse.engines.graphed.network import MOST_TOGETHER, Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
-from unfuse.engines.graphed.under_way import Flight, Row, groups_of, positions_of, prompt_length, seconds_between
+from unfuse.engines.graphed.seats import Seats
+from unfuse.engines.graphed.under_way import Flight, Row, positions_of, prompt_length, seconds_between
 from unfuse.engines.sampling import TokenChooser
 from unfuse.errors import DeviceError
 from unfuse.stages import StopReason
-
-ROWS: Final = (16, 32, 64, 96, 128, 192, MOST_TOGETHER)
-"""Rows of the steps that are captured."""
-GROUPS: Final = (0, 8, 32, 96, MOST_TOGETHER)
-"""Groups of rows that begin alike, in those steps."""
 
 
 class GraphedBatch:
@@ -36,7 +30,7 @@ class GraphedBatch:
         self,
         network: Network,
         prompts: Prompts,
-        captured: Callable[[Callable[[], None]], Callable[[], None]],
+        seats: Callable[[GraphedBatch], Seats],
         others: TurnByTurn,
         refuses: Callable[[Request], bool],
         end_ids: torch.Tensor,
@@ -50,7 +44,7 @@ class GraphedBatch:
         Args:
             network: what steps and passes run on.
             prompts: passes over prompts.
-            captured: makes a graph of a call.
+            seats: gives memory for the rows of steps, which this then has to itself until it is closed.
             others: takes the requests that this cannot.
             refuses: whether it is one of those.
             end_ids: tokens that end an answer, int64, on the device.
@@ -60,24 +54,19 @@ class GraphedBatch:
         """
         self.capacity = min(capacity or MOST_TOGETHER, MOST_TOGETHER)
         self._interleave = interleave
-        self._network, self._prompts, self._captured = network, prompts, captured
+        self._network, self._prompts = network, prompts
+        self._find_seats = seats
+        self._seats: Seats | None = None
         self._others, self._refuses = others, refuses
         self._end_ids = end_ids
         self._ends = frozenset(end_ids.tolist())
         self._shelf = Shelf(network.llama, most_bytes)
         self._waiting: deque[Request] = deque()
         self._rows: dict[str, Row] = {}
-        self._seated: list[Row] = []
-        """As the step's memory has them."""
         self._flying: deque[Flight] = deque()
         self._busy = {"prefill": 0.0, "decode": 0.0}
-        self._batch: Batch | None = None
-        device = network.llama.device
-        self._barred = torch.zeros(MOST_TOGETHER, 1, dtype=torch.bool, device=device)
-        self._first = torch.zeros(MOST_TOGETHER, dtype=torch.int64, device=device)
         self._firsts = 0
-        self._steps: dict[tuple[int, int], Callable[[], None]] = {}
-        self._shared: SharedParts | None = None
+        """First tokens of those who join at this step, so far."""
 
     @property
     def unfinished(self) -> int:
@@ -131,11 +120,11 @@ class GraphedBatch:
         self._others.close()
         self._waiting.clear()
         self._rows.clear()
-        self._seated = []
         self._flying.clear()
         self._shelf.close()
-        self._steps.clear()
-        self._batch = self._shared = None
+        if self._seats is not None:
+            self._seats.user = None
+            self._seats = None
 
     def _admit(self) -> None:
         """Runs passes over the prompts that there is room for."""
@@ -175,13 +164,18 @@ class GraphedBatch:
         ahead = held.ahead.sequence if held.ahead else None
         return row, Rows(embeds[held.shared :], positions[:, held.shared :], held.sequence, ahead, held.shared)
 
+    def _own_seats(self) -> Seats:
+        if self._seats is None:
+            self._seats = self._find_seats(self)
+        return self._seats
+
     def _pass(self, chosen: list[tuple[Row, Rows]]) -> None:
-        begun = self._now()
+        begun, seats = self._now(), self._own_seats()
         rows = [row for row, _ in chosen]
         logits = self._prompts([each for _, each in chosen])
-        tokens = self._first[self._firsts : self._firsts + len(rows)]
-        barred = torch.tensor([[row.request.sampling.ignore_eos] for row in rows])
-        tokens.copy_(self._largest(logits, self._uploaded(barred)))
+        tokens = seats.first[self._firsts : self._firsts + len(rows)]
+        barred = seats.uploaded(torch.tensor([[row.request.sampling.ignore_eos] for row in rows]))
+        tokens.copy_(seats.largest(logits, barred))
         for index, row in enumerate(rows):
             row.column = MOST_TOGETHER + self._firsts + index
             if row.chooser is not None:
@@ -194,108 +188,15 @@ class GraphedBatch:
         rows = [row for row in self._rows.values() if row.goes_on]
         if not rows:
             return 0
-        size = next(size for size in ROWS if size >= len(rows))
-        groups = groups_of(rows)
-        step = self._step(size, next(most for most in GROUPS if most >= len(groups)))
-        assert self._batch is not None
-        batch = self._batch.first(size)
-        begun = self._now()
-        if rows != self._seated:
-            self._seat(rows, batch)
-            self._say_who_shares(rows, groups)
-        step()
+        begun, seats = self._now(), self._own_seats()
+        seats.step(rows)
         for column, row in enumerate(rows):
             row.launched += 1
             row.column = column
             if row.chooser is not None:
-                batch.token[column] = row.chooser(batch.logits[column])
-        self._fly(rows, batch.token[: len(rows)], "decode", begun)
+                seats.batch.token[column] = row.chooser(seats.batch.logits[column])
+        self._fly(rows, seats.batch.token[: len(rows)], "decode", begun)
         return 1
-
-    def _seat(self, rows: list[Row], batch: Batch) -> None:
-        """Puts the rows' state where the step reads it."""
-        assert self._batch is not None
-        anchor, nowhere = self._network.anchor, self._network.nowhere
-        lines = [
-            (
-                row.column,
-                row.length - row.held.shared + row.launched - 1,
-                row.position + row.launched - 1,
-                row.held.sequence.offset(anchor),
-                row.held.sequence.capacity,
-                int(row.request.sampling.ignore_eos),
-            )
-            for row in rows
-        ]
-        lines += [(0, 0, 0, nowhere.offset(anchor), nowhere.capacity, 0)] * (batch.rows - len(rows))
-        source, length, position, caches, capacity, barred = self._uploaded(torch.tensor(lines).t().contiguous())
-        batch.token.copy_(torch.cat([self._batch.token, self._first])[source])
-        batch.length.copy_(length)
-        batch.position.copy_(position)
-        batch.caches.copy_(caches)
-        batch.capacity.copy_(capacity)
-        self._barred[: batch.rows, 0].copy_(barred)
-        self._seated = rows
-
-    def _say_who_shares(self, rows: list[Row], groups: list[list[int]]) -> None:
-        """Puts it where the step reads it."""
-        if not groups:
-            return
-        assert self._shared is not None
-        lines = []
-        for columns in groups:
-            held = rows[columns[0]].held
-            assert held.ahead is not None
-            ahead = held.ahead.sequence
-            members = columns + [-1] * (MEMBERS - len(columns))
-            lines.append([ahead.offset(self._network.anchor), ahead.capacity, held.shared, *members])
-        shared = self._shared
-        lines += [[0, 1, 0, *[-1] * MEMBERS]] * (len(shared.length) - len(lines))
-        table = self._uploaded(torch.tensor(lines))
-        shared.caches.copy_(table[:, 0])
-        shared.capacity.copy_(table[:, 1])
-        shared.length.copy_(table[:, 2])
-        shared.members.copy_(table[:, 3:])
-        flags = [int(row.held.shared > 0) for row in rows] + [0] * (len(shared.shares) - len(rows))
-        shared.shares.copy_(self._uploaded(torch.tensor(flags)))
-
-    def _step(self, size: int, groups: int) -> Callable[[], None]:
-        if self._batch is None:
-            self._batch = self._network.batch(MOST_TOGETHER)
-            # Each row may share something else.
-            self._shared = self._network.shared(MOST_TOGETHER)
-        key = size, groups
-        if key not in self._steps:
-            self._network.tune(size)
-            batch = self._batch.first(size)
-            shared = None
-            if self._shared is not None and groups:
-                shared = self._shared.first(groups, self._network.llama.heads.kv_heads)
-
-            def work() -> None:
-                self._network.step(batch, shared)
-                batch.token.copy_(self._largest(batch.logits, self._barred[:size]))
-
-            # What captures runs the step first: on rows that stand for nothing.
-            tokens = batch.token.clone()
-            batch.caches.fill_(self._network.nowhere.offset(self._network.anchor))
-            batch.capacity.fill_(self._network.nowhere.capacity)
-            batch.length.zero_()
-            batch.position.zero_()
-            if shared is not None:
-                shared.length.zero_()
-                shared.shares.zero_()
-            self._steps[key] = self._captured(work)
-            batch.token.copy_(tokens)
-            self._seated = []
-        return self._steps[key]
-
-    def _largest(self, logits: torch.Tensor, barred: torch.Tensor) -> torch.Tensor:
-        """Tokens of the largest logits, ``[R]``; never one that ends in rows where ``barred [R, 1]``."""
-        if len(self._ends):
-            ends = logits[:, self._end_ids]
-            logits[:, self._end_ids] = ends.masked_fill(barred, float("-inf"))
-        return logits.argmax(-1)
 
     def _fly(self, rows: list[Row], tokens: torch.Tensor, stage: str, begun: torch.cuda.Event | float) -> None:
         there = torch.empty(len(tokens), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
@@ -326,10 +227,6 @@ class GraphedBatch:
         row.ended = True
         del self._rows[row.request.request_id]
         self._shelf.let_go(row.held)
-
-    def _uploaded(self, values: torch.Tensor) -> torch.Tensor:
-        device = self._network.llama.device
-        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
     def _now(self) -> torch.cuda.Event | float:
         if self._network.llama.device.type != "cuda":
