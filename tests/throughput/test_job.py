@@ -14,7 +14,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import unfuse
-from unfuse.errors import DatasetError, FileAccessError, InputError, RunFolderError
+from unfuse.engines.fused_only import FusedOnly
+from unfuse.errors import CutError, DatasetError, FileAccessError, InputError, RunFolderError
 from unfuse.report.schemas import schemas
 from unfuse.runs import RunFolder, read_manifest
 from unfuse.runs.answers_file import read_answers
@@ -190,3 +191,10 @@ def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
     subprocess.run([sys.executable, script, folder, str(seconds)], check=True, env={**os.environ, **quiet})
     assert by_id(folder) == by_id(undisturbed.folder)
     assert len(read_manifest(folder).resumed) >= 5
+
+
+def test_a_model_that_cannot_be_cut_is_refused(demo_model, demo_work, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_model, "engine", FusedOnly("it has no seam"))
+    with pytest.raises(CutError, match="no seam"):
+        answer_dataset(demo_model, demo_work, SETTINGS, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
