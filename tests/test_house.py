@@ -14,7 +14,7 @@ import unfuse
 SOURCE = Path(unfuse.__file__).parent
 
 LAYERS = [
-    {"errors", "stages", "checksum", "features", "compiled", "decoders"},
+    {"errors", "stages", "checksum", "features", "feature_store", "compiled", "decoders"},
     {"events"},
     {"samples", "runs"},
     {"measure"},
@@ -22,9 +22,10 @@ LAYERS = [
     {"adapters", "staged_model"},
     {"pipeline"},
     {"report"},
-    {"protocols"},
+    {"protocols", "throughput"},
     {"verification"},
     {"api"},
+    {"serving"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -44,7 +45,7 @@ def test_public_names():
     for name in unfuse.__all__:
         assert getattr(unfuse, name) is not None
     assert set(unfuse.__all__) == {
-        "Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "verify",
+        "Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "run", "verify",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="nothing"):
         _ = unfuse.nothing

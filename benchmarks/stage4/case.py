@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig
 
+from unfuse.adapters.base import Shown
 from unfuse.adapters.eventgpt import EventGPTAdapter
+from unfuse.adapters.eventgpt_front import EventGPTFront
 from unfuse.adapters.eventgpt_loading import random_config
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.prompt import EVENT_INDEX
@@ -72,7 +74,8 @@ def make_case(smoke: bool) -> Case:
         pixels = torch.randn(FRAMES, 3, side, side).to(dtype)
     model.generation_config.eos_token_id = config.eos_token_id
     no_text = types.SimpleNamespace(decode=lambda *_, **__: "")
-    adapter = EventGPTAdapter(model, no_text, None, fingerprint="random")
+    config.vision_config = model.config.vision_config
+    adapter = EventGPTAdapter(model, EventGPTFront(config, no_text, None, dtype), fingerprint="random")
     compiler: dict[str, Any] = {"backend": "eager"} if smoke else {"mode": "reduce-overhead"}
     prepared = make_prepared(adapter, make_ids(0, AFTER, config.vocab_size), pixels)
     compiler |= {"fullgraph": True, "dynamic": False}
@@ -89,8 +92,8 @@ def make_ids(seed: int, after: int, vocabulary: int) -> tuple[int, ...]:
 
 def make_prepared(adapter: EventGPTAdapter, ids: tuple[int, ...], pixels: torch.Tensor) -> Prepared:
     """What ``preprocess`` gives, without text or pictures."""
-    input_ids = torch.tensor([ids], device=adapter.device)
-    return replace(adapter._prepared(input_ids, pixels, "0" * 64, "", FRAMES), token_ids=ids)
+    scene = Shown(media_sha256="0" * 64, num_frames=FRAMES, media_tokens=FRAMES + adapter.model.num_patches)
+    return adapter.upload(replace(adapter.front.prepared(ids, scene, ""), pixel_values=pixels))
 
 
 def staged(adapter: EventGPTAdapter, name: str) -> StagedModel:

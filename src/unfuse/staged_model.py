@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from unfuse.adapters.base import Adapter
+from unfuse.adapters.pieces import TextPieces
 from unfuse.engines import ENGINES, Engine
 from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.fused_only import FusedOnly
@@ -42,7 +43,7 @@ class StagedModel:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the config and every tensor."""
+        """SHA-256 of the config, every tensor and the pixels' settings."""
         return self.adapter.fingerprint
 
     @property
@@ -63,6 +64,10 @@ class StagedModel:
     def load(self, sample: Sample) -> Loaded:
         """Stage 1: bytes on disk to frames."""
         return self.adapter.load(sample)
+
+    def media_sha256(self, sample: Sample) -> str:
+        """Hash of what ``load`` would show, at the price of hashing the files: nothing is decoded or drawn."""
+        return self.adapter.media_sha256(sample)
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """Stage 2: pixel values on the device and token ids; ``question`` stands for the sample's own."""
@@ -141,22 +146,26 @@ class StagedModel:
     def request(
         self,
         request_id: str,
-        question: str,
+        question: str | Prepared,
         features: Features,
         *,
         max_new_tokens: int = 512,
         sampling: Sampling = _GREEDY,
         reuse: bool = False,
     ) -> Request:
-        """A question about features, as ``continuous`` takes it.
+        """A question about features, as ``continuous`` takes it: its words, or what stage 2 made of them.
 
         Raises:
             FeaturesError: the features are another model's.
         """
         _require_tokens(max_new_tokens)
-        prompt = self.adapter.prompt(self.adapter.tokenize(question, features), features, digest=reuse)
+        prepared = self.adapter.tokenize(question, features) if isinstance(question, str) else question
         return Request(
-            request_id=request_id, prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling, reuse=reuse
+            request_id=request_id,
+            prompt=self.adapter.prompt(prepared, features, digest=reuse),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            reuse=reuse,
         )
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
@@ -187,18 +196,12 @@ class StagedModel:
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
         prefilled = self.prefill(prepared, features, sampling, reuse=reuse)
-        ids: list[int] = []
-        shown = ""
+        pieces = TextPieces(self.adapter.decode_text)
         for token in self.engine.decode(prefilled, max_new_tokens):
-            ids.append(token)
-            text = self.adapter.decode_text(tuple(ids))
-            # A character may span several tokens; it is held back until it is whole.
-            if text.startswith(shown) and not text.endswith("\ufffd") and text != shown:
-                yield text[len(shown) :]
-                shown = text
-        text = self.adapter.decode_text(tuple(ids))
-        if text != shown:
-            yield text.removeprefix(shown)
+            if piece := pieces.add(token):
+                yield piece
+        if rest := pieces.end():
+            yield rest
 
     def close(self) -> None:
         """Frees what the engine holds."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+from unfuse.adapters.base import Shown
 from unfuse.adapters.eventgpt import EventGPTAdapter
 from unfuse.adapters.registry import load
 from unfuse.models.eventgpt import EventChatModel, EventGPTForConditionalGeneration, EventGPTProcessor
@@ -79,7 +81,10 @@ def test_published_generate(golden, published, checkpoint, way):
             with torch.no_grad():
                 media = {"event_features": published.visval_encode(pixels)}
         else:
-            prepared = staged.adapter._prepared(ids, pixels, "golden", case["query"], len(pixels))
+            tokens = len(pixels) + published.num_patches
+            scene = Shown(media_sha256="golden", num_frames=len(pixels), media_tokens=tokens)
+            prepared = staged.adapter.front.prepared(tuple(case["input_ids"]), scene, case["query"])
+            prepared = replace(prepared, pixel_values=pixels)
             media = {"event_features": staged.encode(prepared)}
         out = published.generate(ids, **media, event_image_sizes=[480, 640], do_sample=False, max_new_tokens=48)
         assert out[0].tolist() == case["generated_ids"]

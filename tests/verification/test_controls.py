@@ -23,7 +23,7 @@ TOKENS = 24
 
 def staged(demo_model, adapter_class, engine=None):
     source = demo_model.adapter
-    adapter = adapter_class(source.model, source._tokenizer, source._pixels._processor, source.fingerprint)
+    adapter = adapter_class(source.model, source.front, source.fingerprint)
     return StagedModel("broken", adapter, engine or EagerEngine(adapter.language))
 
 
@@ -236,6 +236,7 @@ def test_whole_verification_names_the_failed_check(demo_model, demo_sample):
         "encode-once",
         "same-output",
         "features-used",
+        "store-hit",
         "golden",
         "backward-compatible",
         "timing-additive",

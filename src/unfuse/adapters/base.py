@@ -21,6 +21,58 @@ if TYPE_CHECKING:
     from unfuse.engines.language_model import LanguageModel
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What a prompt must know of the scene that it is about: everything but the pixels."""
+
+    media_sha256: str
+    num_frames: int
+    media_tokens: int
+    """Prompt positions that are features."""
+    frame_sizes: tuple[tuple[int, int], ...] = ()
+    """(height, width) of every frame before preprocessing, where a prompt depends on it."""
+
+
+class Front(Protocol):
+    """Stages 1 and 2 without the network: config, tokenizer and pixel settings alone, in any process of the host."""
+
+    family: str
+    notes: tuple[str, ...]
+    """What a reader of a report must know of how pixels are made."""
+
+    def media_sha256(self, sample: Sample) -> str:
+        """What ``load`` says of the media, from the files' bytes alone: nothing is decoded.
+
+        Raises:
+            FileAccessError: a file is missing or unreadable.
+        """
+
+    def load(self, sample: Sample) -> Loaded:
+        """Stage 1: bytes on disk to frames."""
+
+    def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
+        """Stage 2 up to the upload: frames to pixel values in the model's dtype, text to token ids, on the CPU."""
+
+    def tokenize(self, question: str, scene: Shown) -> Prepared:
+        """The same for a further question about a scene: no pixels. ``Adapter.recall`` completes it."""
+
+    def shown(self, features: Features) -> Shown:
+        """What a further question must know of the scene that these features are of."""
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Tokens to text, without special ones, stripped."""
+
+
+def shown(prepared: Prepared) -> Shown:
+    """The same of a scene that was prepared and is not encoded yet."""
+    return Shown(
+        media_sha256=prepared.media_sha256,
+        num_frames=prepared.num_frames,
+        media_tokens=prepared.media_tokens,
+        frame_sizes=prepared.frame_sizes,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Fused:
     """What the model's own ``generate`` gave for one prompt."""
@@ -42,6 +94,10 @@ class Adapter(Protocol):
     """What a reader of a report must know: random weights, added tokens, ..."""
     uncut: str | None
     """Why this model's stages cannot be taken apart; None where they can. The fused call works either way."""
+
+    @property
+    def front(self) -> Front:
+        """Its stages 1 and 2, which another process may run as well."""
 
     @property
     def device(self) -> torch.device:
@@ -66,8 +122,17 @@ class Adapter(Protocol):
     def load(self, sample: Sample) -> Loaded:
         """Stage 1: bytes on disk to frames."""
 
+    def media_sha256(self, sample: Sample) -> str:
+        """What ``load`` would say of its frames, without decoding anything."""
+
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """Stage 2: frames to pixel values on the device, text to token ids."""
+
+    def upload(self, prepared: Prepared) -> Prepared:
+        """The end of stage 2: what ``front.preprocess`` gave, on the device. From pinned memory it does not wait."""
+
+    def recall(self, prepared: Prepared, features: Features) -> Prepared:
+        """The same for what ``front.tokenize`` gave: sizes and grids come with the features."""
 
     def encode(self, prepared: Prepared) -> Features:
         """Stage 3: every frame, and everything that happens on the vision side."""

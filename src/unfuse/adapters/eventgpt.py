@@ -9,40 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from unfuse.adapters.media import load_event_frames
-from unfuse.adapters.pixels import ClipPixels
+from unfuse.adapters.eventgpt_front import EventGPTFront
 from unfuse.adapters.shared import HuggingFaceAdapter
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.language_model import LanguageModel, end_ids
-from unfuse.errors import FeaturesError, MediaError, PromptError
+from unfuse.errors import FeaturesError
 from unfuse.features import Features, require_fit
 from unfuse.measure.clock import span
 from unfuse.measure.hooks import module_spans
 from unfuse.models.eventgpt import EventChatModel
-from unfuse.models.eventgpt.prompt import EVENT_INDEX, build_prompt, tokenize_prompt
-from unfuse.samples import Sample, clean_question
-from unfuse.stages import Loaded, Prepared, Prompt
+from unfuse.models.eventgpt.prompt import EVENT_INDEX
+from unfuse.stages import Prepared, Prompt
 
 
 class EventGPTAdapter(HuggingFaceAdapter):
     """One loaded EventGPT."""
 
     family = "eventgpt"
+    front: EventGPTFront
 
-    def __init__(
-        self,
-        model: EventChatModel,
-        tokenizer: Any,
-        event_processor: Any,
-        fingerprint: str,
-        notes: tuple[str, ...] = (),
-    ):
+    def __init__(self, model: EventChatModel, front: EventGPTFront, fingerprint: str, notes: tuple[str, ...] = ()):
         self.model = model
+        self.front = front
         self.fingerprint = fingerprint
-        self._pixels = ClipPixels(event_processor)
-        self.notes = (*notes, *self._pixels.notes)
+        self.notes = (*notes, *front.notes)
         self.uncut: str | None = None
-        self._tokenizer = tokenizer
 
     @property
     def language(self) -> LanguageModel:
@@ -50,25 +41,18 @@ class EventGPTAdapter(HuggingFaceAdapter):
         model = self.model
         return LanguageModel(model.model, model.lm_head, model.get_input_embeddings(), end_ids(model))
 
-    def load(self, sample: Sample) -> Loaded:
-        """Takes ``event_image`` if the sample has it, else ``event_data``, which is rasterised here."""
-        if not sample.has_events:
-            raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
-        return load_event_frames(sample)
-
-    def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
-        """CLIP pixels of every frame, and the prompt's ids with ``-200`` for the scene."""
-        asked = loaded.question if question is None else clean_question(question)
-        with span("pixels"):
-            pixels = self._pixels(loaded.frames)
-        with span("tokenize"):
-            ids = tokenize_prompt(build_prompt(asked), self._tokenizer)
+    def upload(self, prepared: Prepared) -> Prepared:
+        """See ``Adapter.upload``."""
         with span("upload"):
-            pixel_values = torch.from_numpy(pixels).to(self.device, self.dtype)
-            input_ids = torch.tensor([ids], device=self.device)
-        sizes = tuple((frame.shape[0], frame.shape[1]) for frame in loaded.frames)
-        prepared = self._prepared(input_ids, pixel_values, loaded.media_sha256, asked, len(sizes), sizes)
-        return replace(prepared, token_ids=tuple(ids))
+            return replace(
+                prepared,
+                input_ids=self._placed(prepared.input_ids),
+                pixel_values=self._placed(prepared.pixel_values),
+            )
+
+    def recall(self, prepared: Prepared, features: Features) -> Prepared:
+        """Nothing but ids."""
+        return self.upload(prepared)
 
     def encode(self, prepared: Prepared) -> Features:
         """All frames in one batch through tower, projector, adaptor and pooling."""
@@ -109,22 +93,6 @@ class EventGPTAdapter(HuggingFaceAdapter):
         embeds = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         mask = torch.stack([_left_mask(len(row), longest, self.device) for row in rows])
         return Prompt(inputs_embeds=embeds, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
-
-    def tokenize(self, question: str, features: Features) -> Prepared:
-        """The ids of a further question; there are no pixels to prepare."""
-        asked = clean_question(question)
-        with span("tokenize"):
-            ids = tokenize_prompt(build_prompt(asked), self._tokenizer)
-        with span("upload"):
-            input_ids = torch.tensor([ids], device=self.device)
-        nothing = torch.empty(0, 3, 0, 0, device=self.device, dtype=self.dtype)
-        source = features.provenance
-        prepared = self._prepared(input_ids, nothing, source.media_sha256, asked, source.num_frames)
-        return replace(prepared, token_ids=tuple(ids))
-
-    def decode_text(self, token_ids: tuple[int, ...]) -> str:
-        """Without special tokens, stripped."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
     def vision_modules(self) -> Mapping[str, nn.Module]:
         """Tower and projector; adaptor and pooling are the span ``pooling``."""
@@ -168,36 +136,6 @@ class EventGPTAdapter(HuggingFaceAdapter):
             "attention_mask": torch.stack([_left_mask(len(row), longest, self.device) for row in rows]),
             "pixel_values": torch.stack([prepared.pixel_values for prepared in batch]),
         }
-
-    def _prepared(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        media_sha256: str,
-        question: str,
-        num_frames: int,
-        frame_sizes: tuple[tuple[int, int], ...] = (),
-    ) -> Prepared:
-        text_tokens = input_ids.shape[1] - 1
-        media_tokens = num_frames + self.model.num_patches
-        limit = self.model.config.tokenizer_model_max_length
-        if text_tokens + media_tokens > limit:
-            raise PromptError(
-                f"question {question[:60]!r}...",
-                found=f"a prompt of {text_tokens + media_tokens} positions",
-                expected=f"at most {limit}",
-                fix="ask a shorter question",
-            )
-        return Prepared(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            media_sha256=media_sha256,
-            question=question,
-            num_frames=num_frames,
-            text_tokens=text_tokens,
-            media_tokens=media_tokens,
-            frame_sizes=frame_sizes,
-        )
 
 
 def _on_host(prepared: Prepared) -> tuple[int, ...]:

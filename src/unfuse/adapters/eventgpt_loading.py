@@ -9,12 +9,14 @@ import torch
 from transformers.utils import logging
 
 from unfuse.adapters.eventgpt import EventGPTAdapter
+from unfuse.adapters.eventgpt_front import EventGPTFront
 from unfuse.adapters.memory import require_memory
 from unfuse.adapters.random_tokenizer import tokenizer_with
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.eventgpt.tower import resolve_tower
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 
 _RANDOM_PARAMETERS: Final = 7_080_000_000
 """LLaMA-7B, CLIP ViT-L/14, projector and adaptor, rounded up."""
@@ -29,9 +31,9 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
     logging.disable_progress_bar()
     model = EventChatModel.from_pretrained(folder, dtype=dtype)
     model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    tokenizer = load_tokenizer(folder, model.config)
+    front = _front(folder, model.config, model.dtype)
     rows = model.config.vocab_size
-    if (wanted := model_vocabulary(tokenizer)) != rows:
+    if (wanted := model_vocabulary(front.tokenizer)) != rows:
         _resize(model, wanted)
         notes = (
             *notes,
@@ -40,7 +42,19 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
         fingerprint = model_fingerprint(model)
     else:
         fingerprint = cached_model_fingerprint(model, folder, dtype)
-    return EventGPTAdapter(model, tokenizer, load_event_processor(folder, model.config), fingerprint, notes)
+    return EventGPTAdapter(model, front, with_pixels(fingerprint, front.event_processor), notes)
+
+
+def front_of_folder(folder: Path, dtype: torch.dtype) -> EventGPTFront:
+    """Stages 1 and 2 of a checkpoint; its weights are not read.
+
+    Raises:
+        CheckpointError: config, tokenizer or pixel settings are missing or damaged.
+    """
+    logging.disable_progress_bar()
+    config = EventChatConfig.from_pretrained(folder)
+    config.vision_config = config.vision_config or resolve_tower(config.mm_visual_tower, folder).vision_config
+    return _front(folder, config, dtype)
 
 
 def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> EventGPTAdapter:
@@ -56,10 +70,16 @@ def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Even
         built = EventChatModel._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers' own
         model: EventChatModel = built.to(device).eval()
     model.generation_config.eos_token_id = config.eos_token_id
-    tokenizer = tokenizer_with()
     notes = ("random weights: timings only",)
-    processor = load_event_processor("", config)
-    return EventGPTAdapter(model, tokenizer, processor, model_fingerprint(model), notes)
+    front = random_front(dtype)
+    return EventGPTAdapter(model, front, with_pixels(model_fingerprint(model), front.event_processor), notes)
+
+
+def random_front(dtype: torch.dtype) -> EventGPTFront:
+    """Stages 1 and 2 at EventGPT-7b's shape."""
+    config = random_config()
+    config.vision_config = resolve_tower(config.mm_visual_tower, None).vision_config
+    return EventGPTFront(config, tokenizer_with(), load_event_processor("", config), dtype)
 
 
 def random_config() -> EventChatConfig:
@@ -81,6 +101,10 @@ def random_config() -> EventChatConfig:
         mm_use_im_start_end=True,
         mm_use_im_patch_token=True,
     )
+
+
+def _front(folder: Path, config: EventChatConfig, dtype: torch.dtype) -> EventGPTFront:
+    return EventGPTFront(config, load_tokenizer(folder, config), load_event_processor(folder, config), dtype)
 
 
 def _resize(model: EventChatModel, rows: int) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from unfuse.adapters.media import evenly, load_frames, middle
+from unfuse.adapters.hf_front import HFFront, Prompter
 from unfuse.adapters.returns import count, normalise, restore
 from unfuse.adapters.seam import (
     PIXELS,
@@ -31,34 +29,18 @@ from unfuse.errors import CutError, FeaturesError, PromptError
 from unfuse.features import Features, require_fit
 from unfuse.measure.clock import span
 from unfuse.measure.hooks import module_spans
-from unfuse.samples import Sample, clean_question
-from unfuse.stages import Loaded, Prepared, Prompt
+from unfuse.stages import Prepared, Prompt
 
-VIDEO_FRAMES: Final = 8
-"""Evenly spaced frames that a video model is shown."""
 _SMALL: Final = 4096
 """Elements up to which a tensor of sizes or grids is kept with the features, for further questions."""
 
-Frames = Sequence[NDArray[np.uint8]]
 Tensors = dict[str, torch.Tensor]
-
-
-class Prompter(Protocol):
-    """A family's processor: frames and a question to the arguments of its forward."""
-
-    def inputs(self, frames: Frames, question: str) -> Tensors:
-        """On the CPU: ``input_ids [1, L]`` and whatever else the forward takes."""
-
-    def further(self, frame_sizes: Sequence[tuple[int, int]], media_tokens: int, question: str) -> Tensors:
-        """The same without pixels, for a question about frames encoded before."""
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Tokens to text, without special ones."""
 
 
 class HFAdapter(HuggingFaceAdapter):
     """One loaded Hugging Face model."""
 
+    front: HFFront
     takes_video = False
     """Whether it is shown evenly spaced frames as a video, or the middle frame as an image."""
 
@@ -78,13 +60,10 @@ class HFAdapter(HuggingFaceAdapter):
         self.fingerprint = fingerprint
         self.notes = notes
         self.uncut = uncut
-        self._prompter = prompter
         self._language = language
         if takes_video is not None:
             self.takes_video = takes_video
-        config = model.config
-        ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id", "image_token_index")]
-        self._media_ids = frozenset(int(i) for i in ids if i is not None)
+        self.front = HFFront(prompter, model.config, model.dtype, takes_video=self.takes_video)
         self._vision = _vision_or_reason(model)
 
     @property
@@ -99,16 +78,27 @@ class HFAdapter(HuggingFaceAdapter):
             )
         return self._language
 
-    def load(self, sample: Sample) -> Loaded:
-        """Evenly spaced frames of a video, or its middle frame; see ``load_frames``."""
-        return load_frames(sample, evenly(VIDEO_FRAMES) if self.takes_video else middle)
+    def upload(self, prepared: Prepared) -> Prepared:
+        """See ``Adapter.upload``."""
+        with span("upload"):
+            placed = {name: self._placed(value) for name, value in prepared.inputs.items()}
+            # The pixels are one of the inputs, and go over once.
+            same = (placed[name] for name, value in prepared.inputs.items() if value is prepared.pixel_values)
+            pixels = next(same, None)
+            return replace(
+                prepared,
+                input_ids=self._placed(prepared.input_ids),
+                pixel_values=self._placed(prepared.pixel_values) if pixels is None else pixels,
+                inputs=placed,
+            )
 
-    def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
-        """What the family's processor makes of frames and question."""
-        asked = loaded.question if question is None else clean_question(question)
-        inputs = self._prompter.inputs(loaded.frames, asked)
-        sizes = tuple((frame.shape[0], frame.shape[1]) for frame in loaded.frames)
-        return self._prepared(inputs, loaded.media_sha256, asked, sizes)
+    def recall(self, prepared: Prepared, features: Features) -> Prepared:
+        """Sizes and grids come with the features, pixels are stood in for."""
+        kept = features.layout.get("inputs", {})
+        own = {name: tensor for name, tensor in prepared.inputs.items() if name not in kept}
+        uploaded = self.upload(replace(prepared, inputs=own))
+        recalled = {name: self._recalled(value) for name, value in kept.items()}
+        return replace(uploaded, inputs={**uploaded.inputs, **recalled})
 
     @torch.no_grad()
     def encode(self, prepared: Prepared) -> Features:
@@ -144,8 +134,8 @@ class HFAdapter(HuggingFaceAdapter):
         call = decoder_call(self.model, self.language.decoder, start, outputs)
         keys: tuple[int, ...] = ()
         if digest:
-            ids, seen = prepared.input_ids[0].tolist(), iter(range(len(features.tensor)))
-            keys = tuple(-1 - next(seen, 0) if i in self._media_ids else i for i in ids)
+            seen, media = iter(range(len(features.tensor))), self.front.media_ids
+            keys = tuple(-1 - next(seen, 0) if i in media else i for i in prepared.token_ids)
         return as_prompt(call, keys=keys, features_digest=features.digest if digest else None)
 
     @torch.no_grad()
@@ -156,22 +146,6 @@ class HFAdapter(HuggingFaceAdapter):
         start = generate_start(self.model, arguments)
         call = decoder_call(self.model, self.language.decoder, start, outputs)
         return as_prompt(call, attention_mask=arguments["attention_mask"])
-
-    def tokenize(self, question: str, features: Features) -> Prepared:
-        """The ids of a further question; sizes and grids come with the features, pixels are stood in for."""
-        asked = clean_question(question)
-        source, layout = features.provenance, features.layout
-        sizes = tuple((int(h), int(w)) for h, w in layout.get("frame_sizes", ()))
-        inputs = self._prompter.further(sizes, int(layout.get("media_tokens", 0)), asked)
-        kept = layout.get("inputs", {})
-        text = {name: tensor for name, tensor in inputs.items() if name not in kept and name not in PIXELS}
-        prepared = self._prepared(text, source.media_sha256, asked, sizes)
-        recalled = {name: self._recalled(value) for name, value in kept.items()}
-        return replace(prepared, inputs={**prepared.inputs, **recalled})
-
-    def decode_text(self, token_ids: tuple[int, ...]) -> str:
-        """Without special tokens, stripped."""
-        return self._prompter.decode(token_ids).strip()
 
     def vision_modules(self) -> Mapping[str, nn.Module]:
         """Towers and projectors, found by structure."""
@@ -184,31 +158,6 @@ class HFAdapter(HuggingFaceAdapter):
         if isinstance(self._vision, CutError):
             raise self._vision
         return dict.fromkeys(self.vision_modules(), len(modalities(prepared.inputs)))
-
-    def _prepared(
-        self, inputs: Mapping[str, torch.Tensor], media_sha256: str, question: str, sizes: tuple[tuple[int, int], ...]
-    ) -> Prepared:
-        # Looked at before they are on the device: there, a look waits for all work before it.
-        kept = {name: t for name, t in inputs.items() if name != "attention_mask" or not bool(t.all())}
-        media = sum(int((inputs["input_ids"] == i).sum()) for i in self._media_ids)
-        with span("upload"):
-            placed = {name: self._placed(value) for name, value in kept.items()}
-        ids = placed.pop("input_ids")
-        pixels = next((placed[name] for name in reversed(PIXELS) if name in placed), None)
-        return Prepared(
-            input_ids=ids,
-            pixel_values=torch.empty(0, device=self.device, dtype=self.dtype) if pixels is None else pixels,
-            media_sha256=media_sha256,
-            question=question,
-            num_frames=len(sizes),
-            text_tokens=ids.shape[1] - media,
-            media_tokens=media,
-            inputs=placed,
-            frame_sizes=sizes,
-        )
-
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def _whole_call(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:
         alone = {"input_ids": prepared[0].input_ids, **prepared[0].inputs}

@@ -11,6 +11,8 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -25,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from unfuse.adapters.hf import HFAdapter
+from unfuse.adapters.hf_front import HFFront
 from unfuse.adapters.llava import LlavaAdapter
 from unfuse.adapters.memory import require_memory
 from unfuse.adapters.probe import find_language_model
@@ -32,8 +35,10 @@ from unfuse.adapters.prompters import ClipPrompter, ProcessorPrompter
 from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 
+_ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
+"""By ``model_type``: families whose prompts are made here where they see CLIP's pixels."""
 _LONGEST: Final = 300
 _CLIP_PROCESSORS: Final = frozenset(
     {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "LlavaImageProcessor"}
@@ -54,20 +59,41 @@ def load_hf_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes
     language, uncut = _cut(model)
     if uncut:
         notes = (*notes, f"cannot be cut: {uncut}")
-    kind = model.config.model_type
-    if kind in ("llava", "video_llava") and (settings := _clip_settings(folder)) is not None:
-        clip = _clip_prompter(
-            model.config,
-            AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-            settings,
-            _chat_template(folder),
-        )
-        make = LlavaAdapter if kind == "llava" else VideoLlavaAdapter
-        return make(model, clip, fingerprint, (*notes, *clip.notes), language=language, uncut=uncut)
+    prompter, video = _prompter(folder, model.config, type(model))
+    fingerprint = with_pixels(fingerprint, prompter.image_processor, video=video)
+    notes = (*notes, *getattr(prompter, "notes", ()))
+    make = _ADAPTERS.get(model.config.model_type, HFAdapter) if isinstance(prompter, ClipPrompter) else HFAdapter
+    return make(model, prompter, fingerprint, notes, language=language, uncut=uncut, takes_video=video)
+
+
+def front_of_folder(folder: Path, dtype: torch.dtype) -> HFFront:
+    """Stages 1 and 2 of a checkpoint; its weights are not read.
+
+    Raises:
+        CheckpointError: config or processor are missing or damaged.
+        MissingPackageError: its processor needs a package that is not installed.
+    """
+    logging.disable_progress_bar()
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        network = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            str(folder), found=f"no config of an image-text model ({_short(error)})", expected="a whole checkpoint"
+        ) from None
+    prompter, video = _prompter(folder, config, network)
+    return HFFront(prompter, config, dtype, takes_video=video)
+
+
+def _prompter(folder: Path, config: Any, network: Any) -> tuple[ClipPrompter | ProcessorPrompter, bool]:
+    """What makes pixels and prompts, and whether the model is shown videos."""
+    kind = config.model_type
+    if kind in _ADAPTERS and (settings := _clip_settings(folder)) is not None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return _clip_prompter(config, tokenizer, settings, _chat_template(folder)), _ADAPTERS[kind].takes_video
     processor = _processor(folder)
-    video = "video" in (model.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
-    own = ProcessorPrompter(processor, video=video)
-    return HFAdapter(model, own, fingerprint, notes, language=language, uncut=uncut, takes_video=video)
+    video = "video" in (network.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
+    return ProcessorPrompter(processor, video=video), video
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +154,36 @@ def load_random_hf(shape: str, device: torch.device, dtype: torch.dtype, seed: i
     Raises:
         DeviceError: the device has not the memory.
     """
-    from unfuse.adapters.random_tokenizer import tokenizer_with
-
     known = RANDOM_SHAPES[shape]
     require_memory(f"random:{shape}", known.parameters, device, dtype)
-    config = known.config()
-    video = isinstance(config, VideoLlavaConfig)
-    tokenizer = tokenizer_with("<image>", "<video>")
-    config.image_token_id, config.video_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
-    network = VideoLlavaForConditionalGeneration if video else LlavaForConditionalGeneration
+    config, prompter = _random_parts(shape)
+    make: type[HFAdapter] = _ADAPTERS[config.model_type]
+    network = VideoLlavaForConditionalGeneration if make.takes_video else LlavaForConditionalGeneration
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         model: Any = network._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers' own
     model = model.to(device).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+    language = find_language_model(model)
+    fingerprint = with_pixels(model_fingerprint(model), prompter.image_processor, video=prompter.video)
+    return make(model, prompter, fingerprint, ("random weights: timings only",), language=language)
+
+
+def random_front(shape: str, dtype: torch.dtype) -> HFFront:
+    """Stages 1 and 2 of one of ``RANDOM_SHAPES``."""
+    config, prompter = _random_parts(shape)
+    return HFFront(prompter, config, dtype, takes_video=_ADAPTERS[config.model_type].takes_video)
+
+
+def _random_parts(shape: str) -> tuple[Any, ClipPrompter]:
+    from unfuse.adapters.random_tokenizer import tokenizer_with
+
+    config = RANDOM_SHAPES[shape].config()
+    tokenizer = tokenizer_with("<image>", "<video>")
+    config.image_token_id, config.video_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
     size = config.vision_config.image_size
     settings = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    prompter = _clip_prompter(config, tokenizer, settings, None)
-    make = VideoLlavaAdapter if video else LlavaAdapter
-    language = find_language_model(model)
-    return make(model, prompter, model_fingerprint(model), ("random weights: timings only",), language=language)
+    return config, _clip_prompter(config, tokenizer, settings, None)
 
 
 def _short(error: BaseException) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from unfuse.errors import MediaError
 from unfuse.events import event_frames, read_events
 from unfuse.measure.clock import span
 from unfuse.samples import Sample, clean_question
@@ -41,50 +43,95 @@ def middle(total: int) -> list[int]:
     return [total // 2]
 
 
+def shown_sha256(sample: Sample, pick: Pick) -> str:
+    """Hash of what ``load_frames`` shows, without decoding anything: empty where that is nothing.
+
+    Raises:
+        FileAccessError: a file is missing or unreadable.
+    """
+    how = pick.__name__
+    if sample.image is not None:
+        return media_sha256((sample.image,), "image")
+    if sample.video is not None:
+        return media_sha256((sample.video,), how)
+    if sample.video_frames is not None:
+        files = sample.video_files
+        return media_sha256([files[i] for i in pick(len(files))], how)
+    if sample.has_events:
+        return hashlib.sha256(f"{event_frames_sha256(sample)} {how}".encode()).hexdigest()
+    return ""
+
+
+def event_frames_sha256(sample: Sample) -> str:
+    """The same of ``load_event_frames``."""
+    if sample.frames:
+        return frames_sha256(sample.frames)
+    if sample.event_image:
+        return media_sha256(sample.event_image, "image files")
+    assert sample.event_data is not None
+    return media_sha256((sample.event_data,), f"{EVENT_FRAMES} equal-count frames", sample.window)
+
+
 def load_frames(sample: Sample, pick: Pick) -> Loaded:
     """Stage 1 for a model of camera frames.
 
     Raises:
-        MediaError: a file cannot be decoded.
+        MediaError: a file cannot be decoded, or changes meanwhile.
     """
+    return _at_rest(sample, partial(shown_sha256, pick=pick), partial(_frames, pick=pick))
+
+
+def load_event_frames(sample: Sample) -> Loaded:
+    """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here.
+
+    Raises:
+        MediaError: a file cannot be decoded, or changes meanwhile.
+    """
+    return _at_rest(sample, event_frames_sha256, _event_frames)
+
+
+def _at_rest(sample: Sample, sha256: Callable[[Sample], str], load: Callable[[Sample, str], Loaded]) -> Loaded:
+    """Features are kept under this hash: no frames may carry that of a file as it was before or after them."""
+    before = sha256(sample)
+    loaded = load(sample, before)
+    if sha256(sample) != before:
+        raise MediaError(f"sample {sample.sample_id}", found="files that changed as they were read", expected="at rest")
+    return loaded
+
+
+def _frames(sample: Sample, sha256: str, *, pick: Pick) -> Loaded:
     question = clean_question(sample.question)
     if sample.image is not None:
-        sha256 = media_sha256((sample.image,), "image")
         return Loaded(frames=[read_image(sample.image)], media="image", media_sha256=sha256, question=question)
-    how = pick.__name__
     if sample.video is not None:
         indices = pick(count_frames(sample.video))
         frames = read_frames(sample.video, indices)
-        return Loaded(frames=frames, media="video", media_sha256=media_sha256((sample.video,), how), question=question)
+        return Loaded(frames=frames, media="video", media_sha256=sha256, question=question)
     if sample.video_frames is not None:
         paths = [sample.video_files[i] for i in pick(len(sample.video_files))]
         frames = [read_image(path) for path in paths]
-        sha256 = media_sha256(paths, how)
         return Loaded(frames=frames, media="video_frames", media_sha256=sha256, question=question)
     if sample.has_events:
-        scene = load_event_frames(sample)
+        scene = _event_frames(sample, sha256)
         chosen = [scene.frames[i] for i in pick(len(scene.frames))]
         note = "no video or image: this model was shown event frames"
         return Loaded(
             frames=chosen,
             media=scene.media,
-            media_sha256=hashlib.sha256(f"{scene.media_sha256} {how}".encode()).hexdigest(),
+            media_sha256=sha256,
             question=question,
             num_events=scene.num_events,
             notes=(*scene.notes, note),
         )
-    return Loaded(frames=[], media="text", media_sha256="", question=question)
+    return Loaded(frames=[], media="text", media_sha256=sha256, question=question)
 
 
-def load_event_frames(sample: Sample) -> Loaded:
-    """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here."""
+def _event_frames(sample: Sample, sha256: str) -> Loaded:
     question = clean_question(sample.question)
     if sample.frames:
-        sha256 = frames_sha256(sample.frames)
         return Loaded(frames=list(sample.frames), media="frames", media_sha256=sha256, question=question)
     if sample.event_image:
         frames = [read_image(path) for path in sample.event_image]
-        sha256 = media_sha256(sample.event_image, "image files")
         return Loaded(frames=frames, media="event_image", media_sha256=sha256, question=question)
     assert sample.event_data is not None
     with span("read"):
@@ -94,7 +141,7 @@ def load_event_frames(sample: Sample) -> Loaded:
     return Loaded(
         frames=frames,
         media="event_data",
-        media_sha256=media_sha256((sample.event_data,), f"{EVENT_FRAMES} equal-count frames", sample.window),
+        media_sha256=sha256,
         question=question,
         num_events=len(stream),
         notes=_length_note(stream.duration_us),

@@ -20,7 +20,7 @@ from unfuse.errors import CheckpointError, DeviceError, MissingPackageError
 if TYPE_CHECKING:
     import torch
 
-    from unfuse.adapters.base import Adapter
+    from unfuse.adapters.base import Adapter, Front
     from unfuse.staged_model import StagedModel
 
 DEMO: Final = "demo"
@@ -38,6 +38,7 @@ _VISION_SIDES: Final = ("vision_config", "vision_tower_config", "image_config", 
 _NOT_NEEDED: Final = ["*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "original/*", "consolidated*"]
 """Of a hub repository: other formats, and code, which is never run."""
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICES: Final = re.compile(r"auto|[1-9]\d?|(cpu|cuda|cuda:\d+)(,(cpu|cuda|cuda:\d+))*")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -98,6 +99,16 @@ def check_device(device: str) -> None:
         raise DeviceError("device", found=repr(device), expected="auto, cpu, cuda or cuda:N")
 
 
+def check_devices(devices: str) -> None:
+    """Refuses what cannot be several devices.
+
+    Raises:
+        DeviceError: not ``auto``, a number, or names with commas between.
+    """
+    if not _DEVICES.fullmatch(devices):
+        raise DeviceError("devices", found=repr(devices), expected="auto, a number of GPUs, or names: cuda:0,cuda:1")
+
+
 def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuses a dtype or engine that does not exist.
 
@@ -141,11 +152,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
         MissingPackageError: the engine's package is not installed.
     """
     ref = check_model(name)
-    check_device(device)
-    check_choice("dtype", dtype, DTYPES)
     check_engine(engine)
-    place = _torch_device(device)
-    precision = _torch_dtype(dtype, place)
+    place, precision = resolve_placement(device, dtype)
 
     from unfuse.staged_model import StagedModel, pick_engine
 
@@ -154,30 +162,71 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
     return StagedModel(name, adapter, picked, why)
 
 
-def _adapter(ref: ModelRef, place: torch.device, precision: torch.dtype) -> Adapter:
-    folder: Path | None = None
-    model_type, notes = ref.model_type, tuple[str, ...]()
+def open_front(name: str, dtype: str) -> Front:
+    """Stages 1 and 2 of a model without its network, for a process of its own.
+
+    Args:
+        name: as for ``load``.
+        dtype: what the model computes in: ``bfloat16``, ``float16`` or ``float32``.
+
+    Raises:
+        CheckpointError: no such model, or its config, tokenizer or pixel settings cannot be read.
+    """
+    import torch
+
+    place = _place(check_model(name))
+    precision = _torch_dtype(dtype, torch.device("cpu"))
+    if place.model_type == _EVENTGPT:
+        from unfuse.adapters import eventgpt_loading
+
+        if place.folder is None:
+            return eventgpt_loading.random_front(precision)
+        return eventgpt_loading.front_of_folder(place.folder, precision)
+    from unfuse.adapters import hf_loading
+
+    if place.folder is None:
+        return hf_loading.random_front(name.removeprefix(RANDOM), precision)
+    return hf_loading.front_of_folder(place.folder, precision)
+
+
+def _adapter(ref: ModelRef, device: torch.device, precision: torch.dtype) -> Adapter:
+    place = _place(ref)
+    if place.model_type == _EVENTGPT:
+        from unfuse.adapters import eventgpt_loading
+
+        if place.folder is None:
+            return eventgpt_loading.load_random(device, precision)
+        return eventgpt_loading.load_folder(place.folder, device, precision, place.notes)
+    from unfuse.adapters import hf_loading
+
+    if place.folder is None:
+        return hf_loading.load_random_hf(ref.name.removeprefix(RANDOM), device, precision)
+    return hf_loading.load_hf_folder(place.folder, device, precision, place.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a model lies."""
+
+    folder: Path | None
+    """None for random weights."""
+    model_type: str | None
+    notes: tuple[str, ...] = ()
+
+
+def _place(ref: ModelRef) -> _Place:
     if ref.kind == "demo":
         from unfuse.samples.demo import demo_checkpoint
 
-        folder, notes = demo_checkpoint(), ("demo model: trained on simulated scenes, knows nothing else",)
-    elif ref.kind == "folder":
-        folder = Path(ref.name)
-    elif ref.kind == "hub":
+        return _Place(
+            demo_checkpoint(), ref.model_type, ("demo model: trained on simulated scenes, knows nothing else",)
+        )
+    if ref.kind == "folder":
+        return _Place(Path(ref.name), ref.model_type)
+    if ref.kind == "hub":
         folder = _downloaded(ref)
-        model_type = _model_type(folder)
-
-    if model_type == _EVENTGPT:
-        from unfuse.adapters import eventgpt_loading
-
-        if folder is None:
-            return eventgpt_loading.load_random(place, precision)
-        return eventgpt_loading.load_folder(folder, place, precision, notes)
-    from unfuse.adapters import hf_loading
-
-    if folder is None:
-        return hf_loading.load_random_hf(ref.name.removeprefix(RANDOM), place, precision)
-    return hf_loading.load_hf_folder(folder, place, precision, notes)
+        return _Place(folder, _model_type(folder))
+    return _Place(None, ref.model_type)
 
 
 def _model_type(folder: Path) -> str:
@@ -215,6 +264,18 @@ def _downloaded(ref: ModelRef) -> Path:
             found=f"no such folder, and not on the hub ({type(error).__name__})",
             expected="a checkpoint folder or a hub name",
         ) from None
+
+
+def resolve_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype as ``load`` takes them, and what ``auto`` stands for here.
+
+    Raises:
+        DeviceError: no such device or dtype here.
+    """
+    check_device(device)
+    check_choice("dtype", dtype, DTYPES)
+    place = _torch_device(device)
+    return place, _torch_dtype(dtype, place)
 
 
 def _torch_device(device: str) -> torch.device:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from unfuse.adapters.base import Fused
+from unfuse.adapters.base import Front, Fused
 from unfuse.adapters.fused import generate_fused
 from unfuse.engines.language_model import end_ids
 from unfuse.features import Features
-from unfuse.stages import Prepared, Provenance, Sampling
+from unfuse.samples import Sample
+from unfuse.stages import Loaded, Prepared, Provenance, Sampling
 
 
 class HuggingFaceAdapter(ABC):
@@ -20,6 +21,7 @@ class HuggingFaceAdapter(ABC):
 
     family: str
     model: Any
+    front: Front
     fingerprint: str
 
     @property
@@ -38,6 +40,34 @@ class HuggingFaceAdapter(ABC):
     def end_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
         return end_ids(self.model)
+
+    def load(self, sample: Sample) -> Loaded:
+        """Stage 1."""
+        return self.front.load(sample)
+
+    def media_sha256(self, sample: Sample) -> str:
+        """Of what ``load`` takes; nothing is decoded."""
+        return self.front.media_sha256(sample)
+
+    def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
+        """Stage 2."""
+        return self.upload(self.front.preprocess(loaded, question))
+
+    def tokenize(self, question: str, features: Features) -> Prepared:
+        """Stage 2 for a further question."""
+        return self.recall(self.front.tokenize(question, self.front.shown(features)), features)
+
+    def decode_text(self, token_ids: tuple[int, ...]) -> str:
+        """Tokens to text."""
+        return self.front.decode_text(token_ids)
+
+    @abstractmethod
+    def upload(self, prepared: Prepared) -> Prepared:
+        """The end of stage 2."""
+
+    @abstractmethod
+    def recall(self, prepared: Prepared, features: Features) -> Prepared:
+        """The same for a further question."""
 
     @abstractmethod
     def encode(self, prepared: Prepared) -> Features:
@@ -72,6 +102,10 @@ class HuggingFaceAdapter(ABC):
     @abstractmethod
     def _whole_call(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:
         """Arguments of ``generate``, and how many ids at the start of what it returns are the prompt."""
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, floating values in the model's dtype. Only memory that is pinned is copied without waiting."""
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, non_blocking=True)
 
     def _features(self, tensor: torch.Tensor, prepared: Prepared, **more: Any) -> Features:
         """Features of this model with their provenance."""

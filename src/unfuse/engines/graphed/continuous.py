@@ -9,61 +9,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
 
 import torch
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
-from unfuse.engines.graphed.network import MOST_TOGETHER, Batch, Network
+from unfuse.engines.graphed.network import MOST_TOGETHER, Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
+from unfuse.engines.graphed.seats import Seats
+from unfuse.engines.graphed.under_way import Flight, Row, positions_of, prompt_length, seconds_between
 from unfuse.engines.sampling import TokenChooser
 from unfuse.errors import DeviceError
 from unfuse.stages import StopReason
-
-ROWS: Final = (16, 32, 64, 96, 128, 192, MOST_TOGETHER)
-"""Rows of the steps that are captured."""
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A request under way."""
-
-    request: Request
-    held: Held
-    position: int
-    """Of the first token after the prompt, on the rotary axes."""
-    reused: int
-    chooser: TokenChooser | None
-    """None where the step chooses: the largest logit."""
-    column: int = 0
-    """Where its last token is, among those of the step and, behind them, first tokens."""
-    launched: int = 1
-    """Tokens that are written or on their way."""
-    landed: int = 0
-    ended: bool = False
-
-    @property
-    def length(self) -> int:
-        """Of its prompt."""
-        return self.request.prompt.inputs_embeds.shape[1]
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether another token is wanted, as far as is known."""
-        return not self.ended and self.launched < self.request.max_new_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """Tokens on their way to the host."""
-
-    rows: list[_Row]
-    tokens: torch.Tensor
-    stage: str
-    begun: torch.cuda.Event | float
-    there: torch.cuda.Event | float
 
 
 class GraphedBatch:
@@ -73,7 +30,7 @@ class GraphedBatch:
         self,
         network: Network,
         prompts: Prompts,
-        captured: Callable[[Callable[[], None]], Callable[[], None]],
+        seats: Callable[[GraphedBatch], Seats],
         others: TurnByTurn,
         refuses: Callable[[Request], bool],
         end_ids: torch.Tensor,
@@ -87,7 +44,7 @@ class GraphedBatch:
         Args:
             network: what steps and passes run on.
             prompts: passes over prompts.
-            captured: makes a graph of a call.
+            seats: gives memory for the rows of steps, which this then has to itself until it is closed.
             others: takes the requests that this cannot.
             refuses: whether it is one of those.
             end_ids: tokens that end an answer, int64, on the device.
@@ -97,23 +54,19 @@ class GraphedBatch:
         """
         self.capacity = min(capacity or MOST_TOGETHER, MOST_TOGETHER)
         self._interleave = interleave
-        self._network, self._prompts, self._captured = network, prompts, captured
+        self._network, self._prompts = network, prompts
+        self._find_seats = seats
+        self._seats: Seats | None = None
         self._others, self._refuses = others, refuses
         self._end_ids = end_ids
         self._ends = frozenset(end_ids.tolist())
         self._shelf = Shelf(network.llama, most_bytes)
         self._waiting: deque[Request] = deque()
-        self._rows: dict[str, _Row] = {}
-        self._seated: list[_Row] = []
-        """As the step's memory has them."""
-        self._flying: deque[_Flight] = deque()
+        self._rows: dict[str, Row] = {}
+        self._flying: deque[Flight] = deque()
         self._busy = {"prefill": 0.0, "decode": 0.0}
-        self._batch: Batch | None = None
-        device = network.llama.device
-        self._barred = torch.zeros(MOST_TOGETHER, 1, dtype=torch.bool, device=device)
-        self._first = torch.zeros(MOST_TOGETHER, dtype=torch.int64, device=device)
         self._firsts = 0
-        self._steps: dict[int, Callable[[], None]] = {}
+        """First tokens of those who join at this step, so far."""
 
     @property
     def unfinished(self) -> int:
@@ -125,6 +78,11 @@ class GraphedBatch:
         """Seconds of the device; see ``ContinuousBatch.busy_s``."""
         return {stage: seconds + self._others.busy_s[stage] for stage, seconds in self._busy.items()}
 
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """See ``ContinuousBatch.prepare``."""
+        self._own_seats().prepare(self.capacity)
+
     def add(self, requests: Sequence[Request]) -> None:
         """See ``ContinuousBatch.add``.
 
@@ -132,10 +90,10 @@ class GraphedBatch:
             DeviceError: a request whose keys and values alone are more than the device has room for.
         """
         for request in requests:
-            if not self._shelf.holds(_positions(request)):
+            if not self._shelf.holds(positions_of(request)):
                 raise DeviceError(
                     f"request {request.request_id}",
-                    found=f"a prompt and an answer of up to {_positions(request)} positions",
+                    found=f"a prompt and an answer of up to {positions_of(request)} positions",
                     expected="as many as the device's memory holds beside the model",
                     fix="ask for fewer new tokens",
                 )
@@ -167,57 +125,62 @@ class GraphedBatch:
         self._others.close()
         self._waiting.clear()
         self._rows.clear()
-        self._seated = []
         self._flying.clear()
         self._shelf.close()
-        self._steps.clear()
-        self._batch = None
+        if self._seats is not None:
+            self._seats.user = None
+            self._seats = None
 
     def _admit(self) -> None:
         """Runs passes over the prompts that there is room for."""
         self._firsts = 0
-        chosen: list[tuple[_Row, Rows]] = []
-        while self._waiting and len(self._rows) < self.capacity and self._shelf.fits(_positions(self._waiting[0])):
+        chosen: list[tuple[Row, Rows]] = []
+        while self._waiting and len(self._rows) < self.capacity:
             request = self._waiting[0]
-            rows = sum(len(each.embeds) for _, each in chosen) + self._unlike(request)
-            full = len(chosen) == SEVERAL or rows > PASS_ROWS
-            # What one of them is about to compute, those after it can start from.
-            if chosen and (full or _shares(request, [row.request for row, _ in chosen])):
+            # One position at least must be computed: its logits give the first token.
+            prompt, longest = request.prompt, prompt_length(request) - 1
+            keys = prompt.token_keys if request.reuse else ()
+            match = self._shelf.match(keys, prompt.features_digest, longest)
+            reused = match.positions if match else 0
+            full = (
+                len(chosen) == SEVERAL or sum(len(rows.embeds) for _, rows in chosen) + longest + 1 - reused > PASS_ROWS
+            )
+            # Where it begins must have been computed before.
+            if chosen and (full or (match and any(row.held is match.held for row, _ in chosen))):
                 self._pass(chosen)
                 chosen = []
                 if self._interleave:
                     break
-            chosen.append(self._row(self._waiting.popleft()))
+            held = self._shelf.take(positions_of(request), keys, prompt.features_digest, match)
+            if held is None:
+                break
+            self._waiting.popleft()
+            chosen.append(self._row(request, held))
         if chosen:
             self._pass(chosen)
 
-    def _unlike(self, request: Request) -> int:
-        """Rows that a pass over its prompt would have."""
-        prompt = request.prompt
-        keys = prompt.token_keys if request.reuse else ()
-        longest = prompt.inputs_embeds.shape[1] - 1
-        return longest + 1 - self._shelf.held_of(keys, prompt.features_digest, longest)
-
-    def _row(self, request: Request) -> tuple[_Row, Rows]:
-        prompt = request.prompt
-        embeds, positions, following = self._prompts.rows(prompt)
-        keys = prompt.token_keys if request.reuse else ()
-        # One position at least must be computed: its logits give the first token.
-        held, reused = self._shelf.take(_positions(request), keys, prompt.features_digest, len(embeds) - 1)
+    def _row(self, request: Request, held: Held) -> tuple[Row, Rows]:
+        embeds, positions, following = self._prompts.rows(request.prompt)
         chooser = None
         if request.sampling.temperature > 0:
             chooser = TokenChooser(request.sampling, self._end_ids, embeds.device)
-        row = _Row(request, held, following, reused, chooser)
+        row = Row(request, held, following, chooser)
         self._rows[request.request_id] = row
-        return row, Rows(embeds[reused:], positions[:, reused:], held.sequence)
+        ahead = held.ahead.sequence if held.ahead else None
+        return row, Rows(embeds[held.shared :], positions[:, held.shared :], held.sequence, ahead, held.shared)
 
-    def _pass(self, chosen: list[tuple[_Row, Rows]]) -> None:
-        begun = self._now()
+    def _own_seats(self) -> Seats:
+        if self._seats is None:
+            self._seats = self._find_seats(self)
+        return self._seats
+
+    def _pass(self, chosen: list[tuple[Row, Rows]]) -> None:
+        begun, seats = self._now(), self._own_seats()
         rows = [row for row, _ in chosen]
         logits = self._prompts([each for _, each in chosen])
-        tokens = self._first[self._firsts : self._firsts + len(rows)]
-        barred = torch.tensor([[row.request.sampling.ignore_eos] for row in rows])
-        tokens.copy_(self._largest(logits, self._uploaded(barred)))
+        tokens = seats.first[self._firsts : self._firsts + len(rows)]
+        barred = seats.uploaded(torch.tensor([[row.request.sampling.ignore_eos] for row in rows]))
+        tokens.copy_(seats.largest(logits, barred))
         for index, row in enumerate(rows):
             row.column = MOST_TOGETHER + self._firsts + index
             if row.chooser is not None:
@@ -230,83 +193,23 @@ class GraphedBatch:
         rows = [row for row in self._rows.values() if row.goes_on]
         if not rows:
             return 0
-        size = next(size for size in ROWS if size >= len(rows))
-        step = self._step(size)
-        assert self._batch is not None
-        batch = self._batch.first(size)
-        begun = self._now()
-        if rows != self._seated:
-            self._seat(rows, batch)
-        step()
+        begun, seats = self._now(), self._own_seats()
+        seats.step(rows)
         for column, row in enumerate(rows):
             row.launched += 1
             row.column = column
             if row.chooser is not None:
-                batch.token[column] = row.chooser(batch.logits[column])
-        self._fly(rows, batch.token[: len(rows)], "decode", begun)
+                seats.batch.token[column] = row.chooser(seats.batch.logits[column])
+        self._fly(rows, seats.batch.token[: len(rows)], "decode", begun)
         return 1
 
-    def _seat(self, rows: list[_Row], batch: Batch) -> None:
-        """Puts the rows' state where the step reads it."""
-        assert self._batch is not None
-        anchor, nowhere = self._network.anchor, self._network.nowhere
-        lines = [
-            (
-                row.column,
-                row.length + row.launched - 1,
-                row.position + row.launched - 1,
-                row.held.sequence.offset(anchor),
-                row.held.sequence.capacity,
-                int(row.request.sampling.ignore_eos),
-            )
-            for row in rows
-        ]
-        lines += [(0, 0, 0, nowhere.offset(anchor), nowhere.capacity, 0)] * (batch.rows - len(rows))
-        source, length, position, caches, capacity, barred = self._uploaded(torch.tensor(lines).t().contiguous())
-        batch.token.copy_(torch.cat([self._batch.token, self._first])[source])
-        batch.length.copy_(length)
-        batch.position.copy_(position)
-        batch.caches.copy_(caches)
-        batch.capacity.copy_(capacity)
-        self._barred[: batch.rows, 0].copy_(barred)
-        self._seated = rows
-
-    def _step(self, size: int) -> Callable[[], None]:
-        if self._batch is None:
-            self._batch = self._network.batch(MOST_TOGETHER)
-        if size not in self._steps:
-            self._network.tune(size)
-            batch = self._batch.first(size)
-
-            def work() -> None:
-                self._network.step(batch)
-                batch.token.copy_(self._largest(batch.logits, self._barred[:size]))
-
-            # What captures runs the step first: on rows that stand for nothing.
-            tokens = batch.token.clone()
-            batch.caches.fill_(self._network.nowhere.offset(self._network.anchor))
-            batch.capacity.fill_(self._network.nowhere.capacity)
-            batch.length.zero_()
-            batch.position.zero_()
-            self._steps[size] = self._captured(work)
-            batch.token.copy_(tokens)
-            self._seated = []
-        return self._steps[size]
-
-    def _largest(self, logits: torch.Tensor, barred: torch.Tensor) -> torch.Tensor:
-        """Tokens of the largest logits, ``[R]``; never one that ends in rows where ``barred [R, 1]``."""
-        if len(self._ends):
-            ends = logits[:, self._end_ids]
-            logits[:, self._end_ids] = ends.masked_fill(barred, float("-inf"))
-        return logits.argmax(-1)
-
-    def _fly(self, rows: list[_Row], tokens: torch.Tensor, stage: str, begun: torch.cuda.Event | float) -> None:
+    def _fly(self, rows: list[Row], tokens: torch.Tensor, stage: str, begun: torch.cuda.Event | float) -> None:
         there = torch.empty(len(tokens), dtype=tokens.dtype, pin_memory=tokens.is_cuda)
         there.copy_(tokens, non_blocking=True)
-        self._flying.append(_Flight(list(rows), there, stage, begun, self._now()))
+        self._flying.append(Flight(list(rows), there, stage, begun, self._now()))
 
-    def _land(self, flight: _Flight) -> Iterator[Written]:
-        self._busy[flight.stage] += _seconds(flight.begun, flight.there)
+    def _land(self, flight: Flight) -> Iterator[Written]:
+        self._busy[flight.stage] += seconds_between(flight.begun, flight.there)
         for row, token in zip(flight.rows, flight.tokens.tolist(), strict=True):
             if row.ended:
                 continue
@@ -322,17 +225,13 @@ class GraphedBatch:
                 request_id=row.request.request_id,
                 token_id=token,
                 finished=finished,
-                reused_prefix_tokens=row.reused,
+                reused_prefix_tokens=row.held.shared,
             )
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         row.ended = True
         del self._rows[row.request.request_id]
         self._shelf.let_go(row.held)
-
-    def _uploaded(self, values: torch.Tensor) -> torch.Tensor:
-        device = self._network.llama.device
-        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
     def _now(self) -> torch.cuda.Event | float:
         if self._network.llama.device.type != "cuda":
@@ -340,27 +239,3 @@ class GraphedBatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def _seconds(begun: torch.cuda.Event | float, there: torch.cuda.Event | float) -> float:
-    """Between the two, once the second has come."""
-    if isinstance(begun, float) or isinstance(there, float):
-        assert isinstance(begun, float)
-        assert isinstance(there, float)
-        return there - begun
-    there.synchronize()
-    milliseconds: float = begun.elapsed_time(there)
-    return milliseconds / 1e3
-
-
-def _positions(request: Request) -> int:
-    """That its prompt and its answer may take; the last token's keys are never needed."""
-    return request.prompt.inputs_embeds.shape[1] + request.max_new_tokens
-
-
-def _shares(request: Request, others: list[Request]) -> bool:
-    """Whether it could start from what one of the others is about to compute."""
-    if not request.reuse:
-        return False
-    digest = request.prompt.features_digest
-    return any(other.reuse and other.prompt.features_digest == digest for other in others)

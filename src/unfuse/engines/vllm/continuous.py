@@ -62,6 +62,9 @@ class VllmBatch:
         """See ``ContinuousBatch.busy_s``."""
         return {stage: seconds + self._others.busy_s[stage] for stage, seconds in self._busy.items()}
 
+    def prepare(self) -> None:
+        """Nothing: a vLLM does so when it is made."""
+
     def add(self, requests: Sequence[Request]) -> None:
         """See ``ContinuousBatch.add``."""
         for request in requests:

@@ -50,6 +50,12 @@ class EventChatConfig(LlamaConfig):
         added = self.mm_use_im_patch_token + 2 * self.mm_use_im_start_end
         return self.vocab_size - added if self.mm_use_im_patch_token else self.vocab_size
 
+    @property
+    def num_patches(self) -> int:
+        """P: positions per frame, the class token included; once ``vision_config`` is known."""
+        vision: Any = self.vision_config
+        return int((vision.image_size // vision.patch_size) ** 2 + 1)
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What ``config.json`` holds, in the flat published form.
 

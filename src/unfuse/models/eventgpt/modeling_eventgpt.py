@@ -101,8 +101,7 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
     @property
     def num_patches(self) -> int:
         """P: positions per frame, the class token included."""
-        vision = self.config.vision_config
-        return int((vision.image_size // vision.patch_size) ** 2 + 1)
+        return int(self.config.num_patches)
 
     def get_event_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """All of Stage 3: what replaces the placeholder.

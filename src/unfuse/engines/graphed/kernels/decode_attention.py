@@ -18,6 +18,8 @@ from unfuse.engines.graphed.kernels.launch import UNIT, launch, overlap, wide_en
 if TYPE_CHECKING:
     import torch
 
+    from unfuse.engines.graphed.kernels.shared_attention import SharedParts
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeShape:
@@ -48,7 +50,7 @@ def _head(base, gain, eps, cosine, sine, at, HALF: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
-def _block(
+def load_block(
     keys, values, start, new,
     HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -62,10 +64,11 @@ def _block(
 
 
 @triton.jit
-def _attend(
+def attend_block(
     q_low, q_high, k_low, k_high, v, start, new, scale, best, weight, total,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """Goes on with a sum over positions: their largest score, their weight and what they add up to."""
     scores = tl.dot(q_low, tl.trans(k_low), input_precision=PRECISION)
     scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision=PRECISION)
     scores = tl.where((start + tl.arange(0, BLOCK) < new)[None, :], scores * scale, float("-inf"))
@@ -80,11 +83,28 @@ def _attend(
 
 
 @triton.jit
+def _joined(base, heads, wide, wanted, best, weight, total, per_row: tl.constexpr, D_BLOCK: tl.constexpr):
+    """A sum over positions, and another that lies in memory."""
+    their_best = tl.load(base + heads * per_row + D_BLOCK, mask=wanted, other=0.0, cache_modifier=".cg")
+    higher = tl.maximum(best, their_best)
+    # A part without positions has nothing to say; two such must not give inf - inf.
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    old, fresh = tl.exp(best - safe), tl.exp(their_best - safe)
+    their_weight = tl.load(base + heads * per_row + D_BLOCK + 1, mask=wanted, other=1.0, cache_modifier=".cg")
+    theirs = tl.load(
+        base + heads[:, None] * per_row + wide[None, :], mask=wanted[:, None], other=0.0, cache_modifier=".cg"
+    )
+    return higher, weight * old + fresh * their_weight, total * old[:, None] + theirs * fresh[:, None]
+
+
+@triton.jit
 def _decode_attention(
-    out, qkv, anchor, caches, capacity, here, cosines, sines, q_gain, k_gain, partial, arrived, eps, scale, layer,
+    out, qkv, anchor, caches, capacity, here, cosines, sines, q_gain, k_gain, partial, arrived, before, shares,
+    eps, scale, layer,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-    NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+    SHARED_SPLITS: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row, kv_head, split = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, tl.program_id(1)
     half: tl.constexpr = D // 2
@@ -105,7 +125,7 @@ def _decode_attention(
     values = keys + KV_HEADS * size
     share = tl.cdiv(tl.cdiv(new, SPLITS), BLOCK) * BLOCK
     first = split * share
-    k_low, k_high, v = _block(keys, values, first, new, half, HALF_BLOCK, D, D_BLOCK, BLOCK)
+    k_low, k_high, v = load_block(keys, values, first, new, half, HALF_BLOCK, D, D_BLOCK, BLOCK)
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
@@ -145,19 +165,19 @@ def _decode_attention(
         )
         weight = tl.full([GROUP_BLOCK], 1.0, tl.float32)
         total += value.to(tl.float32)[None, :]
-    best, weight, total = _attend(
+    best, weight, total = attend_block(
         q_low, q_high, k_low, k_high, v, first, new, scale, best, weight, total, BLOCK, PRECISION
     )  # fmt: skip
     for start in tl.range(first + BLOCK, tl.minimum(first + share, new), BLOCK, num_stages=STAGES):
-        k_low, k_high, v = _block(keys, values, start, new, half, HALF_BLOCK, D, D_BLOCK, BLOCK)
-        best, weight, total = _attend(
+        k_low, k_high, v = load_block(keys, values, start, new, half, HALF_BLOCK, D, D_BLOCK, BLOCK)
+        best, weight, total = attend_block(
             q_low, q_high, k_low, k_high, v, start, new, scale, best, weight, total, BLOCK, PRECISION
         )  # fmt: skip
     last = True
+    per_row: tl.constexpr = D_BLOCK + 4
+    wanted = heads < GROUP
     if SPLITS > 1:
-        per_row: tl.constexpr = D_BLOCK + 4
         base = partial + (tl.program_id(0) * SPLITS + split) * (GROUP * per_row)
-        wanted = heads < GROUP
         tl.store(base + heads * per_row + D_BLOCK, best, mask=wanted)
         tl.store(base + heads * per_row + D_BLOCK + 1, weight, mask=wanted)
         tl.store(base + heads[:, None] * per_row + wide[None, :], total, mask=wanted[:, None])
@@ -173,21 +193,12 @@ def _decode_attention(
             total = tl.zeros([GROUP_BLOCK, D_BLOCK], tl.float32)
             for other in tl.static_range(SPLITS):
                 base = partial + (tl.program_id(0) * SPLITS + other) * (GROUP * per_row)
-                their_best = tl.load(base + heads * per_row + D_BLOCK, mask=wanted, other=0.0, cache_modifier=".cg")
-                higher = tl.maximum(best, their_best)
-                # A split without positions has nothing to say; two such must not give inf - inf.
-                safe = tl.where(higher == float("-inf"), 0.0, higher)
-                old, fresh = tl.exp(best - safe), tl.exp(their_best - safe)
-                their_weight = tl.load(
-                    base + heads * per_row + D_BLOCK + 1, mask=wanted, other=1.0, cache_modifier=".cg"
-                )
-                weight = weight * old + fresh * their_weight
-                theirs = tl.load(
-                    base + heads[:, None] * per_row + wide[None, :],
-                    mask=wanted[:, None], other=0.0, cache_modifier=".cg",
-                )  # fmt: skip
-                total = total * old[:, None] + theirs * fresh[:, None]
-                best = higher
+                best, weight, total = _joined(base, heads, wide, wanted, best, weight, total, per_row, D_BLOCK)
+        if SHARED_SPLITS > 0:  # noqa: SIM102 - of two kinds: one is decided when this is compiled
+            if tl.load(shares + row) > 0:
+                for other in tl.static_range(SHARED_SPLITS):
+                    base = before + (tl.program_id(0) * SHARED_SPLITS + other) * (GROUP * per_row)
+                    best, weight, total = _joined(base, heads, wide, wanted, best, weight, total, per_row, D_BLOCK)
         result = (total / weight[:, None]).to(dtype)
         target = out + row * (HEADS * D) + (kv_head * GROUP + heads)[:, None] * D + wide[None, :]
         tl.store(target, result, mask=(heads < GROUP)[:, None] & across[None, :])
@@ -235,6 +246,7 @@ def decode_attention(
     gains: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
     scale: float,
+    shared: SharedParts | None = None,
 ) -> None:
     """``softmax(q K^T scale) V`` with the new position included and written to the cache.
 
@@ -258,16 +270,19 @@ def decode_attention(
         gains: of RMS norms of queries and keys, ``[D]`` each (Qwen3); None for none.
         eps: of those norms.
         scale: usually ``D ** -0.5``.
+        shared: what ``shared_attention`` has left of positions before those of the buffers.
     """
     rows = len(here)
     q_gain, k_gain = gains or (qkv, qkv)
+    before, shares = (shared.partial, shared.shares) if shared else (partial, here)
     launch(
         _decode_attention, (rows * heads.kv_heads, shape.splits),
-        out, qkv, anchor, caches, capacity, here, *angles, q_gain, k_gain, partial, arrived, eps, scale, layer,
+        out, qkv, anchor, caches, capacity, here, *angles, q_gain, k_gain, partial, arrived, before, shares,
+        eps, scale, layer,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
         HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),
         GROUP=heads.group, GROUP_BLOCK=wide_enough(heads.group), SPLITS=shape.splits, BLOCK=shape.positions,
-        STAGES=shape.stages,
+        STAGES=shape.stages, SHARED_SPLITS=shared.splits if shared else 0,
         NORM=gains is not None,
         PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
     )  # fmt: skip
