@@ -87,6 +87,7 @@ class SamplingParams:
         assert self.max_tokens is not None
         assert self.max_tokens >= 1
         assert self.min_tokens <= self.max_tokens
+        assert self.temperature == 0 or 0.01 <= self.temperature <= 2
 
 
 class AdapterLogitsProcessor(ABC):

@@ -151,9 +151,23 @@ def test_drawn_tokens_are_repeatable_and_said_to_be_vllms(model, folder):
     engine.close()
 
 
-def test_later_tokens_are_not_drawn_with_the_first_ones_noise(model, engine):
-    flat = Sampling(temperature=1e6, ignore_eos=True, seed=3)
-    assert len(set(alone(engine, prompt(model, 5), 2, flat))) == 2
+def test_later_tokens_are_not_drawn_with_the_first_ones_noise(folder):
+    model = language()
+    model.head.weight.data *= 1e-3  # what is drawn is then a matter of noise alone
+    engine = VllmEngine(model, cache=folder)
+    drawn = [alone(engine, prompt(model, 5), 2, Sampling(temperature=1.0, ignore_eos=True, seed=n)) for n in range(4)]
+    engine.close()
+    assert [first for first, second in drawn if first != second]
+
+
+@pytest.mark.parametrize("temperature", [0.001, 2.5])
+def test_temperatures_that_vllm_would_change_or_refuse_are_eagers(model, engine, temperature):
+    drawn = Sampling(temperature=temperature, seed=2)
+    given = prompt(model, 9)
+    assert alone(engine, given, 9, drawn) == alone(EagerEngine(model), given, 9, drawn)
+    ids, _, _ = written(filled(engine.continuous(), [asked("a", given, 9, drawn)]))
+    assert ids["a"] == alone(EagerEngine(model), given, 9, drawn)
+    assert any("temperatures below 0.01 and above 2.0 are answered by engine eager" in note for note in engine.notes)
 
 
 # What is taken over

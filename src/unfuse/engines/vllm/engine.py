@@ -29,7 +29,7 @@ from unfuse.engines.padding import unpadded
 from unfuse.engines.unserved import Unserved
 from unfuse.engines.vllm.building import build, closed
 from unfuse.engines.vllm.continuous import VllmBatch
-from unfuse.engines.vllm.requests import Landing, Requests
+from unfuse.engines.vllm.requests import COLDEST, HOTTEST, Landing, Requests
 from unfuse.engines.vllm.watched import Rows, Watched
 from unfuse.stages import Prefilled, Prompt, Sampling
 
@@ -120,7 +120,7 @@ class VllmEngine:
     @torch.no_grad()
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """See ``Engine.prefill``."""
-        if self._refuses(prompt):
+        if self._refuses(prompt, sampling):
             return self._eager.prefill(prompt, sampling, reuse=reuse)
         state = _State(self._landing(prompt), self._salt(reuse))
         self._note(sampling)
@@ -158,7 +158,7 @@ class VllmEngine:
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
         """See ``Engine.answer_batch``."""
         rows = unpadded(prompt)
-        if any(self._refuses(row) for row in rows):
+        if any(self._refuses(row, sampling) for row in rows):
             return self._eager.answer_batch(prompt, sampling, max_new_tokens)
         batch = self.continuous()
         batch.add([
@@ -182,7 +182,7 @@ class VllmEngine:
             landing=self._admitted,
             salt=self._salt,
             others=TurnByTurn(self._eager, interleave=interleave),
-            refuses=lambda request: self._refuses(request.prompt),
+            refuses=lambda request: self._refuses(request.prompt, request.sampling),
         )
         self._batches.append(batch)
         return batch
@@ -244,8 +244,8 @@ class VllmEngine:
         if sampling.temperature:
             self._noted["tokens that are drawn, not chosen, are drawn by vLLM"] = None
 
-    def _refuses(self, prompt: Prompt) -> bool:
-        """Whether vLLM cannot take the prompt; notes why."""
+    def _refuses(self, prompt: Prompt, sampling: Sampling) -> bool:
+        """Whether vLLM cannot answer so; notes why."""
         why = None
         if more := [*prompt.decoder_inputs, *prompt.scene_inputs]:
             why = f"prompts with {', '.join(more)}"
@@ -253,6 +253,8 @@ class VllmEngine:
             why = "prompts whose positions do not count from 0"
         elif prompt.inputs_embeds.shape[1] >= self._requests.longest:
             why = f"prompts of {self._requests.longest} positions and more"
+        elif sampling.temperature and not COLDEST <= sampling.temperature <= HOTTEST:
+            why = f"temperatures below {COLDEST} and above {HOTTEST}"
         if why:
             self._noted[f"{why} are answered by engine eager"] = None
         return why is not None

@@ -17,6 +17,8 @@ import torch
 from unfuse.engines.vllm.watched import KEY, Rows, Watched
 from unfuse.stages import Sampling, StopReason
 
+COLDEST, HOTTEST = 0.01, 2.0
+"""Temperatures that vLLM takes as they are, besides 0."""
 _REASONS: Final[dict[str, StopReason]] = {"stop": "eos", "length": "length"}
 
 
