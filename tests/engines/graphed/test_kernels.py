@@ -11,7 +11,7 @@ from unfuse.engines.graphed.kernels import few_rows as few
 from unfuse.engines.graphed.kernels import matvec as one
 from unfuse.engines.graphed.kernels import prompt_attention as prompting
 from unfuse.engines.graphed.kernels import tower
-from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
+from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention, shared_attention
 from unfuse.engines.graphed.kernels.launch import UNIT
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, gate, rms_norm, rotary_angles
@@ -157,7 +157,9 @@ def test_prompt_attention(dtype, heads, start, count, rows, normed, splits):
     given = qkv[:count].double()
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     gains = (normal(size, dtype=dtype), normal(size, dtype=dtype))
-    sequence = Sequences(anchor, torch.tensor([[int(where)], [room], [start], [count], [0]], device=DEVICE))
+    sequence = Sequences(
+        anchor, torch.tensor([[int(where)], [room], [start], [count], [0], [0], [1], [0]], device=DEVICE)
+    )
     place_keys(qkv, sequence, (cosine, sine), heads, LAYER, gains=gains if normed else None, eps=EPS)
     out = torch.full((rows, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
     partial = torch.full((prompting.partial_size(heads, rows, splits),), float("nan"), device=DEVICE)
@@ -209,16 +211,91 @@ def test_prompts_together_are_what_each_is_alone(dtype, heads, rows, splits):
     alone = []
     for at, start, count, room, first in zip(where.tolist(), starts, counts, rooms, firsts, strict=True):
         part = slice(first, first + count)
-        alone.append(attended(qkv[part].clone(), [a[part] for a in angles], [[at], [room], [start], [count], [0]]))
+        alone.append(
+            attended(qkv[part].clone(), [a[part] for a in angles], [[at], [room], [start], [count], [0], [0], [1], [0]])
+        )
     kept = [buffer.clone() for buffer in buffers]
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(old)
-    nobody = [0, 1, 0, 0, rows]
-    numbers = [[*zip(where.tolist(), rooms, starts, counts, firsts, strict=True)][i] for i in range(3)] + [nobody]
+    nothing = (0,) * 3, (1,) * 3, (0,) * 3
+    numbers = [*zip(where.tolist(), rooms, starts, counts, firsts, *nothing, strict=True), (0, 1, 0, 0, rows, 0, 1, 0)]
     together = attended(qkv.clone(), angles, [list(line) for line in zip(*numbers, strict=True)])
     close(together[: sum(counts)], torch.cat(alone).double())
     for buffer, alone_kept in zip(buffers, kept, strict=True):
         close(buffer, alone_kept.double())
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("heads", HEADS[:2], ids=str)
+def test_what_comes_before_a_prompt_may_lie_elsewhere(dtype, heads, splits):
+    """Of two prompts' rows, one's beginning is in another sequence: as if it were in its own."""
+    start, counts, size = 70, (9, 6), heads.size
+    anchor, (whole_cache, end_cache, _), where = caches(heads, (90, 20, 12), dtype)
+    qkv, angles = normal(16, heads.width, dtype=dtype), normal(16, size // 2)
+    angles = angles.cos().to(dtype), angles.sin().to(dtype)
+    at = where.tolist()
+    results = []
+    for own, shared in (((at[0], 90, start), (0, 1, 0)), ((at[1], 20, 0), (at[0], 90, start))):
+        lines = [(*own, counts[0], 0, *shared), (at[2], 12, 4, counts[1], counts[0], 0, 1, 0)]
+        numbers = torch.tensor(lines, device=DEVICE).t().contiguous()
+        sequences, rows = Sequences(anchor, numbers, shared[2] > 0), qkv.clone()
+        out = torch.full((16, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
+        place_keys(rows, sequences, angles, heads, LAYER, gains=None, eps=EPS)
+        scratch = prompting.partial_size(heads, 16, splits, 2)
+        prompt_attention(
+            out, rows, sequences, heads, LAYER, scale=size**-0.5, splits=splits,
+            partial=torch.full((scratch,), float("nan"), device=DEVICE),
+            arrived=torch.zeros(1024, dtype=torch.int32, device=DEVICE),
+        )  # fmt: skip
+        results.append(out[: sum(counts)])
+    close(results[1], results[0].double())
+    close(end_cache[LAYER, :, :, : counts[0]], whole_cache[LAYER, :, :, start : start + counts[0]].double())
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_positions_that_rows_share_are_read_once_for_all(dtype, heads, normed):
+    """Against each row with a copy of them in its own buffer."""
+    shared, own, size = (70, 3), (5, 0, 9, 2, 4), heads.size
+    of = (0, 1, 0, None, 0)  # what each row shares
+    rooms = (80, 8, *(length + 4 for length in own))
+    anchor, buffers, where = caches(heads, rooms, dtype)
+    rows = len(own)
+    qkv, angles = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
+    angles = angles.cos().to(dtype), angles.sin().to(dtype)
+    gains = (normal(size, dtype=dtype), normal(size, dtype=dtype)) if normed else None
+    settings = {"gains": gains, "eps": EPS, "scale": size**-0.5}
+    # The reference: a buffer each.
+    lengths = [own[row] + (0 if of[row] is None else shared[of[row]]) for row in range(rows)]
+    copied_anchor, copies, copied = caches(heads, tuple(length + 4 for length in lengths), dtype)
+    for row in range(rows):
+        ahead = 0 if of[row] is None else shared[of[row]]
+        if ahead:
+            copies[row][:, :, :, :ahead] = buffers[of[row]][:, :, :, :ahead]
+        copies[row][:, :, :, ahead : lengths[row]] = buffers[2 + row][:, :, :, : own[row]]
+
+    def attended(anchor, where, rooms, lengths, parts):
+        out = torch.full((rows, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
+        decode_attention(
+            out, qkv, anchor, where, whole(*rooms), whole(*lengths), angles, heads, LAYER,
+            shape=DecodeShape(2, 32, 4, 2),
+            arrived=torch.zeros(rows * heads.kv_heads, dtype=torch.int32, device=DEVICE),
+            partial=torch.full((decoding.partial_size(heads, rows, 2),), float("nan"), device=DEVICE),
+            shared=parts, **settings,
+        )  # fmt: skip
+        return out
+
+    wanted = attended(copied_anchor, copied, [length + 4 for length in lengths], lengths, None)
+    members = torch.full((3, decoding.MEMBERS), -1, dtype=torch.int32, device=DEVICE)
+    members[0, :3], members[1, 0] = whole(0, 2, 4), 1
+    scratch = decoding.partial_size(heads, rows, decoding.SHARED_SPLITS)
+    parts = decoding.SharedParts(
+        members=members, caches=torch.cat([where[:2], where[:1]]), capacity=whole(80, 8, 1), length=whole(*shared, 0),
+        shares=whole(*(int(each is not None) for each in of)),
+        partial=torch.full((scratch,), float("nan"), device=DEVICE),
+    )  # fmt: skip
+    shared_attention(parts, qkv, anchor, angles, heads, LAYER, **settings)
+    close(attended(anchor, where[2:], rooms[2:], own, parts), wanted.double())
 
 
 def test_rms_norm(dtype):

@@ -13,7 +13,7 @@ from unfuse.engines.graphed.kernels.launch import UNIT
 from unfuse.engines.graphed.structure import Llama
 
 _STEP: Final = 64
-_WORTH: Final = 32
+WORTH: Final = 32
 """Positions that are worth copying rather than computing."""
 
 
@@ -61,25 +61,33 @@ class Sequence:
         return fresh
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Held:
     """A sequence on a shelf, and of which prompt it is."""
 
     sequence: Sequence
     keys: tuple[int, ...]
     digest: str | None
+    ahead: Held | None
+    """Holds the positions before those of the sequence."""
+    shared: int
+    """How many those are."""
+    users: int = 0
 
-    @property
-    def written(self) -> int:
-        """Positions whose keys and values are on their way to it, of the prompt."""
-        return min(self.sequence.length, len(self.keys))
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What begins as a prompt does, and how far."""
+
+    held: Held
+    positions: int
 
 
 class Shelf:
     """Keys and values of many prompts within a bound: those in use, and those kept for a later question.
 
-    Memory that is let go is kept with what it holds until somebody else needs it, whoever was asked about longest ago
-    first.
+    A further question about a scene does not copy what is there: its sequence begins where that ends. What is let go is
+    kept with what it holds until somebody else needs the memory, whoever was asked about longest ago first.
     """
 
     def __init__(self, llama: Llama, most_bytes: int):
@@ -89,44 +97,58 @@ class Shelf:
         self._kept: OrderedDict[int, Held] = OrderedDict()
         self.bytes = 0
 
-    def fits(self, positions: int) -> bool:
-        """Whether there is room for one more sequence beside those in use."""
-        in_use = sum(held.sequence.bytes for held in self._used.values())
-        return in_use + self._size(positions) <= self._most
-
     def holds(self, positions: int) -> bool:
         """Whether one sequence of this length could be held at all."""
         return self._size(positions) <= self._most
 
-    def held_of(self, keys: tuple[int, ...], digest: str | None, longest: int) -> int:
-        """How much of a prompt ``take`` would take over."""
-        return self._like(keys, digest, longest)[1] if keys else 0
-
-    def take(self, positions: int, keys: tuple[int, ...], digest: str | None, longest: int) -> tuple[Held, int]:
-        """A sequence for a prompt, and how much of the prompt it holds already.
+    def match(self, keys: tuple[int, ...], digest: str | None, longest: int) -> Match | None:
+        """What holds most of a prompt's beginning.
 
         Args:
-            positions: room that it must have.
             keys: the prompt's ``token_keys``; empty where nothing is to be reused, now or later.
             digest: of the prompt's features.
             longest: positions that may be taken over at most.
         """
-        source, same = self._like(keys, digest, longest) if keys else (None, 0)
-        if source is not None and id(source) in self._kept and source.sequence.capacity >= positions:
-            del self._kept[id(source)]
-            source.sequence.length = same
-            taken = Held(source.sequence, keys, digest)
-        else:
-            taken = Held(self._memory(positions, source), keys, digest)
-            if source is not None:
-                taken.sequence.begin_like(source.sequence, same)
-        self._used[id(taken)] = taken
-        return taken, same
+        best, most = None, 0
+        for held in (*self._kept.values(), *self._used.values()) if keys else ():
+            # Prompts of other scenes share a system sentence at most, which is not worth it.
+            if held.keys and held.digest == digest:
+                same = min(common_prefix(held.keys, keys, same_features=True), longest)
+                if same > most:
+                    best, most = held, same
+        return Match(best, most) if best is not None and most >= WORTH else None
+
+    def take(self, positions: int, keys: tuple[int, ...], digest: str | None, match: Match | None) -> Held | None:
+        """A sequence for a prompt.
+
+        Args:
+            positions: of the prompt and its answer.
+            keys: the prompt's ``token_keys``; empty where nothing is to be reused later.
+            digest: of the prompt's features.
+            match: what it begins like.
+
+        Returns:
+            None where there is no room beside those in use.
+        """
+        shared = match.positions if match else 0
+        if match is not None:
+            # Not to be taken away for this very sequence.
+            self._begin_use(match.held)
+        sequence = self._memory(positions - shared)
+        if sequence is None:
+            if match is not None:
+                self._end_use(match.held)
+            return None
+        # What does not stand on its own cannot be another's beginning.
+        held = Held(sequence, () if match else keys, digest, match.held if match else None, shared)
+        self._begin_use(held)
+        return held
 
     def let_go(self, held: Held) -> None:
         """It is no longer written to; its prompt is kept as long as nobody needs the memory."""
-        del self._used[id(held)]
-        self._kept[id(held)] = held
+        self._end_use(held)
+        if held.ahead is not None:
+            self._end_use(held.ahead)
 
     def close(self) -> None:
         """Frees all of it."""
@@ -134,41 +156,40 @@ class Shelf:
         self._kept.clear()
         self.bytes = 0
 
-    def _like(self, keys: tuple[int, ...], digest: str | None, longest: int) -> tuple[Held | None, int]:
-        """Who holds most of this prompt, and how much; the newest of equals, so that a scene stays as it is asked."""
-        best, most = None, 0
-        for held in (*self._used.values(), *self._kept.values()):
-            # Prompts of other scenes share a system sentence at most, which is not worth a copy.
-            if held.keys and held.digest == digest:
-                same = min(common_prefix(held.keys, keys, same_features=True), longest, held.written)
-                if same >= most and same >= _WORTH:
-                    best, most = held, same
-        return best, most
+    def _begin_use(self, held: Held) -> None:
+        self._kept.pop(id(held), None)
+        self._used[id(held)] = held
+        held.users += 1
 
-    def _memory(self, positions: int, source: Held | None) -> Sequence:
+    def _end_use(self, held: Held) -> None:
+        held.users -= 1
+        if not held.users:
+            del self._used[id(held)]
+            self._kept[id(held)] = held
+
+    def _memory(self, positions: int) -> Sequence | None:
         """An empty sequence: one that was let go and is not much too large, or a new one."""
-        wanted = _rounded(positions)
-        free = [held for held in self._kept.values() if held is not source]
-        fitting = [held for held in free if wanted <= held.sequence.capacity <= wanted + wanted // 4]
-        full = self.bytes + self._size(positions) > self._most
+        wanted, size = _rounded(positions), self._size(positions)
+        fitting = [held for held in self._kept.values() if wanted <= held.sequence.capacity <= wanted + wanted // 4]
+        full = self.bytes + size > self._most
         # Before anything else, what nobody can ask about again; what can be, only where there is no other room.
         for held in sorted(fitting, key=lambda held: bool(held.keys)):
             if full or not held.keys:
                 del self._kept[id(held)]
                 held.sequence.length = 0
                 return held.sequence
-        while self.bytes + self._size(positions) > self._most and free:
-            held = free.pop(0)
-            del self._kept[id(held)]
+        while self.bytes + size > self._most and self._kept:
+            _, held = self._kept.popitem(last=False)
             self.bytes -= held.sequence.bytes
-        sequence = new_sequence(self._llama, positions)
-        self.bytes += sequence.bytes
-        return sequence
+        if self.bytes + size > self._most:
+            return None
+        self.bytes += size
+        return new_sequence(self._llama, positions)
 
     def _size(self, positions: int) -> int:
         llama = self._llama
         numbers = len(llama.layers) * 2 * llama.heads.kv_heads * llama.heads.size
-        return numbers * _rounded(positions) * torch.empty(0, dtype=llama.dtype).element_size()
+        return int(numbers * _rounded(positions) * llama.dtype.itemsize)
 
 
 def new_sequence(llama: Llama, positions: int) -> Sequence:

@@ -16,6 +16,7 @@ import torch
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
+from unfuse.engines.graphed.kernels.decode_attention import MEMBERS, SharedParts
 from unfuse.engines.graphed.network import MOST_TOGETHER, Batch, Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
 from unfuse.engines.sampling import TokenChooser
@@ -24,6 +25,8 @@ from unfuse.stages import StopReason
 
 ROWS: Final = (16, 32, 64, 96, 128, 192, MOST_TOGETHER)
 """Rows of the steps that are captured."""
+GROUPS: Final = (0, 8, 32, 96, MOST_TOGETHER)
+"""Groups of rows that begin alike, in those steps."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +37,6 @@ class _Row:
     held: Held
     position: int
     """Of the first token after the prompt, on the rotary axes."""
-    reused: int
     chooser: TokenChooser | None
     """None where the step chooses: the largest logit."""
     column: int = 0
@@ -47,7 +49,7 @@ class _Row:
     @property
     def length(self) -> int:
         """Of its prompt."""
-        return self.request.prompt.inputs_embeds.shape[1]
+        return _length(self.request)
 
     @property
     def goes_on(self) -> bool:
@@ -113,7 +115,8 @@ class GraphedBatch:
         self._barred = torch.zeros(MOST_TOGETHER, 1, dtype=torch.bool, device=device)
         self._first = torch.zeros(MOST_TOGETHER, dtype=torch.int64, device=device)
         self._firsts = 0
-        self._steps: dict[int, Callable[[], None]] = {}
+        self._steps: dict[tuple[int, int], Callable[[], None]] = {}
+        self._shared: SharedParts | None = None
 
     @property
     def unfinished(self) -> int:
@@ -171,45 +174,45 @@ class GraphedBatch:
         self._flying.clear()
         self._shelf.close()
         self._steps.clear()
-        self._batch = None
+        self._batch = self._shared = None
 
     def _admit(self) -> None:
         """Runs passes over the prompts that there is room for."""
         self._firsts = 0
         chosen: list[tuple[_Row, Rows]] = []
-        while self._waiting and len(self._rows) < self.capacity and self._shelf.fits(_positions(self._waiting[0])):
+        while self._waiting and len(self._rows) < self.capacity:
             request = self._waiting[0]
-            rows = sum(len(each.embeds) for _, each in chosen) + self._unlike(request)
-            full = len(chosen) == SEVERAL or rows > PASS_ROWS
-            # What one of them is about to compute, those after it can start from.
-            if chosen and (full or _shares(request, [row.request for row, _ in chosen])):
+            # One position at least must be computed: its logits give the first token.
+            prompt, longest = request.prompt, _length(request) - 1
+            keys = prompt.token_keys if request.reuse else ()
+            match = self._shelf.match(keys, prompt.features_digest, longest)
+            reused = match.positions if match else 0
+            full = (
+                len(chosen) == SEVERAL or sum(len(rows.embeds) for _, rows in chosen) + longest + 1 - reused > PASS_ROWS
+            )
+            # Where it begins must have been computed before.
+            if chosen and (full or (match and any(row.held is match.held for row, _ in chosen))):
                 self._pass(chosen)
                 chosen = []
                 if self._interleave:
                     break
-            chosen.append(self._row(self._waiting.popleft()))
+            held = self._shelf.take(_positions(request), keys, prompt.features_digest, match)
+            if held is None:
+                break
+            self._waiting.popleft()
+            chosen.append(self._row(request, held))
         if chosen:
             self._pass(chosen)
 
-    def _unlike(self, request: Request) -> int:
-        """Rows that a pass over its prompt would have."""
-        prompt = request.prompt
-        keys = prompt.token_keys if request.reuse else ()
-        longest = prompt.inputs_embeds.shape[1] - 1
-        return longest + 1 - self._shelf.held_of(keys, prompt.features_digest, longest)
-
-    def _row(self, request: Request) -> tuple[_Row, Rows]:
-        prompt = request.prompt
-        embeds, positions, following = self._prompts.rows(prompt)
-        keys = prompt.token_keys if request.reuse else ()
-        # One position at least must be computed: its logits give the first token.
-        held, reused = self._shelf.take(_positions(request), keys, prompt.features_digest, len(embeds) - 1)
+    def _row(self, request: Request, held: Held) -> tuple[_Row, Rows]:
+        embeds, positions, following = self._prompts.rows(request.prompt)
         chooser = None
         if request.sampling.temperature > 0:
             chooser = TokenChooser(request.sampling, self._end_ids, embeds.device)
-        row = _Row(request, held, following, reused, chooser)
+        row = _Row(request, held, following, chooser)
         self._rows[request.request_id] = row
-        return row, Rows(embeds[reused:], positions[:, reused:], held.sequence)
+        ahead = held.ahead.sequence if held.ahead else None
+        return row, Rows(embeds[held.shared :], positions[:, held.shared :], held.sequence, ahead, held.shared)
 
     def _pass(self, chosen: list[tuple[_Row, Rows]]) -> None:
         begun = self._now()
@@ -231,12 +234,14 @@ class GraphedBatch:
         if not rows:
             return 0
         size = next(size for size in ROWS if size >= len(rows))
-        step = self._step(size)
+        groups = self._groups(rows)
+        step = self._step(size, next(most for most in GROUPS if most >= len(groups)))
         assert self._batch is not None
         batch = self._batch.first(size)
         begun = self._now()
         if rows != self._seated:
             self._seat(rows, batch)
+            self._say_who_shares(rows, groups)
         step()
         for column, row in enumerate(rows):
             row.launched += 1
@@ -253,7 +258,7 @@ class GraphedBatch:
         lines = [
             (
                 row.column,
-                row.length + row.launched - 1,
+                row.length - row.held.shared + row.launched - 1,
                 row.position + row.launched - 1,
                 row.held.sequence.offset(anchor),
                 row.held.sequence.capacity,
@@ -271,15 +276,49 @@ class GraphedBatch:
         self._barred[: batch.rows, 0].copy_(barred)
         self._seated = rows
 
-    def _step(self, size: int) -> Callable[[], None]:
+    def _groups(self, rows: list[_Row]) -> list[list[int]]:
+        """Columns of rows that begin with the same positions of another sequence."""
+        alike: dict[tuple[int, int], list[int]] = {}
+        for column, row in enumerate(rows):
+            if row.held.shared:
+                alike.setdefault((id(row.held.ahead), row.held.shared), []).append(column)
+        return [columns[at : at + MEMBERS] for columns in alike.values() for at in range(0, len(columns), MEMBERS)]
+
+    def _say_who_shares(self, rows: list[_Row], groups: list[list[int]]) -> None:
+        """Puts it where the step reads it."""
+        if not groups:
+            return
+        assert self._shared is not None
+        lines = []
+        for columns in groups:
+            held = rows[columns[0]].held
+            assert held.ahead is not None
+            ahead = held.ahead.sequence
+            members = columns + [-1] * (MEMBERS - len(columns))
+            lines.append([ahead.offset(self._network.anchor), ahead.capacity, held.shared, *members])
+        shared = self._shared
+        lines += [[0, 1, 0, *[-1] * MEMBERS]] * (len(shared.length) - len(lines))
+        table = self._uploaded(torch.tensor(lines))
+        shared.caches.copy_(table[:, 0])
+        shared.capacity.copy_(table[:, 1])
+        shared.length.copy_(table[:, 2])
+        shared.members.copy_(table[:, 3:])
+        flags = [int(row.held.shared > 0) for row in rows] + [0] * (len(shared.shares) - len(rows))
+        shared.shares.copy_(self._uploaded(torch.tensor(flags)))
+
+    def _step(self, size: int, groups: int) -> Callable[[], None]:
         if self._batch is None:
             self._batch = self._network.batch(MOST_TOGETHER)
-        if size not in self._steps:
+            # Each row may share something else.
+            self._shared = self._network.shared(MOST_TOGETHER)
+        key = size, groups
+        if key not in self._steps:
             self._network.tune(size)
             batch = self._batch.first(size)
+            shared = self._shared.first(groups) if self._shared is not None and groups else None
 
             def work() -> None:
-                self._network.step(batch)
+                self._network.step(batch, shared)
                 batch.token.copy_(self._largest(batch.logits, self._barred[:size]))
 
             # What captures runs the step first: on rows that stand for nothing.
@@ -288,10 +327,13 @@ class GraphedBatch:
             batch.capacity.fill_(self._network.nowhere.capacity)
             batch.length.zero_()
             batch.position.zero_()
-            self._steps[size] = self._captured(work)
+            if shared is not None:
+                shared.length.zero_()
+                shared.shares.zero_()
+            self._steps[key] = self._captured(work)
             batch.token.copy_(tokens)
             self._seated = []
-        return self._steps[size]
+        return self._steps[key]
 
     def _largest(self, logits: torch.Tensor, barred: torch.Tensor) -> torch.Tensor:
         """Tokens of the largest logits, ``[R]``; never one that ends in rows where ``barred [R, 1]``."""
@@ -322,7 +364,7 @@ class GraphedBatch:
                 request_id=row.request.request_id,
                 token_id=token,
                 finished=finished,
-                reused_prefix_tokens=row.reused,
+                reused_prefix_tokens=row.held.shared,
             )
 
     def _leave(self, row: _Row) -> None:
@@ -353,14 +395,11 @@ def _seconds(begun: torch.cuda.Event | float, there: torch.cuda.Event | float) -
     return milliseconds / 1e3
 
 
+def _length(request: Request) -> int:
+    """Of its prompt."""
+    return request.prompt.inputs_embeds.shape[1]
+
+
 def _positions(request: Request) -> int:
     """That its prompt and its answer may take; the last token's keys are never needed."""
-    return request.prompt.inputs_embeds.shape[1] + request.max_new_tokens
-
-
-def _shares(request: Request, others: list[Request]) -> bool:
-    """Whether it could start from what one of the others is about to compute."""
-    if not request.reuse:
-        return False
-    digest = request.prompt.features_digest
-    return any(other.reuse and other.prompt.features_digest == digest for other in others)
+    return _length(request) + request.max_new_tokens

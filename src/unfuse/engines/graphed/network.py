@@ -11,7 +11,15 @@ import torch
 
 from unfuse.engines.graphed.caches import new_sequence
 from unfuse.engines.graphed.capture import cut, part_ends
-from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention
+from unfuse.engines.graphed.kernels.decode_attention import (
+    MEMBERS,
+    SHARED_SPLITS,
+    DecodeShape,
+    SharedParts,
+    decode_attention,
+    partial_size,
+    shared_attention,
+)
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, rotary_angles
@@ -74,9 +82,11 @@ class Tail:
     positions: torch.Tensor
     """int32 ``[A, R]``"""
     numbers: torch.Tensor
-    """int64 ``[5, S]``, as ``Sequences`` has them."""
+    """int64 ``[8, S]``, as ``Sequences`` has them."""
     logits: torch.Tensor
     """float32 ``[S, V]``, after each one's last row."""
+    shared: bool = False
+    """Whether some of what comes before the rows lies in another sequence."""
 
     @property
     def rows(self) -> int:
@@ -160,16 +170,29 @@ class Network:
             logits=self._zeros(rows, self.llama.head.weight.shape[0], dtype=torch.float32),
         )
 
-    def tail(self, rows: int, sequences: int = 1) -> Tail:
+    def tail(self, rows: int, sequences: int = 1, *, shared: bool = False) -> Tail:
         """Memory for rows of so many prompts, a power of two."""
-        nowhere = [self.nowhere.offset(self.anchor), self.nowhere.capacity, 0, 1, 0]
+        nowhere = [self.nowhere.offset(self.anchor), self.nowhere.capacity, 0, 1, 0, 0, 1, 0]
         numbers = torch.tensor(nowhere, device=self.llama.device)[:, None].repeat(1, sequences)
-        numbers[3:, 1:] = torch.tensor([[0], [1]])
+        numbers[3:5, 1:] = torch.tensor([[0], [1]])
         return Tail(
             embeds=self._zeros(rows, self.llama.hidden),
             positions=self._zeros(self.axes, rows, dtype=torch.int32),
             numbers=numbers,
             logits=self._zeros(sequences, self.llama.head.weight.shape[0], dtype=torch.float32),
+            shared=shared,
+        )
+
+    def shared(self, rows: int) -> SharedParts:
+        """Memory for what that many rows of a step share: nothing yet."""
+        heads, groups = self.llama.heads, rows
+        return SharedParts(
+            members=self._zeros(groups, MEMBERS, dtype=torch.int32).fill_(-1),
+            caches=self._zeros(groups, dtype=torch.int64),
+            capacity=self._zeros(groups, dtype=torch.int32).fill_(1),
+            length=self._zeros(groups, dtype=torch.int32),
+            shares=self._zeros(rows, dtype=torch.int32),
+            partial=self._zeros(partial_size(heads, rows, SHARED_SPLITS), dtype=torch.float32),
         )
 
     def tune(self, rows: int) -> None:
@@ -243,8 +266,13 @@ class Network:
             DecodeShape(-(-_TYPICAL // 64) + 1, 64, 2, 1),
         ]
 
-    def step(self, batch: Batch) -> None:
-        """One token a row: its keys and values into the caches, and the logits of the next."""
+    def step(self, batch: Batch, shared: SharedParts | None = None) -> None:
+        """One token a row: its keys and values into the caches, and the logits of the next.
+
+        Args:
+            batch: the rows.
+            shared: positions before those of their caches, which several of them share; not for a single row.
+        """
         llama, rows, memory = self.llama, batch.rows, self._memory_for(batch.rows)
         streamed = self._streamed if rows == 1 else None
         begin_step(
@@ -258,11 +286,16 @@ class Network:
         shape = self._attention[bucket(rows)]
         for index, layer in enumerate(llama.layers):
             self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
+            if shared is not None:
+                shared_attention(
+                    shared, memory.heads, self.anchor, (batch.cosine, batch.sine), llama.heads, index,
+                    gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
+                )  # fmt: skip
             decode_attention(
                 memory.attended, memory.heads, self.anchor, batch.caches, batch.capacity, batch.here,
                 (batch.cosine, batch.sine), llama.heads, index,
                 shape=shape, partial=self._scratch.partial, arrived=self._scratch.arrived,
-                gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
+                gains=layer.head_gains, eps=llama.eps, scale=llama.scale, shared=shared,
             )  # fmt: skip
             self._finish_layer(index, memory, rows)
         self._product(self._head, 0, batch.logits, memory.x, memory, rows)
@@ -273,7 +306,7 @@ class Network:
         Up to 64 rows are multiplied as a decode step's are; more by the library, on memory of their own.
         """
         llama, rows, heads = self.llama, tail.rows, self.llama.heads
-        where = Sequences(self.anchor, tail.numbers)
+        where = Sequences(self.anchor, tail.numbers, tail.shared)
         memory = self._memory_for(rows)
         angles = memory.x.new_empty(rows, heads.size // 2), memory.x.new_empty(rows, heads.size // 2)
         splits = max(1, _TAIL_SPLITS // tail.sequences) if rows <= MOST_ROWS else 1

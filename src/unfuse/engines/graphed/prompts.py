@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -18,6 +18,8 @@ from unfuse.stages import Prompt
 
 _LONGEST_CAPTURED: Final = 2048
 """Rows of a prompt; beyond, a launch is short beside what it launches."""
+_FIRST: Final = 4
+"""The line that says where a prompt's rows begin."""
 SEVERAL: Final = 16
 """Prompts of one pass at most."""
 PASS_ROWS: Final = 2556
@@ -33,7 +35,11 @@ class Rows:
     positions: torch.Tensor
     """int32 ``[A, L]``"""
     sequence: Sequence
-    """Holds what comes before these rows."""
+    """Holds what comes before these rows, or the end of it."""
+    ahead: Sequence | None = None
+    """Holds what comes before that."""
+    shared: int = 0
+    """Positions of it that do."""
 
 
 class Prompts:
@@ -41,7 +47,7 @@ class Prompts:
 
     def __init__(self, network: Network, pool: Any):
         self._network, self._pool = network, pool
-        self._tails: dict[tuple[int, int], tuple[Tail, Callable[[], None]]] = {}
+        self._tails: dict[tuple[int, int, bool], tuple[Tail, Callable[[], None]]] = {}
         self._memory: Tail | None = None
         """For several prompts together, which are as long as they come."""
         self._counted = torch.empty(network.axes, 0, dtype=torch.int32)
@@ -63,16 +69,18 @@ class Prompts:
 
         The logits are the next pass's memory too.
         """
-        tail, run = self._tail([len(prompt.embeds) for prompt in prompts])
+        shared = any(prompt.shared for prompt in prompts)
+        tail, run = self._tail([len(prompt.embeds) for prompt in prompts], shared)
         anchor, at = self._network.anchor, 0
         # Those that are none begin where the rows end.
-        numbers = [[0] * tail.sequences for _ in range(4)] + [[tail.rows] * tail.sequences]
+        numbers = [[tail.rows if line == _FIRST else 0] * tail.sequences for line in range(len(tail.numbers))]
         for index, prompt in enumerate(prompts):
             rows, sequence = len(prompt.embeds), prompt.sequence
             tail.embeds[at : at + rows].copy_(prompt.embeds)
             tail.positions[:, at : at + rows].copy_(prompt.positions)
             own = sequence.offset(anchor), sequence.capacity, sequence.length, rows, at
-            for line, number in zip(numbers, own, strict=True):
+            ahead = (prompt.ahead.offset(anchor), prompt.ahead.capacity) if prompt.ahead else (0, 1)
+            for line, number in zip(numbers, (*own, *ahead, prompt.shared), strict=True):
                 line[index] = number
             sequence.length += rows
             at += rows
@@ -87,23 +95,23 @@ class Prompts:
         self._tails.clear()
         self._memory = None
 
-    def _tail(self, lengths: list[int]) -> tuple[Tail, Callable[[], None]]:
+    def _tail(self, lengths: list[int], shared: bool) -> tuple[Tail, Callable[[], None]]:
         together = 1 if len(lengths) == 1 else SEVERAL
         bucket = tail_bucket(sum(lengths))
         if bucket > (_LONGEST_CAPTURED if together == 1 else MOST_ROWS):
-            tail = self._several(bucket) if together > 1 else self._network.tail(bucket)
+            tail = self._several(bucket, shared) if together > 1 else self._network.tail(bucket, shared=shared)
             return tail, functools.partial(self._network.prompt, tail)
-        key = bucket, together
+        key = bucket, together, shared
         if key not in self._tails:
             network = self._network
             if bucket <= MOST_ROWS:
                 network.tune(bucket)
-            tail = network.tail(bucket, together)
+            tail = network.tail(bucket, together, shared=shared)
             work = functools.partial(network.prompt, tail)
             self._tails[key] = tail, Captured(work, network.llama.device, self._pool)
         return self._tails[key]
 
-    def _several(self, rows: int) -> Tail:
+    def _several(self, rows: int, shared: bool) -> Tail:
         if self._memory is None or self._memory.rows < rows:
             self._memory = self._network.tail(max(rows, PASS_ROWS), SEVERAL)
-        return self._memory.first(rows)
+        return replace(self._memory.first(rows), shared=shared)

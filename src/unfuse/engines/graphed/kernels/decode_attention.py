@@ -7,7 +7,7 @@ where they are in memory, so that one captured graph serves every request, whate
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import triton
 import triton.language as tl
@@ -80,11 +80,28 @@ def _attend(
 
 
 @triton.jit
+def _joined(base, heads, wide, wanted, best, weight, total, per_row: tl.constexpr, D_BLOCK: tl.constexpr):
+    """A sum over positions, and another that lies in memory."""
+    their_best = tl.load(base + heads * per_row + D_BLOCK, mask=wanted, other=0.0, cache_modifier=".cg")
+    higher = tl.maximum(best, their_best)
+    # A part without positions has nothing to say; two such must not give inf - inf.
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    old, fresh = tl.exp(best - safe), tl.exp(their_best - safe)
+    their_weight = tl.load(base + heads * per_row + D_BLOCK + 1, mask=wanted, other=1.0, cache_modifier=".cg")
+    theirs = tl.load(
+        base + heads[:, None] * per_row + wide[None, :], mask=wanted[:, None], other=0.0, cache_modifier=".cg"
+    )
+    return higher, weight * old + fresh * their_weight, total * old[:, None] + theirs * fresh[:, None]
+
+
+@triton.jit
 def _decode_attention(
-    out, qkv, anchor, caches, capacity, here, cosines, sines, q_gain, k_gain, partial, arrived, eps, scale, layer,
+    out, qkv, anchor, caches, capacity, here, cosines, sines, q_gain, k_gain, partial, arrived, before, shares,
+    eps, scale, layer,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-    NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+    SHARED_SPLITS: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row, kv_head, split = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, tl.program_id(1)
     half: tl.constexpr = D // 2
@@ -154,10 +171,10 @@ def _decode_attention(
             q_low, q_high, k_low, k_high, v, start, new, scale, best, weight, total, BLOCK, PRECISION
         )  # fmt: skip
     last = True
+    per_row: tl.constexpr = D_BLOCK + 4
+    wanted = heads < GROUP
     if SPLITS > 1:
-        per_row: tl.constexpr = D_BLOCK + 4
         base = partial + (tl.program_id(0) * SPLITS + split) * (GROUP * per_row)
-        wanted = heads < GROUP
         tl.store(base + heads * per_row + D_BLOCK, best, mask=wanted)
         tl.store(base + heads * per_row + D_BLOCK + 1, weight, mask=wanted)
         tl.store(base + heads[:, None] * per_row + wide[None, :], total, mask=wanted[:, None])
@@ -173,21 +190,12 @@ def _decode_attention(
             total = tl.zeros([GROUP_BLOCK, D_BLOCK], tl.float32)
             for other in tl.static_range(SPLITS):
                 base = partial + (tl.program_id(0) * SPLITS + other) * (GROUP * per_row)
-                their_best = tl.load(base + heads * per_row + D_BLOCK, mask=wanted, other=0.0, cache_modifier=".cg")
-                higher = tl.maximum(best, their_best)
-                # A split without positions has nothing to say; two such must not give inf - inf.
-                safe = tl.where(higher == float("-inf"), 0.0, higher)
-                old, fresh = tl.exp(best - safe), tl.exp(their_best - safe)
-                their_weight = tl.load(
-                    base + heads * per_row + D_BLOCK + 1, mask=wanted, other=1.0, cache_modifier=".cg"
-                )
-                weight = weight * old + fresh * their_weight
-                theirs = tl.load(
-                    base + heads[:, None] * per_row + wide[None, :],
-                    mask=wanted[:, None], other=0.0, cache_modifier=".cg",
-                )  # fmt: skip
-                total = total * old[:, None] + theirs * fresh[:, None]
-                best = higher
+                best, weight, total = _joined(base, heads, wide, wanted, best, weight, total, per_row, D_BLOCK)
+        if SHARED_SPLITS > 0:  # noqa: SIM102 - of two kinds: one is decided when this is compiled
+            if tl.load(shares + row) > 0:
+                for other in tl.static_range(SHARED_SPLITS):
+                    base = before + (tl.program_id(0) * SHARED_SPLITS + other) * (GROUP * per_row)
+                    best, weight, total = _joined(base, heads, wide, wanted, best, weight, total, per_row, D_BLOCK)
         result = (total / weight[:, None]).to(dtype)
         target = out + row * (HEADS * D) + (kv_head * GROUP + heads)[:, None] * D + wide[None, :]
         tl.store(target, result, mask=(heads < GROUP)[:, None] & across[None, :])
@@ -218,6 +226,135 @@ def partial_size(heads: Heads, rows: int, splits: int) -> int:
     return rows * heads.heads * splits * (wide_enough(heads.size) + 4)
 
 
+MEMBERS: Final = 16
+"""Rows that read shared positions together: as many as matrix units take anyway."""
+SHARED_SPLITS: Final = 4
+"""Programs that share one head's positions, where rows share them too."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedParts:
+    """Positions at the beginning of several rows' sequences that lie in one buffer, read once for all of them."""
+
+    members: torch.Tensor
+    """int32 ``[G, 16]``: rows of each group, -1 for none."""
+    caches: torch.Tensor
+    """int64 ``[G]``: where the buffer is, as in ``decode_attention``."""
+    capacity: torch.Tensor
+    """int32 ``[G]``, of that buffer."""
+    length: torch.Tensor
+    """int32 ``[G]``: positions that are shared; 0 for a group that is none."""
+    shares: torch.Tensor
+    """int32 ``[B]``: 1 for rows that are in a group."""
+    partial: torch.Tensor
+    """float32, at least ``partial_size(heads, B, SHARED_SPLITS)``: what is left for ``decode_attention``."""
+
+    def first(self, groups: int) -> SharedParts:
+        """The same memory for fewer groups."""
+        return SharedParts(
+            self.members[:groups], self.caches[:groups], self.capacity[:groups], self.length[:groups],
+            self.shares, self.partial,
+        )  # fmt: skip
+
+
+@triton.jit
+def _shared_attention(
+    partial, qkv, anchor, members, caches, capacity, length, cosines, sines, q_gain, eps, scale, layer,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, D_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, MEMBERS: tl.constexpr, QUERIES: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    group, kv_head, split = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, tl.program_id(1)
+    if DEPENDENT:
+        gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
+    count = tl.load(length + group)
+    if count == 0:
+        return
+    half: tl.constexpr = D // 2
+    dtype: tl.constexpr = qkv.dtype.element_ty
+    at, wide, query = tl.arange(0, HALF_BLOCK), tl.arange(0, D_BLOCK), tl.arange(0, QUERIES)
+    inside = at < half
+    row = tl.load(members + group * MEMBERS + query // GROUP, mask=query < MEMBERS * GROUP, other=-1)
+    there = row >= 0
+    asked = there[:, None] & inside[None, :]
+    places = qkv + row[:, None].to(tl.int64) * ((HEADS + 2 * KV_HEADS) * D)
+    places += (kv_head * GROUP + query % GROUP)[:, None] * D + at[None, :]
+    low = tl.load(places, mask=asked, other=0.0).to(tl.float32)
+    high = tl.load(places + half, mask=asked, other=0.0).to(tl.float32)
+    if NORM:
+        rms = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / D + eps)[:, None]
+        low = (low * rms).to(dtype).to(tl.float32)
+        high = (high * rms).to(dtype).to(tl.float32)
+        low *= tl.load(q_gain + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        high *= tl.load(q_gain + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+    angle = row[:, None] * half + at[None, :]
+    cosine = tl.load(cosines + angle, mask=asked, other=0.0).to(tl.float32)
+    sine = tl.load(sines + angle, mask=asked, other=0.0).to(tl.float32)
+    q_low = (low * cosine - high * sine).to(dtype)
+    q_high = (high * cosine + low * sine).to(dtype)
+
+    size = tl.load(capacity + group).to(tl.int64) * D
+    keys = anchor + tl.load(caches + group) * UNIT + (layer * (2 * KV_HEADS) + kv_head) * size
+    values = keys + KV_HEADS * size
+    best = tl.full([QUERIES], float("-inf"), tl.float32)
+    weight = tl.zeros([QUERIES], tl.float32)
+    total = tl.zeros([QUERIES, D_BLOCK], tl.float32)
+    share = tl.cdiv(tl.cdiv(count, SPLITS), BLOCK) * BLOCK
+    for start in tl.range(split * share, tl.minimum(split * share + share, count), BLOCK, num_stages=STAGES):
+        k_low, k_high, v = _block(keys, values, start, count, half, HALF_BLOCK, D, D_BLOCK, BLOCK)
+        best, weight, total = _attend(
+            q_low, q_high, k_low, k_high, v, start, count, scale, best, weight, total, BLOCK, PRECISION
+        )  # fmt: skip
+    per_row: tl.constexpr = D_BLOCK + 4
+    base = ((row * KV_HEADS + kv_head) * SPLITS + split) * GROUP + query % GROUP
+    base = partial + base.to(tl.int64) * per_row
+    tl.store(base + D_BLOCK, best, mask=there)
+    tl.store(base + D_BLOCK + 1, weight, mask=there)
+    tl.store(base[:, None] + wide[None, :], total, mask=there[:, None])
+
+
+def shared_attention(
+    shared: SharedParts,
+    qkv: torch.Tensor,
+    anchor: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    heads: Heads,
+    layer: int,
+    *,
+    gains: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    scale: float,
+) -> None:
+    """Attention of several rows to positions that they share, left in parts for ``decode_attention``.
+
+    Read once for all of them, as Hydragen does (Juravsky et al., arXiv 2402.05099).
+
+    Args:
+        shared: which rows share what, and where the parts go.
+        qkv: as ``decode_attention``.
+        anchor: as ``decode_attention``.
+        angles: as ``decode_attention``.
+        heads: as ``decode_attention``.
+        layer: as ``decode_attention``.
+        gains: as ``decode_attention``.
+        eps: as ``decode_attention``.
+        scale: as ``decode_attention``.
+    """
+    q_gain = gains[0] if gains else qkv
+    launch(
+        _shared_attention, (len(shared.length) * heads.kv_heads, SHARED_SPLITS),
+        shared.partial, qkv, anchor, shared.members, shared.caches, shared.capacity, shared.length, *angles, q_gain,
+        eps, scale, layer,
+        HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
+        HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),
+        GROUP=heads.group, MEMBERS=MEMBERS, QUERIES=wide_enough(MEMBERS * heads.group), SPLITS=SHARED_SPLITS, BLOCK=64,
+        STAGES=3, NORM=gains is not None,
+        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=4, **overlap(qkv),
+    )  # fmt: skip
+
+
 def decode_attention(
     out: torch.Tensor,
     qkv: torch.Tensor,
@@ -235,6 +372,7 @@ def decode_attention(
     gains: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
     scale: float,
+    shared: SharedParts | None = None,
 ) -> None:
     """``softmax(q K^T scale) V`` with the new position included and written to the cache.
 
@@ -258,16 +396,19 @@ def decode_attention(
         gains: of RMS norms of queries and keys, ``[D]`` each (Qwen3); None for none.
         eps: of those norms.
         scale: usually ``D ** -0.5``.
+        shared: what ``shared_attention`` has left of positions before those of the buffers.
     """
     rows = len(here)
     q_gain, k_gain = gains or (qkv, qkv)
+    before, shares = (shared.partial, shared.shares) if shared else (partial, here)
     launch(
         _decode_attention, (rows * heads.kv_heads, shape.splits),
-        out, qkv, anchor, caches, capacity, here, *angles, q_gain, k_gain, partial, arrived, eps, scale, layer,
+        out, qkv, anchor, caches, capacity, here, *angles, q_gain, k_gain, partial, arrived, before, shares,
+        eps, scale, layer,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
         HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),
         GROUP=heads.group, GROUP_BLOCK=wide_enough(heads.group), SPLITS=shape.splits, BLOCK=shape.positions,
-        STAGES=shape.stages,
+        STAGES=shape.stages, SHARED_SPLITS=SHARED_SPLITS if shared else 0,
         NORM=gains is not None,
         PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
     )  # fmt: skip

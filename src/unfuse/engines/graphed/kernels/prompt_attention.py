@@ -23,8 +23,11 @@ class Sequences:
     anchor: torch.Tensor
     """As in ``decode_attention``."""
     numbers: torch.Tensor
-    """int64 ``[5, S]``, S a power of two: where the cache is (as in ``decode_attention``), its capacity, how much is
-    cached, how many rows there are, and the first of them. Those without rows come last and begin where rows end."""
+    """int64 ``[8, S]``, S a power of two: where the cache is (as in ``decode_attention``), its capacity, how much is
+    cached, how many rows there are, and the first of them; then of what comes before the cache and lies elsewhere:
+    where, the capacity there, and how much. Those without rows come last and begin where rows end."""
+    shared: bool = False
+    """Whether anything lies elsewhere."""
 
     @property
     def count(self) -> int:
@@ -34,7 +37,7 @@ class Sequences:
     @property
     def arguments(self) -> tuple[torch.Tensor, ...]:
         """As kernels take them."""
-        return self.anchor, *self.numbers.unbind()
+        return self.anchor, *self.numbers[:5].unbind()
 
 
 @triton.jit
@@ -146,11 +149,35 @@ def _shape(rows: int, bytes_a_number: int) -> PromptShape:
 
 
 @triton.jit
+def _attend_rows(
+    q, keys, values, place, end, row_place, factor, wide, across, best, weight, total,
+    D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    present = place < end
+    k_at = keys + place[None, :].to(tl.int64) * D + wide[:, None]
+    k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
+    scores = tl.dot(q, k, input_precision=PRECISION) * factor
+    scores = tl.where(place[None, :] <= row_place[:, None], scores, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1))
+    # A row may see none of these positions: it must not give inf - inf.
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    old = tl.exp2(best - safe)
+    p = tl.exp2(scores - safe[:, None])
+    weight = weight * old + tl.sum(p, axis=1)
+    v_at = values + place[:, None].to(tl.int64) * D + wide[None, :]
+    v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
+    total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
+    return higher, weight, total
+
+
+@triton.jit
 def _prompt_attention(
-    out, qkv, anchor, cache_at, capacity, start, count, first, partial, arrived, scale, layer, rows,
+    out, qkv, anchor, cache_at, capacity, start, count, first, shared_at, shared_capacity, shared_count,
+    partial, arrived, scale, layer, rows,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
-    SEQUENCES: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+    SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     # The last rows have the most before them; they begin first.
     tile, head, split = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2) % SPLITS
@@ -188,24 +215,23 @@ def _prompt_attention(
     total = tl.zeros([ROWS, D_BLOCK], tl.float32)
     # Base 2, so that the exponential is one instruction.
     factor = scale * 1.4426950408889634
+    if SHARED:
+        # All of it is before every row.
+        ahead = tl.load(shared_count + sequence).to(tl.int32)
+        room = tl.load(shared_capacity + sequence).to(tl.int64) * D
+        ahead_keys = anchor + tl.load(shared_at + sequence) * UNIT + (layer * (2 * KV_HEADS) + head // GROUP) * room
+        share = tl.cdiv(tl.cdiv(ahead, SPLITS), BLOCK) * BLOCK
+        for at in tl.range(split * share, tl.minimum(ahead, split * share + share), BLOCK, num_stages=STAGES):
+            best, weight, total = _attend_rows(
+                q, ahead_keys, ahead_keys + KV_HEADS * room, at + positions, ahead, row * 0 + ahead - 1,
+                factor, wide, across, best, weight, total, D, PRECISION,
+            )  # fmt: skip
     share = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK) * BLOCK
     for at in tl.range(split * share, tl.minimum(end, split * share + share), BLOCK, num_stages=STAGES):
-        place = at + positions
-        present = place < end
-        k_at = keys + place[None, :].to(tl.int64) * D + wide[:, None]
-        k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
-        scores = tl.dot(q, k, input_precision=PRECISION) * factor
-        scores = tl.where(place[None, :] <= before + row[:, None], scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        # A row may see none of these positions: it must not give inf - inf.
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        old = tl.exp2(best - safe)
-        p = tl.exp2(scores - safe[:, None])
-        weight = weight * old + tl.sum(p, axis=1)
-        v_at = values + place[:, None].to(tl.int64) * D + wide[None, :]
-        v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
-        total = tl.dot(p.to(dtype), v, total * old[:, None], input_precision=PRECISION)
-        best = higher
+        best, weight, total = _attend_rows(
+            q, keys, values, at + positions, end, row + before, factor, wide, across,
+            best, weight, total, D, PRECISION,
+        )  # fmt: skip
     last = True
     if SPLITS > 1:
         # Whoever arrives last puts the parts together, always in the same order.
@@ -276,9 +302,9 @@ def prompt_attention(
     shape = shape or _shape(rows, qkv.element_size())
     launch(
         _prompt_attention, (heads.heads, triton.cdiv(rows, shape.rows), splits * sequences.count),
-        out, qkv, *sequences.arguments, partial, arrived, scale, layer, rows,
+        out, qkv, *sequences.arguments, *sequences.numbers[5:].unbind(), partial, arrived, scale, layer, rows,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide_enough(heads.size), GROUP=heads.group,
         ROWS=shape.rows, BLOCK=shape.positions, STAGES=shape.stages, SPLITS=splits,
-        SEQUENCES=sequences.count, PRECISION="ieee" if qkv.element_size() == 4 else "tf32",
+        SEQUENCES=sequences.count, SHARED=sequences.shared, PRECISION="ieee" if qkv.element_size() == 4 else "tf32",
         num_warps=shape.warps, **overlap(out),
     )  # fmt: skip
