@@ -22,7 +22,7 @@ LAYERS = [
     {"adapters", "staged_model"},
     {"pipeline"},
     {"report"},
-    {"protocols"},
+    {"protocols", "throughput"},
     {"verification"},
     {"api"},
     {"cli", "__main__"},
@@ -44,7 +44,7 @@ def test_public_names():
     for name in unfuse.__all__:
         assert getattr(unfuse, name) is not None
     assert set(unfuse.__all__) == {
-        "Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "verify",
+        "Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "run", "verify",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="nothing"):
         _ = unfuse.nothing

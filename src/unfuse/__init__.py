@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unfuse.adapters.registry import load
-    from unfuse.api import bench, verify
+    from unfuse.api import bench, run, verify
     from unfuse.errors import UnfuseError
     from unfuse.features import Features
     from unfuse.samples import Sample
     from unfuse.stages import Generation, Sampling
 
 __version__ = "0.1.0"
-__all__ = ["Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "verify"]
+__all__ = ["Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "run", "verify"]
 
 _HOMES = {
     "Features": "unfuse.features",
@@ -27,6 +27,7 @@ _HOMES = {
     "UnfuseError": "unfuse.errors",
     "bench": "unfuse.api",
     "load": "unfuse.adapters.registry",
+    "run": "unfuse.api",
     "verify": "unfuse.api",
 }
 

@@ -1,7 +1,8 @@
-"""The public calls that span several parts: ``unfuse.bench`` and ``unfuse.verify``."""
+"""The public calls that span several parts: ``unfuse.bench``, ``unfuse.run`` and ``unfuse.verify``."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.errors import InputError
 from unfuse.protocols import PROTOCOLS, BenchRun, BenchSettings, ComparisonRun, bench_model, bench_several
-from unfuse.runs import PROTOCOL_STAGES
+from unfuse.runs import PROTOCOL_STAGES, read_manifest, refuse_occupied
 from unfuse.samples import Dataset, Sample, read_dataset
 from unfuse.samples.demo import MAX_NEW_TOKENS, demo_dataset
 from unfuse.staged_model import StagedModel
+from unfuse.throughput.job import AnswersRun, OnAnswer, RunSettings, Work, answer_dataset
 
 if TYPE_CHECKING:
     from unfuse.verification import Verification
@@ -73,6 +75,76 @@ def bench(
         return bench_model(get(names[0]), data, options, protocol=protocol, output=place, resume=resume)
     placement = (device, dtype, engine)
     return bench_several(names, plan.protocols, get, data, options, placement=placement, output=place, resume=resume)
+
+
+def run(
+    model: str | StagedModel = DEMO,
+    dataset: str | Path | Dataset | None = None,
+    *,
+    questions: Sequence[str] | None = None,
+    max_samples: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    engine: str = "auto",
+    output: str | Path | None = None,
+    resume: bool = False,
+    on_answer: OnAnswer | None = None,
+    **settings: Any,
+) -> AnswersRun:
+    """Answers a whole dataset as fast as the hardware allows.
+
+    Rows with the same media are one scene: loaded, preprocessed and encoded once.
+
+    Args:
+        model: a name or a loaded model.
+        dataset: a folder in the instruction-set layout, or a ``Dataset``; the demo recordings by default.
+        questions: asked of every row in the place of its own, and filed under ``<sample_id>#<n>``.
+        max_samples: only the first so many rows.
+        device: as for ``unfuse.load``.
+        dtype: as for ``unfuse.load``.
+        engine: as for ``unfuse.load``.
+        output: run folder, written as the run goes on; default: ``runs/<time>-<model>-answers``.
+        resume: continue the run in ``output``.
+        on_answer: called with every answer once it is on the disk, by another thread.
+        **settings: fields of ``RunSettings``.
+
+    Returns:
+        Counts and rates; the answers are read from the folder, for they may be many.
+
+    Raises:
+        InputError: anything wrong with the model, the rows or an option, before a model is loaded.
+        RunFolderError: the folder is taken, or belongs to another run.
+    """
+    name = model if isinstance(model, str) else model.name
+    if isinstance(model, str):
+        check_model(model)
+    if settings.get("max_new_tokens") is None:
+        settings["max_new_tokens"] = default_tokens(name)
+    options = RunSettings(**settings)
+    folder = answers_folder(name, output, resume=resume)
+    work = Work(open_dataset(dataset, max_samples), questions)
+    return answer_dataset(
+        model, work, options, output=folder, resume=resume, placement=(device, dtype, engine), on_answer=on_answer
+    )
+
+
+def answers_folder(model: str, output: str | Path | None, *, resume: bool) -> Path:
+    """Where a run's answers go.
+
+    Raises:
+        InputError: a run is to be continued, and it is not said which.
+        RunFolderError: the folder is taken, or holds no run to continue.
+    """
+    if output is None:
+        if resume:
+            raise InputError("--resume", found="no --output", expected="the folder of the run to continue")
+        output = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(model).name.replace(':', '-')}-answers"
+    folder = Path(output)
+    if resume:
+        read_manifest(folder)
+    else:
+        refuse_occupied(folder)
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -64,6 +64,10 @@ class StagedModel:
         """Stage 1: bytes on disk to frames."""
         return self.adapter.load(sample)
 
+    def media_sha256(self, sample: Sample) -> str:
+        """Hash of what ``load`` would show, at the price of hashing the files: nothing is decoded or drawn."""
+        return self.adapter.media_sha256(sample)
+
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """Stage 2: pixel values on the device and token ids; ``question`` stands for the sample's own."""
         return self.adapter.preprocess(loaded, question)
@@ -141,22 +145,26 @@ class StagedModel:
     def request(
         self,
         request_id: str,
-        question: str,
+        question: str | Prepared,
         features: Features,
         *,
         max_new_tokens: int = 512,
         sampling: Sampling = _GREEDY,
         reuse: bool = False,
     ) -> Request:
-        """A question about features, as ``continuous`` takes it.
+        """A question about features, as ``continuous`` takes it: its words, or what stage 2 made of them.
 
         Raises:
             FeaturesError: the features are another model's.
         """
         _require_tokens(max_new_tokens)
-        prompt = self.adapter.prompt(self.adapter.tokenize(question, features), features, digest=reuse)
+        prepared = self.adapter.tokenize(question, features) if isinstance(question, str) else question
         return Request(
-            request_id=request_id, prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling, reuse=reuse
+            request_id=request_id,
+            prompt=self.adapter.prompt(prepared, features, digest=reuse),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            reuse=reuse,
         )
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from unfuse.errors import RunFolderError
-from unfuse.runs import Manifest, RunFolder, SampleRecord, folder, read_manifest, refuse_occupied
+from unfuse.runs import Manifest, RunFolder, SampleRecord, beginning, folder, read_manifest, refuse_occupied
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., SampleRecord]
@@ -110,7 +110,7 @@ def test_a_start_that_is_interrupted_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, step, interrupt)
+    monkeypatch.setattr(folder if step == "SamplesWriter" else beginning, step, interrupt)
     with pytest.raises(KeyboardInterrupt):
         RunFolder.create(tmp_path / "new" / "first", make_manifest())
     assert not list(tmp_path.iterdir())

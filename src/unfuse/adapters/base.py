@@ -122,6 +122,9 @@ class Adapter(Protocol):
     def load(self, sample: Sample) -> Loaded:
         """Stage 1: bytes on disk to frames."""
 
+    def media_sha256(self, sample: Sample) -> str:
+        """What ``load`` would say of its frames, without decoding anything."""
+
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """Stage 2: frames to pixel values on the device, text to token ids."""
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from unfuse.adapters.base import Shown
-from unfuse.adapters.media import evenly, frames_sha256, load_frames, middle
+from unfuse.adapters.media import evenly, load_frames, middle, shown_sha256
 from unfuse.adapters.seam import PIXELS
 from unfuse.features import Features
 from unfuse.samples import Sample, clean_question
@@ -60,7 +60,7 @@ class HFFront:
 
     def media_sha256(self, sample: Sample) -> str:
         """See ``Front.media_sha256``."""
-        return frames_sha256(sample, self._pick)
+        return shown_sha256(sample, self._pick)
 
     def load(self, sample: Sample) -> Loaded:
         """Evenly spaced frames of a video, or its middle frame; see ``load_frames``."""

@@ -15,7 +15,7 @@ from unfuse.events import event_frames, read_events
 from unfuse.measure.clock import span
 from unfuse.samples import Sample, clean_question
 from unfuse.samples.media import read_image
-from unfuse.samples.sample import arrays_sha256, media_sha256
+from unfuse.samples.sample import frames_sha256, media_sha256
 from unfuse.samples.video import count_frames, read_frames
 from unfuse.stages import Loaded
 
@@ -61,15 +61,15 @@ def load_frames(sample: Sample, pick: Pick) -> Loaded:
         return replace(
             scene,
             frames=[scene.frames[i] for i in pick(len(scene.frames))],
-            media_sha256=frames_sha256(sample, pick),
+            media_sha256=shown_sha256(sample, pick),
             notes=(*scene.notes, "no video or image: this model was shown event frames"),
         )
     else:
         frames, media = [], "text"
-    return Loaded(frames=frames, media=media, media_sha256=frames_sha256(sample, pick), question=question)
+    return Loaded(frames=frames, media=media, media_sha256=shown_sha256(sample, pick), question=question)
 
 
-def frames_sha256(sample: Sample, pick: Pick) -> str:
+def shown_sha256(sample: Sample, pick: Pick) -> str:
     """Hash of what ``load_frames`` shows: the files' bytes and how they become frames; empty for text alone."""
     how = pick.__name__
     if sample.image is not None:
@@ -111,7 +111,7 @@ def load_event_frames(sample: Sample) -> Loaded:
 def event_frames_sha256(sample: Sample) -> str:
     """Hash of what ``load_event_frames`` shows."""
     if sample.frames:
-        return arrays_sha256(sample.frames)
+        return frames_sha256(sample.frames)
     if sample.event_image:
         return media_sha256(sample.event_image, "image files")
     assert sample.event_data is not None

@@ -122,11 +122,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
         DeviceError: no such device, dtype or engine here.
     """
     ref = check_model(name)
-    check_device(device)
-    check_choice("dtype", dtype, DTYPES)
     check_choice("engine", engine, ENGINES)
-    place = _torch_device(device)
-    precision = _torch_dtype(dtype, place)
+    place, precision = resolve_placement(device, dtype)
 
     from unfuse.staged_model import StagedModel, pick_engine
 
@@ -237,6 +234,18 @@ def _downloaded(ref: ModelRef) -> Path:
             found=f"no such folder, and not on the hub ({type(error).__name__})",
             expected="a checkpoint folder or a hub name",
         ) from None
+
+
+def resolve_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype as ``load`` takes them, and what ``auto`` stands for here.
+
+    Raises:
+        DeviceError: no such device or dtype here.
+    """
+    check_device(device)
+    check_choice("dtype", dtype, DTYPES)
+    place = _torch_device(device)
+    return place, _torch_dtype(dtype, place)
 
 
 def _torch_device(device: str) -> torch.device:

@@ -45,6 +45,10 @@ class HuggingFaceAdapter(ABC):
         """Stage 1."""
         return self.front.load(sample)
 
+    def media_sha256(self, sample: Sample) -> str:
+        """Of what ``load`` takes; nothing is decoded."""
+        return self.front.media_sha256(sample)
+
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
         """Stage 2."""
         return self.upload(self.front.preprocess(loaded, question))

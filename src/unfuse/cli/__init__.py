@@ -15,6 +15,7 @@ from unfuse.cli.doctor import doctor
 from unfuse.cli.errors import exit_code_of
 from unfuse.cli.export import export
 from unfuse.cli.report import report
+from unfuse.cli.run import run_verb
 from unfuse.cli.verify import verify
 
 
@@ -24,7 +25,7 @@ def cli() -> None:
     """Take a multimodal LLM's fused generate() apart: run, time and verify each stage alone."""
 
 
-for _verb in (bench, ask, verify, compare, report, export, dataset, doctor):
+for _verb in (bench, ask, run_verb, verify, compare, report, export, dataset, doctor):
     cli.add_command(_verb)
 
 

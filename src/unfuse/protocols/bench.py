@@ -178,7 +178,7 @@ def make_manifest(
         command=command or own_command(),
         protocol=protocol,
         config=asdict(settings),
-        model=_about(model),
+        model=about(model),
         dataset={"path": dataset.name, "sha256": dataset.sha256(), "num_samples": len(dataset.samples)},
         environment={**environment(model.device), "isolation": isolation and asdict(isolation)},
         clock={
@@ -195,7 +195,8 @@ def own_command() -> tuple[str, ...]:
     return ("unfuse" if program == "__main__.py" else program, *sys.argv[1:])
 
 
-def _about(model: StagedModel) -> dict[str, Any]:
+def about(model: StagedModel) -> dict[str, Any]:
+    """A model as ``run.json`` has it."""
     return {
         "name": model.name,
         "family": model.family,

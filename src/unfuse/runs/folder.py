@@ -8,16 +8,16 @@ time.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from unfuse.errors import RunFolderError
-from unfuse.runs.atomic import cannot_write, sync_folder, write_json_atomic, write_text_atomic
+from unfuse.runs.atomic import write_json_atomic, write_text_atomic
+from unfuse.runs.beginning import begun, require_same
 from unfuse.runs.lock import FolderLock
-from unfuse.runs.manifest import MANIFEST_FILE, differences, read_manifest, write_manifest
+from unfuse.runs.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from unfuse.runs.place import (
     HTML_FILE,
     PROBES_FILE,
@@ -25,7 +25,6 @@ from unfuse.runs.place import (
     REPORT_FILE,
     SUMMARY_FILE,
     TRACE_FILE,
-    refuse_occupied,
     take_away,
 )
 from unfuse.runs.plain import from_plain, parse_object
@@ -60,32 +59,10 @@ class RunFolder:
         Raises:
             RunFolderError: the folder holds a run or anything else, or cannot be made; nothing is left then.
         """
-        path = Path(path).absolute()
-        refuse_occupied(path)
-        staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-        made = [folder for folder in path.parents if not folder.exists()]
-        home = staging
-        lock: FolderLock | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging.mkdir()
-            lock = FolderLock(staging)
-            write_manifest(staging, manifest)
-            write_text_atomic(staging / SAMPLES_FILE, "")
-            refuse_occupied(path)
-            staging.rename(path)
-            home = path
-            sync_folder(path.parent)
-            writer = SamplesWriter(path / SAMPLES_FILE, sound_bytes=0)
-        except BaseException as error:
-            if lock is not None:
-                lock.close()
-            take_away(home, *made)
-            if isinstance(error, OSError):
-                raise cannot_write(path, error) from error
-            raise
-        run = cls(path, manifest, lock=lock, writer=writer)
-        run._made = [path, *made]
+        with begun(Path(path).absolute(), manifest, SAMPLES_FILE) as beginning:
+            writer = SamplesWriter(beginning.path / SAMPLES_FILE, sound_bytes=0)
+        run = cls(beginning.path, manifest, lock=beginning.lock, writer=writer)
+        run._made = beginning.made
         return run
 
     @classmethod
@@ -114,13 +91,7 @@ class RunFolder:
         recorded = read_manifest(path)
         lock = FolderLock(path)
         try:
-            if found := differences(recorded, manifest):
-                raise RunFolderError(
-                    f"run folder {path}",
-                    found=f"a run that is not this one ({'; '.join(found)})",
-                    expected="the same run",
-                    fix="undo the change or give another --output",
-                )
+            require_same(path, recorded, manifest)
             read = read_samples(path / SAMPLES_FILE)
             continued = replace(recorded, resumed=(*recorded.resumed, manifest.created))
             write_manifest(path, continued)

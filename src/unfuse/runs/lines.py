@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 from unfuse.errors import RunFolderError
@@ -33,9 +34,27 @@ def to_line(record: SampleRecord) -> str:
     Raises:
         RunFolderError: a number is NaN or infinite, or a stage is none of ours.
     """
+    return sealed(to_flat(record))
+
+
+def sealed(fields: Mapping[str, Any]) -> str:
+    """Plain fields as one line that shows when it is damaged."""
     # ASCII only: an answer may hold lone surrogates and line separators, a line of the file must not.
-    body = json.dumps(to_flat(record), allow_nan=False)
+    body = json.dumps(fields, allow_nan=False)
     return f'{body[:-1]}, "line_crc32": {zlib.crc32(body.encode("ascii"))}}}'
+
+
+def unsealed(line: str, *, where: str) -> dict[str, Any]:
+    """The fields of a line that ``sealed`` made.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    if not is_whole(line):
+        raise RunFolderError(where, found="a damaged line (its checksum does not fit)", expected="a whole record")
+    fields = parse_object(line, where=where)
+    del fields["line_crc32"]
+    return fields
 
 
 def to_flat(record: SampleRecord) -> dict[str, Any]:
@@ -76,10 +95,7 @@ def from_line(line: str, *, where: str = "record", ignore_unknown: bool = False)
     Raises:
         RunFolderError: the line is damaged, or a field is unknown, missing or of another type.
     """
-    if not is_whole(line):
-        raise RunFolderError(where, found="a damaged line (its checksum does not fit)", expected="a whole record")
-    flat = parse_object(line, where=where)
-    del flat["line_crc32"]
+    flat = unsealed(line, where=where)
     if "stages" in flat:
         raise RunFolderError(f"{where}: field 'stages'", found="a field of an unknown schema", expected="none such")
     stages = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from unfuse.errors import RunFolderError
+from unfuse.runs.answers_file import ANSWERS_FILE
 from unfuse.runs.atomic import cannot_write
 from unfuse.runs.lock import LOCK_FILE
 from unfuse.runs.manifest import COMPARISON_FILE, MANIFEST_FILE
@@ -22,6 +23,7 @@ PROFILE_FILE: Final = "profile.json"
 _OWN_FILES: Final = (
     MANIFEST_FILE,
     SAMPLES_FILE,
+    ANSWERS_FILE,
     PROBES_FILE,
     SUMMARY_FILE,
     REPORT_FILE,

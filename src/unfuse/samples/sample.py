@@ -123,7 +123,7 @@ def media_sha256(files: Sequence[Path], representation: str, window: TimeWindow 
     return digest.hexdigest()
 
 
-def arrays_sha256(frames: Sequence[NDArray[np.uint8]]) -> str:
+def frames_sha256(frames: Sequence[NDArray[np.uint8]]) -> str:
     """The same for frames given in memory."""
     digest = hashlib.sha256(b"frames in memory\n")
     for frame in frames:

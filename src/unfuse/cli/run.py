@@ -1,0 +1,213 @@
+"""``unfuse run``: a whole dataset to answers."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unfuse.adapters.registry import DEMO, check_model
+from unfuse.cli.options import check_placement, placement
+from unfuse.errors import FileAccessError, InputError
+from unfuse.report import print_line, printable
+
+if TYPE_CHECKING:
+    from unfuse.runs.answers_file import AnswerRecord
+    from unfuse.throughput.device import DeviceFacts
+
+_LINE_EVERY_S: Final = 10.0
+"""Between lines of progress where output is not a terminal."""
+
+
+@click.command(name="run")
+@click.argument("model", required=False)
+@click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
+@click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
+@placement
+@click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
+@click.option("--output-length", type=int, default=None, help="Exactly N new tokens for every sample.")
+@click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
+@click.option("--seed", type=int, default=0, help="For sampled answers.")
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A file of questions, one a line, asked of every scene in the place of its own.",
+)
+@click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")
+@click.option("--capacity", type=int, default=None, help="Answers written together; default: the engine's own number.")
+@click.option("--encode-batch", type=int, default=8, help="Scenes encoded together.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Run folder; default: runs/<time>-<model>-answers.",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --output.")
+def run_verb(
+    model: str | None,
+    dataset: str | None,
+    max_samples: int | None,
+    device: str,
+    dtype: str,
+    engine: str,
+    questions: Path | None,
+    output: Path | None,
+    resume: bool,
+    **settings: Any,
+) -> int:
+    """Answer a whole dataset with MODEL (default: the built-in demo), as fast as the hardware allows."""
+    console = Console(highlight=False, soft_wrap=True)
+    if model is None:
+        print_line(console, "No model given: using the built-in demo model.")
+        model = DEMO
+    check_model(model)
+    check_placement(device, dtype, engine)
+    asked = None if questions is None else read_questions(questions)
+
+    from unfuse.api import answers_folder, default_tokens, open_dataset
+
+    folder = answers_folder(model, output, resume=resume)
+    data = open_dataset(dataset, max_samples)
+    if settings["max_new_tokens"] is None:
+        settings["max_new_tokens"] = default_tokens(model)
+
+    from unfuse.runs.manifest import MANIFEST_FILE
+    from unfuse.throughput.job import RunSettings, Work, answer_dataset
+
+    options = RunSettings(**settings)
+    work = Work(data, asked)
+    print_line(console, f"Loading {model} to answer {len(work.rows)} questions about {data.name} ...")
+    progress = _Progress(console)
+    try:
+        with _terminable(), progress:
+            run = answer_dataset(
+                model,
+                work,
+                options,
+                output=folder,
+                resume=resume,
+                placement=(device, dtype, engine),
+                on_ready=progress.ready,
+                on_answer=progress.answer,
+            )
+    except KeyboardInterrupt as stopped:
+        if (folder / MANIFEST_FILE).is_file():
+            again = click.get_current_context().params | {"output": str(folder), "resume": True, "model": model}
+            print_line(console, f"Stopped. {progress.answered} answers of this process are kept in {folder}.")
+            print_line(console, f"Go on with: {_command(again)}")
+        else:
+            print_line(console, "Stopped before the first answer.")
+        return 143 if isinstance(stopped, _TerminatedError) else 130
+    for line in run.summary().lines():
+        print_line(console, printable(line))
+    print_line(console, f"Answers: {folder / 'answers.jsonl'}")
+    return 1 if run.summary().failed else 0
+
+
+def read_questions(path: Path) -> list[str]:
+    """Questions of a file, one a line; empty lines are passed over.
+
+    Raises:
+        FileAccessError: it cannot be read.
+        InputError: it is no text, or has no question.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileAccessError(str(path), found=error.strerror, expected="a file of questions") from None
+    except UnicodeDecodeError:
+        raise InputError(str(path), found="no UTF-8", expected="one question a line") from None
+    if not (lines := [line.strip() for line in text.splitlines() if line.strip()]):
+        raise InputError(str(path), found="no question", expected="one a line")
+    return lines
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM: as a key at the terminal, but for the exit code."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: what is answered is kept."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Progress:
+    """A bar at a terminal, a line now and then elsewhere; failures always. Answers come from another thread."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._total = 0
+        self._begun = self._told = time.monotonic()
+        self.answered = 0
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._task: Any = None
+
+    def ready(self, facts: DeviceFacts, left: int) -> None:
+        """The model is loaded."""
+        model = facts.model
+        for note in model["notes"]:
+            print_line(self._console, f"Note: {printable(note)}")
+        where = f"{model['family']} on {model['device']}, {model['dtype']}, engine {model['engine']}"
+        workers = "1 worker" if facts.workers == 1 else f"{facts.workers} workers"
+        print_line(self._console, f"{where}; {workers}, {facts.capacity} answers at a time")
+        self._total = left
+        self._begun = self._told = time.monotonic()
+        if self._bar is not None:
+            self._task = self._bar.add_task("answers", total=left, rate="")
+
+    def answer(self, record: AnswerRecord) -> None:
+        """One more is on the disk."""
+        self.answered += 1
+        now = time.monotonic()
+        rate = f"{self.answered / max(now - self._begun, 1e-9):.1f}/s"
+        if record.status == "failed":
+            print_line(self._console, f"Failed: {printable(record.sample_id)}: {printable(record.error or '')}")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.answered, rate=rate)
+        elif now - self._told >= _LINE_EVERY_S:
+            self._told = now
+            print_line(self._console, f"{self.answered} of {self._total} answers, {rate}")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _command(given: dict[str, Any]) -> str:
+    """The command line that these options stand for."""
+    words = ["unfuse", "run", given["model"]]
+    for option in run_verb.params:
+        value = given.get(option.name or "")
+        if not isinstance(option, click.Option) or value is None or value == option.default:
+            continue
+        words += [option.opts[0]] if option.is_flag else [option.opts[0], str(value)]
+    return shlex.join(words)

@@ -1,0 +1,137 @@
+"""Everything that one device needs to answer scenes: a loaded model, workers, and the flow between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from unfuse.adapters.registry import load, resolve_placement
+from unfuse.measure.environment import environment
+from unfuse.protocols.bench import about
+from unfuse.staged_model import StagedModel
+from unfuse.throughput.flow import Answer, Flow, FlowSettings
+from unfuse.throughput.times import Times
+from unfuse.throughput.workers import NextScene, WorkerHost, default_workers, open_pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceJob:
+    """What one device is to do; a plain value, so that another process can be told it."""
+
+    model: str
+    """As for ``unfuse.load``."""
+    device: str
+    dtype: str
+    engine: str
+    flow: FlowSettings
+    workers: int | None = None
+    """Processes that load and preprocess; None takes what suits the device, 0 a thread of this process."""
+    devices: int = 1
+    """That share the cores of this host."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceFacts:
+    """What is known of a device once its model is loaded."""
+
+    model: dict[str, Any]
+    """As ``run.json`` has it."""
+    environment: dict[str, Any]
+    workers: int
+    capacity: int
+    """Questions answered at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceResult:
+    """What is known of a device once it has no more to do."""
+
+    times: Times
+    worker_deaths: int
+    most_held: int
+    """Questions taken up and not answered, at any one time."""
+
+
+class DeviceRunner:
+    """A device that is ready to answer. A context manager; leaving it frees model and workers."""
+
+    def __init__(self, job: DeviceJob, model: StagedModel | None = None):
+        """Loads the model, and starts workers meanwhile.
+
+        Args:
+            job: what is to be done.
+            model: one that is loaded already; it stays loaded.
+
+        Raises:
+            CheckpointError: no such model.
+            DeviceError: no such device, or the workers do not start.
+        """
+        device, dtype = resolve_placement(job.device, job.dtype) if model is None else (model.device, model.dtype)
+        wanted = default_workers(device, job.devices) if job.workers is None else job.workers
+        self._job = job
+        self._host = WorkerHost(job.model, str(dtype).removeprefix("torch.")) if wanted else None
+        self._own = model is None
+        try:
+            self._model = model or load(job.model, device=job.device, dtype=job.dtype, engine=job.engine)
+            self._workers = wanted or 1
+            if self._host is not None:
+                self._host.wait()
+        except BaseException:
+            if self._host is not None:
+                self._host.close()
+            raise
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """See ``DeviceFacts``."""
+        with_batch = self._model.continuous(self._job.flow.capacity)
+        try:
+            capacity = with_batch.capacity
+        finally:
+            with_batch.close()
+        return DeviceFacts(
+            model=about(self._model),
+            environment=environment(self._model.device),
+            workers=self._workers,
+            capacity=capacity,
+        )
+
+    def answer(self, scenes: NextScene, emit: Callable[[Answer], None]) -> DeviceResult:
+        """Answers all scenes.
+
+        Args:
+            scenes: gives them, one at a time, to several threads.
+            emit: called with every answer.
+
+        Raises:
+            UnfuseError: the workers cannot go on.
+        """
+        model, settings = self._model, self._job.flow
+        pinned = model.device.type == "cuda"
+        room = 2 * settings.encode_together
+        pool = open_pool(model.adapter.front, self._host, self._workers, room=room, pinned=pinned)
+        with pool:
+            flow = Flow(model, pool, settings, emit)
+            begun = time.perf_counter()
+            pool.start(scenes)
+            flow.run()
+            times = flow.times(time.perf_counter() - begun)
+        return DeviceResult(times=times, worker_deaths=pool.deaths, most_held=flow.most_held)
+
+    def close(self) -> None:
+        """Frees model and workers."""
+        if self._host is not None:
+            self._host.close()
+        if self._own:
+            self._model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

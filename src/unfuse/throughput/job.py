@@ -1,0 +1,279 @@
+"""A whole dataset to answers: what is to be answered, who answers it, and the one place where answers are filed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unfuse.errors import DatasetError, FileAccessError, InputError
+from unfuse.protocols.bench import own_command
+from unfuse.runs import Manifest
+from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, read_answers
+from unfuse.runs.answers_folder import ANSWERS_PROTOCOL, AnswersFolder
+from unfuse.samples import Dataset, Sample
+from unfuse.staged_model import StagedModel
+from unfuse.stages import Sampling
+from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult, DeviceRunner
+from unfuse.throughput.flow import ENCODE_TOGETHER, Answer, FlowSettings
+from unfuse.throughput.scenes import Asked, Scene, questions_of, scenes_of
+from unfuse.throughput.summary import RunSummary
+from unfuse.throughput.times import together
+from unfuse.throughput.workers import NextScene
+
+OnAnswer = Callable[[AnswerRecord], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """How a dataset is answered."""
+
+    max_new_tokens: int = 512
+    output_length: int | None = None
+    """Exactly so many new tokens for every question."""
+    temperature: float = 0.0
+    seed: int = 0
+    workers: int | None = None
+    """Processes that load and preprocess, for each device; 0 takes a thread of this process. Default: by the device."""
+    capacity: int | None = None
+    """Questions answered at the same time, on each device. Default: the engine's own."""
+    encode_batch: int = ENCODE_TOGETHER
+    """Scenes encoded together."""
+
+    def __post_init__(self) -> None:
+        least = {"max-new-tokens": self.max_new_tokens, "encode-batch": self.encode_batch}
+        least |= {"output-length": self.output_length, "capacity": self.capacity}  # type: ignore[dict-item]
+        for name, value in least.items():
+            if value is not None and value < 1:
+                raise InputError(name, found=value, expected="at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise InputError("workers", found=self.workers, expected="at least 0")
+        _ = self.flow
+
+    @property
+    def flow(self) -> FlowSettings:
+        """The part that each device is told."""
+        sampling = Sampling(temperature=self.temperature, seed=self.seed, ignore_eos=self.output_length is not None)
+        return FlowSettings(
+            max_new_tokens=self.output_length or self.max_new_tokens,
+            sampling=sampling,
+            capacity=self.capacity,
+            encode_together=self.encode_batch,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers; the rest decides when they come."""
+        names = ("max_new_tokens", "output_length", "temperature", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswersRun:
+    """A run that has ended."""
+
+    folder: Path
+    result: RunSummary
+
+    def summary(self) -> RunSummary:
+        """Counts, rates, where the time went."""
+        return self.result
+
+    def answers(self) -> Iterator[AnswerRecord]:
+        """Every answer, read from the folder one at a time, in the order in which they ended.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        return read_answers(self.folder / ANSWERS_FILE)
+
+
+class Work:
+    """What is to be answered: understood and checked, nothing loaded."""
+
+    def __init__(self, dataset: Dataset, questions: Sequence[str] | None = None):
+        """Reads no media.
+
+        Args:
+            dataset: the rows.
+            questions: asked of every row in the place of its own.
+
+        Raises:
+            InputError: a question that cannot be asked, an id twice, or a file that is not there.
+        """
+        self.dataset = dataset
+        if questions is not None and not questions:
+            raise InputError("questions", found="none", expected="at least one")
+        self.rows: list[tuple[Sample, Asked]] = list(questions_of(dataset.samples, questions))
+        ids = {asked.sample_id for _, asked in self.rows}
+        if len(ids) != len(self.rows):
+            raise DatasetError(dataset.name, found="a sample id twice", expected="each once")
+        for path in {path for sample in dataset.samples for path in sample.files}:
+            if not path.exists():
+                raise FileAccessError(str(path), found="no such file", expected=f"what {dataset.name} names")
+
+    def sha256(self) -> str:
+        """Of ids, questions, and the names and sizes of their files; what is in these, each answer says by its hash."""
+        digest = hashlib.sha256()
+        for sample, asked in self.rows:
+            files = [(path.name, path.stat().st_size) for path in sample.files]
+            digest.update(json.dumps([asked.sample_id, asked.question, files]).encode())
+        return digest.hexdigest()
+
+    def scenes(self, done: Iterable[str] = ()) -> list[Scene]:
+        """What is left."""
+        known = frozenset(done)
+        return scenes_of((sample, asked) for sample, asked in self.rows if asked.sample_id not in known)
+
+
+def answer_dataset(
+    model: str | StagedModel,
+    work: Work,
+    settings: RunSettings,
+    *,
+    output: Path,
+    resume: bool = False,
+    placement: tuple[str, str, str] = ("auto", "auto", "auto"),
+    command: tuple[str, ...] | None = None,
+    on_ready: Callable[[DeviceFacts, int], None] | None = None,
+    on_answer: OnAnswer | None = None,
+) -> AnswersRun:
+    """Answers every question of a dataset, each exactly once.
+
+    Args:
+        model: a name, or a loaded model.
+        work: what is to be answered.
+        settings: options.
+        output: run folder, written as the run goes on.
+        resume: continue the run in ``output``.
+        placement: device, dtype and engine, as for ``unfuse.load``.
+        command: for the record; the process's own by default.
+        on_ready: called with what is known of the device, and how many questions are left.
+        on_answer: called with every answer once it is on the disk, by another thread.
+
+    Raises:
+        RunFolderError: the folder is taken, or belongs to another run.
+        UnfuseError: the model or the workers do not start.
+    """
+    device, dtype, engine = placement
+    name = model if isinstance(model, str) else model.name
+    job = DeviceJob(model=name, device=device, dtype=dtype, engine=engine, flow=settings.flow, workers=settings.workers)
+    with DeviceRunner(job, None if isinstance(model, str) else model) as runner:
+        return _filed(
+            _OneDevice(runner), name, work, settings, output, resume, command or own_command(), on_ready, on_answer
+        )
+
+
+class _OneDevice:
+    """A device in this process."""
+
+    def __init__(self, runner: DeviceRunner):
+        self._runner = runner
+        self.facts = runner.facts
+        self.deaths: tuple[str, ...] = ()
+
+    def answer(self, scenes: list[Scene], emit: Callable[[Answer], None]) -> list[DeviceResult]:
+        return [self._runner.answer(shared(scenes), emit)]
+
+
+def _filed(
+    devices: _OneDevice,
+    name: str,
+    work: Work,
+    settings: RunSettings,
+    output: Path,
+    resume: bool,
+    command: tuple[str, ...],
+    on_ready: Callable[[DeviceFacts, int], None] | None,
+    on_answer: OnAnswer | None,
+) -> AnswersRun:
+    facts = devices.facts
+    manifest = _manifest(facts, name, work, settings, command)
+    start = AnswersFolder.resume if resume else AnswersFolder.create
+    tokens = failed = answered = 0
+
+    def emit(answer: Answer) -> None:
+        nonlocal tokens, failed, answered
+        answered += 1
+        tokens += len(answer.token_ids)
+        failed += answer.error is not None
+        folder.append(_record(answer))
+
+    with start(output, manifest, on_answer) as folder:
+        scenes = work.scenes(folder.done)
+        if on_ready is not None:
+            on_ready(facts, len(work.rows) - len(folder.done))
+        begun = time.perf_counter()
+        results = devices.answer(scenes, emit)
+        folder.settle()
+        wall_s = time.perf_counter() - begun
+        earlier_failed = sum(folder.done.values())
+        summary = RunSummary(
+            samples=len(work.rows),
+            ok=answered - failed + len(folder.done) - earlier_failed,
+            failed=failed + earlier_failed,
+            earlier=len(folder.done),
+            output_tokens=tokens,
+            times=together([result.times for result in results], wall_s, folder.busy_s),
+            scenes=len(scenes),
+            capacity=facts.capacity,
+            most_held=max(result.most_held for result in results),
+            worker_deaths=sum(result.worker_deaths for result in results),
+            device_deaths=devices.deaths,
+        )
+        if summary.answered or not folder.ended:  # rates of the process that did something stay
+            folder.write_summary(summary.to_dict())
+        return AnswersRun(folder=folder.path, result=summary)
+
+
+def shared(scenes: Iterable[Scene]) -> NextScene:
+    """One scene after the other, to whichever thread asks."""
+    left, lock = iter(scenes), threading.Lock()
+
+    def following() -> Scene | None:
+        with lock:
+            return next(left, None)
+
+    return following
+
+
+def _record(answer: Answer) -> AnswerRecord:
+    begun = AnswerRecord(
+        sample_id=answer.asked.sample_id,
+        status="ok" if answer.error is None else "failed",
+        error=answer.error,
+        question=answer.asked.question,
+        media_sha256=answer.media_sha256 or None,
+        finished_unix_s=time.time(),
+    )
+    if answer.error is not None:
+        return begun
+    return replace(
+        begun,
+        text=answer.text,
+        token_ids=answer.token_ids,
+        stop_reason=answer.stop_reason,
+        prompt_tokens=answer.prompt_tokens,
+        output_tokens=len(answer.token_ids),
+        reused_prefix_tokens=answer.reused_prefix_tokens,
+        features_kept=answer.features_kept,
+    )
+
+
+def _manifest(facts: DeviceFacts, name: str, work: Work, settings: RunSettings, command: tuple[str, ...]) -> Manifest:
+    now = datetime.now(UTC)
+    return Manifest(
+        run_id=f"{now:%Y%m%dT%H%M%S}-{Path(name).name.replace(':', '-')}-answers",
+        created=now.isoformat(timespec="seconds"),
+        command=command,
+        protocol=ANSWERS_PROTOCOL,
+        config=settings.identity(),
+        model={**facts.model, "device": facts.model["device"].partition(":")[0]},
+        dataset={"path": work.dataset.name, "sha256": work.sha256(), "num_samples": len(work.rows)},
+        environment=facts.environment,
+    )

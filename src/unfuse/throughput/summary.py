@@ -1,0 +1,100 @@
+"""What a run that has ended says of itself: counts, rates, where the time went."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unfuse.throughput.times import DEVICE_STAGES, WORKER_STAGES, Bottleneck, Times, bottleneck
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSummary:
+    """``summary.json``."""
+
+    samples: int
+    """Questions that the run is of."""
+    ok: int
+    failed: int
+    earlier: int
+    """Of these, answered before this process continued the run."""
+    output_tokens: int
+    """New tokens of the answers of this process."""
+    times: Times
+    """Of this process."""
+    scenes: int
+    """Media that this process loaded or found kept."""
+    capacity: int
+    """Questions answered at the same time, on each device."""
+    most_held: int
+    """Questions that were taken up and not answered, at most at any one time, on any device."""
+    worker_deaths: int = 0
+    device_deaths: tuple[str, ...] = ()
+
+    @property
+    def answered(self) -> int:
+        """By this process."""
+        return self.ok + self.failed - self.earlier
+
+    @property
+    def samples_per_s(self) -> float:
+        """Answers of this process by its wall time."""
+        return self.answered / self.times.wall_s if self.times.wall_s else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens of this process by its wall time."""
+        return self.output_tokens / self.times.wall_s if self.times.wall_s else 0.0
+
+    @property
+    def bottleneck(self) -> Bottleneck:
+        """What held it back."""
+        return bottleneck(self.times)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the numbers, and the shares that were made of them."""
+        times = self.times
+        return {
+            **asdict(self),
+            "samples_per_s": self.samples_per_s,
+            "tokens_per_s": self.tokens_per_s,
+            "workers_busy": times.workers_busy,
+            "device_busy": times.device_busy,
+            "room_wait": times.room_wait,
+            "scene_wait": times.scene_wait,
+            "write_busy": times.write_busy,
+            "bottleneck": asdict(self.bottleneck),
+        }
+
+    def lines(self) -> list[str]:
+        """For a reader, one idea each."""
+        times = self.times
+        counted = f"Samples: {self.ok} ok, {self.failed} failed"
+        if self.earlier:
+            counted += f", {self.earlier} of them answered before"
+        lines = [f"{counted}."]
+        if not self.answered:
+            return [*lines, "Nothing was left to do."]
+        lines.append(
+            f"{self.answered} answers and {self.output_tokens} tokens in {times.wall_s:.2f} s: "
+            f"{self.samples_per_s:.2f} samples/s, {self.tokens_per_s:.0f} tokens/s, files to answers."
+        )
+        workers, devices = _count(times.workers, "worker"), _count(times.devices, "device")
+        lines += [
+            f"Busy: {_busy(times, WORKER_STAGES)} ({workers}); {_busy(times, DEVICE_STAGES)} ({devices}); "
+            f"writing {times.write_s:.2f} s.",
+            f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
+            self.bottleneck.line(times),
+        ]
+        if self.worker_deaths:
+            lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
+        lines += [f"Warning: {death}" for death in self.device_deaths]
+        return lines
+
+
+def _busy(times: Times, stages: tuple[str, ...]) -> str:
+    return ", ".join(f"{stage} {getattr(times, f'{stage}_s'):.2f} s" for stage in stages)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)

@@ -1,0 +1,144 @@
+"""Answers on the disk: in groups, whole or torn, and what a full disk does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfuse.errors import RunFolderError
+from unfuse.runs.answers_file import AnswerRecord, AnswersWriter, read_answers, sound_answers
+
+LINES = st.lists(st.text(max_size=30), min_size=1, max_size=8)
+
+
+def record(name, text="a street", **more):
+    fields = {"status": "ok", "question": "What moves?", "text": text, "token_ids": (5, 6, 2), "output_tokens": 3}
+    return AnswerRecord(sample_id=str(name), **{**fields, **more})
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "answers.jsonl").touch()
+    return tmp_path / "answers.jsonl"
+
+
+def written(path, records, sound=0):
+    writer = AnswersWriter(path, sound_bytes=sound)
+    for each in records:
+        writer.append(each)
+    writer.close()
+    return writer
+
+
+def test_what_is_written_is_read(path):
+    records = [
+        record(0),
+        record(1, "\u2028 \ud800 \n end"),
+        record(2, None, status="failed", error="no", token_ids=None),
+    ]
+    writer = written(path, records)
+    assert list(read_answers(path)) == records
+    assert sound_answers(path) == ({"0": False, "1": False, "2": True}, path.stat().st_size)
+    assert path.read_bytes().isascii()
+    assert writer.busy_s > 0
+
+
+@settings(max_examples=50)
+@given(LINES, st.integers(0, 400))
+def test_a_torn_tail_is_passed_over_and_cut_off(tmp_path_factory, texts, cut):
+    path = tmp_path_factory.mktemp("torn") / "answers.jsonl"
+    path.touch()
+    written(path, [record(i, text) for i, text in enumerate(texts)])
+    whole = path.read_bytes()
+    torn = whole[: max(0, len(whole) - cut)]
+    path.write_bytes(torn)
+    done, sound = sound_answers(path)
+    assert list(done) == [each.sample_id for each in read_answers(path)] == [str(i) for i in range(torn.count(b"\n"))]
+    written(path, [record(i, text) for i, text in enumerate(texts) if str(i) not in done], sound)
+    assert path.read_bytes() == whole
+
+
+def test_damage_before_the_end_is_an_error(path):
+    written(path, [record(i) for i in range(3)])
+    path.write_bytes(path.read_bytes().replace(b"street", b"strect", 1))
+    with pytest.raises(RunFolderError, match="line 1: found a damaged line"):
+        list(read_answers(path))
+
+
+def test_an_id_twice_is_an_error(path):
+    written(path, [record(0), record(0)])
+    with pytest.raises(RunFolderError, match="one line a sample"):
+        sound_answers(path)
+
+
+def test_an_answer_counts_once_it_is_on_the_disk(path):
+    safe, lines = [], []
+
+    def on_safe(answer):
+        safe.append(answer.sample_id)
+        lines.append(path.read_bytes().count(b"\n"))
+
+    writer = AnswersWriter(path, sound_bytes=0, on_safe=on_safe)
+    writer.append(record(0))
+    deadline = time.monotonic() + 10
+    while not safe and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert safe == ["0"], "it does not wait for others for ever"
+    for i in range(1, 100):
+        writer.append(record(i))
+    writer.close()
+    assert safe == [str(i) for i in range(100)]
+    assert all(there > number for number, there in enumerate(lines))
+
+
+def test_answers_that_come_together_are_made_durable_together(path, monkeypatch):
+    calls = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(fd) or sync(fd))
+    written(path, [record(i) for i in range(1000)])
+    assert 1 <= len(calls) < 50
+
+
+def test_a_full_disk_is_said_to_who_answers(path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    writer = AnswersWriter(path, sound_bytes=0)
+    writer.append(record(0))
+    writer._thread.join()
+    with pytest.raises(RunFolderError, match="No space left"):
+        writer.append(record(1))
+    with pytest.raises(RunFolderError, match="No space left"):
+        writer.close()
+
+
+def test_a_slow_disk_makes_who_answers_wait(path, monkeypatch):
+    from unfuse.runs import answers_file
+
+    monkeypatch.setattr(answers_file, "_MOST_WAITING", 4)
+    gate = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda fd: gate.wait())
+    writer = AnswersWriter(path, sound_bytes=0)
+    handed = []
+
+    def hand():
+        for i in range(200):
+            writer.append(record(i))
+            handed.append(i)
+
+    thread = threading.Thread(target=hand)
+    thread.start()
+    time.sleep(0.5)
+    before = len(handed)
+    gate.set()
+    thread.join()
+    writer.close()
+    assert before < 200
+    assert len(list(read_answers(path))) == 200

@@ -1,0 +1,238 @@
+"""Answers of the pipeline are those of the model, question by question; and nothing piles up in it."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from unfuse.engines.batching import Written
+from unfuse.errors import DeviceError
+from unfuse.features import Features
+from unfuse.samples import Sample
+from unfuse.stages import Prepared, Provenance, Sampling
+from unfuse.throughput.flow import Flow, FlowSettings
+from unfuse.throughput.job import shared
+from unfuse.throughput.scenes import Asked, Scene
+from unfuse.throughput.workers import InThisProcess, Pool
+
+SETTINGS = FlowSettings(max_new_tokens=8, sampling=Sampling())
+
+
+def flowed(model, scenes, settings=SETTINGS, *, room=4, keep=None):
+    answers = {}
+
+    def emit(answer):
+        assert answer.asked.sample_id not in answers, "answered twice"
+        answers[answer.asked.sample_id] = answer
+
+    with Pool([InThisProcess(model.adapter.front)], room) as pool:
+        flow = Flow(model, pool, settings, emit, keep)
+        pool.start(shared(scenes))
+        flow.run()
+    return answers, flow
+
+
+@pytest.mark.parametrize(("capacity", "together"), [(1, 1), (2, 3), (8, 8), (5, 2)])
+def test_answers_are_the_models_own(demo_model, demo_work, expected, capacity, together):
+    settings = replace(SETTINGS, capacity=capacity, encode_together=together)
+    answers, flow = flowed(demo_model, demo_work.scenes(), settings)
+    assert answers.keys() == expected.keys()
+    for name, answer in answers.items():
+        own = expected[name]
+        assert answer.error is None
+        assert (answer.token_ids, answer.text, answer.stop_reason) == (own.token_ids, own.text, own.stop_reason)
+        assert answer.prompt_tokens == own.prompt_tokens
+    # Three questions a scene: the batch, those that are to join it next, and one scene too many.
+    assert flow.most_held <= capacity + together + 3
+    times = flow.times(1.0)
+    assert min(times.encode_s, times.prefill_s, times.decode_s, times.load_s, times.preprocess_s) > 0
+
+
+def test_a_scene_is_encoded_once_and_its_questions_share_their_prefix(demo_model, demo_work, monkeypatch):
+    encoded = []
+    adapter = demo_model.adapter
+    original = type(adapter).encode_batch
+    monkeypatch.setattr(
+        adapter, "encode_batch", lambda prepared: encoded.extend(prepared) or original(adapter, prepared)
+    )
+    kept = []
+    demo_model.engine.close()  # forgets what other tests asked
+    answers, _ = flowed(demo_model, demo_work.scenes(), replace(SETTINGS, capacity=2), keep=kept.append)
+    assert len(encoded) == len(kept) == 4
+    assert {features.provenance.media_sha256 for features in kept} == {a.media_sha256 for a in answers.values()}
+    # Prompts of other scenes share the words before the scene, those of one scene the scene as well.
+    new = [answer.prompt_tokens - answer.reused_prefix_tokens for answer in answers.values()]
+    assert sum(tokens < 70 for tokens in new) == 8, "all but the first question of each of four scenes"
+
+
+def test_sampled_answers_do_not_depend_on_who_else_is_there(demo_model, demo_work):
+    settings = replace(SETTINGS, sampling=Sampling(temperature=0.9, seed=5))
+    alone, _ = flowed(demo_model, demo_work.scenes(), replace(settings, capacity=1, encode_together=1))
+    beside, _ = flowed(demo_model, demo_work.scenes(), replace(settings, capacity=7, encode_together=4))
+    assert {n: a.token_ids for n, a in alone.items()} == {n: a.token_ids for n, a in beside.items()}
+
+
+def test_one_bad_scene_and_one_bad_question(demo_model, demo_work, expected, tmp_path):
+    first, second, *others = demo_work.scenes()
+    gone = replace(first, sample=replace(first.sample, event_data=tmp_path / "gone.npy"))
+    asked = (replace(second.asked[0], question="why? " * 3000), *second.asked[1:])
+    answers, _ = flowed(demo_model, [gone, replace(second, asked=asked), *others])
+    assert answers.keys() == expected.keys()
+    failed = {name: answer.error for name, answer in answers.items() if answer.error is not None}
+    assert failed.keys() == {*(each.sample_id for each in first.asked), second.asked[0].sample_id}
+    assert all("gone.npy" in failed[each.sample_id] for each in first.asked)
+    assert "expected at most 2048" in failed[second.asked[0].sample_id]
+    for name in expected.keys() - failed.keys():
+        assert answers[name].token_ids == expected[name].token_ids
+
+
+def test_scenes_that_cannot_be_encoded_fail_alone(demo_model, demo_work, expected, monkeypatch):
+    adapter = demo_model.adapter
+    original = type(adapter).encode_batch
+    bad = demo_work.scenes()[2]
+    sha256 = demo_model.media_sha256(bad.sample)
+
+    def encode_batch(prepared):
+        if any(one.media_sha256 == sha256 for one in prepared):
+            raise DeviceError("the tower", found="no", expected="yes")
+        return original(adapter, prepared)
+
+    monkeypatch.setattr(adapter, "encode_batch", encode_batch)
+    answers, _ = flowed(demo_model, demo_work.scenes())
+    assert answers.keys() == expected.keys()
+    failed = {name for name, answer in answers.items() if answer.error is not None}
+    assert failed == {each.sample_id for each in bad.asked}
+
+
+def test_a_request_that_the_batch_refuses_fails_alone(demo_model, demo_work, expected, monkeypatch):
+    make = demo_model.continuous
+
+    def continuous(capacity=None):
+        batch = make(capacity)
+        add = batch.add
+
+        def picky(requests):
+            for request in requests:
+                if request.request_id == "demo:1#2":
+                    raise DeviceError("request", found="much", expected="less")
+            add(requests)
+
+        batch.add = picky
+        return batch
+
+    monkeypatch.setattr(demo_model, "continuous", continuous)
+    answers, _ = flowed(demo_model, demo_work.scenes())
+    assert {name for name, answer in answers.items() if answer.error is not None} == {"demo:1#2"}
+    assert answers.keys() == expected.keys()
+
+
+def test_nothing_to_answer(demo_model):
+    assert flowed(demo_model, [])[0] == {}
+
+
+class InstantFront:
+    """Stages 1 and 2 of pictures that are one number."""
+
+    def load(self, sample):
+        return SimpleNamespace(number=int(sample.sample_id), media_sha256="m")
+
+    def preprocess(self, scene, question):
+        loaded = scene.number
+        return Prepared(
+            input_ids=torch.tensor([[loaded]]), pixel_values=torch.full((1, 1000), float(loaded)), media_sha256="m",
+            question=question, num_frames=1, text_tokens=1, media_tokens=1, token_ids=(loaded,),
+        )  # fmt: skip
+
+
+class InstantBatch:
+    """Writes two tokens of everything at once."""
+
+    def __init__(self, capacity):
+        self.capacity = capacity
+        self.busy_s = {"prefill": 0.0, "decode": 0.0}
+        self.requests = []
+        self.most = 0
+
+    @property
+    def unfinished(self):
+        return len(self.requests)
+
+    def add(self, requests):
+        self.requests += requests
+        self.most = max(self.most, self.unfinished)
+
+    def step(self):
+        found = []
+        for request in self.requests[: self.capacity]:
+            for token, finished in ((int(request.prompt), None), (7, "length")):
+                found.append(
+                    Written(
+                        request_id=request.request_id, token_id=token, finished=finished, reused_prefix_tokens=0
+                    )
+                )  # fmt: skip
+        self.requests = self.requests[self.capacity :]
+        return found
+
+    def close(self):
+        self.requests = []
+
+
+class InstantModel:
+    """A model that takes no time: what is left is the pipeline."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.adapter = SimpleNamespace(
+            front=InstantFront(), upload=lambda prepared: prepared, decode_text=lambda ids: str(ids[0])
+        )
+        self.together = set()
+
+    def continuous(self, capacity=None):
+        self.batch = InstantBatch(capacity or 16)
+        return self.batch
+
+    def encode_batch(self, prepared):
+        self.together.add(len(prepared))
+        return [self.features(one) for one in prepared]
+
+    def features(self, prepared):
+        source = Provenance(
+            model_fingerprint="f", family="x", media_sha256="m", num_frames=1, dtype="float32", shape=(1, 1000)
+        )
+        return Features(prepared.pixel_values.clone(), source)
+
+    def request(self, request_id, prepared, features, **more):
+        assert float(features.tensor[0, 0]) == prepared.token_ids[0]
+        return SimpleNamespace(request_id=request_id, prompt=float(features.tensor[0, 0]))
+
+
+def numbered(count):
+    for i in range(count):
+        yield Scene(sample=Sample(sample_id=str(i)), asked=(Asked(sample_id=str(i), question="?"),))
+
+
+def test_ten_thousand_scenes_take_no_more_memory_than_a_thousand():
+    """Pixels of all of them together would be 40 MB."""
+    model = InstantModel()
+    seen = set()
+    peaks = []
+    for count in (1_000, 10_000):
+        seen.clear()
+        tracemalloc.start()
+        with Pool([InThisProcess(model.adapter.front)] * 2, 16) as pool:
+            flow = Flow(model, pool, SETTINGS, lambda answer: seen.add(int(answer.text.split(".")[0])))
+            pool.start(shared(numbered(count)))
+            flow.run()
+        peaks.append(tracemalloc.get_traced_memory()[1] - 100 * count)  # ids of what was answered are the test's own
+        tracemalloc.stop()
+        assert seen == set(range(count))
+        assert flow.most_held <= 16 + 2 * 8
+        assert model.batch.most <= 16 + 8
+        assert pool.times.most_prepared <= 16 + 2
+    assert peaks[1] < peaks[0] + 2e6
+    assert model.together <= {1, 2, 4, 8}, "few sizes, for each is captured"

@@ -1,0 +1,181 @@
+"""Datasets to answers, in a folder: once each, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import unfuse
+from unfuse.errors import DatasetError, FileAccessError, InputError, RunFolderError
+from unfuse.runs import read_manifest
+from unfuse.runs.answers_file import read_answers
+from unfuse.samples import Dataset
+from unfuse.samples.demo import demo_dataset
+from unfuse.throughput.job import RunSettings, Work, answer_dataset
+
+SETTINGS = RunSettings(max_new_tokens=8, workers=0)
+ACCIDENTAL = {"finished_unix_s": 0.0, "reused_prefix_tokens": 0}
+"""What depends on when an answer was written, and after which."""
+
+
+def by_id(folder):
+    return sorted((replace(each, **ACCIDENTAL) for each in read_answers(folder / "answers.jsonl")), key=str)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(demo_model, demo_work, tmp_path_factory):
+    return answer_dataset(demo_model, demo_work, SETTINGS, output=tmp_path_factory.mktemp("run") / "answers")
+
+
+def test_a_run_leaves_every_answer(undisturbed, demo_work, expected):
+    answers = {each.sample_id: each for each in undisturbed.answers()}
+    assert answers.keys() == expected.keys()
+    for name, answer in answers.items():
+        own = expected[name]
+        assert (answer.status, answer.text, answer.token_ids) == ("ok", own.text, own.token_ids)
+        assert (answer.stop_reason, answer.prompt_tokens, answer.output_tokens) == (
+            own.stop_reason, own.prompt_tokens, own.output_tokens,
+        )  # fmt: skip
+        assert len(answer.media_sha256) == 64
+        assert abs(answer.finished_unix_s - time.time()) < 3600
+    assert {each.question for each in answers.values()} == {asked.question for _, asked in demo_work.rows}
+
+
+def test_a_run_says_what_it_was(undisturbed, demo_model):
+    summary = undisturbed.summary()
+    assert (summary.samples, summary.ok, summary.failed, summary.earlier, summary.scenes) == (12, 12, 0, 0, 4)
+    assert summary.output_tokens == sum(len(each.token_ids) for each in undisturbed.answers())
+    times = summary.times
+    assert summary.samples_per_s == pytest.approx(12 / times.wall_s)
+    busy = times.encode_s + times.prefill_s + times.decode_s
+    assert 0 < busy <= times.wall_s
+    assert 0.5 < times.device_busy <= 1
+    assert busy + times.scene_wait_s <= times.wall_s
+    written = json.loads((undisturbed.folder / "summary.json").read_text())
+    assert written["bottleneck"]["stage"] == "Stage 4"
+    assert written["times"]["decode_s"] == times.decode_s
+    lines = summary.lines()
+    assert lines[0] == "Samples: 12 ok, 0 failed."
+    assert sum(line.startswith("Bottleneck: Stage 4 (device busy") for line in lines) == 1
+    manifest = read_manifest(undisturbed.folder)
+    assert manifest.protocol == "answers"
+    assert manifest.model["fingerprint"] == demo_model.fingerprint
+    assert manifest.dataset["num_samples"] == 12
+
+
+def test_a_run_that_has_ended_is_left_as_it_is(undisturbed, demo_model, demo_work):
+    before = {path.name: path.read_bytes() for path in undisturbed.folder.iterdir() if path.name != "run.json"}
+    with pytest.raises(RunFolderError, match="--resume"):
+        answer_dataset(demo_model, demo_work, SETTINGS, output=undisturbed.folder)
+    again = answer_dataset(demo_model, demo_work, SETTINGS, output=undisturbed.folder, resume=True)
+    assert (again.summary().ok, again.summary().earlier, again.summary().answered) == (12, 12, 0)
+    assert "Nothing was left to do." in again.summary().lines()
+    assert before == {path.name: path.read_bytes() for path in undisturbed.folder.iterdir() if path.name != "run.json"}
+
+
+@pytest.mark.parametrize("changes", [{"max_new_tokens": 9}, {"temperature": 0.5}, {"seed": 3}, {"output_length": 4}])
+def test_another_run_is_not_continued(undisturbed, demo_model, demo_work, changes):
+    with pytest.raises(RunFolderError, match=next(iter(changes))):
+        answer_dataset(demo_model, demo_work, replace(SETTINGS, **changes), output=undisturbed.folder, resume=True)
+
+
+def test_other_questions_are_not_continued(undisturbed, demo_model):
+    with pytest.raises(RunFolderError, match="sha256"):
+        answer_dataset(demo_model, Work(demo_dataset(max_samples=4)), SETTINGS, output=undisturbed.folder, resume=True)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_a_run_that_was_interrupted_goes_on(undisturbed, demo_model, demo_work, tmp_path, after, monkeypatch):
+    from unfuse.throughput.flow import Flow
+
+    take_down, seen = Flow._take_down, []
+
+    def interrupted(self, written):
+        take_down(self, written)
+        seen.append(written.finished is not None)
+        if sum(seen) == after:
+            raise _StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Flow, "_take_down", interrupted)
+        with pytest.raises(_StoppedError):
+            answer_dataset(demo_model, demo_work, SETTINGS, output=tmp_path / "run")
+    assert len(by_id(tmp_path / "run")) == after
+    wider = replace(SETTINGS, capacity=3, encode_batch=2)
+    summary = answer_dataset(demo_model, demo_work, wider, output=tmp_path / "run", resume=True).summary()
+    assert (summary.ok, summary.earlier) == (12, after)
+    assert by_id(tmp_path / "run") == by_id(undisturbed.folder)
+
+
+def test_a_run_that_never_began_leaves_nothing(demo_model, demo_work, tmp_path):
+    def refuse(facts, left):
+        raise _StoppedError
+
+    with pytest.raises(_StoppedError):
+        answer_dataset(demo_model, demo_work, SETTINGS, output=tmp_path / "a" / "run", on_ready=refuse)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_failed_sample_is_counted_and_not_tried_again(demo_model, tmp_path):
+    samples = demo_dataset(max_samples=3).samples
+    (tmp_path / "bad.npy").write_bytes(b"no events")
+    work = Work(
+        Dataset(name="three", samples=(samples[0], replace(samples[1], event_data=tmp_path / "bad.npy"), samples[2]))
+    )
+    heard = []
+    run = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "run", on_answer=heard.append)
+    assert (run.summary().ok, run.summary().failed) == (2, 1)
+    assert sorted(each.sample_id for each in heard) == ["demo:0", "demo:1", "demo:2"]
+    (failed,) = (each for each in run.answers() if each.status == "failed")
+    assert "bad.npy" in failed.error
+    assert failed.token_ids is failed.text is None
+    again = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "run", resume=True).summary()
+    assert (again.ok, again.failed, again.answered) == (2, 1, 0)
+
+
+def test_worker_processes_give_the_same_answers(undisturbed, demo_work, tmp_path):
+    run = unfuse.run(
+        "demo", demo_work.dataset, questions=[asked.question for _, asked in demo_work.rows[:3]], device="cpu",
+        output=tmp_path / "run", max_new_tokens=8, workers=1,
+    )  # fmt: skip
+    assert by_id(run.folder) == by_id(undisturbed.folder)
+
+
+def test_what_cannot_be_answered_is_refused_before_a_model_is_loaded(tmp_path, demo_work, monkeypatch):
+    monkeypatch.setattr("unfuse.throughput.device.load", None)
+    sample = demo_work.dataset.samples[0]
+    with pytest.raises(FileAccessError, match=r"gone\.npy"):
+        unfuse.run("demo", Dataset(name="d", samples=(replace(sample, event_data=tmp_path / "gone.npy"),)))
+    with pytest.raises(DatasetError, match="twice"):
+        unfuse.run("demo", Dataset(name="d", samples=(sample, sample)))
+    for settings in ({"max_new_tokens": 0}, {"capacity": 0}, {"encode_batch": 0}, {"workers": -1}, {"questions": []}):
+        with pytest.raises(InputError, match="at least"):
+            unfuse.run("demo", **settings)
+    with pytest.raises(InputError, match="--output"):
+        unfuse.run("demo", resume=True)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").touch()
+    with pytest.raises(RunFolderError, match="no run"):
+        unfuse.run("demo", output=tmp_path / "files")
+
+
+def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
+    """``kills.py`` does it, a process of its own: what it forks has loaded the model and costs no time to start."""
+    folder = tmp_path / "run"
+    quiet = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("kills.py")
+    seconds = max(undisturbed.summary().times.wall_s, 0.5)
+    subprocess.run([sys.executable, script, folder, str(seconds)], check=True, env={**os.environ, **quiet})
+    assert by_id(folder) == by_id(undisturbed.folder)
+    assert len(read_manifest(folder).resumed) >= 5
