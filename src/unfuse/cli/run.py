@@ -19,6 +19,7 @@ from unfuse.adapters.registry import DEMO, check_model
 from unfuse.cli.options import check_placement, placement
 from unfuse.errors import FileAccessError, InputError
 from unfuse.report import print_line, printable
+from unfuse.throughput.cluster.settings import LOCAL, ray_settings
 
 if TYPE_CHECKING:
     from unfuse.runs.answers_file import AnswerRecord
@@ -53,6 +54,17 @@ _LINE_EVERY_S: Final = 10.0
     help="Run folder; default: runs/<time>-<model>-answers.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --output.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value=LOCAL,
+    default=None,
+    metavar="[ADDRESS]",
+    help="On a Ray cluster: auto, HOST:PORT, ray://HOST:PORT; without an address one on this machine.",
+)
+@click.option(
+    "--ray-pools", default=None, help="Actors of each stage, as load=4,preprocess=2-8,encode=1,answer=1; default: auto."
+)
 def run_verb(
     model: str | None,
     dataset: str | None,
@@ -63,6 +75,8 @@ def run_verb(
     questions: Path | None,
     output: Path | None,
     resume: bool,
+    ray: str | None,
+    ray_pools: str | None,
     **settings: Any,
 ) -> int:
     """Answer a whole dataset with MODEL (default: the built-in demo), as fast as the hardware allows."""
@@ -72,6 +86,7 @@ def run_verb(
         model = DEMO
     check_model(model)
     check_placement(device, dtype, engine)
+    cluster = ray_settings(ray, ray_pools, settings["workers"])
     asked = None if questions is None else read_questions(questions)
 
     from unfuse.api import answers_folder, default_tokens, open_dataset
@@ -97,6 +112,7 @@ def run_verb(
                 output=folder,
                 resume=resume,
                 placement=(device, dtype, engine),
+                ray=cluster,
                 on_ready=progress.ready,
                 on_answer=progress.answer,
             )
@@ -172,6 +188,10 @@ class _Progress:
         where = f"{model['family']} on {model['device']}, {model['dtype']}, engine {model['engine']}"
         workers = "1 worker" if facts.workers == 1 else f"{facts.workers} workers"
         print_line(self._console, f"{where}; {workers}, {facts.capacity} answers at a time")
+        if cluster := facts.environment.get("ray"):
+            nodes = "1 node" if cluster["nodes"] == 1 else f"{cluster['nodes']} nodes"
+            pools = ", ".join(f"{name} {size}" for name, size in cluster["pools"].items())
+            print_line(self._console, f"Ray {cluster['version']}, {nodes}; actors: {pools}")
         self._total = left
         self._begun = self._told = time.monotonic()
         if self._bar is not None:

@@ -13,7 +13,7 @@ from unfuse.measure.environment import environment
 from unfuse.protocols.bench import about
 from unfuse.staged_model import StagedModel
 from unfuse.throughput.flow import Answer, Flow, FlowSettings
-from unfuse.throughput.times import Times
+from unfuse.throughput.times import PoolUse, Times
 from unfuse.throughput.workers import NextScene, WorkerHost, default_workers, open_pool
 
 
@@ -51,8 +51,10 @@ class DeviceResult:
 
     times: Times
     worker_deaths: int
-    most_held: int
-    """Questions taken up and not answered, at any one time."""
+    most_held: int | None
+    """Questions taken up and not answered, at any one time; None on a cluster, where Ray holds them."""
+    pools: tuple[PoolUse, ...] = ()
+    """On a cluster: the actors of each stage."""
 
 
 class DeviceRunner:

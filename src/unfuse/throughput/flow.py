@@ -205,7 +205,7 @@ class Flow:
         scenes, self._fresh = self._fresh[:count], self._fresh[count:]
         uploaded = [self._model.adapter.upload(_pixels(scene)) for scene in scenes]
         with self._encoding.running():
-            found = self._features(uploaded)
+            found = features_of(self._model, uploaded)
         for scene, prepared, features in zip(scenes, uploaded, found, strict=True):
             if isinstance(features, str):
                 self._refuse(scene, [(asked, features) for asked in scene.asked])
@@ -213,15 +213,6 @@ class Flow:
             if self._keep is not None:
                 self._keep(features)
             self._encoded.append(_Encoded(scene, features, prepared, deque(_paired(scene))))
-
-    def _features(self, prepared: Sequence[Prepared]) -> list[Features | str]:
-        """Of each, or the reason why there are none."""
-        try:
-            return [*self._model.encode_batch(prepared)]
-        except (UnfuseError, torch.OutOfMemoryError) as error:
-            if len(prepared) == 1:
-                return [reason_of(error)]
-        return [each for one in prepared for each in self._features([one])]
 
     def _join(self) -> None:
         """Puts encoded scenes' questions into the batch as far as they are wanted there."""
@@ -298,6 +289,16 @@ class Flow:
         for asked, reason in reasons:
             assert isinstance(reason, str)
             self._emit(Answer(asked=asked, media_sha256=scene.media_sha256, error=reason))
+
+
+def features_of(model: StagedModel, prepared: Sequence[Prepared]) -> list[Features | str]:
+    """Stage 3 of several scenes together: of each its features, or the reason why there are none."""
+    try:
+        return [*model.encode_batch(prepared)]
+    except (UnfuseError, torch.OutOfMemoryError) as error:
+        if len(prepared) == 1:
+            return [reason_of(error)]
+    return [each for one in prepared for each in features_of(model, [one])]
 
 
 def _paired(scene: PreparedScene) -> list[tuple[Asked, Prepared | str]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from unfuse.errors import DatasetError, FileAccessError, InputError
 from unfuse.protocols.bench import own_command
@@ -26,6 +26,9 @@ from unfuse.throughput.scenes import Asked, Scene, questions_of, scenes_of
 from unfuse.throughput.summary import RunSummary
 from unfuse.throughput.times import together
 from unfuse.throughput.workers import NextScene
+
+if TYPE_CHECKING:
+    from unfuse.throughput.cluster.settings import RaySettings
 
 OnAnswer = Callable[[AnswerRecord], None]
 
@@ -139,6 +142,7 @@ def answer_dataset(
     output: Path,
     resume: bool = False,
     placement: tuple[str, str, str] = ("auto", "auto", "auto"),
+    ray: RaySettings | None = None,
     command: tuple[str, ...] | None = None,
     on_ready: Callable[[DeviceFacts, int], None] | None = None,
     on_answer: OnAnswer | None = None,
@@ -152,6 +156,7 @@ def answer_dataset(
         output: run folder, written as the run goes on.
         resume: continue the run in ``output``.
         placement: device, dtype and engine, as for ``unfuse.load``.
+        ray: on a cluster, which loads the model itself.
         command: for the record; the process's own by default.
         on_ready: called with what is known of the device, and how many questions are left.
         on_answer: called with every answer once it is on the disk, by another thread.
@@ -163,10 +168,26 @@ def answer_dataset(
     device, dtype, engine = placement
     name = model if isinstance(model, str) else model.name
     job = DeviceJob(model=name, device=device, dtype=dtype, engine=engine, flow=settings.flow, workers=settings.workers)
+    rest = name, work, settings, output, resume, command or own_command(), on_ready, on_answer
+    if ray is not None:
+        if not isinstance(model, str):
+            raise InputError("ray", found="a loaded model", expected="a model's name: each actor loads it")
+        from unfuse.throughput.cluster.pipeline import RayPipeline
+
+        with RayPipeline(job, ray) as pipeline:
+            return _filed(pipeline, *rest)
     with DeviceRunner(job, None if isinstance(model, str) else model) as runner:
-        return _filed(
-            _OneDevice(runner), name, work, settings, output, resume, command or own_command(), on_ready, on_answer
-        )
+        return _filed(_OneDevice(runner), *rest)
+
+
+class _Devices(Protocol):
+    """Whatever answers."""
+
+    facts: DeviceFacts
+    deaths: tuple[str, ...]
+
+    def answer(self, scenes: list[Scene], emit: Callable[[Answer], None]) -> list[DeviceResult]:
+        """Answers all scenes; emits each answer once."""
 
 
 class _OneDevice:
@@ -182,7 +203,7 @@ class _OneDevice:
 
 
 def _filed(
-    devices: _OneDevice,
+    devices: _Devices,
     name: str,
     work: Work,
     settings: RunSettings,
@@ -222,9 +243,10 @@ def _filed(
             times=together([result.times for result in results], wall_s, folder.busy_s),
             scenes=len(scenes),
             capacity=facts.capacity,
-            most_held=max(result.most_held for result in results),
+            most_held=max((result.most_held for result in results if result.most_held is not None), default=None),
             worker_deaths=sum(result.worker_deaths for result in results),
             device_deaths=devices.deaths,
+            pools=tuple(use for result in results for use in result.pools),
         )
         if summary.answered or not folder.ended:  # rates of the process that did something stay
             folder.write_summary(summary.to_dict())

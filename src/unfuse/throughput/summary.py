@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unfuse.throughput.times import DEVICE_STAGES, WORKER_STAGES, Bottleneck, Times, bottleneck
+from unfuse.throughput.times import DEVICE_STAGES, WORKER_STAGES, Bottleneck, PoolUse, Times, bottleneck
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,10 +26,12 @@ class RunSummary:
     """Media that this process loaded or found kept."""
     capacity: int
     """Questions answered at the same time, on each device."""
-    most_held: int
-    """Questions that were taken up and not answered, at most at any one time, on any device."""
+    most_held: int | None
+    """Questions that were taken up and not answered, at most at any one time, on any device; None on a cluster."""
     worker_deaths: int = 0
     device_deaths: tuple[str, ...] = ()
+    pools: tuple[PoolUse, ...] = ()
+    """On a cluster: the actors of each stage."""
 
     @property
     def answered(self) -> int:
@@ -49,7 +51,7 @@ class RunSummary:
     @property
     def bottleneck(self) -> Bottleneck:
         """What held it back."""
-        return bottleneck(self.times)
+        return bottleneck(self.times, self.pools)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the numbers, and the shares that were made of them."""
@@ -79,17 +81,26 @@ class RunSummary:
             f"{self.answered} answers and {self.output_tokens} tokens in {times.wall_s:.2f} s: "
             f"{self.samples_per_s:.2f} samples/s, {self.tokens_per_s:.0f} tokens/s, files to answers."
         )
-        workers, devices = _count(times.workers, "worker"), _count(times.devices, "device")
-        lines += [
-            f"Busy: {_busy(times, WORKER_STAGES)} ({workers}); {_busy(times, DEVICE_STAGES)} ({devices}); "
-            f"writing {times.write_s:.2f} s.",
-            f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
-            self.bottleneck.line(times),
-        ]
+        lines += self._busy_lines()
+        lines.append(self.bottleneck.line(times))
         if self.worker_deaths:
             lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
         lines += [f"Warning: {death}" for death in self.device_deaths]
         return lines
+
+    def _busy_lines(self) -> list[str]:
+        times = self.times
+        if self.pools:
+            uses = (
+                f"{use.stage} {use.busy_s:.2f} s ({_count(use.actors, 'actor')}, {use.busy:.0%})" for use in self.pools
+            )
+            return [f"Busy: {', '.join(uses)}; writing {times.write_s:.2f} s."]
+        workers, devices = _count(times.workers, "worker"), _count(times.devices, "device")
+        return [
+            f"Busy: {_busy(times, WORKER_STAGES)} ({workers}); {_busy(times, DEVICE_STAGES)} ({devices}); "
+            f"writing {times.write_s:.2f} s.",
+            f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
+        ]
 
 
 def _busy(times: Times, stages: tuple[str, ...]) -> str:
