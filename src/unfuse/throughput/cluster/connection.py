@@ -29,6 +29,8 @@ def require_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # What its processes note of themselves stays in their files; what ends a run is raised.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Actors of a cluster of our own are what the machine is there for; by default Ray has them give way to all else.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Nothing of a device is hidden from an actor that asked for none; ours say themselves where they compute.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

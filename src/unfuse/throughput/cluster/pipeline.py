@@ -216,8 +216,8 @@ class _Costs:
 
     @property
     def restarts(self) -> int:
-        """Processes that took the place of one that died, and did something."""
-        return sum(own["again"] for own in self._said.values())
+        """Processes that took the place of one that had said something, and said something as well."""
+        return len(self._said) - len({(stage, actor) for stage, actor, _ in self._said})
 
     def pools(self) -> tuple[PoolUse, ...]:
         """Of each stage."""

@@ -66,11 +66,9 @@ class _Actor:
         """A table of rows that say what they have cost so far."""
         import ray
 
-        context = ray.get_runtime_context()
         own = {
-            "actor": context.get_actor_id(),
+            "actor": ray.get_runtime_context().get_actor_id(),
             "process": os.getpid(),
-            "again": bool(context.was_current_actor_reconstructed),
             "alive_s": time.perf_counter() - self._ready,
             "busy_s": busy or {self.stage: self._busy},
         }
