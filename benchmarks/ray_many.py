@@ -123,7 +123,7 @@ def main() -> None:
         RunSettings(output_length=arguments.tokens),
         output=arguments.folder / f"run-{time.strftime('%H%M%S')}",
         placement=("auto", "auto", "auto"),
-        ray=ray_settings(arguments.ray, arguments.pools, None),
+        ray=ray_settings(arguments.ray, arguments.pools, {}),
         on_answer=note,
     )
     memory.end()

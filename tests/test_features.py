@@ -88,3 +88,18 @@ def test_misfits_name_both_sides(features, change, words):
 
 def test_other_scene_of_the_same_model_fits(features):
     require_fit(features, replace(features.provenance, media_sha256="other", num_frames=3, shape=(5, 4)))
+
+
+def test_a_digest_that_is_vouched_for_lasts_until_a_value_changes():
+    tensor = torch.ones(2, 3)
+    source = Provenance(
+        model_fingerprint="m", family="f", media_sha256="s", num_frames=1, dtype="float32", shape=(2, 3)
+    )
+    features = Features(tensor, source)
+    named = features.known_as("the scene")
+    assert named.digest == "the scene"
+    assert named.tensor is tensor
+    assert features.digest != "the scene"
+    tensor[0, 0] = 2
+    assert named.digest == features.digest
+    assert len(named.digest) == 64

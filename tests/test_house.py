@@ -14,7 +14,7 @@ import unfuse
 SOURCE = Path(unfuse.__file__).parent
 
 LAYERS = [
-    {"errors", "stages", "checksum", "features", "compiled", "decoders"},
+    {"errors", "stages", "checksum", "features", "feature_store", "compiled", "decoders"},
     {"events"},
     {"samples", "runs"},
     {"measure"},
@@ -25,6 +25,7 @@ LAYERS = [
     {"protocols", "throughput"},
     {"verification"},
     {"api"},
+    {"serving"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -16,6 +16,7 @@ from unfuse.samples import Dataset, Sample, read_dataset
 from unfuse.samples.demo import MAX_NEW_TOKENS, demo_dataset
 from unfuse.staged_model import StagedModel
 from unfuse.throughput.cluster.settings import ray_settings
+from unfuse.throughput.devices import find_devices
 from unfuse.throughput.job import AnswersRun, OnAnswer, RunSettings, Work, answer_dataset
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def run(
     questions: Sequence[str] | None = None,
     max_samples: int | None = None,
     device: str = "auto",
+    devices: str | None = None,
     dtype: str = "auto",
     engine: str = "auto",
     output: str | Path | None = None,
@@ -103,6 +105,8 @@ def run(
         dataset: a folder in the instruction-set layout, or a ``Dataset``; the demo recordings by default.
         questions: asked of every row in the place of its own, and filed under ``<sample_id>#<n>``.
         max_samples: only the first so many rows.
+        devices: in the place of ``device``: ``auto`` for all GPUs of this host, a number of them, or names with commas
+            between; more than one get a process each, and the model must be a name.
         device: as for ``unfuse.load``.
         dtype: as for ``unfuse.load``.
         engine: as for ``unfuse.load``.
@@ -127,7 +131,7 @@ def run(
     if settings.get("max_new_tokens") is None:
         settings["max_new_tokens"] = default_tokens(name)
     options = RunSettings(**settings)
-    cluster = ray_settings(ray, ray_pools, options.workers)
+    cluster = ray_settings(ray, ray_pools, {"workers": options.workers, "devices": devices, "store": options.store})
     folder = answers_folder(name, output, resume=resume)
     work = Work(open_dataset(dataset, max_samples), questions)
     return answer_dataset(
@@ -138,6 +142,7 @@ def run(
         resume=resume,
         placement=(device, dtype, engine),
         ray=cluster,
+        devices=() if devices is None else find_devices(devices),
         on_answer=on_answer,
     )
 

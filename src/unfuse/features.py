@@ -21,7 +21,7 @@ from unfuse.stages import Provenance
 if TYPE_CHECKING:
     import torch
 
-_FORMAT: Final = "unfuse.features/2"
+_FORMAT: Final = "unfuse.features/3"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,21 +48,39 @@ class Features:
     @property
     def digest(self) -> str:
         """SHA-256 over the values' checksum; computed again after an in-place change."""
-        versions = tuple(tensor._version for _, tensor in self._named())
+        versions = self._versions()
         if versions not in self._digests:
             self._digests.clear()
             self._digests[versions] = digest_tensors(self._named())
         return self._digests[versions]
 
-    def to(self, device: str | torch.device) -> Features:
-        """The same features on another device."""
-        layers = tuple(layer.to(device) for layer in self.layers)
-        return Features(self.tensor.to(device), self.provenance, layers, self.layout)
+    def known_as(self, digest: str) -> Features:
+        """The same features, with a digest that the caller vouches for; in-place changes still show.
+
+        Computing one makes the host wait for the device. Features of equal provenance are interchangeable, so who holds
+        one pass's features may name them by that.
+        """
+        named = Features(self.tensor, self.provenance, self.layers, self.layout)
+        named._digests[named._versions()] = digest
+        return named
+
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Features:
+        """The same features on another device.
+
+        Args:
+            device: where to.
+            non_blocking: as torch has it: from pinned memory the host goes on at once.
+        """
+        layers = tuple(layer.to(device, non_blocking=non_blocking) for layer in self.layers)
+        return Features(self.tensor.to(device, non_blocking=non_blocking), self.provenance, layers, self.layout)
 
     def clone(self) -> Features:
         """A copy that shares no memory with this one."""
         layers = tuple(layer.detach().clone() for layer in self.layers)
         return Features(self.tensor.detach().clone(), self.provenance, layers, self.layout)
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(tensor._version for _, tensor in self._named())
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "features", self.tensor
@@ -75,16 +93,8 @@ class Features:
         Raises:
             FileAccessError: the file cannot be written.
         """
-        from safetensors.torch import save
-
         target = Path(path)
-        metadata = {
-            "format": _FORMAT,
-            "digest": self.digest,
-            "provenance": json.dumps(asdict(self.provenance)),
-            "layout": json.dumps(dict(self.layout)),
-        }
-        data = save({name: tensor.detach().contiguous().cpu() for name, tensor in self._named()}, metadata)
+        data = pack(self)
         try:
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
             try:
@@ -107,30 +117,72 @@ class Features:
             FileAccessError: no such file.
             FeaturesError: not a features file, or damaged.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileAccessError(str(path), found="no such file", expected="a file that Features.save wrote")
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise FeaturesError(str(path), found=f"format {metadata.get('format')}", expected=_FORMAT)
-                tensor = file.get_tensor("features")
-                layers = tuple(file.get_tensor(f"layer.{i}") for i in range(len(file.keys()) - 1))
-            layout = json.loads(metadata.get("layout", "{}"))
-            features = cls(tensor, _provenance(json.loads(metadata["provenance"])), layers, layout)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise FeaturesError(
-                str(path), found=f"damaged ({error})", expected="a file that Features.save wrote"
-            ) from None
-        if features.digest != metadata.get("digest"):
-            raise FeaturesError(str(path), found="values that differ from their digest", expected="undamaged values")
-        return features
+            data = Path(path).read_bytes()
+        except OSError as error:
+            found = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise FileAccessError(str(path), found=found, expected="a file that Features.save wrote") from None
+        features, _ = unpack(data, str(path))
+        return cls(
+            features.tensor.to(device),
+            features.provenance,
+            tuple(layer.to(device) for layer in features.layers),
+            features.layout,
+        )
 
 
-def _provenance(fields: dict[str, Any]) -> Provenance:
-    return Provenance(**{**fields, "shape": tuple(fields["shape"])})
+def pack(features: Features, notes: Mapping[str, str] | None = None) -> bytes:
+    """One safetensors file, in memory.
+
+    Args:
+        features: wherever they are.
+        notes: kept beside them, under the same checksum.
+    """
+    from safetensors.torch import save
+
+    texts = {
+        **(notes or {}),
+        "format": _FORMAT,
+        "provenance": json.dumps(asdict(features.provenance)),
+        "layout": json.dumps(dict(features.layout)),
+    }
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in features._named()}
+    return save(tensors, {**texts, "digest": _file_digest(features, texts)})
+
+
+def unpack(data: bytes, name: str) -> tuple[Features, Mapping[str, str]]:
+    """Features on the CPU and the notes beside them, out of what ``pack`` gave; nothing of ``data`` is kept mapped.
+
+    Args:
+        data: the whole file.
+        name: for the message.
+
+    Raises:
+        FeaturesError: not a features file, or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        if texts.get("format") != _FORMAT:
+            raise FeaturesError(name, found=f"format {texts.get('format')}", expected=_FORMAT)
+        digest = texts.pop("digest")
+        layers = tuple(tensors[f"layer.{i}"] for i in range(len(tensors) - 1))
+        fields, layout = json.loads(texts["provenance"]), json.loads(texts["layout"])
+        provenance = Provenance(**{**fields, "shape": tuple(fields["shape"])})
+        features = Features(tensors["features"], provenance, layers, dict(layout))
+    except (SafetensorError, KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
+        raise FeaturesError(name, found=f"damaged ({error})", expected="a file that Features.save wrote") from None
+    if _file_digest(features, texts) != digest:
+        raise FeaturesError(name, found="values that differ from their digest", expected="undamaged values")
+    return features, texts
+
+
+def _file_digest(features: Features, texts: Mapping[str, str]) -> str:
+    # The texts too: a flipped bit in the layout would put rows in other places without a word.
+    return digest_tensors(features._named(), *(f"{name}={text}" for name, text in sorted(texts.items())))
 
 
 def require_fit(features: Features, expected: Provenance) -> None:

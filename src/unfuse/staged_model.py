@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from unfuse.adapters.base import Adapter
+from unfuse.adapters.pieces import TextPieces
 from unfuse.engines import ENGINES, Engine
 from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.fused_only import FusedOnly
@@ -42,7 +43,7 @@ class StagedModel:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the config and every tensor."""
+        """SHA-256 of the config, every tensor and the pixels' settings."""
         return self.adapter.fingerprint
 
     @property
@@ -195,18 +196,12 @@ class StagedModel:
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
         prefilled = self.prefill(prepared, features, sampling, reuse=reuse)
-        ids: list[int] = []
-        shown = ""
+        pieces = TextPieces(self.adapter.decode_text)
         for token in self.engine.decode(prefilled, max_new_tokens):
-            ids.append(token)
-            text = self.adapter.decode_text(tuple(ids))
-            # A character may span several tokens; it is held back until it is whole.
-            if text.startswith(shown) and not text.endswith("\ufffd") and text != shown:
-                yield text[len(shown) :]
-                shown = text
-        text = self.adapter.decode_text(tuple(ids))
-        if text != shown:
-            yield text.removeprefix(shown)
+            if piece := pieces.add(token):
+                yield piece
+        if rest := pieces.end():
+            yield rest
 
     def close(self) -> None:
         """Frees what the engine holds."""

@@ -96,7 +96,7 @@ class Provenance:
     """Where features come from; two features with equal provenance are interchangeable."""
 
     model_fingerprint: str
-    """Of the config and every tensor of the model that encoded."""
+    """Of the config, every tensor and the pixel settings of the model that encoded."""
     family: str
     media_sha256: str
     num_frames: int

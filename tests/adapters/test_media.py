@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unfuse.adapters.media import evenly, load_frames, middle
+from unfuse.adapters import media
+from unfuse.adapters.media import (
+    evenly,
+    event_frames_sha256,
+    load_event_frames,
+    load_frames,
+    middle,
+    shown_sha256,
+)
 from unfuse.errors import FileAccessError, MediaError, MissingPackageError
 from unfuse.samples import Sample
 from unfuse.samples.dataset import Dataset
@@ -144,3 +152,74 @@ def test_media_are_checked_for_those_who_are_shown_them(tmp_path, demo_sample):
     empty.mkdir()
     with pytest.raises(MediaError, match="no pictures"):
         Dataset(name="d", samples=(Sample.from_video(empty),)).check_media(events=False, video=True)
+
+
+@pytest.fixture
+def every_medium(tmp_path, video, demo_sample):
+    """One sample of each kind, by name."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    pictures = [folder / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(pictures):
+        Image.fromarray(np.full((20, 30, 3), 12 * i, np.uint8)).save(path)
+    return {
+        "image": Sample.from_image(pictures[0]),
+        "video": Sample.from_video(video),
+        "video_frames": Sample.from_video(folder),
+        "event_data": demo_sample,
+        "event_image": Sample.from_frames(pictures),
+        "frames": Sample.from_frames([np.zeros((8, 8, 3), np.uint8)]),
+    }
+
+
+@pytest.mark.parametrize("pick", [evenly(8), middle])
+def test_the_hash_is_had_without_decoding(every_medium, pick, monkeypatch):
+    """It is the one that loading gives, and no two of other media or other frames are alike."""
+    loaded = {kind: load_frames(sample, pick) for kind, sample in every_medium.items()}
+    assert {kind: found.media for kind, found in loaded.items()} == {kind: kind for kind in every_medium}
+    events = {
+        kind: load_event_frames(every_medium[kind]).media_sha256 for kind in loaded if every_medium[kind].has_events
+    }
+    for name in ("read_image", "read_events", "event_frames", "count_frames", "read_frames"):
+        monkeypatch.setattr(media, name, lambda *_, **__: pytest.fail("something was decoded"))
+    assert {k: shown_sha256(s, pick) for k, s in every_medium.items()} == {k: f.media_sha256 for k, f in loaded.items()}
+    assert {k: event_frames_sha256(every_medium[k]) for k in events} == events
+    assert len({*events.values(), *(found.media_sha256 for found in loaded.values())}) == len(events) + len(loaded)
+
+
+def test_a_file_that_changes_as_it_is_read_is_refused(tmp_path, monkeypatch):
+    """Else its features would be kept under the hash of what it was, or of what it became."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+    read = media.read_image
+
+    def overtaken(place):
+        frame = read(place)
+        Image.fromarray(np.ones((20, 30, 3), np.uint8)).save(place)
+        return frame
+
+    monkeypatch.setattr(media, "read_image", overtaken)
+    for load in (
+        lambda: load_frames(Sample.from_image(path), middle),
+        lambda: load_event_frames(Sample.from_frames([path])),
+    ):
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+        with pytest.raises(MediaError, match="changed as they were read"):
+            load()
+
+
+def test_a_file_written_twice_within_a_tick_has_two_hashes(tmp_path):
+    """The disk's clock may not have moved between: size, time and inode are then the same."""
+    import os
+
+    from unfuse.samples.sample import file_sha256
+
+    path, seen = tmp_path / "a", set()
+    path.write_bytes(b"0")
+    at = path.stat().st_mtime_ns
+    for digit in b"0123456789":
+        with path.open("r+b") as file:
+            file.write(bytes([digit]))
+        os.utime(path, ns=(at, at))
+        seen.add(file_sha256(path))
+    assert len(seen) == 10

@@ -416,7 +416,15 @@ def test_seed_verification_of_video_llava(dataset, capsys):
     arguments = ["--model_name", "random:video-llava-tiny", "--device", "cpu", "--dataset_dir", str(dataset)]
     assert verify_videollava(arguments) in (0, 1)
     out = capsys.readouterr().out
-    for check in ("encode-once", "same-output", "features-used", "hooks-agree", "steady", "timing-additive"):
+    for check in (
+        "encode-once",
+        "same-output",
+        "features-used",
+        "store-hit",
+        "hooks-agree",
+        "steady",
+        "timing-additive",
+    ):
         assert check in out
     assert "FAIL encode-once" not in out
     assert "FAIL same-output" not in out
@@ -464,7 +472,10 @@ def test_options_are_frozen():
     """The command line cannot grow unnoticed."""
     options = {name: sorted(p.name for p in verb.params) for name, verb in cli.commands.items()}
     assert options == {
-        "ask": ["device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "temperature"],
+        "ask": [
+            "device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "store", "store_gib",
+            "temperature",
+        ],
         "bench": [
             "balance_seconds", "dataset", "device", "dtype", "energy_seconds", "engine", "max_new_tokens",
             "max_samples", "models", "num_warmups", "output", "output_length", "profile", "protocol", "resume", "reuse",
@@ -478,6 +489,16 @@ def test_options_are_frozen():
         "doctor": [],
         "export": ["output", "replace", "runs"],
         "report": ["output", "runs"],
+        "run": [
+            "capacity", "dataset", "device", "devices", "dtype", "encode_batch", "engine", "max_new_tokens",
+            "max_samples", "model", "output", "output_length", "questions", "resume", "seed", "store", "store_gib",
+            "temperature", "workers",
+        ],
+        "serve": [
+            "device", "dtype", "engine", "host", "max_concurrent", "max_upload_mb", "model", "no_token", "port",
+            "queue", "scenes_mb", "store", "store_gib", "timeout_s", "token_file",
+        ],
+        "store": [],
         "verify": ["dataset", "device", "dtype", "engine", "events", "golden", "max_new_tokens", "model", "output"],
     }  # fmt: skip
     parts = cli.commands["dataset"].commands

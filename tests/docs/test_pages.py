@@ -100,6 +100,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(unfuse.protocols.probing, "measure_ceilings", CEILINGS)
     monkeypatch.setattr(unfuse.api, "BenchSettings", partial(BenchSettings, noise_repeats=3))
     shutil.copy(demo_sample("demo:3").event_data, "recording.npy")
+    Path("questions.txt").write_text("What moves?\nIs it raining?\n")
     for name in NOISY:
         row = unfuse.verification.skipped(name.replace("_", "-"), "left out of this test", expected="")
         monkeypatch.setattr(unfuse.verification, name, lambda *_, row=row: row)

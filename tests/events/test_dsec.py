@@ -137,3 +137,26 @@ def test_values_that_would_wrap_to_valid_ones_are_refused(tmp_path, column, valu
         file[f"events/{column}"] = values
     with pytest.raises(EventStreamError):
         read_events(path)
+
+
+@pytest.mark.parametrize("how", ["external link", "soft link over an external link", "raw bytes", "virtual"])
+def test_columns_of_other_files_are_refused(tmp_path, how):
+    """A stranger's recording may not have other files of this machine read."""
+    other = write(tmp_path / "other.h5")
+    raw = tmp_path / "raw"
+    raw.write_bytes(bytes(4 * 100))
+    path = write(tmp_path / "events.h5", index=False, columns="xyp")
+    with h5py.File(path, "a") as file:
+        if how == "external link":
+            file["events/t"] = h5py.ExternalLink(str(other), "events/t")
+        elif how == "raw bytes":
+            file.create_dataset("events/t", (100,), "u4", external=[(str(raw), 0, 400)])
+        elif how == "virtual":
+            layout = h5py.VirtualLayout((len(STREAM),), "u4")
+            layout[:] = h5py.VirtualSource(str(other), "events/t", (len(STREAM),))
+            file.create_virtual_dataset("events/t", layout)
+        else:
+            file["there"] = h5py.ExternalLink(str(other), "events")
+            file["events/t"] = h5py.SoftLink("/there/t")
+    with pytest.raises(EventFileError, match="in another file"):
+        read_events(path)

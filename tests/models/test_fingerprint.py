@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -10,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfuse.checksum import tensor_checksum
+from unfuse.checksum import sum_where_it_is, tensor_checksum
 from unfuse.models.eventgpt import EventChatModel
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 from unfuse.samples.demo import demo_checkpoint
 
 
@@ -33,6 +34,12 @@ def by_words(tensor):
 def test_checksum_is_its_formula(values):
     tensor = torch.tensor(values, dtype=torch.uint8)
     assert tensor_checksum(tensor) == by_words(tensor)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
+def test_on_a_device_it_is_the_same(values):
+    words = torch.tensor(values)
+    assert sum_where_it_is(words) == tensor_checksum(words)
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=50), st.data())
@@ -67,9 +74,10 @@ def test_words_that_differ_in_their_signs_do_not_change_places_unseen(signs, apa
 
 def test_chunks_do_not_matter(monkeypatch):
     tensor = torch.arange(1000, dtype=torch.float32)
-    whole = tensor_checksum(tensor)
+    words = tensor.view(torch.int64)
+    whole = sum_where_it_is(words)
     monkeypatch.setattr("unfuse.checksum._CHUNK_WORDS", 7)
-    assert tensor_checksum(tensor) == whole == by_words(tensor)
+    assert sum_where_it_is(words) == whole == by_words(tensor)
 
 
 def test_views_count_by_value():
@@ -118,3 +126,74 @@ def test_cache_goes_by_file_identity(model, tmp_path, monkeypatch):
     model.config.rms_norm_eps = 2 * eps
     assert cached_model_fingerprint(model, folder, torch.float32) != first, "the config is never taken from disk"
     model.config.rms_norm_eps = eps
+
+
+def clip(**settings):
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(
+        **{"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, **settings}
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"size": {"shortest_edge": 32}},
+        {"crop_size": {"height": 24, "width": 24}},
+        {"resample": 2},
+        {"do_center_crop": False},
+        {"rescale_factor": 1 / 127.5},
+        {"image_mean": [0.5, 0.5, 0.5]},
+        {"image_std": [0.5, 0.5, 0.5]},
+    ],
+)
+def test_pixels_of_another_kind_are_another_model(other):
+    assert with_pixels("f", clip()) == with_pixels("f", clip())
+    assert with_pixels("f", clip()) != with_pixels("f", clip(**other))
+    assert with_pixels("f", clip()) != with_pixels("g", clip())
+    assert with_pixels("f", clip()) != with_pixels("f", clip(), video=True)
+
+
+def test_a_whole_processor_counts_by_its_pixels():
+    """Its image processor's settings and class, and what it does itself; not its tokenizer, which makes no pixels."""
+    from transformers import LlavaProcessor
+
+    from unfuse.adapters.random_tokenizer import tokenizer_with
+
+    class Backend(type(clip())):
+        pass
+
+    def whole(pixels, *tokens, **settings):
+        return with_pixels(
+            "f", LlavaProcessor(pixels, tokenizer_with("<image>", *tokens), **{"patch_size": 14, **settings})
+        )
+
+    assert whole(clip()) == whole(clip()) == whole(clip(), "<video>")
+    assert whole(clip()) != whole(clip(image_mean=[0.5, 0.5, 0.5]))
+    assert whole(clip()) != whole(clip(), patch_size=28)
+    assert whole(clip()) != whole(Backend(**clip().to_dict()))
+
+
+def test_pixel_settings_have_no_address_in_them():
+    """What JSON has no word for counts by its kind: an address would be another one in every process."""
+
+    class Odd:
+        def to_dict(self):
+            return {"size": object(), "nested": [object()], "transformers_version": str(id(self))}
+
+    assert with_pixels("f", Odd()) == with_pixels("f", Odd())
+
+
+def test_a_checkpoints_own_pixel_settings_count(tmp_path):
+    from unfuse.adapters.registry import load
+
+    folder = shutil.copytree(demo_checkpoint().parent, tmp_path / "c") / demo_checkpoint().name
+    with load(str(folder), device="cpu") as model:
+        before = model.fingerprint
+        processor = model.adapter.model.get_visual_tower().event_processor
+    settings = processor.to_dict() | {"image_mean": [0.5, 0.5, 0.5]}
+    settings["resample"] = int(settings["resample"])
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with load(str(folder), device="cpu") as model:
+        assert model.fingerprint != before

@@ -9,6 +9,8 @@ import torch
 
 from unfuse.errors import FeaturesError, PromptError
 from unfuse.features import Features
+from unfuse.models.eventgpt import EventChatModel
+from unfuse.samples.demo import demo_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,14 @@ def test_other_dtype(model, pixels):
     features = model.visval_encode(pixels)
     with pytest.raises(FeaturesError, match="float16.*float32"):
         model.generate(IDS, event_features=features.half(), **QUICK)
+
+
+def test_features_of_the_same_checkpoint(demo_model, demo_sample, pixels):
+    """Encoded by the stages, given to the published call of a model that was loaded without them."""
+    published = EventChatModel.from_pretrained(demo_checkpoint(), dtype=torch.float32).eval()
+    features = demo_model.encode(demo_sample)
+    wanted = published.generate(IDS, event_tensors=list(pixels), **QUICK)
+    assert published.generate(IDS, event_features=features, **QUICK).tolist() == wanted.tolist()
 
 
 def test_features_of_another_model(demo_model, demo_sample, model):

@@ -16,8 +16,8 @@ from unfuse.samples import Sample
 from unfuse.stages import Prepared, Provenance, Sampling
 from unfuse.throughput.flow import Flow, FlowSettings
 from unfuse.throughput.job import shared
+from unfuse.throughput.pool import InThisProcess, Pool
 from unfuse.throughput.scenes import Asked, Scene
-from unfuse.throughput.workers import InThisProcess, Pool
 
 SETTINGS = FlowSettings(max_new_tokens=8, sampling=Sampling())
 

@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import unfuse
-from unfuse.errors import DatasetError, FileAccessError, InputError, RunFolderError
-from unfuse.runs import read_manifest
+from unfuse.engines.fused_only import FusedOnly
+from unfuse.errors import CutError, DatasetError, FileAccessError, InputError, RunFolderError
+from unfuse.report.schemas import schemas
+from unfuse.runs import RunFolder, read_manifest
 from unfuse.runs.answers_file import read_answers
 from unfuse.samples import Dataset
 from unfuse.samples.demo import demo_dataset
@@ -59,6 +62,10 @@ def test_a_run_says_what_it_was(undisturbed, demo_model):
     assert 0.5 < times.device_busy <= 1
     assert busy + times.scene_wait_s <= times.wall_s
     written = json.loads((undisturbed.folder / "summary.json").read_text())
+    Draft202012Validator(schemas()["answers-summary"]).validate(written)
+    for line in (undisturbed.folder / "answers.jsonl").read_text().splitlines():
+        Draft202012Validator(schemas()["answers"]).validate(json.loads(line))
+    Draft202012Validator(schemas()["run"]).validate(json.loads((undisturbed.folder / "run.json").read_text()))
     assert written["bottleneck"]["stage"] == "Stage 4"
     assert written["times"]["decode_s"] == times.decode_s
     lines = summary.lines()
@@ -68,6 +75,11 @@ def test_a_run_says_what_it_was(undisturbed, demo_model):
     assert manifest.protocol == "answers"
     assert manifest.model["fingerprint"] == demo_model.fingerprint
     assert manifest.dataset["num_samples"] == 12
+
+
+def test_it_is_no_benchmark(undisturbed):
+    with pytest.raises(RunFolderError, match="found answers of unfuse run, expected a run of unfuse bench"):
+        RunFolder.open(undisturbed.folder)
 
 
 def test_a_run_that_has_ended_is_left_as_it_is(undisturbed, demo_model, demo_work):
@@ -179,3 +191,10 @@ def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
     subprocess.run([sys.executable, script, folder, str(seconds)], check=True, env={**os.environ, **quiet})
     assert by_id(folder) == by_id(undisturbed.folder)
     assert len(read_manifest(folder).resumed) >= 5
+
+
+def test_a_model_that_cannot_be_cut_is_refused(demo_model, demo_work, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_model, "engine", FusedOnly("it has no seam"))
+    with pytest.raises(CutError, match="no seam"):
+        answer_dataset(demo_model, demo_work, SETTINGS, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

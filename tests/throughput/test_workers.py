@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-import threading
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from unfuse.errors import CheckpointError, DeviceError, UnfuseError
-from unfuse.samples import Sample
+from unfuse.errors import CheckpointError, DeviceError
 from unfuse.samples.demo import demo_dataset
 from unfuse.throughput import workers
 from unfuse.throughput.job import shared
-from unfuse.throughput.scenes import Asked, PreparedScene, Scene, failed_scene, prepare, questions_of, scenes_of
-from unfuse.throughput.workers import InThisProcess, Pool, WorkerHost, WorkerProcess, open_pool
+from unfuse.throughput.scenes import Asked, failed_scene, prepare, questions_of, scenes_of
+from unfuse.throughput.workers import WorkerHost, WorkerProcess, open_pool
 
 
 class Crash:
@@ -117,94 +114,6 @@ def test_a_process_that_does_not_start(monkeypatch, tmp_path):
         host.worker()
 
 
-class Slow:
-    """Prepares nothing, and counts how much of it there is at any one time."""
-
-    deaths = 0
-
-    def __init__(self, fails_at=None):
-        self.made = 0
-        self.fails_at = fails_at
-
-    def __call__(self, scene):
-        self.made += 1
-        if self.made == self.fails_at:
-            raise CheckpointError("no more")
-        return PreparedScene(asked=scene.asked, prompts=("no",) * len(scene.asked), load_s=0.5, preprocess_s=0.25)
-
-    def interrupt(self):
-        self.interrupted = True
-
-    def close(self):
-        assert self.interrupted
-
-
-def nothing(count):
-    return [
-        Scene(sample=Sample(sample_id=str(i)), asked=(Asked(sample_id=str(i), question="?"),)) for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize(("threads", "room"), [(1, 1), (4, 2), (3, 8)])
-def test_no_more_is_prepared_than_there_is_room_for(threads, room):
-    pool = Pool([Slow() for _ in range(threads)], room)
-    found = []
-    with pool:
-        pool.start(shared(nothing(50)))
-        deadline = time.monotonic() + 5
-        while pool._held < min(50, room + threads) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert pool._held == room + threads, "it goes ahead as far as there is room"
-        while (prepared := pool.take(wait_s=None)) is not None:
-            found.append(prepared.asked[0].sample_id)
-    assert sorted(found, key=int) == [str(i) for i in range(50)]
-    assert pool.times.most_prepared <= room + threads
-    assert (pool.times.load_s, pool.times.preprocess_s) == (25.0, 12.5)
-    assert pool.times.waiting_for_room_s > 0
-
-
-def test_a_failure_of_the_pool_is_raised_where_scenes_are_taken():
-    pool = Pool([Slow(), Slow(fails_at=3)], 2)
-    with pytest.raises(UnfuseError, match="no more"):
-        taken(pool, nothing(1000))
-
-
-def test_closing_a_pool_that_is_full_ends_its_threads():
-    before = threading.active_count()
-    pool = Pool([Slow(), Slow()], 1)
-    with pool:
-        pool.start(shared(nothing(1000)))
-        assert pool.take(wait_s=None) is not None
-    assert threading.active_count() == before
-
-
-def test_starved_is_said_only_where_nothing_can_come():
-    given = threading.Event()
-    scenes = iter(nothing(1))
-
-    def source():
-        scene = next(scenes, None)
-        if scene is None:
-            given.wait()
-        return scene
-
-    pool = Pool([Slow()], 2)
-    with pool:
-        assert not pool.starved
-        pool.start(source)
-        assert pool.take(wait_s=5) is not None
-        deadline = time.monotonic() + 5
-        while not pool.starved and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert pool.starved
-        assert not pool.ended
-        assert pool.take() is None
-        given.set()
-        assert pool.take(wait_s=None) is None
-        assert pool.ended
-        assert pool.starved
-
-
 def test_workers_by_default():
     assert workers.default_workers(torch.device("cpu")) == 0
     assert 1 <= workers.default_workers(torch.device("cuda")) <= 16
@@ -214,7 +123,3 @@ def test_workers_by_default():
 def test_a_failed_scene_has_a_reason_for_every_question():
     asked = tuple(Asked(sample_id=str(i), question="?") for i in range(3))
     assert failed_scene(asked, "why").prompts == ("why",) * 3
-
-
-def test_this_process_is_a_preparer(demo_model):
-    assert taken(Pool([InThisProcess(demo_model.adapter.front)], 1), demo_scenes(1)).keys() == {"demo:0"}

@@ -236,6 +236,7 @@ def test_whole_verification_names_the_failed_check(demo_model, demo_sample):
         "encode-once",
         "same-output",
         "features-used",
+        "store-hit",
         "golden",
         "backward-compatible",
         "timing-additive",

@@ -16,7 +16,7 @@ from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
 from unfuse.models.eventgpt.tower import resolve_tower
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 
 _RANDOM_PARAMETERS: Final = 7_080_000_000
 """LLaMA-7B, CLIP ViT-L/14, projector and adaptor, rounded up."""
@@ -42,7 +42,7 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
         fingerprint = model_fingerprint(model)
     else:
         fingerprint = cached_model_fingerprint(model, folder, dtype)
-    return EventGPTAdapter(model, front, fingerprint, notes)
+    return EventGPTAdapter(model, front, with_pixels(fingerprint, front.event_processor), notes)
 
 
 def front_of_folder(folder: Path, dtype: torch.dtype) -> EventGPTFront:
@@ -71,7 +71,8 @@ def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> Even
         model: EventChatModel = built.to(device).eval()
     model.generation_config.eos_token_id = config.eos_token_id
     notes = ("random weights: timings only",)
-    return EventGPTAdapter(model, random_front(dtype), model_fingerprint(model), notes)
+    front = random_front(dtype)
+    return EventGPTAdapter(model, front, with_pixels(model_fingerprint(model), front.event_processor), notes)
 
 
 def random_front(dtype: torch.dtype) -> EventGPTFront:

@@ -35,7 +35,7 @@ from unfuse.adapters.prompters import ClipPrompter, ProcessorPrompter
 from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint
+from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
 """By ``model_type``: families whose prompts are made here where they see CLIP's pixels."""
@@ -60,6 +60,7 @@ def load_hf_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes
     if uncut:
         notes = (*notes, f"cannot be cut: {uncut}")
     prompter, video = _prompter(folder, model.config, type(model))
+    fingerprint = with_pixels(fingerprint, prompter.image_processor, video=video)
     notes = (*notes, *getattr(prompter, "notes", ()))
     make = _ADAPTERS.get(model.config.model_type, HFAdapter) if isinstance(prompter, ClipPrompter) else HFAdapter
     return make(model, prompter, fingerprint, notes, language=language, uncut=uncut, takes_video=video)
@@ -164,7 +165,8 @@ def load_random_hf(shape: str, device: torch.device, dtype: torch.dtype, seed: i
     model = model.to(device).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
     language = find_language_model(model)
-    return make(model, prompter, model_fingerprint(model), ("random weights: timings only",), language=language)
+    fingerprint = with_pixels(model_fingerprint(model), prompter.image_processor, video=prompter.video)
+    return make(model, prompter, fingerprint, ("random weights: timings only",), language=language)
 
 
 def random_front(shape: str, dtype: torch.dtype) -> HFFront:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Final
 
+from unfuse.errors import MediaError
 from unfuse.events import event_frames, read_events
 from unfuse.measure.clock import span
 from unfuse.samples import Sample, clean_question
@@ -42,35 +43,12 @@ def middle(total: int) -> list[int]:
     return [total // 2]
 
 
-def load_frames(sample: Sample, pick: Pick) -> Loaded:
-    """Stage 1 for a model of camera frames.
+def shown_sha256(sample: Sample, pick: Pick) -> str:
+    """Hash of what ``load_frames`` shows, without decoding anything: empty where that is nothing.
 
     Raises:
-        MediaError: a file cannot be decoded.
+        FileAccessError: a file is missing or unreadable.
     """
-    question = clean_question(sample.question)
-    if sample.image is not None:
-        frames, media = [read_image(sample.image)], "image"
-    elif sample.video is not None:
-        frames, media = read_frames(sample.video, pick(count_frames(sample.video))), "video"
-    elif sample.video_frames is not None:
-        files = sample.video_files
-        frames, media = [read_image(files[i]) for i in pick(len(files))], "video_frames"
-    elif sample.has_events:
-        scene = load_event_frames(sample)
-        return replace(
-            scene,
-            frames=[scene.frames[i] for i in pick(len(scene.frames))],
-            media_sha256=shown_sha256(sample, pick),
-            notes=(*scene.notes, "no video or image: this model was shown event frames"),
-        )
-    else:
-        frames, media = [], "text"
-    return Loaded(frames=frames, media=media, media_sha256=shown_sha256(sample, pick), question=question)
-
-
-def shown_sha256(sample: Sample, pick: Pick) -> str:
-    """Hash of what ``load_frames`` shows: the files' bytes and how they become frames; empty for text alone."""
     how = pick.__name__
     if sample.image is not None:
         return media_sha256((sample.image,), "image")
@@ -84,38 +62,90 @@ def shown_sha256(sample: Sample, pick: Pick) -> str:
     return ""
 
 
-def load_event_frames(sample: Sample) -> Loaded:
-    """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here."""
-    num_events, notes = None, tuple[str, ...]()
-    if sample.frames:
-        frames, media = list(sample.frames), "frames"
-    elif sample.event_image:
-        frames, media = [read_image(path) for path in sample.event_image], "event_image"
-    else:
-        assert sample.event_data is not None
-        with span("read"):
-            stream = read_events(sample.event_data, window=sample.window)
-        with span("rasterise"):
-            frames, media = list(event_frames(stream, EVENT_FRAMES)), "event_data"
-        num_events, notes = len(stream), _length_note(stream.duration_us)
-    return Loaded(
-        frames=frames,
-        media=media,
-        media_sha256=event_frames_sha256(sample),
-        question=clean_question(sample.question),
-        num_events=num_events,
-        notes=notes,
-    )
-
-
 def event_frames_sha256(sample: Sample) -> str:
-    """Hash of what ``load_event_frames`` shows."""
+    """The same of ``load_event_frames``."""
     if sample.frames:
         return frames_sha256(sample.frames)
     if sample.event_image:
         return media_sha256(sample.event_image, "image files")
     assert sample.event_data is not None
     return media_sha256((sample.event_data,), f"{EVENT_FRAMES} equal-count frames", sample.window)
+
+
+def load_frames(sample: Sample, pick: Pick) -> Loaded:
+    """Stage 1 for a model of camera frames.
+
+    Raises:
+        MediaError: a file cannot be decoded, or changes meanwhile.
+    """
+    return _at_rest(sample, partial(shown_sha256, pick=pick), partial(_frames, pick=pick))
+
+
+def load_event_frames(sample: Sample) -> Loaded:
+    """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here.
+
+    Raises:
+        MediaError: a file cannot be decoded, or changes meanwhile.
+    """
+    return _at_rest(sample, event_frames_sha256, _event_frames)
+
+
+def _at_rest(sample: Sample, sha256: Callable[[Sample], str], load: Callable[[Sample, str], Loaded]) -> Loaded:
+    """Features are kept under this hash: no frames may carry that of a file as it was before or after them."""
+    before = sha256(sample)
+    loaded = load(sample, before)
+    if sha256(sample) != before:
+        raise MediaError(f"sample {sample.sample_id}", found="files that changed as they were read", expected="at rest")
+    return loaded
+
+
+def _frames(sample: Sample, sha256: str, *, pick: Pick) -> Loaded:
+    question = clean_question(sample.question)
+    if sample.image is not None:
+        return Loaded(frames=[read_image(sample.image)], media="image", media_sha256=sha256, question=question)
+    if sample.video is not None:
+        indices = pick(count_frames(sample.video))
+        frames = read_frames(sample.video, indices)
+        return Loaded(frames=frames, media="video", media_sha256=sha256, question=question)
+    if sample.video_frames is not None:
+        paths = [sample.video_files[i] for i in pick(len(sample.video_files))]
+        frames = [read_image(path) for path in paths]
+        return Loaded(frames=frames, media="video_frames", media_sha256=sha256, question=question)
+    if sample.has_events:
+        scene = _event_frames(sample, sha256)
+        chosen = [scene.frames[i] for i in pick(len(scene.frames))]
+        note = "no video or image: this model was shown event frames"
+        return Loaded(
+            frames=chosen,
+            media=scene.media,
+            media_sha256=sha256,
+            question=question,
+            num_events=scene.num_events,
+            notes=(*scene.notes, note),
+        )
+    return Loaded(frames=[], media="text", media_sha256=sha256, question=question)
+
+
+def _event_frames(sample: Sample, sha256: str) -> Loaded:
+    question = clean_question(sample.question)
+    if sample.frames:
+        return Loaded(frames=list(sample.frames), media="frames", media_sha256=sha256, question=question)
+    if sample.event_image:
+        frames = [read_image(path) for path in sample.event_image]
+        return Loaded(frames=frames, media="event_image", media_sha256=sha256, question=question)
+    assert sample.event_data is not None
+    with span("read"):
+        stream = read_events(sample.event_data, window=sample.window)
+    with span("rasterise"):
+        frames = list(event_frames(stream, EVENT_FRAMES))
+    return Loaded(
+        frames=frames,
+        media="event_data",
+        media_sha256=sha256,
+        question=question,
+        num_events=len(stream),
+        notes=_length_note(stream.duration_us),
+    )
 
 
 def _length_note(duration_us: int) -> tuple[str, ...]:

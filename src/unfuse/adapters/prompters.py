@@ -41,12 +41,13 @@ class ClipPrompter:
             video: one placeholder for all frames and pixels ``[1, F, 3, H, W]``; else one a frame and ``[F, 3, H, W]``.
             template: the checkpoint's chat template.
         """
+        self.image_processor = image_processor
+        self.video = video
         self._tokenizer = tokenizer
         self._pixels = ClipPixels(image_processor)
         self.notes = self._pixels.notes
         self._token = media_token
         self._patches = patches
-        self._video = video
         self._template = template
 
     def inputs(self, frames: Frames, question: str) -> Tensors:
@@ -55,12 +56,12 @@ class ClipPrompter:
         if frames:
             with span("pixels"):
                 pixels = torch.from_numpy(self._pixels(frames))
-            tensors |= {"pixel_values_videos": pixels.unsqueeze(0)} if self._video else {"pixel_values": pixels}
+            tensors |= {"pixel_values_videos": pixels.unsqueeze(0)} if self.video else {"pixel_values": pixels}
         return tensors
 
     def further(self, frame_sizes: Sequence[tuple[int, int]], media_tokens: int, question: str) -> Tensors:
         """``input_ids`` alone: the number of positions is known without pixels."""
-        items = min(len(frame_sizes), 1) if self._video else len(frame_sizes)
+        items = min(len(frame_sizes), 1) if self.video else len(frame_sizes)
         with span("tokenize"):
             text = self._chat(items, question)
             if text.count(self._token) != items:
@@ -78,7 +79,7 @@ class ClipPrompter:
             return _PLAIN_CHAT.format(media=f"{self._token}\n" * items, question=question)
         return str(
             self._tokenizer.apply_chat_template(
-                _messages(["video" if self._video else "image"] * items, question),
+                _messages(["video" if self.video else "image"] * items, question),
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=True,
@@ -96,6 +97,8 @@ class ProcessorPrompter:
             processor: what ``AutoProcessor`` gave.
             video: show the frames as one video; else as images.
         """
+        self.image_processor = processor
+        """All of it: its settings decide the pixels."""
         self._processor = processor
         self._video = video
 

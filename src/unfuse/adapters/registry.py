@@ -37,6 +37,7 @@ _VISION_SIDES: Final = ("vision_config", "vision_tower_config", "image_config", 
 _NOT_NEEDED: Final = ["*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "original/*", "consolidated*"]
 """Of a hub repository: other formats, and code, which is never run."""
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICES: Final = re.compile(r"auto|[1-9]\d?|(cpu|cuda|cuda:\d+)(,(cpu|cuda|cuda:\d+))*")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -95,6 +96,16 @@ def check_device(device: str) -> None:
     """
     if not _DEVICE.fullmatch(device):
         raise DeviceError("device", found=repr(device), expected="auto, cpu, cuda or cuda:N")
+
+
+def check_devices(devices: str) -> None:
+    """Refuses what cannot be several devices.
+
+    Raises:
+        DeviceError: not ``auto``, a number, or names with commas between.
+    """
+    if not _DEVICES.fullmatch(devices):
+        raise DeviceError("devices", found=repr(devices), expected="auto, a number of GPUs, or names: cuda:0,cuda:1")
 
 
 def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -16,6 +16,8 @@ from unfuse.cli.errors import exit_code_of
 from unfuse.cli.export import export
 from unfuse.cli.report import report
 from unfuse.cli.run import run_verb
+from unfuse.cli.serve import serve
+from unfuse.cli.store import store
 from unfuse.cli.verify import verify
 
 
@@ -25,7 +27,7 @@ def cli() -> None:
     """Take a multimodal LLM's fused generate() apart: run, time and verify each stage alone."""
 
 
-for _verb in (bench, ask, run_verb, verify, compare, report, export, dataset, doctor):
+for _verb in (bench, ask, run_verb, serve, verify, compare, report, export, dataset, store, doctor):
     cli.add_command(_verb)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 from rich.console import Console
 
 from unfuse.adapters.registry import DEMO, check_model, load
-from unfuse.cli.options import check_placement, placement
+from unfuse.cli.options import check_placement, open_store, placement, store_options
 from unfuse.errors import PromptError
+from unfuse.feature_store import FeatureStore
 from unfuse.report import print_line, printable
 from unfuse.stages import DEFAULT_QUESTION
 
@@ -17,6 +19,7 @@ from unfuse.stages import DEFAULT_QUESTION
 @click.command()
 @click.option("--model", default=DEMO, help="Checkpoint folder, hub name, demo or random:SHAPE.")
 @placement
+@store_options
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, help="For sampled answers.")
@@ -27,6 +30,8 @@ def ask(
     device: str,
     dtype: str,
     engine: str,
+    store: Path | None,
+    store_gib: float | None,
     max_new_tokens: int | None,
     temperature: float,
     seed: int,
@@ -48,6 +53,7 @@ def ask(
     name = events if events is not None else "demo:0"
     sample = demo_sample(name) if name.startswith("demo:") else Sample.from_file(name)
     Dataset(name=name, samples=(sample,)).check_media(events=ref.wants_events, video=not ref.wants_events)
+    kept = open_store(store, store_gib)
 
     from unfuse.api import default_tokens
 
@@ -58,11 +64,14 @@ def ask(
         for note in loaded.notes:
             print_line(console, f"Note: {note}")
         started = time.perf_counter()
-        features = loaded.encode(sample)
+        features, hit = (loaded.encode(sample), False) if kept is None else kept.features(loaded, sample)
+        how = "found in the store" if hit else "encoded once"
         print_line(
             console,
-            f"Scene encoded once in {time.perf_counter() - started:.2f} s, {features.tensor.shape[0]} positions.",
+            f"Scene {how} in {time.perf_counter() - started:.2f} s, {features.tensor.shape[0]} positions.",
         )
+        if kept is not None and not hit:
+            print_line(console, _kept(kept))
         for question in asked:
             started = time.perf_counter()
             answer = loaded.generate(question, features, max_new_tokens=tokens, sampling=sampling)
@@ -75,3 +84,11 @@ def ask(
                 f"{answer.reused_prefix_tokens} of {answer.prompt_tokens} prompt positions reused",
             )
     return 0
+
+
+def _kept(store: FeatureStore) -> str:
+    """What became of a scene that was not there."""
+    counts = store.counts
+    damaged = "Its entry was damaged and is replaced. " if counts.damaged else ""
+    outcome = f"Kept in {store.path}" if counts.stored else f"Not kept: {store.trouble}"
+    return printable(f"{damaged}{outcome}.")

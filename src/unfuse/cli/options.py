@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import click
 
 from unfuse.adapters.registry import DTYPES, check_choice, check_device
 from unfuse.engines import ENGINES
+from unfuse.errors import InputError
+from unfuse.feature_store import DEFAULT_MAX_BYTES, FeatureStore
 
+_GIB: Final = 2**30
+_STORE_GIB: Final = DEFAULT_MAX_BYTES // _GIB
+_MAX_GIB: Final = 2.0**30
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -22,6 +28,31 @@ def placement(function: _F) -> _F:
     ):
         function = option(function)
     return function
+
+
+def store_options(function: _F) -> _F:
+    """``--store`` and ``--store-gib``."""
+    for option in (
+        click.option("--store-gib", type=float, default=None, help=f"Size of --store at most; default: {_STORE_GIB}."),
+        click.option("--store", type=click.Path(path_type=Path), default=None, help="Keep encoded scenes in DIR."),
+    ):
+        function = option(function)
+    return function
+
+
+def open_store(store: Path | None, store_gib: float | None) -> FeatureStore | None:
+    """The store of ``store_options``, before anything is loaded.
+
+    Raises:
+        InputError: it cannot be one, a size without a store, or a size that is none.
+    """
+    if store is None:
+        if store_gib is not None:
+            raise InputError("--store-gib", found="no --store", expected="the folder whose size it is")
+        return None
+    if store_gib is not None and not 0 < store_gib < _MAX_GIB:
+        raise InputError("--store-gib", found=store_gib, expected="more than 0 GiB")
+    return FeatureStore(store, None if store_gib is None else max(1, round(store_gib * _GIB)))
 
 
 def check_placement(device: str, dtype: str, engine: str) -> None:

@@ -15,9 +15,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unfuse.adapters.registry import DEMO, check_model
-from unfuse.cli.options import check_placement, placement
-from unfuse.errors import FileAccessError, InputError
+from unfuse.adapters.registry import DEMO, check_devices, check_model
+from unfuse.cli.options import check_placement, open_store, placement, store_options
+from unfuse.errors import DeviceError, FileAccessError, InputError
 from unfuse.report import print_line, printable
 from unfuse.throughput.cluster.settings import LOCAL, ray_settings
 
@@ -34,6 +34,7 @@ _LINE_EVERY_S: Final = 10.0
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
 @placement
+@click.option("--devices", default=None, help="Several: auto (all GPUs), a number, or names with commas between.")
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--output-length", type=int, default=None, help="Exactly N new tokens for every sample.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
@@ -44,6 +45,7 @@ _LINE_EVERY_S: Final = 10.0
     default=None,
     help="A file of questions, one a line, asked of every scene in the place of its own.",
 )
+@store_options
 @click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")
 @click.option("--capacity", type=int, default=None, help="Answers written together; default: the engine's own number.")
 @click.option("--encode-batch", type=int, default=8, help="Scenes encoded together.")
@@ -70,9 +72,12 @@ def run_verb(
     dataset: str | None,
     max_samples: int | None,
     device: str,
+    devices: str | None,
     dtype: str,
     engine: str,
     questions: Path | None,
+    store: Path | None,
+    store_gib: float | None,
     output: Path | None,
     resume: bool,
     ray: str | None,
@@ -86,7 +91,12 @@ def run_verb(
         model = DEMO
     check_model(model)
     check_placement(device, dtype, engine)
-    cluster = ray_settings(ray, ray_pools, settings["workers"])
+    if devices is not None:
+        if device != "auto":
+            raise DeviceError("--devices", found=f"--device {device} beside it", expected="one of the two")
+        check_devices(devices)
+    settings["store"] = open_store(store, store_gib)
+    cluster = ray_settings(ray, ray_pools, {"--workers": settings["workers"], "--devices": devices, "--store": store})
     asked = None if questions is None else read_questions(questions)
 
     from unfuse.api import answers_folder, default_tokens, open_dataset
@@ -97,6 +107,7 @@ def run_verb(
         settings["max_new_tokens"] = default_tokens(model)
 
     from unfuse.runs.manifest import MANIFEST_FILE
+    from unfuse.throughput.devices import find_devices
     from unfuse.throughput.job import RunSettings, Work, answer_dataset
 
     options = RunSettings(**settings)
@@ -112,6 +123,7 @@ def run_verb(
                 output=folder,
                 resume=resume,
                 placement=(device, dtype, engine),
+                devices=() if devices is None else find_devices(devices),
                 ray=cluster,
                 on_ready=progress.ready,
                 on_answer=progress.answer,

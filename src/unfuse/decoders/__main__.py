@@ -25,9 +25,11 @@ KINDS: Final = {
 def main() -> None:
     """Serves until its input ends."""
     target, memory, room = (int(text) for text in sys.argv[1:])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, room), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(what)
+        # Whoever started this process may have less to give.
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (limit, limit))
     # A library that prints would be taken for a reply.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_WRONLY)

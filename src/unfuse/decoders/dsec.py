@@ -78,6 +78,10 @@ def _opened(path: str) -> tuple[h5py.File, dict[str, Any], int]:
     if not isinstance(events, h5py.Group) or any(not isinstance(events.get(n), h5py.Dataset) for n in _COLUMNS):
         raise RefusedError(f"groups {sorted(file)[:8]}", "events/{x, y, t, p}")
     columns = {name: events[name] for name in _COLUMNS}
+    for name, column in columns.items():
+        # A stranger's recording could have other files of this machine read: by links, or as raw bytes.
+        if column.file.filename != file.filename or column.external or column.is_virtual:
+            raise RefusedError(f"events/{name} in another file", "a file that is complete in itself")
     return file, columns, _length(columns)
 
 

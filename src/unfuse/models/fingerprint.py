@@ -1,8 +1,8 @@
-"""Which model this is: its config and a checksum of every tensor.
+"""Which model this is: its config, a checksum of every tensor, and how it is given its pixels.
 
-A fingerprint of the config alone would let two fine-tunes pass for one another. Reading every tensor of a large model
-on a CPU takes seconds, so the tensors' part is kept on disk for untouched files, under their identity (path, size,
-time, inode) and dtype.
+A fingerprint of the config alone would let two fine-tunes pass for one another, and one without the pixels' settings
+two checkpoints that see a scene at different sizes. Reading every tensor of a large model on a CPU takes seconds, so
+the tensors' part is kept on disk for untouched files, under their identity (path, size, time, inode) and dtype.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +47,30 @@ def cached_model_fingerprint(model: PreTrainedModel, folder: str | Path, dtype: 
     return _joined(model, tensors)
 
 
+def with_pixels(fingerprint: str, processor: Any, *, video: bool = False) -> str:
+    """A model's fingerprint together with what makes its pixels: two that are equal give the same features.
+
+    Args:
+        fingerprint: of config and tensors.
+        processor: an image processor, or a family's whole processor, whose tokenizer does not count.
+        video: whether frames are shown as one video.
+    """
+    settings = json.dumps(_strip(processor.to_dict()), sort_keys=True, default=_plain)
+    # Settings name a family; its backends, Pillow's and torchvision's, differ in their classes only.
+    parts = (processor, *(getattr(processor, name, None) for name in ("image_processor", "video_processor")))
+    kinds = " ".join(type(part).__name__ for part in parts)
+    return hashlib.sha256(f"{fingerprint}\n{kinds} {video}\n{settings}".encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON cannot hold; never an address, which would be another one in the next process."""
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return str(value) if isinstance(value, torch.dtype) else type(value).__qualname__
+
+
 def _tensors(model: PreTrainedModel) -> str:
     return digest_tensors(sorted(model.state_dict().items()))
 
@@ -55,12 +80,13 @@ def _joined(model: PreTrainedModel, tensors: str) -> str:
 
 
 def _config_text(config: Any) -> str:
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in _VOLATILE}
-        return value
+    return json.dumps(_strip(config.to_dict()), sort_keys=True, default=str)
 
-    return json.dumps(strip(config.to_dict()), sort_keys=True, default=str)
+
+def _strip(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _strip(v) for k, v in value.items() if k not in _VOLATILE}
+    return value
 
 
 def _identity(folder: Path, dtype: torch.dtype) -> str:

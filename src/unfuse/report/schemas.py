@@ -13,12 +13,12 @@ from pathlib import Path
 from unfuse.report.comparison import Difference, PartResult, StageRatio
 from unfuse.report.summary import Summary
 from unfuse.runs.comparison_folder import ComparisonManifest
-from unfuse.runs.json_schema import Schema, document, line_document, published, schema_of, version
+from unfuse.runs.json_schema import Schema, answers_document, document, line_document, published, schema_of, version
 from unfuse.runs.schema import SCHEMA_VERSION, Manifest, Probes
 
 
 def schemas() -> dict[str, Schema]:
-    """By name: ``run``, ``samples`` (of one line), ``probes``, ``summary``, ``comparison``, ``comparison-summary``."""
+    """By name; ``samples`` and ``answers`` are of one line."""
     return {
         "run": document("run", "run.json", Manifest),
         "samples": line_document(),
@@ -26,6 +26,8 @@ def schemas() -> dict[str, Schema]:
         "summary": _summary(),
         "comparison": document("comparison", "comparison.json", ComparisonManifest),
         "comparison-summary": _comparison_summary(),
+        "answers": answers_document(),
+        "answers-summary": _answers_summary(),
     }
 
 
@@ -73,6 +75,20 @@ def _comparison_summary() -> Schema:
         "additionalProperties": False,
     }
     return published("comparison-summary", "summary.json of a comparison", schema, definitions)
+
+
+def _answers_summary() -> Schema:
+    from unfuse.throughput.summary import SHARES, RunSummary
+    from unfuse.throughput.times import Bottleneck
+
+    definitions: dict[str, Schema] = {}
+    fields = schema_of(RunSummary, definitions)
+    schema = definitions.pop(fields["$ref"].rpartition("/")[2])
+    made = {name: {"type": "number", "description": about} for name, about in SHARES.items()}
+    made["bottleneck"] = schema_of(Bottleneck, definitions)
+    schema["properties"] = {"schema_version": version(), **schema["properties"], **made}
+    schema["required"] = list(schema["properties"])
+    return published("answers-summary", "summary.json of unfuse run", schema, definitions)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from unfuse.errors import RunFolderError
 from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, AnswersWriter, sound_answers
@@ -16,9 +16,6 @@ from unfuse.runs.lock import FolderLock
 from unfuse.runs.manifest import read_manifest, write_manifest
 from unfuse.runs.place import SUMMARY_FILE, take_away
 from unfuse.runs.schema import Manifest
-
-ANSWERS_PROTOCOL: Final = "answers"
-"""In the place of a benchmark's protocol in ``run.json``."""
 
 
 class AnswersFolder:

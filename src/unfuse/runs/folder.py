@@ -29,7 +29,7 @@ from unfuse.runs.place import (
 )
 from unfuse.runs.plain import from_plain, parse_object
 from unfuse.runs.samples_file import SAMPLES_FILE, SamplesRead, SamplesWriter, read_samples
-from unfuse.runs.schema import Manifest, Probes, SampleRecord
+from unfuse.runs.schema import ANSWERS_PROTOCOL, Manifest, Probes, SampleRecord
 from unfuse.runs.version import is_newer_minor
 
 
@@ -73,7 +73,15 @@ class RunFolder:
             RunFolderError: the folder holds no run, or one of another schema.
         """
         path = Path(path).absolute()
-        return cls(path, read_manifest(path), lock=None, writer=None)
+        manifest = read_manifest(path)
+        if manifest.protocol == ANSWERS_PROTOCOL:
+            raise RunFolderError(
+                f"run folder {path}",
+                found="answers of unfuse run",
+                expected="a run of unfuse bench",
+                fix="its numbers are in summary.json, its answers in answers.jsonl",
+            )
+        return cls(path, manifest, lock=None, writer=None)
 
     @classmethod
     def resume(cls, path: str | Path, manifest: Manifest) -> Self:

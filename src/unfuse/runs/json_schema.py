@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
+from unfuse.runs.answers_file import AnswerRecord
 from unfuse.runs.lines import BEFORE_STAGES, CLOCKS
 from unfuse.runs.schema import RECORD_STAGES, SCHEMA_VERSION, SampleRecord
 
@@ -48,18 +49,31 @@ def line_document() -> Schema:
             about = {**times[clock], "type": ["number", "null"]}
             about["description"] = f"{stage}: {about['description'][0].lower()}{about['description'][1:]}"
             properties[f"{stage}_{clock}"] = about
-    crc = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
-    crc["description"] = "CRC-32 of the line without this last field."
-    schema["properties"] = {**properties, **given, "line_crc32": crc}
-    schema["required"].append("line_crc32")
+    schema["properties"] = {**properties, **given}
+    _seal(schema)
     schema["allOf"] = [_no_time_alone(stage) for stage in RECORD_STAGES]
     return published("samples", "A line of samples.jsonl", schema, definitions)
+
+
+def answers_document() -> Schema:
+    """The schema of one line of ``answers.jsonl``."""
+    definitions: dict[str, Schema] = {}
+    schema = _object(AnswerRecord, definitions)
+    _seal(schema)
+    return published("answers", "A line of answers.jsonl", schema, definitions)
 
 
 def published(name: str, title: str, schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
     """A schema with its name, its version and what it refers to."""
     head = {"$schema": _DIALECT, "$id": f"urn:unfuse:{SCHEMA_VERSION}:{name}", "title": title}
     return {**head, **schema, **({"$defs": dict(sorted(definitions.items()))} if definitions else {})}
+
+
+def _seal(schema: Schema) -> None:
+    """A line ends with its checksum."""
+    crc = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
+    schema["properties"]["line_crc32"] = {**crc, "description": "CRC-32 of the line without this last field."}
+    schema["required"].append("line_crc32")
 
 
 def version() -> Schema:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from unfuse.stages import STAGES
 
 __all__ = [
+    "ANSWERS_PROTOCOL",
     "FUSED_STAGE",
     "PROTOCOL_STAGES",
     "RECORD_STAGES",
@@ -51,6 +52,8 @@ PROTOCOL_STAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "reencode": ("load", "preprocess", "encode", FUSED_STAGE),
 }
 """Stages that each protocol times, in order."""
+ANSWERS_PROTOCOL: Final = "answers"
+"""In the place of a protocol where nothing was measured sample by sample: ``unfuse run``."""
 
 Status = Literal["ok", "failed"]
 

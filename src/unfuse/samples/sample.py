@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 _PICTURES: Final = frozenset({".png", ".jpg", ".jpeg"})
+_RECENT_NS: Final = 2_000_000_000
+"""The coarsest clock of a file system in use (FAT, two seconds)."""
 _VIDEOS: Final = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"})
 
 
@@ -134,18 +137,26 @@ def frames_sha256(frames: Sequence[NDArray[np.uint8]]) -> str:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes; read once as long as the file stays the same.
 
+    A file written just now may be written again within one tick of the file system's clock, so its hash is not kept.
+
     Raises:
         FileAccessError: it is missing or unreadable.
     """
     try:
         stat = path.stat()
-        return _file_sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if time.time_ns() - stat.st_ctime_ns < _RECENT_NS:
+            return _read_sha256(path)
+        return _kept_sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     except OSError as error:
         raise FileAccessError(str(path), found=error.strerror or error, expected="a readable file") from None
 
 
 @lru_cache(maxsize=65536)
-def _file_sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+def _kept_sha256(path: Path, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> str:
+    return _read_sha256(path)
+
+
+def _read_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +14,10 @@ from unfuse.measure.environment import environment
 from unfuse.protocols.bench import about
 from unfuse.staged_model import StagedModel
 from unfuse.throughput.flow import Answer, Flow, FlowSettings
+from unfuse.throughput.kept import Keeper, Kept, StorePlace
+from unfuse.throughput.pool import NextScene
 from unfuse.throughput.times import PoolUse, Times
-from unfuse.throughput.workers import NextScene, WorkerHost, default_workers, open_pool
+from unfuse.throughput.workers import WorkerHost, default_workers, open_pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +32,8 @@ class DeviceJob:
     flow: FlowSettings
     workers: int | None = None
     """Processes that load and preprocess; None takes what suits the device, 0 a thread of this process."""
+    store: StorePlace | None = None
+    """Where encoded scenes are kept and looked for."""
     devices: int = 1
     """That share the cores of this host."""
 
@@ -43,6 +48,8 @@ class DeviceFacts:
     workers: int
     capacity: int
     """Questions answered at the same time."""
+    ahead: int
+    """Scenes that are worth having beside these: being prepared, prepared, or encoded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +60,10 @@ class DeviceResult:
     worker_deaths: int
     most_held: int | None
     """Questions taken up and not answered, at any one time; None on a cluster, where Ray holds them."""
+    scenes_found: int = 0
+    """Scenes whose features were in the store."""
+    not_kept: str | None = None
+    """Why a scene was last not put into the store."""
     pools: tuple[PoolUse, ...] = ()
     """On a cluster: the actors of each stage."""
 
@@ -87,6 +98,11 @@ class DeviceRunner:
             raise
 
     @property
+    def _room(self) -> int:
+        """Prepared scenes that may wait: the next that are encoded together, and those after them."""
+        return 2 * self._job.flow.encode_together
+
+    @property
     def facts(self) -> DeviceFacts:
         """See ``DeviceFacts``."""
         with_batch = self._model.continuous(self._job.flow.capacity)
@@ -99,6 +115,7 @@ class DeviceRunner:
             environment=environment(self._model.device),
             workers=self._workers,
             capacity=capacity,
+            ahead=self._workers + self._room + self._job.flow.encode_together,
         )
 
     def answer(self, scenes: NextScene, emit: Callable[[Answer], None]) -> DeviceResult:
@@ -111,17 +128,30 @@ class DeviceRunner:
         Raises:
             UnfuseError: the workers cannot go on.
         """
-        model, settings = self._model, self._job.flow
+        model, settings, place = self._model, self._job.flow, self._job.store
+        known = keep = None
+        if place is not None:
+            dtype = str(model.dtype).removeprefix("torch.")
+            known, keep = Kept(place=place, model_fingerprint=model.fingerprint, dtype=dtype), Keeper(place.open())
         pinned = model.device.type == "cuda"
-        room = 2 * settings.encode_together
-        pool = open_pool(model.adapter.front, self._host, self._workers, room=room, pinned=pinned)
-        with pool:
-            flow = Flow(model, pool, settings, emit)
+        front = model.adapter.front
+        with ExitStack() as stack:
+            if keep is not None:
+                stack.callback(keep.close)
+            pool = open_pool(front, self._host, self._workers, room=self._room, known=known, pinned=pinned)
+            stack.enter_context(pool)
+            flow = Flow(model, pool, settings, emit, keep)
             begun = time.perf_counter()
             pool.start(scenes)
             flow.run()
             times = flow.times(time.perf_counter() - begun)
-        return DeviceResult(times=times, worker_deaths=pool.deaths, most_held=flow.most_held)
+        return DeviceResult(
+            times=times,
+            worker_deaths=pool.deaths,
+            most_held=flow.most_held,
+            scenes_found=flow.scenes_found,
+            not_kept=None if place is None else place.open().trouble,
+        )
 
     def close(self) -> None:
         """Frees model and workers."""

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -24,9 +24,9 @@ from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared, Sampling, StopReason
+from unfuse.throughput.pool import PoolTimes
 from unfuse.throughput.scenes import Asked, PreparedScene, reason_of
 from unfuse.throughput.times import Stopwatch, Times
-from unfuse.throughput.workers import Pool
 
 ENCODE_TOGETHER: Final = 8
 """Scenes encoded in one call: enough that a tower of CLIP's size is limited by its arithmetic."""
@@ -81,13 +81,35 @@ class _Running:
     token_ids: list[int] = field(default_factory=list)
 
 
+class Source(Protocol):
+    """Where prepared scenes come from: a pool, or calls that bring them."""
+
+    ended: bool
+    """Nothing will come any more."""
+
+    @property
+    def size(self) -> int:
+        """Threads that prepare."""
+
+    @property
+    def starved(self) -> bool:
+        """Nothing is prepared, and nothing is being prepared."""
+
+    @property
+    def times(self) -> PoolTimes:
+        """So far."""
+
+    def take(self, *, wait_s: float | None = 0.0) -> PreparedScene | None:
+        """See ``Pool.take``."""
+
+
 class Flow:
     """One pass of scenes over one model. Not for several threads."""
 
     def __init__(
         self,
         model: StagedModel,
-        pool: Pool,
+        pool: Source,
         settings: FlowSettings,
         emit: Callable[[Answer], None],
         keep: Callable[[Features], None] | None = None,
@@ -116,6 +138,8 @@ class Flow:
         self._waited_s = 0.0
         self.most_held = 0
         """Questions of scenes taken from the pool and not answered, at any one time."""
+        self.scenes_found = 0
+        """Scenes whose features came with them."""
 
     def run(self) -> None:
         """Answers everything that the pool prepares.
@@ -181,8 +205,8 @@ class Flow:
 
     def _sort_in(self, scene: PreparedScene) -> None:
         if scene.features is not None:
-            features = scene.features.to(self._model.device)
-            self._encoded.append(_Encoded(scene, features, None, deque(_paired(scene))))
+            self.scenes_found += 1
+            self._encoded.append(_encoded(scene, scene.features.to(self._model.device, non_blocking=True), None))
         elif scene.pixels is not None:
             self._fresh.append(scene)
         else:
@@ -212,7 +236,7 @@ class Flow:
                 continue
             if self._keep is not None:
                 self._keep(features)
-            self._encoded.append(_Encoded(scene, features, prepared, deque(_paired(scene))))
+            self._encoded.append(_encoded(scene, features, prepared))
 
     def _join(self) -> None:
         """Puts encoded scenes' questions into the batch as far as they are wanted there."""
@@ -289,6 +313,11 @@ class Flow:
         for asked, reason in reasons:
             assert isinstance(reason, str)
             self._emit(Answer(asked=asked, media_sha256=scene.media_sha256, error=reason))
+
+
+def _encoded(scene: PreparedScene, features: Features, uploaded: Prepared | None) -> _Encoded:
+    named = features.known_as(repr(features.provenance))
+    return _Encoded(scene, named, uploaded, deque(_paired(scene)))
 
 
 def features_of(model: StagedModel, prepared: Sequence[Prepared]) -> list[Features | str]:

@@ -9,23 +9,28 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unfuse.errors import DatasetError, FileAccessError, InputError
+from unfuse.feature_store import FeatureStore
 from unfuse.protocols.bench import own_command
 from unfuse.runs import Manifest
 from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, read_answers
-from unfuse.runs.answers_folder import ANSWERS_PROTOCOL, AnswersFolder
+from unfuse.runs.answers_folder import AnswersFolder
+from unfuse.runs.schema import ANSWERS_PROTOCOL
 from unfuse.samples import Dataset, Sample
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Sampling
 from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult, DeviceRunner
+from unfuse.throughput.devices import DeviceProcesses
 from unfuse.throughput.flow import ENCODE_TOGETHER, Answer, FlowSettings
+from unfuse.throughput.kept import StorePlace
+from unfuse.throughput.pool import NextScene
 from unfuse.throughput.scenes import Asked, Scene, questions_of, scenes_of
 from unfuse.throughput.summary import RunSummary
 from unfuse.throughput.times import together
-from unfuse.throughput.workers import NextScene
 
 if TYPE_CHECKING:
     from unfuse.throughput.cluster.settings import RaySettings
@@ -48,6 +53,8 @@ class RunSettings:
     """Questions answered at the same time, on each device. Default: the engine's own."""
     encode_batch: int = ENCODE_TOGETHER
     """Scenes encoded together."""
+    store: FeatureStore | str | Path | None = None
+    """Where encoded scenes are kept and looked for."""
 
     def __post_init__(self) -> None:
         least = {"max-new-tokens": self.max_new_tokens, "encode-batch": self.encode_batch}
@@ -69,6 +76,19 @@ class RunSettings:
             capacity=self.capacity,
             encode_together=self.encode_batch,
         )
+
+    @property
+    def place(self) -> StorePlace | None:
+        """The store, as devices and workers are told of it.
+
+        Raises:
+            FileAccessError: it cannot be made.
+            InputError: the folder holds something else.
+        """
+        if self.store is None:
+            return None
+        store = self.store if isinstance(self.store, FeatureStore) else FeatureStore(self.store)
+        return StorePlace(path=store.path.absolute(), max_bytes=store.max_bytes)
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers; the rest decides when they come."""
@@ -142,6 +162,7 @@ def answer_dataset(
     output: Path,
     resume: bool = False,
     placement: tuple[str, str, str] = ("auto", "auto", "auto"),
+    devices: tuple[str, ...] = (),
     ray: RaySettings | None = None,
     command: tuple[str, ...] | None = None,
     on_ready: Callable[[DeviceFacts, int], None] | None = None,
@@ -156,6 +177,7 @@ def answer_dataset(
         output: run folder, written as the run goes on.
         resume: continue the run in ``output``.
         placement: device, dtype and engine, as for ``unfuse.load``.
+        devices: several, a process each, in the place of that device; then ``model`` is a name.
         ray: on a cluster, which loads the model itself.
         command: for the record; the process's own by default.
         on_ready: called with what is known of the device, and how many questions are left.
@@ -167,90 +189,117 @@ def answer_dataset(
     """
     device, dtype, engine = placement
     name = model if isinstance(model, str) else model.name
-    job = DeviceJob(model=name, device=device, dtype=dtype, engine=engine, flow=settings.flow, workers=settings.workers)
-    rest = name, work, settings, output, resume, command or own_command(), on_ready, on_answer
+    job = DeviceJob(
+        model=name,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        flow=settings.flow,
+        workers=settings.workers,
+        store=settings.place,
+    )
+    filing = _Filing(name, work, settings, output, resume, command or own_command(), on_ready, on_answer)
     if ray is not None:
         if not isinstance(model, str):
             raise InputError("ray", found="a loaded model", expected="a model's name: each actor loads it")
         from unfuse.throughput.cluster.pipeline import RayPipeline
 
         with RayPipeline(job, ray) as pipeline:
-            return _filed(pipeline, *rest)
+            return filing.of(pipeline)
+    if len(devices) > 1:
+        if not isinstance(model, str):
+            raise InputError("devices", found=f"{len(devices)} and a loaded model", expected="a model's name")
+        with DeviceProcesses(job, devices) as processes:
+            return filing.of(processes)
+    if devices:
+        job = replace(job, device=devices[0])
     with DeviceRunner(job, None if isinstance(model, str) else model) as runner:
-        return _filed(_OneDevice(runner), *rest)
+        return filing.of(_OneDevice(runner))
 
 
 class _Devices(Protocol):
-    """Whatever answers."""
+    """What answers: one device here, several in processes of their own, or a cluster."""
 
-    facts: DeviceFacts
-    deaths: tuple[str, ...]
+    @property
+    def deaths(self) -> tuple[str, ...]:
+        """Devices that were lost, a sentence each."""
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """Of one of them, workers of all together."""
 
     def answer(self, scenes: list[Scene], emit: Callable[[Answer], None]) -> list[DeviceResult]:
-        """Answers all scenes; emits each answer once."""
+        """Answers all scenes."""
 
 
 class _OneDevice:
     """A device in this process."""
 
+    deaths: tuple[str, ...] = ()
+
     def __init__(self, runner: DeviceRunner):
         self._runner = runner
         self.facts = runner.facts
-        self.deaths: tuple[str, ...] = ()
 
     def answer(self, scenes: list[Scene], emit: Callable[[Answer], None]) -> list[DeviceResult]:
         return [self._runner.answer(shared(scenes), emit)]
 
 
-def _filed(
-    devices: _Devices,
-    name: str,
-    work: Work,
-    settings: RunSettings,
-    output: Path,
-    resume: bool,
-    command: tuple[str, ...],
-    on_ready: Callable[[DeviceFacts, int], None] | None,
-    on_answer: OnAnswer | None,
-) -> AnswersRun:
-    facts = devices.facts
-    manifest = _manifest(facts, name, work, settings, command)
-    start = AnswersFolder.resume if resume else AnswersFolder.create
-    tokens = failed = answered = 0
+@dataclass(slots=True)
+class _Filing:
+    """The one place where answers are filed, whoever gives them."""
 
-    def emit(answer: Answer) -> None:
-        nonlocal tokens, failed, answered
-        answered += 1
-        tokens += len(answer.token_ids)
-        failed += answer.error is not None
-        folder.append(_record(answer))
+    name: str
+    work: Work
+    settings: RunSettings
+    output: Path
+    resume: bool
+    command: tuple[str, ...]
+    on_ready: Callable[[DeviceFacts, int], None] | None
+    on_answer: OnAnswer | None
+    _answered: int = 0
+    _failed: int = 0
+    _tokens: int = 0
 
-    with start(output, manifest, on_answer) as folder:
-        scenes = work.scenes(folder.done)
-        if on_ready is not None:
-            on_ready(facts, len(work.rows) - len(folder.done))
-        begun = time.perf_counter()
-        results = devices.answer(scenes, emit)
-        folder.settle()
-        wall_s = time.perf_counter() - begun
-        earlier_failed = sum(folder.done.values())
-        summary = RunSummary(
-            samples=len(work.rows),
-            ok=answered - failed + len(folder.done) - earlier_failed,
-            failed=failed + earlier_failed,
-            earlier=len(folder.done),
-            output_tokens=tokens,
-            times=together([result.times for result in results], wall_s, folder.busy_s),
-            scenes=len(scenes),
-            capacity=facts.capacity,
-            most_held=max((result.most_held for result in results if result.most_held is not None), default=None),
-            worker_deaths=sum(result.worker_deaths for result in results),
-            device_deaths=devices.deaths,
-            pools=tuple(use for result in results for use in result.pools),
-        )
-        if summary.answered or not folder.ended:  # rates of the process that did something stay
-            folder.write_summary(summary.to_dict())
+    def of(self, devices: _Devices) -> AnswersRun:
+        """Has all that is left answered, and files it."""
+        facts = devices.facts
+        manifest = _manifest(facts, self.name, self.work, self.settings, self.command)
+        start = AnswersFolder.resume if self.resume else AnswersFolder.create
+        with start(self.output, manifest, self.on_answer) as folder:
+            scenes = self.work.scenes(folder.done)
+            if self.on_ready is not None:
+                self.on_ready(facts, len(self.work.rows) - len(folder.done))
+            begun = time.perf_counter()
+            results = devices.answer(scenes, partial(self._file, folder))
+            folder.settle()
+            times = together([result.times for result in results], time.perf_counter() - begun, folder.busy_s)
+            earlier_failed = sum(folder.done.values())
+            summary = RunSummary(
+                samples=len(self.work.rows),
+                ok=self._answered - self._failed + len(folder.done) - earlier_failed,
+                failed=self._failed + earlier_failed,
+                earlier=len(folder.done),
+                output_tokens=self._tokens,
+                times=times,
+                scenes=len(scenes),
+                capacity=facts.capacity,
+                most_held=max((each.most_held for each in results if each.most_held is not None), default=None),
+                scenes_found=sum(result.scenes_found for result in results),
+                not_kept=next((result.not_kept for result in results if result.not_kept), None),
+                worker_deaths=sum(result.worker_deaths for result in results),
+                device_deaths=devices.deaths,
+                pools=tuple(use for result in results for use in result.pools),
+            )
+            if summary.answered or not folder.ended:  # rates of the process that did something stay
+                folder.write_summary(summary.to_dict())
         return AnswersRun(folder=folder.path, result=summary)
+
+    def _file(self, folder: AnswersFolder, answer: Answer) -> None:
+        self._answered += 1
+        self._tokens += len(answer.token_ids)
+        self._failed += answer.error is not None
+        folder.append(_record(answer))
 
 
 def shared(scenes: Iterable[Scene]) -> NextScene:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
+from unfuse.runs.schema import SCHEMA_VERSION
 from unfuse.throughput.times import DEVICE_STAGES, WORKER_STAGES, Bottleneck, PoolUse, Times, bottleneck
+
+SHARES: Final = {
+    "samples_per_s": "Answers of this process by its wall time.",
+    "tokens_per_s": "New tokens of this process by its wall time.",
+    "workers_busy": "Share of the workers' time that was load and preprocess.",
+    "device_busy": "Share of the devices' time that was encode, prefill and decode.",
+    "write_busy": "Share of the time in which answers were being written.",
+    "room_wait": "Share of the workers' time in which they waited for room.",
+    "scene_wait": "Share of the devices' time in which they waited for scenes.",
+}
+"""What ``summary.json`` has beside the fields below: what they amount to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +40,10 @@ class RunSummary:
     """Questions answered at the same time, on each device."""
     most_held: int | None
     """Questions that were taken up and not answered, at most at any one time, on any device; None on a cluster."""
+    scenes_found: int = 0
+    """Of these, found in the store."""
+    not_kept: str | None = None
+    """Why a scene was last not put into the store."""
     worker_deaths: int = 0
     device_deaths: tuple[str, ...] = ()
     pools: tuple[PoolUse, ...] = ()
@@ -55,18 +71,8 @@ class RunSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the numbers, and the shares that were made of them."""
-        times = self.times
-        return {
-            **asdict(self),
-            "samples_per_s": self.samples_per_s,
-            "tokens_per_s": self.tokens_per_s,
-            "workers_busy": times.workers_busy,
-            "device_busy": times.device_busy,
-            "room_wait": times.room_wait,
-            "scene_wait": times.scene_wait,
-            "write_busy": times.write_busy,
-            "bottleneck": asdict(self.bottleneck),
-        }
+        values = {name: getattr(self if hasattr(self, name) else self.times, name) for name in SHARES}
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), **values, "bottleneck": asdict(self.bottleneck)}
 
     def lines(self) -> list[str]:
         """For a reader, one idea each."""
@@ -83,6 +89,10 @@ class RunSummary:
         )
         lines += self._busy_lines()
         lines.append(self.bottleneck.line(times))
+        if self.scenes_found:
+            lines.append(f"Store: {self.scenes_found} of {_count(self.scenes, 'scene')} found, not encoded again.")
+        if self.not_kept:
+            lines.append(f"Warning: not every scene is kept: {self.not_kept}")
         if self.worker_deaths:
             lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
         lines += [f"Warning: {death}" for death in self.device_deaths]

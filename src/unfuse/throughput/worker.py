@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from contextlib import suppress
 from typing import Final
 
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> None:
             control.close()
             try:
                 serve(place, front)
+            except BaseException:  # noqa: BLE001 - the last words of a process that must not go on as its parent
+                traceback.print_exc()
             finally:
                 os._exit(0)
         place.close()
@@ -60,7 +63,8 @@ def serve(place: socket.socket, front: Front) -> None:
     """Answers scenes with prepared scenes until the other end closes."""
     with suppress(Closed):
         while True:
-            send(place, prepare(front, receive(place)))
+            scene, known = receive(place)
+            send(place, prepare(front, scene, known))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from unfuse.verification.golden import GoldenSet, golden
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.result import CheckResult, Verification, judged, skipped
 from unfuse.verification.steady import steady
+from unfuse.verification.stored import store_hit
 from unfuse.verification.timing import timing_additive
 
 
@@ -41,6 +42,7 @@ def verify_model(
         "encode-once": lambda: checks.encode_once(s),
         "same-output": lambda: checks.same_output(s),
         "features-used": lambda: checks.features_used(s),
+        "store-hit": lambda: store_hit(s),
         "golden": lambda: _golden(model, reference),
         "backward-compatible": lambda: checks.backward_compatible(s),
         "timing-additive": lambda: timing_additive(model, sample, clock, max_new_tokens),

@@ -11,7 +11,7 @@ import torch
 from tests.engines.graphed.small import DEVICE, VOCABULARY, language, prompt
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
-from unfuse.engines.graphed import continuous
+from unfuse.engines.graphed import continuous, seats
 from unfuse.engines.graphed.caches import Shelf
 from unfuse.engines.graphed.engine import GraphedEngine
 from unfuse.engines.graphed.prompts import Prompts
@@ -32,9 +32,13 @@ def engine(model, tmp_path_factory):
     return GraphedEngine(model, tuning=tmp_path_factory.mktemp("tuning"))
 
 
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(seats, "ROWS", (2, 4, 16))
+
+
 @pytest.fixture
-def batch(engine, monkeypatch):
-    monkeypatch.setattr(continuous, "ROWS", (2, 4, 16))
+def batch(engine):
     made = engine.continuous(4)
     yield made
     made.close()
@@ -205,6 +209,26 @@ def test_prompts_that_need_more_than_their_rows_are_answered_beside(model, batch
     ids, _, _ = written(batch)
     assert ids == {"plain": alone(model, plain), "masked": alone(model, plain)}
     assert max(map(max, ids.values())) < VOCABULARY
+
+
+def test_two_batches_at_once_keep_their_rows_apart(model, engine):
+    one, other = engine.continuous(2), engine.continuous(2)
+    requests = [asked(model, str(n), 6, n, 4) for n in range(2)]
+    one.add(requests[:1])
+    other.add(requests[1:])
+    ids = defaultdict(list)
+    while one.unfinished or other.unfinished:
+        for token in (*one.step(), *other.step()):
+            ids[token.request_id].append(token.token_id)
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    captured = len(engine._seats)
+    one.close()
+    third = engine.continuous(2)
+    third.add(requests[:1])
+    assert written(third)[0] == {"0": ids["0"]}
+    assert len(engine._seats) == captured, "memory that is free was not taken again"
+    other.close()
+    third.close()
 
 
 def test_a_closed_engine_forgets_its_requests(model, tmp_path):

@@ -11,10 +11,11 @@ from unfuse.engines.graphed.kernels import few_rows as few
 from unfuse.engines.graphed.kernels import matvec as one
 from unfuse.engines.graphed.kernels import prompt_attention as prompting
 from unfuse.engines.graphed.kernels import tower
-from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention, shared_attention
+from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
 from unfuse.engines.graphed.kernels.launch import UNIT
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, gate, rms_norm, rotary_angles
+from unfuse.engines.graphed.kernels.shared_attention import MEMBERS, SharedParts, shared_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16) if DEVICE.type == "cuda" else (torch.float32,)
@@ -252,9 +253,9 @@ def test_what_comes_before_a_prompt_may_lie_elsewhere(dtype, heads, splits):
     close(end_cache[LAYER, :, :, : counts[0]], whole_cache[LAYER, :, :, start : start + counts[0]].double())
 
 
-@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("normed", "splits"), [(False, 1), (True, 3)])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_positions_that_rows_share_are_read_once_for_all(dtype, heads, normed):
+def test_positions_that_rows_share_are_read_once_for_all(dtype, heads, normed, splits):
     """Against each row with a copy of them in its own buffer."""
     shared, own, size = (70, 3), (5, 0, 9, 2, 4), heads.size
     of = (0, 1, 0, None, 0)  # what each row shares
@@ -286,13 +287,13 @@ def test_positions_that_rows_share_are_read_once_for_all(dtype, heads, normed):
         return out
 
     wanted = attended(copied_anchor, copied, [length + 4 for length in lengths], lengths, None)
-    members = torch.full((3, decoding.MEMBERS), -1, dtype=torch.int32, device=DEVICE)
+    members = torch.full((3, MEMBERS), -1, dtype=torch.int32, device=DEVICE)
     members[0, :3], members[1, 0] = whole(0, 2, 4), 1
-    scratch = decoding.partial_size(heads, rows, decoding.SHARED_SPLITS)
-    parts = decoding.SharedParts(
+    scratch = decoding.partial_size(heads, rows, splits)
+    parts = SharedParts(
         members=members, caches=torch.cat([where[:2], where[:1]]), capacity=whole(80, 8, 1), length=whole(*shared, 0),
         shares=whole(*(int(each is not None) for each in of)),
-        partial=torch.full((scratch,), float("nan"), device=DEVICE),
+        partial=torch.full((scratch,), float("nan"), device=DEVICE), splits=splits,
     )  # fmt: skip
     shared_attention(parts, qkv, anchor, angles, heads, LAYER, **settings)
     close(attended(anchor, where[2:], rooms[2:], own, parts), wanted.double())

@@ -63,14 +63,15 @@ def test_two_cores_and_a_machine_of_eight_gpus():
 
 
 def test_options():
-    assert ray_settings(None, None, 3) is None
-    assert ray_settings("auto", "load=2", None) == RaySettings(address="auto", pools={"load": PoolSize(2, 2)})
+    assert ray_settings(None, None, {"--workers": 3}) is None
+    expected = RaySettings(address="auto", pools={"load": PoolSize(2, 2)})
+    assert ray_settings("auto", "load=2", {"--workers": None}) == expected
     for address in ("local", "10.0.0.1:6379", "head.example:6379", "ray://head:10001", "[::1]:6379"):
-        assert ray_settings(address, None, None).address == address
+        assert ray_settings(address, None, {}).address == address
     for address in ("demo", "random:eventgpt-7b", "ray://", "http://head:1", ""):
         with pytest.raises(InputError, match="MODEL before --ray"):
-            ray_settings(address, None, None)
+            ray_settings(address, None, {})
     with pytest.raises(InputError, match="no --ray"):
-        ray_settings(None, "load=2", None)
+        ray_settings(None, "load=2", {})
     with pytest.raises(InputError, match="--workers"):
-        ray_settings("local", None, 0)
+        ray_settings("local", None, {"--workers": 0})

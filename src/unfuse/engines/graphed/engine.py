@@ -24,6 +24,7 @@ from unfuse.engines.graphed.continuous import GraphedBatch
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
 from unfuse.engines.graphed.network import Network, row_bucket
 from unfuse.engines.graphed.prompts import Prompts, Rows
+from unfuse.engines.graphed.seats import Seats
 from unfuse.engines.graphed.structure import Unserved, find_llama
 from unfuse.engines.graphed.tuning import Tuner
 from unfuse.engines.graphed.vision import CapturedVision
@@ -79,6 +80,7 @@ class GraphedEngine:
             self._network.tune(1)
         self._steps: dict[tuple[int, bool, bool], Step] = {}
         self._batches: weakref.WeakSet[GraphedBatch] = weakref.WeakSet()
+        self._seats: list[Seats] = []
         self._kept: _Kept | None = None
         self._room = _ROOM
         self._pool = torch.cuda.graph_pool_handle() if llama.device.type == "cuda" else None
@@ -161,7 +163,7 @@ class GraphedEngine:
         batch = GraphedBatch(
             self._network,
             self._prompts,
-            functools.partial(Captured, device=device, pool=self._pool),
+            self._seats_for,
             TurnByTurn(self._eager, capacity, interleave=interleave),
             lambda request: self._refuses(request.prompt),
             self._end_ids,
@@ -171,6 +173,17 @@ class GraphedEngine:
         )
         self._batches.add(batch)
         return batch
+
+    def _seats_for(self, batch: GraphedBatch) -> Seats:
+        """Those that nobody has, or new ones."""
+        free = (seats for seats in self._seats if seats.user is None or seats.user() is None)
+        seats = next(free, None)
+        if seats is None:
+            captured = functools.partial(Captured, device=self._network.llama.device, pool=self._pool)
+            seats = Seats(self._network, captured, self._end_ids)
+            self._seats.append(seats)
+        seats.user = weakref.ref(batch)
+        return seats
 
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Seq[int]) -> torch.Tensor:
@@ -191,6 +204,7 @@ class GraphedEngine:
         """Frees graphs and kept keys; the engine can still be used, and captures again."""
         for batch in list(self._batches):
             batch.close()
+        self._seats.clear()
         self._kept = None
         self._steps.clear()
         self._prompts.close()

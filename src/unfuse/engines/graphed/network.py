@@ -11,18 +11,16 @@ import torch
 
 from unfuse.engines.graphed.caches import new_sequence
 from unfuse.engines.graphed.capture import cut, part_ends
-from unfuse.engines.graphed.kernels.decode_attention import (
-    MEMBERS,
-    SHARED_SPLITS,
-    DecodeShape,
-    SharedParts,
-    decode_attention,
-    partial_size,
-    shared_attention,
-)
+from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention, partial_size
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
 from unfuse.engines.graphed.kernels.rows import begin_step, rotary_angles
+from unfuse.engines.graphed.kernels.shared_attention import (
+    MEMBERS,
+    MOST_SHARED_SPLITS,
+    SharedParts,
+    shared_attention,
+)
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
 from unfuse.engines.graphed.structure import Llama, Unserved
@@ -33,6 +31,9 @@ _PARTIAL: Final = 16 * 2**20
 _PROGRAMS: Final = 264
 """Of attention, at least: two for each multiprocessor of the largest chips."""
 _MOST_SPLITS: Final = 16
+_BESIDE_SHARED: Final = DecodeShape(1, 32, 1, 2)
+"""Where all that is long is shared: few positions a row, so small programs, many at once (137 against 275 us on an
+H100, for 250 rows of 50 positions)."""
 _TAIL_SPLITS: Final = 4
 """Of attention of a few rows."""
 MOST_TOGETHER: Final = 256
@@ -192,7 +193,7 @@ class Network:
             capacity=self._zeros(groups, dtype=torch.int32).fill_(1),
             length=self._zeros(groups, dtype=torch.int32),
             shares=self._zeros(rows, dtype=torch.int32),
-            partial=self._zeros(partial_size(heads, rows, SHARED_SPLITS), dtype=torch.float32),
+            partial=self._zeros(partial_size(heads, rows, MOST_SHARED_SPLITS), dtype=torch.float32),
         )
 
     def tune(self, rows: int) -> None:
@@ -283,7 +284,7 @@ class Network:
         if streamed:
             streamed(batch, self.anchor)
             return
-        shape = self._attention[bucket(rows)]
+        shape = _BESIDE_SHARED if shared is not None else self._attention[bucket(rows)]
         for index, layer in enumerate(llama.layers):
             self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
             if shared is not None:

@@ -20,7 +20,7 @@ from unfuse.features import Features, require_fit
 from unfuse.models.eventgpt.modeling_eventgpt import EventGPTForConditionalGeneration, VisualTower
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.prompt import EVENT_INDEX
-from unfuse.models.fingerprint import model_fingerprint
+from unfuse.models.fingerprint import model_fingerprint, with_pixels
 from unfuse.stages import Provenance
 
 IGNORE_INDEX = -100
@@ -182,7 +182,7 @@ class EventChatModel(EventGPTForConditionalGeneration):
             )
         if isinstance(event_features, Features):
             expected = Provenance(
-                model_fingerprint=model_fingerprint(self),
+                model_fingerprint=with_pixels(model_fingerprint(self), self.get_visual_tower().event_processor),
                 family="eventgpt",
                 media_sha256="",
                 num_frames=0,

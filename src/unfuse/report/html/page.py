@@ -190,7 +190,7 @@ def _verified(run: ReportRun) -> tuple[str, tuple[Any, ...]]:
     assert manifest is not None
     if record is None:
         where = run.folder.name if run.folder else "RUN"
-        return f"Not verified: unfuse verify MODEL --output {where} adds its eight checks here.", ()
+        return f"Not verified: unfuse verify MODEL --output {where} adds its nine checks here.", ()
     here = {name: manifest.model.get(name) for name in ("fingerprint", "dtype", "engine")}
     there = {"fingerprint": record.fingerprint, "dtype": record.dtype, "engine": record.engine}
     if other := [name for name in here if here[name] != there[name]]:

@@ -91,6 +91,7 @@ class RayPipeline:
             environment={**place, "ray": ray},
             workers=self._sizes["load"].least + self._sizes["preprocess"].least,
             capacity=capacity * self._sizes["answer"].least,
+            ahead=0,  # Ray decides
         )
         self.deaths: tuple[str, ...] = ()
         self._encode_together = job.flow.encode_together

@@ -38,22 +38,23 @@ def check_address(address: str) -> None:
         )  # fmt: skip
 
 
-def ray_settings(address: str | None, pools: str | None, workers: int | None) -> RaySettings | None:
+def ray_settings(address: str | None, pools: str | None, others: Mapping[str, object]) -> RaySettings | None:
     """Of a user's options; None without an address.
 
     Args:
         address: as for ``connected``.
         pools: as for ``parse_pools``.
-        workers: that run's option, which has no meaning here.
+        others: options that mean nothing on a cluster, by name; None where one was not given.
 
     Raises:
-        InputError: no address, no sizes, or an option that needs the other.
+        InputError: no address, no sizes, or an option that needs the other or excludes it.
     """
     if address is None:
         if pools is not None:
             raise InputError("--ray-pools", found="no --ray", expected="it, for a run on a cluster")
         return None
     check_address(address)
-    if workers is not None:
-        raise InputError("--workers", found="--ray beside it", expected="one of the two", fix="give --ray-pools load=N")
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(name, found="--ray beside it", expected="one of the two")
     return RaySettings(address=address, pools={} if pools is None else parse_pools(pools))

@@ -34,9 +34,9 @@ from unfuse.throughput.cluster.rows import (
     without_pixels,
 )
 from unfuse.throughput.flow import Answer, Flow, FlowSettings, features_of
+from unfuse.throughput.pool import PoolTimes
 from unfuse.throughput.scenes import Asked, PreparedScene, prompts_of, reason_of
 from unfuse.throughput.times import Stopwatch
-from unfuse.throughput.workers import PoolTimes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +171,7 @@ class AnswerAll(_Actor):
         self._lock = threading.Lock()
         self._names = itertools.count()
         self._waiting: dict[str, _Call] = {}
-        self._flow = Flow(self._model, self._desk, task.flow, self._answered)  # type: ignore[arg-type]
+        self._flow = Flow(self._model, self._desk, task.flow, self._answered)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
         super().__init__()

@@ -1,0 +1,103 @@
+"""``unfuse serve``: an OpenAI-compatible endpoint for scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from unfuse.adapters.registry import DEMO, check_model, load
+from unfuse.cli.options import check_placement, open_store, placement, store_options
+from unfuse.errors import CutError, MissingPackageError
+from unfuse.report import print_line
+
+_MIB = 1 << 20
+
+
+@click.command()
+@click.argument("model", default=DEMO)
+@placement
+@store_options
+@click.option("--host", default="127.0.0.1", help="Address to listen at; other than loopback only with a token.")
+@click.option("--port", type=int, default=8000, help="0 takes a free one.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File with the token that clients must send.")
+@click.option("--no-token", is_flag=True, help="Let anybody in who reaches the address.")
+@click.option("--max-upload-mb", type=int, default=256, help="Of one upload.")
+@click.option("--scenes-mb", type=int, default=1024, help="Memory for scenes; the longest unused is given up first.")
+@click.option("--timeout-s", type=float, default=120.0, help="For one request.")
+@click.option(
+    "--max-concurrent", type=int, default=None, help="Answers written together; default: the engine's choice."
+)
+@click.option("--queue", type=int, default=64, help="Answers that may wait; one more is refused with 429.")
+def serve(
+    model: str,
+    device: str,
+    dtype: str,
+    engine: str,
+    store: Path | None,
+    store_gib: float | None,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    no_token: bool,
+    max_upload_mb: int,
+    scenes_mb: int,
+    timeout_s: float,
+    max_concurrent: int | None,
+    queue: int,
+) -> int:
+    """Serve MODEL (default: demo) with OpenAI's chat API and a page to try it.
+
+    Recordings, videos and pictures are uploaded to /v1/files, encoded once, and asked about through
+    /v1/chat/completions. Only this machine reaches it unless --host says otherwise.
+    """
+    check_model(model)
+    check_placement(device, dtype, engine)
+    _require_packages()
+
+    from unfuse.api import default_tokens
+    from unfuse.serving.settings import ServeSettings, read_token
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        token=None if no_token else read_token(token_file),
+        open_to_all=no_token,
+        max_upload_bytes=max_upload_mb * _MIB,
+        scene_bytes=scenes_mb * _MIB,
+        timeout_s=timeout_s,
+        max_concurrent=max_concurrent,
+        queue=queue,
+        max_new_tokens=default_tokens(model),
+    )
+
+    from unfuse.serving.server import bind, url_of
+    from unfuse.serving.server import serve as run
+
+    console = Console(highlight=False, soft_wrap=True)
+    kept = open_store(store, store_gib)
+    with bind(settings) as listening:
+        loaded = load(model, device=device, dtype=dtype, engine=engine)
+        if loaded.adapter.uncut is not None:
+            raise CutError(f"model {model}", found=loaded.adapter.uncut, expected="stages that can be taken apart")
+        print_line(console, f"{model} on {loaded.device}, {loaded.dtype}, engine {loaded.engine.name}")
+        for note in loaded.notes:
+            print_line(console, f"Note: {note}")
+        token = "a token is needed" if settings.token else "no token is needed"
+        print_line(console, f"Serving at {url_of(listening)} (page), /v1 (OpenAI's API) and /metrics; {token}.")
+        run(listening, loaded, settings, store=kept)
+    return 0
+
+
+def _require_packages() -> None:
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise MissingPackageError(
+                "unfuse serve",
+                found=f"no package {package.replace('_', '-')}",
+                expected="it, to serve",
+                fix='pip install "unfuse[serve]"',
+            ) from None

@@ -1,0 +1,71 @@
+"""What an upload is, and what a model is shown of it; no model and no torch is needed to say.
+
+Its first bytes say what it is, never its name or the type that a client claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from unfuse.adapters.media import evenly, load_event_frames, load_frames, middle
+from unfuse.errors import MediaError
+from unfuse.samples import Sample
+from unfuse.stages import Loaded
+
+if TYPE_CHECKING:
+    from unfuse.adapters.base import Adapter
+
+_VIDEO_FRAMES: Final = 8
+Takes = Literal["events", "video", "image"]
+LOADERS: Final[Mapping[Takes, Callable[[Sample], Loaded]]] = {
+    "events": load_event_frames,
+    "video": lambda sample: load_frames(sample, evenly(_VIDEO_FRAMES)),
+    "image": lambda sample: load_frames(sample, middle),
+}
+"""Stage 1 as the adapters have it, by what a model takes: tests hold them equal."""
+
+Kind = Literal["events", "image", "video"]
+HEAD_BYTES: Final = 16
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_JPEG: Final = b"\xff\xd8\xff"
+_MATROSKA: Final = b"\x1aE\xdf\xa3"
+MAX_PICTURES: Final = 32
+
+
+def kind_of(head: bytes) -> Kind:
+    """Of the first ``HEAD_BYTES``; whatever is neither a picture nor a video must prove to be events."""
+    if head.startswith((_PNG, _JPEG)) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return "image"
+    if head[4:8] == b"ftyp" or head.startswith(_MATROSKA) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return "video"
+    return "events"
+
+
+def sample_of(paths: Sequence[Path], kind: Kind, takes: Takes) -> Sample:
+    """The scene that files of one kind are, for a model that takes ``takes``.
+
+    A model of events takes pictures for event frames, in order.
+
+    Raises:
+        MediaError: a model of events was given a video, or several files are not the frames of one scene.
+    """
+    if kind == "image" and takes == "events":
+        if len(paths) > MAX_PICTURES:
+            raise MediaError("pictures", found=len(paths), expected=f"at most {MAX_PICTURES} event frames")
+        return Sample.from_frames(list(paths))
+    if len(paths) != 1:
+        raise MediaError(f"files of one scene ({kind})", found=len(paths), expected="one")
+    if kind == "video" and takes == "events":
+        raise MediaError("upload", found="a video", expected="events, or event frames as PNG: this model sees events")
+    if kind == "image":
+        return Sample.from_image(paths[0])
+    return Sample.from_video(paths[0]) if kind == "video" else Sample.from_events(paths[0])
+
+
+def taken_by(adapter: Adapter) -> Takes:
+    """What a loaded model is shown of a sample."""
+    if adapter.family == "eventgpt":
+        return "events"
+    return "video" if getattr(adapter, "takes_video", False) else "image"

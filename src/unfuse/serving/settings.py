@@ -1,0 +1,109 @@
+"""What a server allows: where it listens, who may ask, how much and for how long."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from unfuse.errors import FileAccessError, InputError
+
+TOKEN_VARIABLE: Final = "UNFUSE_SERVE_TOKEN"  # its name, not a token
+_MIN_TOKEN: Final = 16
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeSettings:
+    """Limits of one server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes any free one."""
+    token: str | None = field(default=None, repr=False)
+    """What a client must send as ``Authorization: Bearer ...``; None lets everybody in."""
+    open_to_all: bool = False
+    """Listen beyond this machine without a token."""
+    max_upload_bytes: int = 256 * MIB
+    timeout_s: float = 120.0
+    """For one request, from its first byte to the last of its answer."""
+    max_concurrent: int | None = None
+    """Answers written together; None leaves it to the engine."""
+    queue: int = 64
+    """Answers that may wait for their turn; one more is refused."""
+    scene_bytes: int = 1024 * MIB
+    """Memory for scenes that are kept; the one that was longest not asked about goes first."""
+    reading_s: float = 30.0
+    """For turning one uploaded file into frames."""
+    opening_s: float = 10.0
+    """For a client to send a request's head, and for the gaps in its body."""
+    max_new_tokens: int = 512
+    """Where a request does not say."""
+    max_new_tokens_limit: int = 4096
+    """What a request may say."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InputError("port", found=self.port, expected="0 to 65535")
+        if self.timeout_s <= 0:
+            raise InputError("timeout-s", found=self.timeout_s, expected="a number of seconds above 0")
+        for name, value in (
+            ("max-upload-mb", self.max_upload_bytes),
+            ("scenes-mb", self.scene_bytes),
+            ("max-concurrent", self.max_concurrent),
+        ):
+            if value is not None and value < 1:
+                raise InputError(name, found=value, expected="at least 1")
+        if self.queue < 0:
+            raise InputError("queue", found=self.queue, expected="at least 0")
+        if self.token is None and not self.open_to_all and not is_loopback(self.host):
+            raise InputError(
+                f"host {self.host}",
+                found="an address that other machines reach, and no token",
+                expected="a token",
+                fix=f"give --token-file, set {TOKEN_VARIABLE}, or say --no-token",
+            )
+
+    @property
+    def max_inline_bytes(self) -> int:
+        """Of a file inside a chat request, which is held in memory as base64."""
+        return min(self.max_upload_bytes, 32 * MIB)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token of a file, else of the environment, which is cleared of it; None where neither has one.
+
+    It is no option: other users of a machine see a process's arguments.
+
+    Raises:
+        FileAccessError: the file cannot be read.
+        InputError: it is too short to be a secret, or cannot be sent in a header.
+    """
+    where = str(path) if path is not None else TOKEN_VARIABLE
+    given = os.environ.pop(TOKEN_VARIABLE, None)
+    if path is not None:
+        try:
+            given = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileAccessError(where, found=type(error).__name__, expected="a readable file with a token") from None
+    if given is None:
+        return None
+    token = given.strip()
+    if len(token) < _MIN_TOKEN or not all("!" <= c <= "~" for c in token):
+        raise InputError(
+            f"token in {where}",
+            found=f"{len(token)} characters" if len(token) < _MIN_TOKEN else "blanks or characters beyond ASCII",
+            expected=f"at least {_MIN_TOKEN} printable ASCII characters",
+            fix="make one with: openssl rand -hex 32",
+        )
+    return token

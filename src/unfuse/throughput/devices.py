@@ -1,0 +1,244 @@
+"""Several devices of one host: a process each, and scenes shared out as each has room for them.
+
+A device is given a scene when questions of its own are answered, so that a faster one gets more. What a device that
+died had not answered goes to the others, and is said.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+from unfuse.adapters.registry import check_devices
+from unfuse.errors import DeviceError
+from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
+from unfuse.throughput.device_process import ENDED
+from unfuse.throughput.flow import Answer
+from unfuse.throughput.scenes import Scene
+from unfuse.throughput.wire import Closed, receive, send
+
+_CUDA: Final = re.compile(r"cuda:(\d+)")
+
+
+def find_devices(text: str) -> tuple[str, ...]:
+    """Names of the devices that are meant.
+
+    Args:
+        text: ``auto`` for every GPU there is, or the CPU where there is none; a number of GPUs; or names.
+
+    Raises:
+        DeviceError: no such devices, or not so many GPUs here.
+    """
+    check_devices(text)
+    if text != "auto" and not text.isdigit():
+        return tuple(text.split(","))
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return tuple(f"cuda:{i}" for i in range(count)) or ("cpu",)
+    if int(text) > count:
+        raise DeviceError("devices", found=f"{count} GPUs", expected=text, fix="ask for fewer, or --device cpu")
+    return tuple(f"cuda:{i}" for i in range(int(text)))
+
+
+@dataclass(slots=True)
+class _Child:
+    """One device's process, as its parent sees it."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    place: socket.socket
+    given: dict[int, Scene] = field(default_factory=dict)
+    """Scenes by number that it has and that are not answered in full."""
+    unanswered: int = 0
+    """Questions of these."""
+    facts: DeviceFacts | None = None
+    result: DeviceResult | None = None
+    alive: bool = True
+
+
+class DeviceProcesses:
+    """Devices that are ready to answer. A context manager; leaving it ends them all."""
+
+    def __init__(self, job: DeviceJob, devices: tuple[str, ...]):
+        """Starts one process a device and waits until each has loaded the model.
+
+        Args:
+            job: what each is to do, whatever device it names.
+            devices: as ``find_devices`` gives them.
+
+        Raises:
+            DeviceError: a device's process did not come so far; says which and why.
+        """
+        self.deaths: tuple[str, ...] = ()
+        self._said: queue.SimpleQueue[tuple[_Child, Any]] = queue.SimpleQueue()
+        self._children: list[_Child] = []
+        self._threads: list[threading.Thread] = []
+        try:
+            for name in devices:
+                self._children.append(_start(name, replace(job, devices=len(devices))))
+            for child in self._children:
+                thread = threading.Thread(target=self._listen, args=(child,), daemon=True)
+                thread.start()
+                self._threads.append(thread)
+            while any(child.facts is None for child in self._children):
+                self._ready(*self._said.get())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """Of the first; all have the same model."""
+        facts = self._children[0].facts
+        assert facts is not None
+        return replace(facts, workers=sum(child.facts.workers for child in self._children if child.facts))
+
+    def answer(self, scenes: list[Scene], emit: Callable[[Answer], None]) -> list[DeviceResult]:
+        """Answers all scenes; see ``DeviceRunner.answer``.
+
+        Raises:
+            DeviceError: no device is left.
+        """
+        left = deque(enumerate(scenes))
+        where = {asked.sample_id: number for number, scene in enumerate(scenes) for asked in scene.asked}
+        self._share(left)
+        while left or any(child.given for child in self._children):
+            child, said = self._said.get()
+            if isinstance(said, Answer):
+                emit(said)
+                _tick_off(child, where[said.asked.sample_id], said.asked.sample_id)
+            else:
+                self._lost(child, said, left)
+            self._share(left)
+        for child in self._alive:
+            with suppress(Closed):
+                send(child.place, ENDED)
+        while any(child.result is None for child in self._alive):
+            child, said = self._said.get()
+            if isinstance(said, DeviceResult):
+                child.result = said
+            else:
+                self._lost(child, said, left)
+        return [child.result for child in self._children if child.result is not None]
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for child in self._children:
+            child.process.kill()
+            child.process.wait()
+            with suppress(OSError):
+                child.place.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for child in self._children:
+            child.place.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _alive(self) -> list[_Child]:
+        return [child for child in self._children if child.alive]
+
+    def _listen(self, child: _Child) -> None:
+        """Passes on what a process says; None at its end."""
+        with suppress(Closed):
+            while True:
+                self._said.put((child, receive(child.place)))
+        self._said.put((child, None))
+
+    def _ready(self, child: _Child, said: Any) -> None:
+        if isinstance(said, DeviceFacts):
+            child.facts = said
+            return
+        reason = said if isinstance(said, str) else f"its process ended ({_end(child)})"
+        raise DeviceError(f"device {child.name}: {reason}")
+
+    def _share(self, left: deque[tuple[int, Scene]]) -> None:
+        """Gives scenes to those with room for them, to the one with the fewest questions first."""
+        while left:
+            child = min(self._alive, key=lambda each: each.unanswered / _room(each))
+            if child.unanswered >= _room(child):
+                return
+            number, scene = left.popleft()
+            child.given[number] = scene
+            child.unanswered += len(scene.asked)
+            with suppress(Closed):  # its end is heard of by the thread that listens
+                send(child.place, scene)
+
+    def _lost(self, child: _Child, said: Any, left: deque[tuple[int, Scene]]) -> None:
+        """A process is gone: what it had goes back."""
+        if not child.alive or child.result is not None:
+            return
+        child.alive = False
+        reason = said if isinstance(said, str) else _end(child)
+        again = "its unfinished samples went to the others"
+        self.deaths += (f"device {child.name} was lost ({reason}); {again}",)
+        left.extendleft(reversed(child.given.items()))
+        child.given, child.unanswered = {}, 0
+        if not self._alive:
+            raise DeviceError(
+                f"device {child.name}", found=f"its process ended ({reason}), and no other is left",
+                expected="one that answers", fix="what is answered is kept: go on with --resume",
+            )  # fmt: skip
+
+
+def _tick_off(child: _Child, number: int, sample_id: str) -> None:
+    rest = child.given[number].without([sample_id])
+    child.unanswered -= 1
+    if rest.asked:
+        child.given[number] = rest
+    else:
+        del child.given[number]
+
+
+def _room(child: _Child) -> int:
+    """Questions that it is given ahead: those being answered, and as many as its workers and queues may hold."""
+    assert child.facts is not None
+    return child.facts.capacity + child.facts.ahead
+
+
+def _start(name: str, job: DeviceJob) -> _Child:
+    """Starts a device's process, which sees no other GPU than its own."""
+    place, theirs = socket.socketpair()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    device = name
+    if found := _CUDA.fullmatch(name):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        index = int(found[1])
+        names = visible.split(",") if visible else []
+        environment["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
+        device = "cuda"
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unfuse.throughput.device_process", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            env=environment,
+        )
+    with suppress(Closed):
+        send(place, replace(job, device=device))
+    return _Child(name, process, place)
+
+
+def _end(child: _Child) -> str:
+    code = child.process.wait()
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,163 @@
+"""The layer around the application, with neither a socket nor an application behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from unfuse.serving.guard import Guard
+from unfuse.serving.settings import MIB, ServeSettings
+
+SETTINGS = ServeSettings(max_upload_bytes=MIB, opening_s=0.2)
+ROOM = 4 * (MIB + MIB)
+
+
+class Request:
+    """One through the guard."""
+
+    def __init__(
+        self, parts: Sequence[bytes | None], *, path: str = "/v1/files", headers: dict[str, str] | None = None
+    ):
+        """None among the parts: nothing more comes."""
+        self._parts = list(parts)
+        self.sent: list[dict[str, Any]] = []
+        given = {"host": "127.0.0.1:8000", **(headers or {})}
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "path": path,
+            "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        }
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._parts:
+            await asyncio.sleep(60)
+        part = self._parts.pop(0)
+        if part is None:
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def code(self) -> str:
+        return str(json.loads(b"".join(m.get("body", b"") for m in self.sent))["error"]["code"])
+
+
+async def reading(scope: Any, receive: Any, send: Any) -> None:
+    """Reads all of the body, turns what goes wrong into an answer of its own, as frameworks do, and answers."""
+    try:
+        while (await receive()).get("more_body"):
+            pass
+    except Exception:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"oh"})
+        raise
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+def run(request: Request, app: Any = reading, settings: ServeSettings = SETTINGS) -> tuple[Guard, list[int]]:
+    statuses: list[int] = []
+    guard = Guard(app, settings, lambda path, status: statuses.append(status))
+    asyncio.run(guard(request.scope, request.receive, request.send))
+    assert guard._under_way == 0, "what is over is not counted any more"
+    return guard, statuses
+
+
+def test_a_request_passes() -> None:
+    request = Request([b"a" * 1000, b"b" * 1000])
+    assert run(request)[1] == [200]
+    names = [name for name, _ in request.sent[0]["headers"]]
+    assert b"x-content-type-options" in names
+    assert b"content-security-policy" in names
+
+
+@pytest.mark.parametrize(
+    ("parts", "headers", "code"),
+    [
+        ([b"x"], {"content-length": str(10 * MIB)}, "too_large"),
+        ([b"x" * MIB, b"x" * MIB], {}, "too_large"),
+        ([b"x", None], {}, "too_slow"),
+        ([], {}, "too_slow"),
+        ([b""], {"host": "evil.example"}, "wrong_host"),
+        ([b""], {"origin": "https://evil.example"}, "foreign_origin"),
+    ],
+)
+def test_what_is_refused_is_refused_in_the_guard_s_words(parts: Any, headers: dict[str, str], code: str) -> None:
+    request = Request(parts, headers=headers)
+    _, statuses = run(request)
+    assert request.code == code
+    assert statuses == [request.status] != [500]
+    assert (b"connection", b"close") in request.sent[0]["headers"]
+
+
+def test_what_an_application_does_of_itself_is_its_own() -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(Request([b""]), failing)
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    """Several large bodies wait for their last bytes; one more is refused, and when they are gone it is not."""
+
+    async def work() -> None:
+        guard = Guard(reading, ServeSettings(max_upload_bytes=MIB, opening_s=0.5), lambda *_: None)
+        part = b"x" * (MIB + 1000)
+        held = [Request([part, None]) for _ in range(ROOM // len(part))]
+        tasks = [asyncio.create_task(guard(each.scope, each.receive, each.send)) for each in held]
+        await asyncio.sleep(0.1)
+        late = Request([part])
+        await guard(late.scope, late.receive, late.send)
+        assert late.status == 429
+        assert late.code == "too_much_under_way"
+        await asyncio.gather(*tasks)
+        assert {each.code for each in held} == {"too_slow"}
+        again = Request([part])
+        await guard(again.scope, again.receive, again.send)
+        assert again.status == 200
+
+    asyncio.run(work())
+
+
+def test_an_answer_that_is_not_taken_is_given_up() -> None:
+    ended = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        finally:
+            ended.append(True)
+
+    class Stalled(Request):
+        async def send(self, message: dict[str, Any]) -> None:
+            if len(self.sent) == 3:
+                await asyncio.sleep(60)
+            await super().send(message)
+
+    run(Stalled([b""]), endless)
+    assert ended == [True]
+
+
+def test_other_addresses_are_named_as_they_like() -> None:
+    """Beyond loopback a proxy may call the server by any name; the token is what counts."""
+    settings = ServeSettings(host="0.0.0.0", token="0123456789abcdef")
+    headers = {"host": "models.example", "authorization": "bearer 0123456789abcdef"}
+    request = Request([b""], headers=headers)
+    run(request, settings=settings)
+    assert request.status == 200
+    refused = Request([b""], headers={"host": "models.example"})
+    run(refused, settings=settings)
+    assert refused.status == 401

@@ -1,0 +1,225 @@
+"""Scenes by name: encoded once, given up in order, found again in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfuse.errors import FeaturesError, MediaError
+from unfuse.feature_store import FeatureStore
+from unfuse.serving.engine_loop import EngineLoop
+from unfuse.serving.intake import Upload, scene_id
+from unfuse.serving.reading import Read
+from unfuse.serving.scenes import Scenes
+from unfuse.stages import Loaded
+
+from .fakes import LOADED, FakeModel
+
+PICTURE = b"\x89PNG" + bytes(1000)
+SIZE = len(PICTURE) + 4 * 2 * 4
+"""Of one scene: its picture and its features."""
+
+
+class FakeReaders:
+    """What a file's name says happens."""
+
+    def __init__(self) -> None:
+        self.read_files: list[str] = []
+
+    def read(self, paths: Sequence[Path], takes: str) -> Read:
+        assert takes == "events"
+        time.sleep(0.02)
+        text = paths[0].read_text()
+        self.read_files.append(text)
+        if text == "unreadable":
+            raise MediaError("upload", found="nothing", expected="something")
+        media = text if text == "bad" else text * 64
+        loaded = Loaded(frames=LOADED.frames, media="event_data", media_sha256=media[:64], question="")
+        return Read(loaded=loaded, pictures=(PICTURE,), load_ms=3.0)
+
+
+def upload(folder: Path, text: str) -> Upload:
+    path = folder / f"{text}-{time.monotonic_ns()}"
+    path.write_text(text)
+    return Upload(scene_id=scene_id([text]), name=text, num_bytes=len(text), paths=(path,))
+
+
+@asynccontextmanager
+async def keeping(most_bytes: int, store: FeatureStore | None = None) -> AsyncIterator[tuple[Scenes, FakeModel]]:
+    model: Any = FakeModel()
+    engine = EngineLoop(model, capacity=2, queue=2, warm=lambda: LOADED)
+    engine.start()
+    readers: Any = FakeReaders()
+    scenes = Scenes(engine, readers, most_bytes=most_bytes, store=store)
+    try:
+        while not engine.ready:
+            await asyncio.sleep(0.001)
+        model.encoded.clear()
+        yield scenes, model
+    finally:
+        await asyncio.to_thread(engine.close)
+        scenes.close()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def all_of_it() -> None:
+        await work()
+
+    asyncio.run(all_of_it())
+
+
+def test_the_same_recording_sent_by_many_is_encoded_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with keeping(10 * SIZE) as (scenes, model):
+            taken = await asyncio.gather(*(scenes.take(upload(tmp_path, "a")) for _ in range(8)))
+            assert [reused for _, reused in taken] == [False] + 7 * [True]
+            assert len({id(scene) for scene, _ in taken}) == 1
+            assert len(model.encoded) == 1
+            assert await scenes.take(upload(tmp_path, "a")) == (taken[0][0], True)
+            assert scenes.kept_bytes == SIZE
+            assert taken[0][0].stages_ms["load"] == 3.0
+
+    run(work)
+    assert not list(tmp_path.iterdir()), "every file is gone"
+
+
+def test_the_longest_unused_goes_first(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with keeping(2 * SIZE) as (scenes, model):
+            a, b = [(await scenes.take(upload(tmp_path, text)))[0] for text in "ab"]
+            assert scenes.get(a.scene_id) is a
+            c, _ = await scenes.take(upload(tmp_path, "c"))
+            assert scenes.all() == [a, c]
+            assert scenes.get(b.scene_id) is None
+            await scenes.take(upload(tmp_path, "b"))
+            assert [media[0] for media in model.encoded] == ["a", "b", "c", "b"]
+            assert scenes.kept_bytes == 2 * SIZE
+
+    run(work)
+
+
+def test_one_that_fills_all_the_room_stays(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with keeping(1) as (scenes, _):
+            for text in "ab":
+                scene, _ = await scenes.take(upload(tmp_path, text))
+                assert scenes.all() == [scene]
+
+    run(work)
+
+
+def test_what_fails_is_not_kept_and_leaves_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with keeping(10 * SIZE) as (scenes, _):
+            for text, error in (("unreadable", MediaError), ("bad", FeaturesError)):
+                failed = await asyncio.gather(
+                    *(scenes.take(upload(tmp_path, text)) for _ in range(3)), return_exceptions=True
+                )
+                assert [type(each) for each in failed] == 3 * [error]
+            assert scenes.all() == []
+            assert scenes.kept_bytes == 0
+
+    run(work)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_client_that_leaves_does_not_take_it_from_others(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with keeping(10 * SIZE) as (scenes, _):
+            first = asyncio.create_task(scenes.take(upload(tmp_path, "a")))
+            await asyncio.sleep(0.005)
+            second = asyncio.create_task(scenes.take(upload(tmp_path, "a")))
+            await asyncio.sleep(0)
+            first.cancel()
+            scene, reused = await second
+            assert reused
+            assert scenes.all() == [scene]
+
+    run(work)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_given_up_before_scenes_where_there_is_a_store(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store")
+
+    async def work() -> None:
+        async with keeping(2 * SIZE - 1, store) as (scenes, model):
+            a, b = [(await scenes.take(upload(tmp_path, text)))[0] for text in "ab"]
+            kept = scenes.get(a.scene_id)
+            assert kept is not None
+            assert kept.features is None
+            assert kept.pictures == a.pictures
+            assert kept.media_tokens == 4
+            found = await scenes.features(kept)
+            assert found is not None
+            assert found.digest == a.features.digest  # type: ignore[union-attr]
+            assert len(model.encoded) == 2
+            other = scenes.get(b.scene_id)
+            assert other is not None
+            assert other.features is None, "there is room for one"
+            store.clear()
+            assert await scenes.features(other) is None
+            assert scenes.get(b.scene_id) is None, "what can be had from nowhere is not kept"
+
+    run(work)
+
+
+def test_an_earlier_process_s_scenes_are_not_encoded_again(tmp_path: Path) -> None:
+    async def work(expected: str) -> None:
+        async with keeping(10 * SIZE, FeatureStore(tmp_path / "store")) as (scenes, model):
+            scene, reused = await scenes.take(upload(tmp_path, "a"))
+            assert not reused
+            assert scene.source == expected
+            assert len(model.encoded) == (expected == "encoded")
+            assert (scene.stages_ms["encode"] == 0) == (expected == "store")
+
+    run(lambda: work("encoded"))
+    run(lambda: work("store"))
+
+
+def test_a_damaged_entry_is_encoded_again(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store")
+
+    async def work() -> None:
+        async with keeping(10 * SIZE, store) as (scenes, model):
+            scene, _ = await scenes.take(upload(tmp_path, "a"))
+            place = store.place(scene.origin)
+            data = bytearray(place.read_bytes())
+            data[-1] ^= 1
+            place.write_bytes(data)
+            scenes._drop(scene.scene_id)
+            again, _ = await scenes.take(upload(tmp_path, "a"))
+            assert again.source == "encoded"
+            assert len(model.encoded) == 2
+
+    run(work)
+    assert store.counts.damaged == 1
+
+
+def test_what_is_deleted_is_gone_from_the_store(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store")
+
+    async def work() -> None:
+        async with keeping(10 * SIZE, store) as (scenes, model):
+            scene, _ = await scenes.take(upload(tmp_path, "a"))
+            assert store.info().entries == 1
+            await scenes.forget(scene)
+            assert store.info().entries == 0
+            assert scenes.all() == []
+            await scenes.take(upload(tmp_path, "a"))
+            assert len(model.encoded) == 2
+
+    run(work)
+
+
+@pytest.mark.parametrize("digests", [["a" * 64], ["a" * 64, "b" * 64]])
+def test_names_are_of_the_content(digests: list[str]) -> None:
+    assert scene_id(digests) == scene_id(list(digests))
+    assert scene_id(digests) != scene_id([*digests, "c" * 64])
+    assert scene_id(digests) != scene_id(["d" * 64])

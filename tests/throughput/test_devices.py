@@ -1,0 +1,211 @@
+"""Several devices: a process each. Answers are those of one; a device that dies loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfuse.errors import DeviceError, InputError
+from unfuse.samples import Sample
+from unfuse.stages import Sampling
+from unfuse.throughput import devices
+from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
+from unfuse.throughput.devices import DeviceProcesses, find_devices
+from unfuse.throughput.flow import Answer, FlowSettings
+from unfuse.throughput.job import RunSettings, answer_dataset
+from unfuse.throughput.scenes import Asked, Scene
+from unfuse.throughput.times import Times
+from unfuse.throughput.wire import Closed, receive, send
+
+
+def test_two_processes_answer_as_one_does_and_one_that_is_killed_loses_nothing(
+    demo_work, expected, tmp_path, monkeypatch
+):
+    started = []
+    start = devices._start
+    monkeypatch.setattr(devices, "_start", lambda *given: started.append(start(*given)) or started[-1])
+
+    def kill(record):
+        if started[0].process.poll() is None:
+            started[0].process.send_signal(signal.SIGKILL)
+
+    run = answer_dataset(
+        "demo", demo_work, RunSettings(max_new_tokens=8, workers=0, capacity=1, encode_batch=1),
+        output=tmp_path / "run", devices=("cpu", "cpu"), on_answer=kill,
+    )  # fmt: skip
+    assert {each.sample_id: each.token_ids for each in run.answers()} == {
+        n: own.token_ids for n, own in expected.items()
+    }
+    assert run.summary().ok == 12
+    (death,) = run.summary().device_deaths
+    assert death == "device cpu was lost (signal 9); its unfinished samples went to the others"
+    assert f"Warning: {death}" in run.summary().lines()
+
+
+def test_a_device_that_does_not_come_up(monkeypatch):
+    with pytest.raises(DeviceError, match=r"device d1: .*no config\.json"):
+        stands(monkeypatch, [None, "model: no config.json"])
+    with pytest.raises(DeviceError, match=r"device d0: its process ended \(signal 9\)"):
+        stands(monkeypatch, [""])
+
+
+def test_a_loaded_model_is_one_device(demo_model, demo_work, tmp_path):
+    with pytest.raises(InputError, match="loaded model"):
+        answer_dataset(demo_model, demo_work, RunSettings(), output=tmp_path / "run", devices=("cpu", "cpu"))
+
+
+def test_names_of_devices(monkeypatch):
+    import torch
+
+    assert find_devices("cpu,cpu") == ("cpu", "cpu")
+    assert find_devices("cuda:0,cuda:3") == ("cuda:0", "cuda:3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_devices("auto") == ("cpu",)
+    with pytest.raises(DeviceError, match="found 0 GPUs, expected 2"):
+        find_devices("2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert find_devices("auto") == tuple(f"cuda:{i}" for i in range(4))
+    assert find_devices("2") == ("cuda:0", "cuda:1")
+    for wrong in ("", "0", "gpu", "cuda:0,", "-1", "cuda:x"):
+        with pytest.raises(DeviceError, match="devices"):
+            find_devices(wrong)
+
+
+def test_a_process_sees_its_own_gpu_only(monkeypatch):
+    seen = []
+
+    def popen(command, *, env, **more):
+        seen.append(env["CUDA_VISIBLE_DEVICES"])
+        return SimpleNamespace()
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    job = DeviceJob(
+        model="demo", device="auto", dtype="auto", engine="auto",
+        flow=FlowSettings(max_new_tokens=1, sampling=Sampling()),
+    )  # fmt: skip
+    for visible, wanted in ((None, "2"), ("5,7,GPU-abc", "GPU-abc")):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        devices._start("cuda:2", job).place.close()
+        assert seen.pop() == wanted
+
+
+class Stand:
+    """In the place of a device's process: a thread that answers at once, and may die after so many answers."""
+
+    def __init__(self, name, dies_after, capacity):
+        self.place, self._theirs = socket.socketpair()
+        self._left = dies_after
+        self._facts = DeviceFacts(
+            model={"device": "cpu"}, environment={}, workers=1, capacity=capacity, ahead=1
+        )  # fmt: skip
+        self.answered = 0
+        self.most = 0
+        self.process = SimpleNamespace(kill=lambda: None, wait=lambda: -9)
+        self.child = devices._Child(name, self.process, self.place)
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def _work(self):
+        with self._theirs:
+            try:
+                if isinstance(self._left, str):
+                    if self._left:
+                        send(self._theirs, self._left)
+                    return
+                send(self._theirs, self._facts)
+                while (scene := receive(self._theirs)) is not None:
+                    for asked in scene.asked:
+                        if self.answered == self._left:
+                            return
+                        self.answered += 1
+                        send(self._theirs, Answer(asked=asked, media_sha256="m", text="yes"))
+                send(self._theirs, DeviceResult(times=Times(wall_s=1.0), worker_deaths=0, most_held=1))
+            except Closed:
+                pass
+
+
+def stands(monkeypatch, plan, capacity=3):
+    made = []
+
+    def start(name, job):
+        made.append(Stand(name, plan[len(made)], capacity))
+        return made[-1].child
+
+    monkeypatch.setattr(devices, "_start", start)
+    job = DeviceJob(
+        model="demo", device="cpu", dtype="float32", engine="eager",
+        flow=FlowSettings(max_new_tokens=1, sampling=Sampling()),
+    )  # fmt: skip
+    return DeviceProcesses(job, tuple(f"d{i}" for i in range(len(plan)))), made
+
+
+def numbered(sizes):
+    return [
+        Scene(
+            sample=Sample(sample_id=str(i)), asked=tuple(Asked(sample_id=f"{i}#{n}", question="?") for n in range(size))
+        )
+        for i, size in enumerate(sizes)
+    ]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(1, 4), max_size=30),
+    st.lists(st.one_of(st.none(), st.integers(0, 12)), min_size=1, max_size=3),
+    st.integers(1, 6),
+)
+def test_every_question_is_answered_once_as_long_as_one_device_lives(sizes, plan, capacity):
+    with pytest.MonkeyPatch.context() as patched:
+        processes, made = stands(patched, [*plan, None], capacity)
+        answered = []
+        with processes:
+            results = processes.answer(numbered(sizes), lambda answer: answered.append(answer.asked.sample_id))
+            died = [stand for stand in made if stand.answered == stand._left]
+        assert sorted(answered) == sorted(f"{i}#{n}" for i, size in enumerate(sizes) for n in range(size))
+        assert len(results) == len(made) - len(processes.deaths)
+        assert len(processes.deaths) <= len(died)
+
+
+def test_when_all_are_dead_it_is_said(monkeypatch):
+    processes, _ = stands(monkeypatch, [2, 3])
+    answered = []
+    with processes, pytest.raises(DeviceError, match="no other is left.*--resume"):
+        processes.answer(numbered([1] * 20), answered.append)
+    assert len({answer.asked.sample_id for answer in answered}) == len(answered) <= 5
+
+
+def test_a_faster_device_gets_more(monkeypatch):
+    """One of the two never answers until the other has answered all that is left."""
+    processes, made = stands(monkeypatch, [None, None], capacity=2)
+    slow = made[1]
+    gate = threading.Event()
+    receive_now = devices.receive
+
+    def late(place, **more):
+        if place is slow.place:
+            gate.wait()
+        return receive_now(place, **more)
+
+    count = [0]
+
+    def emit(answer):
+        count[0] += 1
+        if count[0] == 20 - 3:
+            gate.set()
+
+    monkeypatch.setattr(devices, "receive", late)
+    with processes:
+        processes.answer(numbered([1] * 20), emit)
+    assert count[0] == 20
+    assert made[0].answered >= 20 - 4
