@@ -15,6 +15,7 @@ from unfuse.runs import PROTOCOL_STAGES, read_manifest, refuse_occupied
 from unfuse.samples import Dataset, Sample, read_dataset
 from unfuse.samples.demo import MAX_NEW_TOKENS, demo_dataset
 from unfuse.staged_model import StagedModel
+from unfuse.throughput.cluster.settings import ray_settings
 from unfuse.throughput.devices import find_devices
 from unfuse.throughput.job import AnswersRun, OnAnswer, RunSettings, Work, answer_dataset
 
@@ -90,6 +91,8 @@ def run(
     engine: str = "auto",
     output: str | Path | None = None,
     resume: bool = False,
+    ray: str | None = None,
+    ray_pools: str | None = None,
     on_answer: OnAnswer | None = None,
     **settings: Any,
 ) -> AnswersRun:
@@ -109,6 +112,9 @@ def run(
         engine: as for ``unfuse.load``.
         output: run folder, written as the run goes on; default: ``runs/<time>-<model>-answers``.
         resume: continue the run in ``output``.
+        ray: on a Ray cluster, which loads the model by its name: ``local`` for one on this machine, ``auto``,
+            ``HOST:PORT`` or ``ray://HOST:PORT``.
+        ray_pools: actors of each stage there, as ``load=4,preprocess=2-8,encode=1,answer=1``.
         on_answer: called with every answer once it is on the disk, by another thread.
         **settings: fields of ``RunSettings``.
 
@@ -125,6 +131,7 @@ def run(
     if settings.get("max_new_tokens") is None:
         settings["max_new_tokens"] = default_tokens(name)
     options = RunSettings(**settings)
+    cluster = ray_settings(ray, ray_pools, {"workers": options.workers, "devices": devices, "store": options.store})
     folder = answers_folder(name, output, resume=resume)
     work = Work(open_dataset(dataset, max_samples), questions)
     return answer_dataset(
@@ -134,6 +141,7 @@ def run(
         output=folder,
         resume=resume,
         placement=(device, dtype, engine),
+        ray=cluster,
         devices=() if devices is None else find_devices(devices),
         on_answer=on_answer,
     )

@@ -19,6 +19,7 @@ from unfuse.adapters.registry import DEMO, check_devices, check_model
 from unfuse.cli.options import check_placement, open_store, placement, store_options
 from unfuse.errors import DeviceError, FileAccessError, InputError
 from unfuse.report import print_line, printable
+from unfuse.throughput.cluster.settings import LOCAL, ray_settings
 
 if TYPE_CHECKING:
     from unfuse.runs.answers_file import AnswerRecord
@@ -55,6 +56,17 @@ _LINE_EVERY_S: Final = 10.0
     help="Run folder; default: runs/<time>-<model>-answers.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --output.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value=LOCAL,
+    default=None,
+    metavar="[ADDRESS]",
+    help="On a Ray cluster: auto, HOST:PORT, ray://HOST:PORT; without an address one on this machine.",
+)
+@click.option(
+    "--ray-pools", default=None, help="Actors of each stage, as load=4,preprocess=2-8,encode=1,answer=1; default: auto."
+)
 def run_verb(
     model: str | None,
     dataset: str | None,
@@ -68,6 +80,8 @@ def run_verb(
     store_gib: float | None,
     output: Path | None,
     resume: bool,
+    ray: str | None,
+    ray_pools: str | None,
     **settings: Any,
 ) -> int:
     """Answer a whole dataset with MODEL (default: the built-in demo), as fast as the hardware allows."""
@@ -82,6 +96,7 @@ def run_verb(
             raise DeviceError("--devices", found=f"--device {device} beside it", expected="one of the two")
         check_devices(devices)
     settings["store"] = open_store(store, store_gib)
+    cluster = ray_settings(ray, ray_pools, {"--workers": settings["workers"], "--devices": devices, "--store": store})
     asked = None if questions is None else read_questions(questions)
 
     from unfuse.api import answers_folder, default_tokens, open_dataset
@@ -109,6 +124,7 @@ def run_verb(
                 resume=resume,
                 placement=(device, dtype, engine),
                 devices=() if devices is None else find_devices(devices),
+                ray=cluster,
                 on_ready=progress.ready,
                 on_answer=progress.answer,
             )
@@ -184,6 +200,10 @@ class _Progress:
         where = f"{model['family']} on {model['device']}, {model['dtype']}, engine {model['engine']}"
         workers = "1 worker" if facts.workers == 1 else f"{facts.workers} workers"
         print_line(self._console, f"{where}; {workers}, {facts.capacity} answers at a time")
+        if cluster := facts.environment.get("ray"):
+            nodes = "1 node" if cluster["nodes"] == 1 else f"{cluster['nodes']} nodes"
+            pools = ", ".join(f"{name} {size}" for name, size in cluster["pools"].items())
+            print_line(self._console, f"Ray {cluster['version']}, {nodes}; actors: {pools}")
         self._total = left
         self._begun = self._told = time.monotonic()
         if self._bar is not None:

@@ -16,7 +16,7 @@ from unfuse.staged_model import StagedModel
 from unfuse.throughput.flow import Answer, Flow, FlowSettings
 from unfuse.throughput.kept import Keeper, Kept, StorePlace
 from unfuse.throughput.pool import NextScene
-from unfuse.throughput.times import Times
+from unfuse.throughput.times import PoolUse, Times
 from unfuse.throughput.workers import WorkerHost, default_workers, open_pool
 
 
@@ -58,12 +58,14 @@ class DeviceResult:
 
     times: Times
     worker_deaths: int
-    most_held: int
-    """Questions taken up and not answered, at any one time."""
+    most_held: int | None
+    """Questions taken up and not answered, at any one time; None on a cluster, where Ray holds them."""
     scenes_found: int = 0
     """Scenes whose features were in the store."""
     not_kept: str | None = None
     """Why a scene was last not put into the store."""
+    pools: tuple[PoolUse, ...] = ()
+    """On a cluster: the actors of each stage."""
 
 
 class DeviceRunner:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared, Sampling, StopReason
-from unfuse.throughput.pool import Pool
+from unfuse.throughput.pool import PoolTimes
 from unfuse.throughput.scenes import Asked, PreparedScene, reason_of
 from unfuse.throughput.times import Stopwatch, Times
 
@@ -81,13 +81,35 @@ class _Running:
     token_ids: list[int] = field(default_factory=list)
 
 
+class Source(Protocol):
+    """Where prepared scenes come from: a pool, or calls that bring them."""
+
+    ended: bool
+    """Nothing will come any more."""
+
+    @property
+    def size(self) -> int:
+        """Threads that prepare."""
+
+    @property
+    def starved(self) -> bool:
+        """Nothing is prepared, and nothing is being prepared."""
+
+    @property
+    def times(self) -> PoolTimes:
+        """So far."""
+
+    def take(self, *, wait_s: float | None = 0.0) -> PreparedScene | None:
+        """See ``Pool.take``."""
+
+
 class Flow:
     """One pass of scenes over one model. Not for several threads."""
 
     def __init__(
         self,
         model: StagedModel,
-        pool: Pool,
+        pool: Source,
         settings: FlowSettings,
         emit: Callable[[Answer], None],
         keep: Callable[[Features], None] | None = None,
@@ -207,7 +229,7 @@ class Flow:
         scenes, self._fresh = self._fresh[:count], self._fresh[count:]
         uploaded = [self._model.adapter.upload(_pixels(scene)) for scene in scenes]
         with self._encoding.running():
-            found = self._features(uploaded)
+            found = features_of(self._model, uploaded)
         for scene, prepared, features in zip(scenes, uploaded, found, strict=True):
             if isinstance(features, str):
                 self._refuse(scene, [(asked, features) for asked in scene.asked])
@@ -215,15 +237,6 @@ class Flow:
             if self._keep is not None:
                 self._keep(features)
             self._encoded.append(_encoded(scene, features, prepared))
-
-    def _features(self, prepared: Sequence[Prepared]) -> list[Features | str]:
-        """Of each, or the reason why there are none."""
-        try:
-            return [*self._model.encode_batch(prepared)]
-        except (UnfuseError, torch.OutOfMemoryError) as error:
-            if len(prepared) == 1:
-                return [reason_of(error)]
-        return [each for one in prepared for each in self._features([one])]
 
     def _join(self) -> None:
         """Puts encoded scenes' questions into the batch as far as they are wanted there."""
@@ -305,6 +318,16 @@ class Flow:
 def _encoded(scene: PreparedScene, features: Features, uploaded: Prepared | None) -> _Encoded:
     named = features.known_as(repr(features.provenance))
     return _Encoded(scene, named, uploaded, deque(_paired(scene)))
+
+
+def features_of(model: StagedModel, prepared: Sequence[Prepared]) -> list[Features | str]:
+    """Stage 3 of several scenes together: of each its features, or the reason why there are none."""
+    try:
+        return [*model.encode_batch(prepared)]
+    except (UnfuseError, torch.OutOfMemoryError) as error:
+        if len(prepared) == 1:
+            return [reason_of(error)]
+    return [each for one in prepared for each in features_of(model, [one])]
 
 
 def _paired(scene: PreparedScene) -> list[tuple[Asked, Prepared | str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from unfuse.errors import DatasetError, FileAccessError, InputError
 from unfuse.feature_store import FeatureStore
@@ -31,6 +31,9 @@ from unfuse.throughput.pool import NextScene
 from unfuse.throughput.scenes import Asked, Scene, questions_of, scenes_of
 from unfuse.throughput.summary import RunSummary
 from unfuse.throughput.times import together
+
+if TYPE_CHECKING:
+    from unfuse.throughput.cluster.settings import RaySettings
 
 OnAnswer = Callable[[AnswerRecord], None]
 
@@ -160,6 +163,7 @@ def answer_dataset(
     resume: bool = False,
     placement: tuple[str, str, str] = ("auto", "auto", "auto"),
     devices: tuple[str, ...] = (),
+    ray: RaySettings | None = None,
     command: tuple[str, ...] | None = None,
     on_ready: Callable[[DeviceFacts, int], None] | None = None,
     on_answer: OnAnswer | None = None,
@@ -174,6 +178,7 @@ def answer_dataset(
         resume: continue the run in ``output``.
         placement: device, dtype and engine, as for ``unfuse.load``.
         devices: several, a process each, in the place of that device; then ``model`` is a name.
+        ray: on a cluster, which loads the model itself.
         command: for the record; the process's own by default.
         on_ready: called with what is known of the device, and how many questions are left.
         on_answer: called with every answer once it is on the disk, by another thread.
@@ -194,6 +199,13 @@ def answer_dataset(
         store=settings.place,
     )
     filing = _Filing(name, work, settings, output, resume, command or own_command(), on_ready, on_answer)
+    if ray is not None:
+        if not isinstance(model, str):
+            raise InputError("ray", found="a loaded model", expected="a model's name: each actor loads it")
+        from unfuse.throughput.cluster.pipeline import RayPipeline
+
+        with RayPipeline(job, ray) as pipeline:
+            return filing.of(pipeline)
     if len(devices) > 1:
         if not isinstance(model, str):
             raise InputError("devices", found=f"{len(devices)} and a loaded model", expected="a model's name")
@@ -206,7 +218,7 @@ def answer_dataset(
 
 
 class _Devices(Protocol):
-    """What answers: one device here, or several in processes of their own."""
+    """What answers: one device here, several in processes of their own, or a cluster."""
 
     @property
     def deaths(self) -> tuple[str, ...]:
@@ -272,11 +284,12 @@ class _Filing:
                 times=times,
                 scenes=len(scenes),
                 capacity=facts.capacity,
-                most_held=max(result.most_held for result in results),
+                most_held=max((each.most_held for each in results if each.most_held is not None), default=None),
                 scenes_found=sum(result.scenes_found for result in results),
                 not_kept=next((result.not_kept for result in results if result.not_kept), None),
                 worker_deaths=sum(result.worker_deaths for result in results),
                 device_deaths=devices.deaths,
+                pools=tuple(use for result in results for use in result.pools),
             )
             if summary.answered or not folder.ended:  # rates of the process that did something stay
                 folder.write_summary(summary.to_dict())

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unfuse.adapters.base import Front, shown
+from unfuse.adapters.base import Front, Shown, shown
 from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.samples import Sample, clean_question
-from unfuse.stages import Prepared
+from unfuse.stages import Loaded, Prepared
 
 Known = Callable[[str], Features | None]
 """Features of these media by their hash, where they have been encoded before; on the CPU."""
@@ -114,27 +114,37 @@ def prepare(front: Front, scene: Scene, known: Known | None = None) -> PreparedS
     except Exception as error:  # noqa: BLE001 - whatever one scene does, the others go on
         return failed_scene(scene.asked, reason_of(error))
     loaded_at = time.perf_counter()
-    scene_shown = None if features is None else front.shown(features)
-    prompts: list[Prepared | str] = []
-    for each in scene.asked:
-        try:
-            if scene_shown is None:
-                assert loaded is not None
-                media = loaded.media_sha256
-                prompts.append(prompt := front.preprocess(loaded, each.question))
-                scene_shown = shown(prompt)
-            else:
-                prompts.append(front.tokenize(each.question, scene_shown))
-        except Exception as error:  # noqa: BLE001
-            prompts.append(reason_of(error))
+    prompts = prompts_of(front, scene.asked, loaded if features is None else front.shown(features))
     return PreparedScene(
         asked=scene.asked,
-        prompts=tuple(prompts),
-        media_sha256=media,
+        prompts=prompts,
+        media_sha256=media if loaded is None else loaded.media_sha256,
         features=features,
         load_s=loaded_at - begun,
         preprocess_s=time.perf_counter() - loaded_at,
     )
+
+
+def prompts_of(front: Front, asked: Iterable[Asked], scene: Loaded | Shown | None) -> tuple[Prepared | str, ...]:
+    """Stage 2 of every question; in the place of one that cannot be asked the reason.
+
+    Args:
+        front: makes them.
+        asked: the questions.
+        scene: what they are about. If it was loaded, the first prompt brings its pixels.
+    """
+    prompts: list[Prepared | str] = []
+    for each in asked:
+        try:
+            if isinstance(scene, Loaded):
+                prompts.append(prompt := front.preprocess(scene, each.question))
+                scene = shown(prompt)
+            else:
+                assert scene is not None
+                prompts.append(front.tokenize(each.question, scene))
+        except Exception as error:  # noqa: BLE001 - whatever one question does, the others go on
+            prompts.append(reason_of(error))
+    return tuple(prompts)
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from unfuse.runs.schema import SCHEMA_VERSION
-from unfuse.throughput.times import DEVICE_STAGES, WORKER_STAGES, Bottleneck, Times, bottleneck
+from unfuse.throughput.times import DEVICE_STAGES, WORKER_STAGES, Bottleneck, PoolUse, Times, bottleneck
 
 SHARES: Final = {
     "samples_per_s": "Answers of this process by its wall time.",
@@ -38,14 +38,16 @@ class RunSummary:
     """Media that this process loaded or found kept."""
     capacity: int
     """Questions answered at the same time, on each device."""
-    most_held: int
-    """Questions that were taken up and not answered, at most at any one time, on any device."""
+    most_held: int | None
+    """Questions that were taken up and not answered, at most at any one time, on any device; None on a cluster."""
     scenes_found: int = 0
     """Of these, found in the store."""
     not_kept: str | None = None
     """Why a scene was last not put into the store."""
     worker_deaths: int = 0
     device_deaths: tuple[str, ...] = ()
+    pools: tuple[PoolUse, ...] = ()
+    """On a cluster: the actors of each stage."""
 
     @property
     def answered(self) -> int:
@@ -65,7 +67,7 @@ class RunSummary:
     @property
     def bottleneck(self) -> Bottleneck:
         """What held it back."""
-        return bottleneck(self.times)
+        return bottleneck(self.times, self.pools)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the numbers, and the shares that were made of them."""
@@ -85,13 +87,8 @@ class RunSummary:
             f"{self.answered} answers and {self.output_tokens} tokens in {times.wall_s:.2f} s: "
             f"{self.samples_per_s:.2f} samples/s, {self.tokens_per_s:.0f} tokens/s, files to answers."
         )
-        workers, devices = _count(times.workers, "worker"), _count(times.devices, "device")
-        lines += [
-            f"Busy: {_busy(times, WORKER_STAGES)} ({workers}); {_busy(times, DEVICE_STAGES)} ({devices}); "
-            f"writing {times.write_s:.2f} s.",
-            f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
-            self.bottleneck.line(times),
-        ]
+        lines += self._busy_lines()
+        lines.append(self.bottleneck.line(times))
         if self.scenes_found:
             lines.append(f"Store: {self.scenes_found} of {_count(self.scenes, 'scene')} found, not encoded again.")
         if self.not_kept:
@@ -100,6 +97,20 @@ class RunSummary:
             lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
         lines += [f"Warning: {death}" for death in self.device_deaths]
         return lines
+
+    def _busy_lines(self) -> list[str]:
+        times = self.times
+        if self.pools:
+            uses = (
+                f"{use.stage} {use.busy_s:.2f} s ({_count(use.actors, 'actor')}, {use.busy:.0%})" for use in self.pools
+            )
+            return [f"Busy: {', '.join(uses)}; writing {times.write_s:.2f} s."]
+        workers, devices = _count(times.workers, "worker"), _count(times.devices, "device")
+        return [
+            f"Busy: {_busy(times, WORKER_STAGES)} ({workers}); {_busy(times, DEVICE_STAGES)} ({devices}); "
+            f"writing {times.write_s:.2f} s.",
+            f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
+        ]
 
 
 def _busy(times: Times, stages: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
@@ -71,11 +71,30 @@ class Times:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PoolUse:
+    """What the actors of one stage did with their time, on a cluster."""
+
+    stage: str
+    """``load``, ``preprocess``, ``encode`` or ``answer``."""
+    actors: int
+    """Processes that did something."""
+    busy_s: float
+    """Of all of them."""
+    alive_s: float
+    """From when each was ready until it last said something."""
+
+    @property
+    def busy(self) -> float:
+        """Share of their time."""
+        return _share(self.busy_s, self.alive_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Bottleneck:
     """What was busy for the largest share of its time: more of it, and nothing else, makes a run faster."""
 
     where: str
-    """``workers``, ``device`` or ``answers file``."""
+    """``workers``, ``device``, ``answers file``, or on a cluster ``actors``."""
     stage: str
     """The largest part of it: a stage, ``Stage 4`` for prefill and decode together."""
     busy: float
@@ -88,16 +107,27 @@ class Bottleneck:
         elif self.where == "workers":
             plural = "workers" if times.workers > 1 else "worker"
             other = f"{times.workers} {plural}; the device waited {times.scene_wait:.0%} for scenes"
+        elif self.where == "actors":
+            other = "more of these actors would help"
         else:
             other = "a faster disk would help"
         return f"Bottleneck: {self.stage} ({self.where} busy {self.busy:.0%} of the time; {other})"
 
 
-def bottleneck(times: Times) -> Bottleneck:
+def bottleneck(times: Times, pools: Sequence[PoolUse] = ()) -> Bottleneck:
     """Which part of the pipeline held the others back.
 
     Shares, not seconds: sixteen workers that are busy for a second each are not what one device waited for.
+
+    Args:
+        times: of a run.
+        pools: of a run on a cluster, where each stage has actors of its own.
     """
+    if pools:
+        names = {"answer": "Stage 4"}
+        found = [Bottleneck(where="actors", stage=names.get(use.stage, use.stage), busy=use.busy) for use in pools]
+        found.append(Bottleneck(where="answers file", stage="writing answers", busy=times.write_busy))
+        return max(found, key=lambda each: each.busy)
     stage4 = times.prefill_s + times.decode_s
     candidates = (
         Bottleneck(where="device", stage="Stage 4" if stage4 >= times.encode_s else "encode", busy=times.device_busy),

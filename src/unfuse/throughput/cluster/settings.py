@@ -1,0 +1,60 @@
+"""Which cluster, and how many actors: what a user says, checked before anything is imported or started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from unfuse.errors import InputError
+from unfuse.throughput.cluster.pools import PoolSize, parse_pools
+
+LOCAL: Final = "local"
+"""In the place of an address: a cluster of this machine alone, that ends with the run."""
+_ADDRESS: Final = re.compile(r"local|auto|(ray://)?[\w.-]+:\d+|(ray://)?\[[\da-fA-F:]+\]:\d+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RaySettings:
+    """Where, and how many."""
+
+    address: str = LOCAL
+    """As for ``connected``."""
+    pools: Mapping[str, PoolSize] = field(default_factory=dict)
+    """Those that shall not have their default size."""
+
+
+def check_address(address: str) -> None:
+    """Refuses what cannot be a cluster's address.
+
+    Raises:
+        InputError: says what one looks like.
+    """
+    if not _ADDRESS.fullmatch(address):
+        raise InputError(
+            "ray", found=f"address {address!r}", expected="none, local, auto, HOST:PORT or ray://HOST:PORT",
+            fix="give MODEL before --ray",
+        )  # fmt: skip
+
+
+def ray_settings(address: str | None, pools: str | None, others: Mapping[str, object]) -> RaySettings | None:
+    """Of a user's options; None without an address.
+
+    Args:
+        address: as for ``connected``.
+        pools: as for ``parse_pools``.
+        others: options that mean nothing on a cluster, by name; None where one was not given.
+
+    Raises:
+        InputError: no address, no sizes, or an option that needs the other or excludes it.
+    """
+    if address is None:
+        if pools is not None:
+            raise InputError("--ray-pools", found="no --ray", expected="it, for a run on a cluster")
+        return None
+    check_address(address)
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(name, found="--ray beside it", expected="one of the two")
+    return RaySettings(address=address, pools={} if pools is None else parse_pools(pools))

@@ -1,0 +1,209 @@
+"""A real Ray cluster of this machine: the answers of ``run``, whatever dies, each question exactly once.
+
+Starting the actors is what takes time, so few runs show much.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from unfuse.errors import CheckpointError, DeviceError, InputError, MissingPackageError
+from unfuse.runs import read_manifest
+from unfuse.runs.answers_file import read_answers
+from unfuse.samples import Dataset
+from unfuse.samples.demo import demo_dataset
+from unfuse.throughput.cluster import pipeline
+from unfuse.throughput.cluster.connection import connected
+from unfuse.throughput.cluster.settings import RaySettings
+from unfuse.throughput.device import DeviceJob
+from unfuse.throughput.job import RunSettings, Work, answer_dataset
+
+SETTINGS = RunSettings(max_new_tokens=8)
+ACCIDENTAL = {"finished_unix_s": 0.0, "reused_prefix_tokens": 0}
+
+
+def by_id(folder):
+    return sorted((replace(each, **ACCIDENTAL) for each in read_answers(folder / "answers.jsonl")), key=str)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """A cluster of two cores, whatever the machine has; runs use the connection that is there."""
+    pytest.importorskip("ray")
+    before = os.environ.get("PYTHONPATH")
+    # Where this process found its modules, actors find them too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    from unfuse.throughput.cluster.connection import require_ray
+
+    ray = require_ray()
+    ray.init(
+        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+        object_store_memory=128 << 20,
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def test_the_answers_of_run_and_a_scene_that_fails(ray, demo_model, demo_work, tmp_path):
+    (tmp_path / "bad.npy").write_bytes(b"no events")
+    samples = demo_work.dataset.samples
+    bad = replace(samples[1], event_data=tmp_path / "bad.npy")
+    work = Work(Dataset(name="d", samples=(samples[0], bad, *samples[2:])), ["What moves?", "why? " * 3000, "Why?"])
+    there = answer_dataset("demo", work, SETTINGS, output=tmp_path / "ray", ray=RaySettings())
+    here = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "here")
+    assert by_id(there.folder) == by_id(here.folder)
+    summary = there.summary()
+    assert (summary.samples, summary.ok, summary.failed, summary.scenes) == (12, 6, 6, 4)
+    assert summary.worker_deaths == 0
+    assert [use.stage for use in summary.pools] == ["load", "preprocess", "encode", "answer"]
+    assert all(use.actors == 1 and 0 < use.busy_s <= use.alive_s for use in summary.pools)
+    assert summary.times.prefill_s > 0
+    assert any(line.startswith("Bottleneck: ") and "actors busy" in line for line in summary.lines())
+    one, other = (read_manifest(each.folder) for each in (there, here))
+    assert one.model == other.model
+    assert one.environment["ray"]["pools"] == dict.fromkeys(("load", "preprocess", "encode", "answer"), "1")
+
+
+def test_actors_killed_in_the_middle_of_a_run_that_is_resumed(ray, demo_model, tmp_path):
+    work = Work(demo_dataset(max_samples=24), ["What moves?", "Is it raining?"])
+    settings = replace(SETTINGS, output_length=24)
+    whole = answer_dataset(demo_model, work, settings, output=tmp_path / "whole")
+
+    shutil.copytree(whole.folder, tmp_path / "run", ignore=shutil.ignore_patterns("summary.json", "*.lock"))
+    lines = (tmp_path / "run" / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run" / "answers.jsonl").write_bytes(b"".join(lines[:10]) + b"torn")
+    heard, killed = [], []
+
+    def kill(record):
+        if not heard:
+            killed.extend(kill_actors(name) for name in ("Preprocess", "AnswerAll"))
+        heard.append(record.sample_id)
+
+    run = answer_dataset(
+        "demo", work, settings, output=tmp_path / "run", resume=True, ray=RaySettings(), on_answer=kill
+    )
+    assert (run.summary().ok, run.summary().failed, run.summary().earlier) == (48, 0, 10)
+    assert killed == [1, 1]
+    assert run.summary().worker_deaths >= 1, "they were killed after they had ended"
+    assert len(heard) == len(set(heard)) == 38
+    assert by_id(tmp_path / "run") == by_id(whole.folder)
+
+
+def kill_actors(name):
+    """Kills the actors of one stage; Ray gives its processes titles."""
+    killed = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::") and f"({name})".encode() in title:
+            os.kill(int(folder.name), signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+def test_no_such_model_there(ray, demo_work, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "EventChat_llama"}')
+    with pytest.raises(CheckpointError, match="tokenizer|weights|config"):
+        answer_dataset(
+            str(tmp_path / "model"), demo_work, SETTINGS, output=tmp_path / "run", ray=RaySettings(),
+            placement=("cpu", "auto", "auto"),
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_ray_loses_is_tried_alone_and_then_failed(demo_work):
+    """Without Ray: which scenes are streamed when, where it gives back what it likes."""
+    scenes = demo_work.scenes()
+    lost = {scenes[1].asked[0].sample_id, scenes[2].asked[2].sample_id}
+    tried = []
+
+    def stream(given, *, alone):
+        tried.append((alone, [each.sample_id for scene in given for each in scene.asked]))
+        for scene in given:
+            answers = [pipeline.Answer(asked=each, media_sha256="") for each in scene.asked]
+            kept = [a for a in answers if a.asked.sample_id not in lost]
+            yield {}, iter(kept)
+            yield {}, iter(kept)  # a task that was run again
+        lost.discard(scenes[2].asked[2].sample_id)
+
+    broken = pipeline.RayPipeline.__new__(pipeline.RayPipeline)
+    broken._stream = stream
+    heard = []
+    broken.answer(scenes, heard.append)
+    assert sorted(each.asked.sample_id for each in heard) == sorted(asked.sample_id for _, asked in demo_work.rows)
+    assert [alone for alone, _ in tried] == [False, True]
+    assert tried[1][1] == [scenes[1].asked[0].sample_id, scenes[2].asked[2].sample_id]
+    (failed,) = (each for each in heard if each.error is not None)
+    assert failed.asked == scenes[1].asked[0]
+    assert "died of it" in failed.error
+
+
+def test_without_ray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "unfuse\[ray\]"'), connected("local"):
+        pass
+
+
+def test_no_cluster_there(ray, monkeypatch):
+    def refuse(**given):
+        raise ConnectionError("Could not find any running Ray instance.\nMore")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(DeviceError, match="ray start --head"), connected("auto"):
+        pass
+    with pytest.raises(DeviceError, match="no cluster can be started here"), connected("local"):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_cannot_go_to_a_cluster(demo_model, demo_work, tmp_path):
+    with pytest.raises(InputError, match="a model's name"):
+        answer_dataset(demo_model, demo_work, SETTINGS, output=tmp_path / "run", ray=RaySettings())
+    job = DeviceJob(model="demo", device="cuda:1", dtype="auto", engine="auto", flow=SETTINGS.flow)
+    with pytest.raises(DeviceError, match="Ray says which one"):
+        pipeline.RayPipeline(job, RaySettings())
+
+
+def test_an_actor_has_the_model_that_was_asked_for(demo_model):
+    from unfuse.throughput.cluster import stages
+
+    task = stages.Task(
+        model="demo", device="cpu", dtype="float32", engine="eager", fingerprint="another", flow=SETTINGS.flow
+    )
+    with pytest.raises(CheckpointError, match="another model on"):
+        stages.Encode(task)
+    assert stages._loaded(replace(task, fingerprint=demo_model.fingerprint)).fingerprint == demo_model.fingerprint
+
+
+def test_costs_are_the_last_word_of_each_process():
+    costs = pipeline._Costs()
+    own = SimpleNamespace(a={"actor": "a", "process": 1}, b={"actor": "a", "process": 2})
+    costs.add({"load": {**own.a, "alive_s": 4.0, "busy_s": {"load": 2.0}}})
+    costs.add({"load": {**own.a, "alive_s": 2.0, "busy_s": {"load": 1.0}}})
+    costs.add({"load": {**own.b, "alive_s": 1.0, "busy_s": {"load": 1.0}}})
+    costs.add({"answer": {**own.a, "alive_s": 9.0, "busy_s": {"prefill": 1.0, "decode": 5.0}}})
+    assert costs.restarts == 1
+    load, _, encode, answer = costs.pools()
+    assert (load.actors, load.busy_s, load.alive_s, load.busy) == (2, 3.0, 5.0, 0.6)
+    assert (encode.actors, encode.busy) == (0, 0.0)
+    assert answer.busy_s == 6.0
+    times = costs.times(10.0)
+    assert (times.load_s, times.prefill_s, times.decode_s, times.workers, times.devices) == (3.0, 1.0, 5.0, 2, 1)
