@@ -103,6 +103,8 @@ def _set_defaults() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # It would report the model's shape and the machine to its makers.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Draws with a seed for each request never take it, and making it ready compiles CUDA sources.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     # Triton's products of float32 numbers would round them to 11 bits, in vLLM's attention among others.
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
