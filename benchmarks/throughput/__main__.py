@@ -167,7 +167,7 @@ def devices_part(found: Found, dataset: Dataset) -> None:
 
 
 def _on(devices: str, dataset: Dataset, arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
-    result = answered(arguments.model, dataset, arguments, times=1, devices=devices, engine=engine)
+    result = answered(arguments.model, dataset, arguments, devices=devices, engine=engine)
     del result["token_ids"]
     return result
 

@@ -229,8 +229,9 @@ def _require_tokens(max_new_tokens: int) -> None:
 def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
     """The engine of that name, and what is to be said of the choice.
 
-    ``auto`` is ``graphed`` on a CUDA device and ``eager`` elsewhere. Where ``graphed`` cannot serve the model or the
-    device, ``eager`` takes its place, and the reason is among the notes. None is needed where nothing can be cut.
+    ``auto`` is ``graphed`` on a CUDA device and ``eager`` elsewhere. Where ``graphed`` or ``vllm`` cannot serve the
+    model or the device, ``eager`` takes its place, and the reason is among the notes. None is needed where nothing can
+    be cut.
 
     Raises:
         DeviceError: no such engine.
@@ -243,22 +244,24 @@ def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
 
     if name == "eager" or (name == "auto" and adapter.device.type != "cuda"):
         return EagerEngine(adapter.language), ()
-    engine = _graphed(adapter)
+    wanted = "vllm" if name == "vllm" else "graphed"
+    if adapter.device.type != "cuda":
+        engine: Engine | str = f"it needs a CUDA device, and the model is on {adapter.device}"
+    else:
+        engine = _vllm(adapter) if wanted == "vllm" else _graphed(adapter)
     if isinstance(engine, str):
-        return EagerEngine(adapter.language), (f"engine eager in the place of graphed: {engine}",)
+        return EagerEngine(adapter.language), (f"engine eager in the place of {wanted}: {engine}",)
     return engine, ()
 
 
 def _graphed(adapter: Adapter) -> Engine | str:
     """The engine, or why it cannot be."""
-    if adapter.device.type != "cuda":
-        return f"it needs a CUDA device, and the model is on {adapter.device}"
     try:
         from triton.errors import TritonError
     except ImportError:
         return "triton is not installed"
     from unfuse.engines.graphed.engine import GraphedEngine
-    from unfuse.engines.graphed.structure import Unserved
+    from unfuse.engines.unserved import Unserved
 
     try:
         return GraphedEngine(adapter.language, _vision(adapter))
@@ -266,7 +269,27 @@ def _graphed(adapter: Adapter) -> Engine | str:
         return str(reason)
     except (RuntimeError, TritonError) as reason:
         # A device without the memory, a compiler without the device: the answer is worth more than its speed.
-        return f"it could not be built ({type(reason).__name__}: {str(reason).strip().splitlines()[0]})"
+        return _unbuilt(reason)
+
+
+def _vllm(adapter: Adapter) -> Engine | str:
+    """The engine, or why it cannot be."""
+    from unfuse.engines.unserved import Unserved
+
+    try:
+        from unfuse.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(adapter.language, _vision(adapter))
+    except Unserved as reason:
+        return str(reason)
+    except (ImportError, RuntimeError, ValueError, NotImplementedError, AssertionError) as reason:
+        # Another torch than it was compiled for, sizes that no kernel of it takes, too little memory.
+        return _unbuilt(reason)
+
+
+def _unbuilt(reason: Exception) -> str:
+    line = next(iter(str(reason).strip().splitlines()), "")
+    return f"it could not be built ({type(reason).__name__}: {line})"
 
 
 def _vision(adapter: Adapter) -> Mapping[str, nn.Module]:

@@ -57,6 +57,9 @@ class FakeBatch:
     def unfinished(self) -> int:
         return len(self.running)
 
+    def prepare(self) -> None:
+        assert not self.running
+
     def add(self, requests: Sequence[Request]) -> None:
         self.threads.add(threading.current_thread().name)
         if any(request.max_new_tokens == 10**10 for request in requests):

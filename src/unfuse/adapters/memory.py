@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -16,6 +17,9 @@ def require_memory(name: str, parameters: int, device: torch.device, dtype: torc
         DeviceError: with what is free and what is needed.
     """
     if device.type == "cuda":
+        # An earlier model may be waiting to be collected, and what it had, to be given back.
+        gc.collect()
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

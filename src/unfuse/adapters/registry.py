@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from unfuse.engines import ENGINES
-from unfuse.errors import CheckpointError, DeviceError
+from unfuse.errors import CheckpointError, DeviceError, MissingPackageError
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +119,23 @@ def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise DeviceError(what, found=repr(value), expected=", ".join(allowed))
 
 
+def check_engine(engine: str) -> None:
+    """Refuses an engine that does not exist, or whose package is not here.
+
+    Raises:
+        DeviceError: no such engine.
+        MissingPackageError: ``vllm`` is not installed.
+    """
+    check_choice("engine", engine, ENGINES)
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise MissingPackageError(
+            "engine vllm",
+            found="no package vllm",
+            expected="it, to run Stage 4",
+            fix='install it by pip install "unfuse[vllm]"',
+        )
+
+
 def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> StagedModel:
     """Loads a model with its stages apart.
 
@@ -126,14 +144,15 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
             ``video-llava-7b`` (real size, random weights), ``llava-tiny``, ``video-llava-tiny``.
         device: ``auto`` is CUDA if there is one.
         dtype: ``auto`` is bfloat16 on CUDA and float32 on the CPU.
-        engine: ``eager``, ``graphed`` (CUDA, models of LLaMA's kind), or ``auto``: ``graphed`` on CUDA.
+        engine: ``eager``, ``graphed`` or ``vllm`` (CUDA, models of LLaMA's kind), or ``auto``: ``graphed`` on CUDA.
 
     Raises:
         CheckpointError: no such model, or an incomplete one.
         DeviceError: no such device, dtype or engine here.
+        MissingPackageError: the engine's package is not installed.
     """
     ref = check_model(name)
-    check_choice("engine", engine, ENGINES)
+    check_engine(engine)
     place, precision = resolve_placement(device, dtype)
 
     from unfuse.staged_model import StagedModel, pick_engine

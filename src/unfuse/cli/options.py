@@ -8,8 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from unfuse.adapters.registry import DTYPES, check_choice, check_device
-from unfuse.engines import ENGINES
+from unfuse.adapters.registry import DTYPES, check_choice, check_device, check_engine
 from unfuse.errors import InputError
 from unfuse.feature_store import DEFAULT_MAX_BYTES, FeatureStore
 
@@ -22,7 +21,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def placement(function: _F) -> _F:
     """``--device``, ``--dtype`` and ``--engine``."""
     for option in (
-        click.option("--engine", default="auto", help="auto (graphed on CUDA), eager or graphed."),
+        click.option("--engine", default="auto", help="auto (graphed on CUDA), eager, graphed or vllm."),
         click.option("--dtype", default="auto", help="auto, bfloat16, float16 or float32."),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
     ):
@@ -59,4 +58,4 @@ def check_placement(device: str, dtype: str, engine: str) -> None:
     """Refuses a typing error before anything is loaded."""
     check_device(device)
     check_choice("dtype", dtype, DTYPES)
-    check_choice("engine", engine, ENGINES)
+    check_engine(engine)

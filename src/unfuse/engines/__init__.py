@@ -4,6 +4,6 @@ from typing import Final
 
 from unfuse.engines.base import Engine
 
-ENGINES: Final = ("auto", "eager", "graphed")
+ENGINES: Final = ("auto", "eager", "graphed", "vllm")
 
 __all__ = ["ENGINES", "Engine"]

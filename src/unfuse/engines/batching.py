@@ -61,6 +61,9 @@ class ContinuousBatch(Protocol):
     def busy_s(self) -> Mapping[str, float]:
         """Seconds spent in ``prefill`` and in ``decode`` so far."""
 
+    def prepare(self) -> None:
+        """Does now what first requests would wait for: compiling, tuning, capturing. Nothing needs it."""
+
     def add(self, requests: Sequence[Request]) -> None:
         """Puts requests in the queue; those of one call may be prefilled together.
 
@@ -100,6 +103,9 @@ class TurnByTurn:
     def unfinished(self) -> int:
         """See ``ContinuousBatch.unfinished``."""
         return len(self._waiting) + len(self._running)
+
+    def prepare(self) -> None:
+        """Nothing is compiled."""
 
     def add(self, requests: Sequence[Request]) -> None:
         """See ``ContinuousBatch.add``."""

@@ -162,6 +162,7 @@ class EngineLoop:
             torch.cuda.set_device(device)  # each thread has a current device of its own
         try:
             batch = self.model.continuous(self._capacity, interleave=True)
+            batch.prepare()
             self._room = batch.capacity
             try:
                 self._warm_up(batch)

@@ -90,12 +90,22 @@ class DeviceRunner:
         try:
             self._model = model or load(job.model, device=job.device, dtype=job.dtype, engine=job.engine)
             self._workers = wanted or 1
+            self._capacity = self._prepared_capacity()
             if self._host is not None:
                 self._host.wait()
         except BaseException:
             if self._host is not None:
                 self._host.close()
             raise
+
+    def _prepared_capacity(self) -> int:
+        """Questions answered at the same time; what that needs is compiled and captured here, before the clock runs."""
+        batch = self._model.continuous(self._job.flow.capacity)
+        try:
+            batch.prepare()
+            return batch.capacity
+        finally:
+            batch.close()
 
     @property
     def _room(self) -> int:
@@ -105,16 +115,11 @@ class DeviceRunner:
     @property
     def facts(self) -> DeviceFacts:
         """See ``DeviceFacts``."""
-        with_batch = self._model.continuous(self._job.flow.capacity)
-        try:
-            capacity = with_batch.capacity
-        finally:
-            with_batch.close()
         return DeviceFacts(
             model=about(self._model),
             environment=environment(self._model.device),
             workers=self._workers,
-            capacity=capacity,
+            capacity=self._capacity,
             ahead=self._workers + self._room + self._job.flow.encode_together,
         )
 

@@ -149,6 +149,16 @@ def test_other_features_share_nothing(model, batch):
     assert written(batch)[2] == {"second": 0}
 
 
+def test_what_was_prepared_is_not_captured_again(model, batch, monkeypatch):
+    batch.prepare()
+    steps = dict(batch._seats._steps)
+    assert {size for size, _ in steps} >= {2, 4}
+    request = asked(model, "0", 6, 3, 3)
+    batch.add([request])
+    assert written(batch)[0] == {"0": alone(model, request)}
+    assert batch._seats._steps == steps
+
+
 def test_an_aborted_request_is_not_heard_of_again(model, batch):
     batch.add([asked(model, str(n), 5, n, 6) for n in range(6)])
     before = {token.request_id: token.token_id for token in batch.step()}

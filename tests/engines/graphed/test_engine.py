@@ -21,8 +21,9 @@ from unfuse.engines.graphed import answers as answers_module
 from unfuse.engines.graphed import engine as engine_module
 from unfuse.engines.graphed import structure
 from unfuse.engines.graphed.engine import GraphedEngine
-from unfuse.engines.graphed.structure import Unserved, find_llama
+from unfuse.engines.graphed.structure import find_llama
 from unfuse.engines.language_model import LanguageModel
+from unfuse.engines.unserved import Unserved
 from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 

@@ -78,6 +78,11 @@ class GraphedBatch:
         """Seconds of the device; see ``ContinuousBatch.busy_s``."""
         return {stage: seconds + self._others.busy_s[stage] for stage, seconds in self._busy.items()}
 
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """See ``ContinuousBatch.prepare``."""
+        self._own_seats().prepare(self.capacity)
+
     def add(self, requests: Sequence[Request]) -> None:
         """See ``ContinuousBatch.add``.
 

@@ -25,11 +25,13 @@ from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
 from unfuse.engines.graphed.network import Network, row_bucket
 from unfuse.engines.graphed.prompts import Prompts, Rows
 from unfuse.engines.graphed.seats import Seats
-from unfuse.engines.graphed.structure import Unserved, find_llama
+from unfuse.engines.graphed.structure import find_llama
 from unfuse.engines.graphed.tuning import Tuner
 from unfuse.engines.graphed.vision import CapturedVision
 from unfuse.engines.language_model import LanguageModel
+from unfuse.engines.padding import unpadded
 from unfuse.engines.sampling import TokenChooser
+from unfuse.engines.unserved import Unserved
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 _APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -153,7 +155,7 @@ class GraphedEngine:
         if self._refuses(prompt):
             return self._eager.answer_batch(prompt, sampling, max_new_tokens)
         self._room = min(max(_ROOM, max_new_tokens), _MOST_ROOM)
-        rows = [self.prefill(row, sampling) for row in _unpadded(prompt)]
+        rows = [self.prefill(row, sampling) for row in unpadded(prompt)]
         groups = (rows[at : at + MOST_ROWS] for at in range(0, len(rows), MOST_ROWS))
         return list(itertools.chain.from_iterable(self._together(group, max_new_tokens) for group in groups))
 
@@ -316,20 +318,3 @@ def _room_beside(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(0, int((free + cached - _ROOM_FOR_WORK) * 0.95))
-
-
-def _unpadded(prompt: Prompt) -> list[Prompt]:
-    """Each row of a batch as a prompt of its own, without what pads it."""
-    rows = []
-    for index in range(len(prompt.inputs_embeds)):
-        mask, ids = prompt.attention_mask, prompt.position_ids
-        first = 0 if mask is None else int((mask[index] == 0).sum())
-        rows.append(
-            Prompt(
-                inputs_embeds=prompt.inputs_embeds[index : index + 1, first:],
-                position_ids=None if ids is None else ids[..., index : index + 1, first:],
-                decoder_inputs=prompt.decoder_inputs,
-                scene_inputs=prompt.scene_inputs,
-            )
-        )
-    return rows

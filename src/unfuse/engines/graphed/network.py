@@ -23,8 +23,9 @@ from unfuse.engines.graphed.kernels.shared_attention import (
 )
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
-from unfuse.engines.graphed.structure import Llama, Unserved
+from unfuse.engines.graphed.structure import Llama
 from unfuse.engines.graphed.tuning import Tuner
+from unfuse.engines.unserved import Unserved
 
 _PARTIAL: Final = 16 * 2**20
 """float32 numbers that split products may leave: 64 MiB."""

@@ -50,6 +50,13 @@ class Seats:
         self._steps: dict[tuple[int, int], Callable[[], None]] = {}
         self._seated: list[Row] = []
 
+    def prepare(self, rows: int) -> None:
+        """Captures the steps that up to so many rows need, where they share nothing."""
+        largest = next(size for size in ROWS if size >= rows)
+        for size in ROWS:
+            if size <= largest:
+                self._step(size, 0)
+
     def step(self, rows: list[Row]) -> None:
         """One more token of each: into ``batch.token``, in the order of the rows."""
         size, groups = next(size for size in ROWS if size >= len(rows)), groups_of(rows)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from unfuse.engines.graphed.structure import Llama, Unserved
+from unfuse.engines.graphed.structure import Llama
+from unfuse.engines.unserved import Unserved
 
 if TYPE_CHECKING:
     from unfuse.engines.graphed.network import Batch

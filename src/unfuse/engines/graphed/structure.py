@@ -17,6 +17,7 @@ from torch import nn
 
 from unfuse.engines.graphed.kernels.decode_attention import Heads
 from unfuse.engines.language_model import LanguageModel
+from unfuse.engines.unserved import Unserved
 
 _STATIC_ROTARY: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """Whose angles do not depend on the length of the prompt."""
@@ -30,10 +31,6 @@ _NOT_HERE: Final = (
 _LAYER: Final = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "rotary_emb"}
 _MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-
-
-class Unserved(Exception):  # noqa: N818 - a finding, not a fault
-    """This engine cannot run the model; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)

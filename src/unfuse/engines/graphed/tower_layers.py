@@ -16,8 +16,9 @@ from torch import nn
 
 from unfuse.engines.graphed.capture import cut, part_ends
 from unfuse.engines.graphed.kernels.tower import CANDIDATES, TowerShape, activate, layer_norm, tower_attention
-from unfuse.engines.graphed.structure import Unserved, joined
+from unfuse.engines.graphed.structure import joined
 from unfuse.engines.graphed.tuning import Tuner
+from unfuse.engines.unserved import Unserved
 
 _LAYER: Final = {"self_attn", "mlp", "layer_norm1", "layer_norm2"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "out_proj"}

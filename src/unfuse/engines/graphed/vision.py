@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from unfuse.engines.graphed.capture import Captured
-from unfuse.engines.graphed.structure import Unserved
 from unfuse.engines.graphed.tower_layers import TowerLayers
 from unfuse.engines.graphed.tuning import Tuner
+from unfuse.engines.unserved import Unserved
 
 _MOST_SHAPES: Final = 8
 """Kept for a module; the one that was used longest ago goes first."""

@@ -1,0 +1,172 @@
+"""Gives vLLM a loaded model's language side: its shape through a config file, its weights in memory.
+
+Nothing is written but the shape. vLLM copies the weights into matrices of its own, in which projections that read the
+same input lie one below the other; then the model's own parameters become views of those. So nothing is held twice,
+and the model's own forward goes on working: it is the reference that the engine is held against.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from unfuse.engines.language_model import LanguageModel
+from unfuse.engines.unserved import Unserved
+
+LOAD_FORMAT: Final = "unfuse"
+ARCHITECTURES: Final = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""vLLM's name by ``model_type``: decoders that it knows under the same names of weights."""
+_TEXT: Final = ("embed_tokens.", "layers.", "norm.")
+_NOT_SHAPE: Final = {"_name_or_path", "transformers_version", "eos_token_id", "bos_token_id", "pad_token_id"}
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_offered: dict[str, Callable[[nn.Module], None]] = {}
+
+
+def text_config(language: LanguageModel) -> dict[str, Any]:
+    """``config.json`` of the language side alone.
+
+    Raises:
+        Unserved: vLLM would not compute the same.
+    """
+    decoder: Any = language.decoder
+    config: Any = getattr(decoder, "config", None)
+    kind: Any = next((base for base in type(config).__mro__ if base.__module__.startswith("transformers.")), None)
+    model_type = getattr(kind, "model_type", None)
+    if model_type not in ARCHITECTURES:
+        raise Unserved(f"{type(decoder).__name__} is none of {', '.join(ARCHITECTURES)}")
+    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        raise Unserved(f"{type(decoder).__name__} has positions of several axes")
+    if getattr(config, "quantization_config", None) is not None:
+        raise Unserved("its weights are quantized")
+    embedding: Any = language.embed
+    head: Any = language.head
+    if type(embedding) is not nn.Embedding:
+        raise Unserved(f"{type(embedding).__name__} is no plain embedding")
+    if type(head) is not nn.Linear:
+        raise Unserved(f"the head is {type(head).__name__}")
+    if getattr(head, "bias", None) is not None:
+        raise Unserved("the head has a bias")
+    if head.weight.shape != embedding.weight.shape:
+        raise Unserved(f"the head knows {len(head.weight)} tokens, the embedding {len(embedding.weight)}")
+    known = kind().to_dict().keys() - _NOT_SHAPE
+    return {
+        **{key: value for key, value in config.to_dict().items() if key in known},
+        # Ends are named with each request: vLLM would add these to them.
+        "eos_token_id": None,
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "model_type": model_type,
+        "architectures": [ARCHITECTURES[model_type]],
+        "vocab_size": len(embedding.weight),
+        "tie_word_embeddings": head.weight is embedding.weight,
+        "dtype": str(embedding.weight.dtype).removeprefix("torch."),
+    }
+
+
+def text_weights(language: LanguageModel) -> dict[str, nn.Parameter]:
+    """The language side's parameters by the names of a checkpoint.
+
+    Raises:
+        Unserved: they are not all of one dtype.
+    """
+    named = language.decoder.named_parameters()
+    weights = {f"model.{name}": parameter for name, parameter in named if name.startswith(_TEXT)}
+    embedding, head = language.embed.weight, language.head.weight
+    assert isinstance(embedding, nn.Parameter)
+    assert isinstance(head, nn.Parameter)
+    weights[_EMBEDDING] = embedding
+    if head is not embedding:
+        weights[_HEAD] = head
+    if len(kinds := {weight.dtype for weight in weights.values()}) > 1:
+        raise Unserved(f"weights of several kinds ({', '.join(sorted(map(str, kinds)))})")
+    return weights
+
+
+class Offer:
+    """While the body runs, a vLLM that is built with ``arguments`` takes these weights."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter]):
+        self._weights = weights
+        self._name = str(id(self))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For ``EngineArgs``."""
+        return {"load_format": LOAD_FORMAT, "model_loader_extra_config": {"offer": self._name}}
+
+    def __enter__(self) -> Offer:
+        _register()
+        _offered[self._name] = functools.partial(hand_over, self._weights)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del _offered[self._name]
+
+
+@functools.cache
+def _register() -> None:
+    """Makes vLLM's load format ``unfuse`` known, once in a process."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    class OfferedWeights(BaseModelLoader):  # type: ignore[misc]  # vLLM need not be installed
+        def download_model(self, model_config: Any) -> None:
+            pass
+
+        def load_weights(self, model: nn.Module, model_config: Any) -> None:
+            _offered[self.load_config.model_loader_extra_config["offer"]](model)
+
+    register_model_loader(LOAD_FORMAT)(OfferedWeights)
+
+
+@torch.no_grad()
+def hand_over(weights: Mapping[str, nn.Parameter], model: Any) -> None:
+    """Copies weights into a vLLM model and makes the parameters views of its memory.
+
+    Args:
+        weights: by the names of a checkpoint.
+        model: of vLLM's; gives ``load_weights`` and ``packed_modules_mapping``.
+
+    Raises:
+        Unserved: vLLM holds one of them differently.
+    """
+    held = dict(model.named_parameters())
+    views = {name: _view(name, weights, held, model.packed_modules_mapping) for name in weights}
+    model.load_weights((name, weight.detach()) for name, weight in weights.items())
+    for name, view in views.items():
+        if not torch.equal(view, weights[name].to(view.device)):
+            raise Unserved(f"vLLM holds {name} in another form")
+    for name, view in views.items():
+        weights[name].data = view
+
+
+def _view(
+    name: str, weights: Mapping[str, nn.Parameter], held: Mapping[str, torch.Tensor], packed: Mapping[str, list[str]]
+) -> torch.Tensor:
+    """Where vLLM holds a weight: alone, or as some rows of a joined matrix.
+
+    Raises:
+        Unserved: nowhere.
+    """
+    *path, module, kind = name.split(".")
+    place, parts = next(((joined, parts) for joined, parts in packed.items() if module in parts), (module, [module]))
+    whole = held.get(".".join([*path, place, kind]))
+    neighbours = [weights.get(".".join([*path, part, kind])) for part in parts]
+    sizes = [len(neighbour) for neighbour in neighbours if neighbour is not None]
+    # A vocabulary is filled up to a round number of rows.
+    if whole is None or len(sizes) < len(parts) or sum(sizes) > len(whole):
+        raise Unserved(f"vLLM has no place for {name}")
+    first = sum(sizes[: parts.index(module)])
+    view = whole.detach()[first : first + len(weights[name])]
+    if view.shape != weights[name].shape:
+        raise Unserved(f"vLLM holds {name} as {list(view.shape)}, the model as {list(weights[name].shape)}")
+    return view
