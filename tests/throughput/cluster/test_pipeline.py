@@ -56,49 +56,47 @@ def ray():
         os.environ["PYTHONPATH"] = before
 
 
-def test_the_answers_of_run_and_a_scene_that_fails(ray, demo_model, demo_work, tmp_path):
+def test_a_resumed_run_with_a_bad_scene_and_an_actor_killed_in_its_middle(ray, demo_model, tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"no events")
-    samples = demo_work.dataset.samples
-    bad = replace(samples[1], event_data=tmp_path / "bad.npy")
-    work = Work(Dataset(name="d", samples=(samples[0], bad, *samples[2:])), ["What moves?", "why? " * 3000, "Why?"])
-    there = answer_dataset("demo", work, SETTINGS, output=tmp_path / "ray", ray=RaySettings())
-    here = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "here")
-    assert by_id(there.folder) == by_id(here.folder)
+    samples = demo_dataset().samples[:8]
+    samples = (*samples[:5], replace(samples[5], event_data=tmp_path / "bad.npy"), *samples[6:])
+    questions = ["What moves?", "Is it raining?", "why? " * 3000, "Why?", "Which way?", "Who?", "Where?", "When?"]
+    work = Work(Dataset(name="d", samples=samples), questions)
+    settings = replace(SETTINGS, output_length=24)
+    here = answer_dataset(demo_model, work, settings, output=tmp_path / "here")
+    assert (here.summary().ok, here.summary().failed) == (49, 15)
+
+    shutil.copytree(here.folder, tmp_path / "run", ignore=shutil.ignore_patterns("summary.json", "*.lock"))
+    lines = (tmp_path / "run" / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if b"bad.npy" not in line][:10]
+    (tmp_path / "run" / "answers.jsonl").write_bytes(b"".join(kept) + b"torn")
+    heard, killed, told = [], [], []
+
+    def kill(record):
+        heard.append(record.sample_id)
+        if len(heard) == 1:
+            killed.append(kill_actors("AnswerAll"))
+
+    there = answer_dataset(
+        "demo", work, replace(settings, encode_batch=1), output=tmp_path / "run", resume=True, ray=RaySettings(),
+        on_answer=kill, on_ready=lambda *given: told.append(given),
+    )  # fmt: skip
+    assert killed == [1]
     summary = there.summary()
-    assert (summary.samples, summary.ok, summary.failed, summary.scenes) == (12, 6, 6, 4)
-    assert summary.worker_deaths == 0
+    assert (summary.samples, summary.ok, summary.failed, summary.earlier) == (64, 49, 15, 10)
+    assert len(heard) == len(set(heard)) == 54
+    assert by_id(there.folder) == by_id(here.folder)
+
+    assert summary.worker_deaths >= 1, "it was killed when it had nothing more to say"
     assert [use.stage for use in summary.pools] == ["load", "preprocess", "encode", "answer"]
-    assert all(use.actors == 1 and 0 < use.busy_s <= use.alive_s for use in summary.pools)
+    assert all(use.actors >= 1 and 0 < use.busy_s <= use.alive_s for use in summary.pools)
     assert summary.times.prefill_s > 0
     assert any(line.startswith("Bottleneck: ") and "actors busy" in line for line in summary.lines())
     one, other = (read_manifest(each.folder) for each in (there, here))
     assert one.model == other.model
-    assert one.environment["ray"]["pools"] == dict.fromkeys(("load", "preprocess", "encode", "answer"), "1")
-
-
-def test_actors_killed_in_the_middle_of_a_run_that_is_resumed(ray, demo_model, tmp_path):
-    work = Work(demo_dataset(max_samples=24), ["What moves?", "Is it raining?"])
-    settings = replace(SETTINGS, output_length=24)
-    whole = answer_dataset(demo_model, work, settings, output=tmp_path / "whole")
-
-    shutil.copytree(whole.folder, tmp_path / "run", ignore=shutil.ignore_patterns("summary.json", "*.lock"))
-    lines = (tmp_path / "run" / "answers.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "run" / "answers.jsonl").write_bytes(b"".join(lines[:10]) + b"torn")
-    heard, killed = [], []
-
-    def kill(record):
-        if not heard:
-            killed.extend(kill_actors(name) for name in ("Preprocess", "AnswerAll"))
-        heard.append(record.sample_id)
-
-    run = answer_dataset(
-        "demo", work, settings, output=tmp_path / "run", resume=True, ray=RaySettings(), on_answer=kill
-    )
-    assert (run.summary().ok, run.summary().failed, run.summary().earlier) == (48, 0, 10)
-    assert killed == [1, 1]
-    assert run.summary().worker_deaths >= 1, "they were killed after they had ended"
-    assert len(heard) == len(set(heard)) == 38
-    assert by_id(tmp_path / "run") == by_id(whole.folder)
+    ((facts, left),) = told
+    assert left == 54
+    assert facts.environment["ray"]["pools"] == dict.fromkeys(("load", "preprocess", "encode", "answer"), "1")
 
 
 def kill_actors(name):
@@ -117,8 +115,7 @@ def kill_actors(name):
 
 def test_no_such_model_there(ray, demo_work, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "EventChat_llama"}')
-    with pytest.raises(CheckpointError, match="tokenizer|weights|config"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         answer_dataset(
             str(tmp_path / "model"), demo_work, SETTINGS, output=tmp_path / "run", ray=RaySettings(),
             placement=("cpu", "auto", "auto"),
@@ -155,7 +152,7 @@ def test_what_ray_loses_is_tried_alone_and_then_failed(demo_work):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPackageError, match=r'pip install "unfuse\[ray\]"'), connected("local"):
+    with pytest.raises(MissingPackageError, match=r'ip install "unfuse\[ray\]"'), connected("local"):
         pass
 
 

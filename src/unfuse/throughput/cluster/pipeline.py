@@ -169,16 +169,19 @@ class RayPipeline:
             dataset = data.from_arrow(tables)
             del tables
             for name in POOLS:
-                dataset = self._mapped(dataset, name, alone)
+                dataset = self._mapped(dataset, name, together, alone)
             for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for row in from_table(table):
                     yield row.facts["cost"], answers_of(row)
 
-    def _mapped(self, dataset: Any, name: str, alone: bool) -> Any:
+    def _mapped(self, dataset: Any, name: str, together: int, alone: bool) -> Any:
         share: Share = self._shares[name]
         size = self._sizes[name]
         calls = _CALLS if name == "answer" else 1
-        sizes = {"encode": self._encode_together, "answer": self._answer_together}
+        # Few scenes are answered as they come; of many, so many together that Ray's part of it is small.
+        few = together < _ROWS_TOGETHER
+        answers = max(together, self._encode_together) if few else self._answer_together
+        sizes = {"encode": self._encode_together, "answer": answers}
         with warnings.catch_warnings():
             # Two of them have no other way in; 2.64 may take this one away, and pyproject.toml stops before it.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
