@@ -8,8 +8,8 @@ from typing import Any
 def table(values: dict[str, Any]) -> str:
     """A row a way of answering; what failed says why."""
     about = values.get("about", {})
-    gpu = about.get("gpu") or about.get("device") or "CPU"
-    lines = [f"{about.get('model')} on {gpu}; torch {about.get('torch')}.", ""]
+    device = about.get("device_name") or about.get("cpu") or "CPU"
+    lines = [f"{about.get('model')} on {device}; torch {about.get('packages', {}).get('torch')}.", ""]
     lines += ["| files to answers | samples/s | times the seed's loop | where the time went |", "|---|---|---|---|"]
     base = values.get("seed", {}).get("samples_per_s")
     for name, part in values.items():
