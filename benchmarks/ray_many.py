@@ -1,6 +1,6 @@
 """Many tiny samples through the pools of a local Ray cluster: memory over time, and time a sample by thousands.
 
-    python -m benchmarks.ray_many FOLDER                  10,000 recordings of 60 events, the demo model
+    python -m benchmarks.ray_many FOLDER                  10,000 recordings of 60 events, a tiny LLaVA
     python -m benchmarks.ray_many FOLDER --samples 500
 
 Memory is that of all processes of the run: this one, Ray's own, and the actors. Pages that processes share, the object
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", default="random:llava-tiny")
     parser.add_argument("--tokens", type=int, default=1, help="new tokens a sample")
     parser.add_argument("--pools", default=None, help="as for --ray-pools")
     parser.add_argument("--ray", default="local")
