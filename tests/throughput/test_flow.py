@@ -16,8 +16,8 @@ from unfuse.samples import Sample
 from unfuse.stages import Prepared, Provenance, Sampling
 from unfuse.throughput.flow import Flow, FlowSettings
 from unfuse.throughput.job import shared
-from unfuse.throughput.pool import InThisProcess, Pool
-from unfuse.throughput.scenes import Asked, Scene
+from unfuse.throughput.pool import InThisProcess, Pool, PoolTimes
+from unfuse.throughput.scenes import Asked, Scene, prepare
 
 SETTINGS = FlowSettings(max_new_tokens=8, sampling=Sampling())
 
@@ -236,3 +236,25 @@ def test_ten_thousand_scenes_take_no_more_memory_than_a_thousand():
         assert pool.times.most_prepared <= 16 + 2
     assert peaks[1] < peaks[0] + 2e6
     assert model.together <= {1, 2, 4, 8}, "few sizes, for each is captured"
+
+
+def test_scenes_in_hand_are_answered_before_others_are_waited_for(demo_model, demo_work, expected):
+    """Calls bring scenes with features; who brought one brings no other before it is answered."""
+    front, scenes = demo_model.adapter.front, demo_work.scenes()
+    features = {demo_model.media_sha256(scene.sample): demo_model.encode(scene.sample) for scene in scenes}
+    left = [prepare(front, scene, features.get) for scene in scenes]
+    answers = {}
+
+    class Calls:
+        size, ended, starved, times = 1, False, True, PoolTimes()
+
+        def take(self, *, wait_s=0.0):
+            brought = sum(len(scene.asked) for scene in scenes[: len(scenes) - len(left)])
+            if wait_s is None:
+                assert len(answers) == brought, "waits, and has something to do"
+                self.ended = not left
+            return left.pop(0) if left and len(answers) == brought else None
+
+    flow = Flow(demo_model, Calls(), SETTINGS, lambda answer: answers.update({answer.asked.sample_id: answer}))
+    flow.run()
+    assert {name: each.token_ids for name, each in answers.items()} == {n: e.token_ids for n, e in expected.items()}

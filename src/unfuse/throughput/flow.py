@@ -153,7 +153,7 @@ class Flow:
                 self._take()
                 if self._worth_encoding():
                     self._encode()
-                elif self._batch.unfinished:
+                elif self._batch.unfinished or self._encoded:
                     for written in self._batch.step():
                         self._take_down(written)
                 elif self._pool.ended:
