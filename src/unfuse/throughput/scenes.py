@@ -114,7 +114,7 @@ def prepare(front: Front, scene: Scene, known: Known | None = None) -> PreparedS
     except Exception as error:  # noqa: BLE001 - whatever one scene does, the others go on
         return failed_scene(scene.asked, reason_of(error))
     loaded_at = time.perf_counter()
-    prompts = prompts_of(front, scene.asked, loaded if features is None else front.shown(features))
+    prompts = prompts_of(front, scene.asked, loaded, None if features is None else front.shown(features))
     return PreparedScene(
         asked=scene.asked,
         prompts=prompts,
@@ -125,22 +125,25 @@ def prepare(front: Front, scene: Scene, known: Known | None = None) -> PreparedS
     )
 
 
-def prompts_of(front: Front, asked: Iterable[Asked], scene: Loaded | Shown | None) -> tuple[Prepared | str, ...]:
+def prompts_of(
+    front: Front, asked: Iterable[Asked], loaded: Loaded | None, scene: Shown | None = None
+) -> tuple[Prepared | str, ...]:
     """Stage 2 of every question; in the place of one that cannot be asked the reason.
 
     Args:
         front: makes them.
         asked: the questions.
-        scene: what they are about. If it was loaded, the first prompt brings its pixels.
+        loaded: what they are about. The first prompt that can be made brings its pixels.
+        scene: in the place of ``loaded`` where it has been encoded.
     """
     prompts: list[Prepared | str] = []
     for each in asked:
         try:
-            if isinstance(scene, Loaded):
-                prompts.append(prompt := front.preprocess(scene, each.question))
+            if scene is None:
+                assert loaded is not None
+                prompts.append(prompt := front.preprocess(loaded, each.question))
                 scene = shown(prompt)
             else:
-                assert scene is not None
                 prompts.append(front.tokenize(each.question, scene))
         except Exception as error:  # noqa: BLE001 - whatever one question does, the others go on
             prompts.append(reason_of(error))
