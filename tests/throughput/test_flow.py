@@ -233,7 +233,7 @@ def test_ten_thousand_scenes_take_no_more_memory_than_a_thousand():
         assert seen == set(range(count))
         assert flow.most_held <= 16 + 2 * 8
         assert model.batch.most <= 16 + 8
-        assert pool.times.most_prepared <= 16 + 2
+        assert pool.times.most_prepared <= 16 + 2 + 1, "one more may be on its way out"
     assert peaks[1] < peaks[0] + 2e6
     assert model.together <= {1, 2, 4, 8}, "few sizes, for each is captured"
 
