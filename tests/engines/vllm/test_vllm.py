@@ -184,6 +184,38 @@ def test_nothing_is_taken_over_unless_it_is_asked_for(model, engine):
     assert alone(engine, longer, reuse=True) == alone(EagerEngine(model), longer)
 
 
+def test_salted_prompts_are_not_hashed_and_never_mistaken_for_another(model, engine):
+    vllm = fake.built[-1]
+    vllm.hashed_rows = 0
+    prompts = [prompt(model, 40, seed=n) for n in range(4)]
+    own = [alone(EagerEngine(model), each) for each in prompts]
+    prefilled = [engine.prefill(each, FREE) for each in prompts]
+    assert [list(engine.decode(each, 12)) for each in prefilled] == own
+    # What follows the prompt fills a block: with another token it is another prompt.
+    full = engine.prefill(prompt(model, 31), FREE)
+    for first in (3, 4):
+        forced = [first, 5, 6]
+        theirs = EagerEngine(model).score(EagerEngine(model).prefill(prompt(model, 31), FREE), forced)
+        torch.testing.assert_close(engine.score(full, forced), theirs, rtol=1e-4, atol=1e-4)
+    assert vllm.hashed_rows == 0
+    engine.prefill(prompts[0], FREE, reuse=True)
+    assert vllm.hashed_rows == 32
+
+
+def test_a_vllm_with_other_names_hashes_as_ever(model, folder, monkeypatch):
+    whole = fake.LLMEngine.__init__
+
+    def without(self, *args, **kwargs):
+        whole(self, *args, **kwargs)
+        self.engine_core = SimpleNamespace(shutdown=self._shutdown)
+
+    monkeypatch.setattr(fake.LLMEngine, "__init__", without)
+    engine = VllmEngine(model, cache=folder)
+    assert alone(engine, prompt(model, 40)) == alone(EagerEngine(model), prompt(model, 40))
+    assert fake.built[-1].hashed_rows > 0
+    engine.close()
+
+
 def test_a_batch_takes_over_what_its_requests_ask_for(model, engine):
     given = prompt(model, 40, seed=11)
     batch = engine.continuous(1)

@@ -197,7 +197,9 @@ class VllmEngine:
             return prefilled.logits[None]
         rows = Rows(forced=token_ids[1:])
         prompt = state.prompt.copy().followed_by(self._embedded(token_ids[0]))
-        name = self._requests.submit(prompt, Sampling(), len(token_ids) - 1, salt=state.salt, rows=rows)
+        # A salt stands for one sequence of rows, and here the last one may be another.
+        salt = self._salt(reuse=state.salt is None)
+        name = self._requests.submit(prompt, Sampling(), len(token_ids) - 1, salt=salt, rows=rows)
         later = [rows[at] for at, _ in enumerate(self._requests.follow(name))]
         return torch.stack([prefilled.logits, *later])
 

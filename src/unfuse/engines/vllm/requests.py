@@ -112,7 +112,8 @@ class Requests:
             embeds: ``[L, H]`` on the host; not to be changed until the answer is finished.
             sampling: how tokens are chosen.
             max_new_tokens: at most.
-            salt: only prefixes of requests with the same salt are taken over; None is one too.
+            salt: prefixes are taken over between requests with the same salt, whose rows agree as far as both go;
+                without one, between all that have none, as far as the bytes of their rows agree.
             rows: sees the logits and forces or bars tokens; the answer then has ``max_new_tokens``, whatever they are.
 
         Returns:
