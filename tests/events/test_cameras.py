@@ -144,7 +144,7 @@ def test_npz_bombs_and_liars(tmp_path):
 FAKES = {
     "aborts": ("import os; os.abort()", "crashed .signal 6."),
     "exits": ("import os; os._exit(3)", "ended .exit code 3."),
-    "hangs": ("import time; time.sleep(1000)", "said nothing for 2 s"),
+    "hangs": ("import time; time.sleep(1000)", "said nothing for 6 s"),
     "takes all memory": ("x = bytearray(1 << 40)", "more memory than it may take"),
     "panics": ("class P(BaseException): pass\nraise P('a panic')", "P: a panic"),
     "prints": ("print('{}'); raise ValueError('oh')", "ValueError: oh"),
@@ -158,14 +158,14 @@ def test_a_decoder_that_misbehaves_is_one_line_and_the_next_file_is_read(folder,
     body = "\n".join(f"    {line}" for line in code.splitlines())
     raising = code if fake == "is missing" else f"def decode_file_batches(path):\n{body}\nEvents = None"
     (tmp_path / "evt3.py").write_text(raising + "\n")
-    monkeypatch.setattr(child, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(child, "SILENCE_SECONDS", 6.0)
     with monkeypatch.context() as patched:
         patched.syspath_prepend(tmp_path)
         child._stop()
         start = time.monotonic()
         with pytest.raises((EventFileError, MissingPackageError), match=says) as caught:
             read_events(folder / "evt3.raw")
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 30
         assert "\n" not in str(caught.value)
         assert len(read_events(folder / "davis.aedat4")) == len(STREAM)
     child._stop()

@@ -13,7 +13,7 @@ from unfuse.engines.batching import Written
 from unfuse.errors import DeviceError
 from unfuse.features import Features
 from unfuse.samples import Sample
-from unfuse.stages import Prepared, Provenance, Sampling
+from unfuse.stages import Loaded, Prepared, Provenance, Sampling
 from unfuse.throughput.flow import Flow, FlowSettings
 from unfuse.throughput.job import shared
 from unfuse.throughput.pool import InThisProcess, Pool, PoolTimes
@@ -138,10 +138,10 @@ class InstantFront:
     """Stages 1 and 2 of pictures that are one number."""
 
     def load(self, sample):
-        return SimpleNamespace(number=int(sample.sample_id), media_sha256="m")
+        return Loaded(frames=[], media="number", media_sha256="m", question=sample.sample_id)
 
     def preprocess(self, scene, question):
-        loaded = scene.number
+        loaded = int(scene.question)
         return Prepared(
             input_ids=torch.tensor([[loaded]]), pixel_values=torch.full((1, 1000), float(loaded)), media_sha256="m",
             question=question, num_frames=1, text_tokens=1, media_tokens=1, token_ids=(loaded,),

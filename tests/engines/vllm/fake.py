@@ -8,6 +8,7 @@ know it refuses.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
 import json
 import sys
@@ -173,13 +174,15 @@ class Model:
 class _Request:
     name: str
     embeds: torch.Tensor
-    salt: str | None
+    cache_salt: str | None
     params: SamplingParams
     watch: list[Any]
     cache: DynamicCache = field(default_factory=DynamicCache)
     output: list[int] = field(default_factory=list)
     cached: int = 0
     generator: torch.Generator | None = None
+    _prompt_embeds_per_block_hashes: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    keys: list[Any] = field(default_factory=list)
 
 
 class LLMEngine:
@@ -197,7 +200,9 @@ class LLMEngine:
             loader = LOADERS[self.args.load_format](vllm_config.load_config)
             loader.load_weights(self.model, self.model_config)
         self._processors = [kind(vllm_config, torch.device("cpu"), False) for kind in self.args.logits_processors]
-        self.engine_core = SimpleNamespace(shutdown=self._shutdown)
+        self._core = SimpleNamespace(request_block_hasher=self._hashes)
+        self.engine_core = SimpleNamespace(shutdown=self._shutdown, engine_core=self._core)
+        self.hashed_rows = 0
         self._waiting: deque[_Request] = deque()
         self.running: dict[str, _Request] = {}
         self._late: list[Any] | None = None
@@ -219,10 +224,24 @@ class LLMEngine:
         assert 0 < len(embeds) <= self.model_config.max_model_len
         watch = [p.new_req_logits_processor(params) for p in self._processors]
         generator = None if params.seed is None else torch.Generator().manual_seed(params.seed)
-        self._waiting.append(
-            _Request(request_id, embeds, prompt.get("cache_salt"), params, [w for w in watch if w], generator=generator)
+        request = _Request(
+            request_id, embeds, prompt.get("cache_salt"), params, [w for w in watch if w], generator=generator
         )
+        request.keys = self._core.request_block_hasher(request)
+        self._waiting.append(request)
         return request_id
+
+    def _hashes(self, request):
+        """Of whole blocks, each of all before it; what is not an embedding has no part in it."""
+        keys, chain = [], (request.cache_salt,)
+        for end in range(BLOCK, len(request.embeds) + 1, BLOCK):
+            found = request._prompt_embeds_per_block_hashes.get((end - BLOCK, end))
+            if found is None:
+                self.hashed_rows += BLOCK
+                found = hashlib.sha256(request.embeds[end - BLOCK : end].numpy().tobytes()).digest()
+            chain = (*chain, found)
+            keys.append(chain)
+        return keys
 
     def has_unfinished_requests(self):
         return bool(self._waiting or self.running or self._late)
@@ -287,8 +306,7 @@ class LLMEngine:
 
     def _prefill(self, request):
         """From the longest chain of known blocks on, one position at least."""
-        ends = range(BLOCK, len(request.embeds) + 1, BLOCK)
-        keys = [(request.salt, request.embeds[:end].numpy().tobytes()) for end in ends]
+        keys = request.keys
         known = 0
         while known < len(keys) and keys[known] in self._blocks and (known + 1) * BLOCK < len(request.embeds):
             for layer, (k, v) in enumerate(self._blocks[keys[known]]):

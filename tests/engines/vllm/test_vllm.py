@@ -177,11 +177,65 @@ def test_nothing_is_taken_over_unless_it_is_asked_for(model, engine):
     given = prompt(model, 50, seed=9)
     for reuse, expected in ((False, 0), (False, 0), (True, 0), (True, 48), (False, 0)):
         assert engine.prefill(given, FREE, reuse=reuse).reused_prefix_tokens == expected
-    longer = Prompt(inputs_embeds=torch.cat([given.inputs_embeds, prompt(model, 9).inputs_embeds], dim=1))
+    more = prompt(model, 9)
+    longer = replace(
+        given,
+        inputs_embeds=torch.cat([given.inputs_embeds, more.inputs_embeds], dim=1),
+        token_keys=given.token_keys + more.token_keys,
+    )
     assert engine.prefill(longer, FREE, reuse=True).reused_prefix_tokens == 48
     other = Prompt(inputs_embeds=given.inputs_embeds * 1.001)
     assert engine.prefill(other, FREE, reuse=True).reused_prefix_tokens == 0
     assert alone(engine, longer, reuse=True) == alone(EagerEngine(model), longer)
+
+
+def test_rows_are_hashed_where_nothing_else_tells_them_apart(model, engine):
+    vllm = fake.built[-1]
+    vllm.hashed_rows = 0
+    prompts = [prompt(model, 40, seed=n) for n in range(4)]
+    own = [alone(EagerEngine(model), each) for each in prompts]
+    prefilled = [engine.prefill(each, FREE) for each in prompts]
+    assert [list(engine.decode(each, 12)) for each in prefilled] == own
+    for reuse in (False, True):
+        # What follows the prompt fills a block: with another token it is another prompt.
+        full = engine.prefill(prompt(model, 31), FREE, reuse=reuse)
+        for first in (3, 4):
+            forced = [first, 5, 6]
+            theirs = EagerEngine(model).score(EagerEngine(model).prefill(prompt(model, 31), FREE), forced)
+            torch.testing.assert_close(engine.score(full, forced), theirs, rtol=1e-4, atol=1e-4)
+    assert vllm.hashed_rows == 0
+    engine.prefill(prompt(model, 40, keys=False), FREE, reuse=True)
+    assert vllm.hashed_rows == 32
+
+
+def test_keys_of_features_are_theirs_alone(model, engine):
+    scene = prompt(model, 40, seed=3)
+    marked = replace(scene, token_keys=(*scene.token_keys[:8], *range(-1, -25, -1), *scene.token_keys[32:]))
+    for digest, reused in (("a", 0), ("a", 32), ("b", 0), (None, 0)):
+        asked = replace(marked, features_digest=digest)
+        assert engine.prefill(asked, FREE, reuse=True).reused_prefix_tokens == reused
+    further = replace(
+        marked,
+        features_digest="a",
+        inputs_embeds=torch.cat([scene.inputs_embeds[:, :32], prompt(model, 8, seed=5).inputs_embeds], dim=1),
+        token_keys=(*marked.token_keys[:32], *prompt(model, 8, seed=5).token_keys),
+    )
+    assert engine.prefill(further, FREE, reuse=True).reused_prefix_tokens == 32
+    assert alone(engine, further, reuse=True) == alone(EagerEngine(model), further)
+
+
+def test_a_vllm_with_other_names_hashes_as_ever(model, folder, monkeypatch):
+    whole = fake.LLMEngine.__init__
+
+    def without(self, *args, **kwargs):
+        whole(self, *args, **kwargs)
+        self.engine_core = SimpleNamespace(shutdown=self._shutdown)
+
+    monkeypatch.setattr(fake.LLMEngine, "__init__", without)
+    engine = VllmEngine(model, cache=folder)
+    assert alone(engine, prompt(model, 40)) == alone(EagerEngine(model), prompt(model, 40))
+    assert fake.built[-1].hashed_rows > 0
+    engine.close()
 
 
 def test_a_batch_takes_over_what_its_requests_ask_for(model, engine):

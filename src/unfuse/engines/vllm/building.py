@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unfuse.engines.language_model import LanguageModel
+from unfuse.engines.unserved import Unserved
 from unfuse.engines.vllm.handover import Offer, text_config, text_weights
 from unfuse.engines.vllm.watched import Watched
 from unfuse.runs.atomic import write_json_atomic
@@ -26,6 +27,8 @@ _LEFT_SHARE: Final = 0.15
 """The same on one that has few: of what is free."""
 _WORK: Final = 2 << 30
 """Bytes that vLLM itself computes in."""
+_SMALLEST_HEAD: Final = 32
+"""Of vLLM's Triton attention, which float32 takes; below, one is compiled for each shape."""
 _PASS: Final = 8192
 """Positions that are computed together at most: more make others wait, and no matrix product any faster."""
 
@@ -57,6 +60,8 @@ def build(
     from vllm.v1.executor import Executor
 
     device = language.device
+    if device.type == "cuda" and shape["dtype"] == "float32" and _head_size(shape) < _SMALLEST_HEAD:
+        raise Unserved(f"vLLM has no attention ready for heads of {_head_size(shape)} in float32")
     try:
         _make_room(weights, device)
         with Offer(weights) as offer:
@@ -138,10 +143,14 @@ def _share(shape: Mapping[str, Any], weights: Mapping[str, nn.Parameter], device
         return 0.5
     free, total = torch.cuda.mem_get_info(device)
     heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
-    size = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
-    position = 2 * shape["num_hidden_layers"] * heads * size * next(iter(weights.values())).element_size()
+    width = next(iter(weights.values())).element_size()
+    position = 2 * shape["num_hidden_layers"] * heads * _head_size(shape) * width
     wanted = _bytes(weights) + capacity * shape["max_position_embeddings"] * position + _WORK
     return float(min(free - min(_LEFT, free * _LEFT_SHARE), wanted) / total)
+
+
+def _head_size(shape: Mapping[str, Any]) -> int:
+    return int(shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"])
 
 
 def _bytes(weights: Mapping[str, nn.Parameter]) -> int:

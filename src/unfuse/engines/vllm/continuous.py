@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
+from unfuse.engines.vllm.prefixes import Prefix
 from unfuse.engines.vllm.requests import Landing, Requests
+from unfuse.stages import Prompt
 
 
 @dataclass(slots=True)
@@ -28,7 +30,7 @@ class VllmBatch:
         capacity: int,
         interleave: bool,
         landing: Callable[[Request], Landing],
-        salt: Callable[[bool], str | None],
+        prefix: Callable[[Prompt, bool], Prefix],
         others: TurnByTurn,
         refuses: Callable[[Request], bool],
     ):
@@ -39,13 +41,13 @@ class VllmBatch:
             capacity: requests at the same time.
             interleave: let one join a step at most.
             landing: starts a prompt's way to the host.
-            salt: of a request with or without ``reuse``.
+            prefix: of a prompt with or without ``reuse``.
             others: takes the requests that vLLM cannot.
             refuses: whether it is one of those.
         """
         self.capacity = capacity
         self._interleave = interleave
-        self._requests, self._landing, self._salt = requests, landing, salt
+        self._requests, self._landing, self._prefix = requests, landing, prefix
         self._others, self._refuses = others, refuses
         self._waiting: deque[tuple[Request, Landing]] = deque()
         self._running: dict[str, _Running] = {}
@@ -108,10 +110,9 @@ class VllmBatch:
                 return  # vLLM has work until it is there
             self._waiting.popleft()
             length = prompt.length
-            longest = self._requests.longest - length
-            name = self._requests.submit(
-                prompt.prompt(), request.sampling, min(request.max_new_tokens, longest), salt=self._salt(request.reuse)
-            )
+            most = min(request.max_new_tokens, self._requests.longest - length)
+            prefix = self._prefix(request.prompt, request.reuse)
+            name = self._requests.submit(prompt.prompt(), request.sampling, most, prefix=prefix)
             self._running[name] = _Running(request, length)
             if self._interleave:
                 return

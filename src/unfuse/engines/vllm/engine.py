@@ -29,6 +29,7 @@ from unfuse.engines.padding import unpadded
 from unfuse.engines.unserved import Unserved
 from unfuse.engines.vllm.building import build, closed
 from unfuse.engines.vllm.continuous import VllmBatch
+from unfuse.engines.vllm.prefixes import Prefix
 from unfuse.engines.vllm.requests import COLDEST, HOTTEST, Landing, Requests
 from unfuse.engines.vllm.watched import Rows, Watched
 from unfuse.stages import Prefilled, Prompt, Sampling
@@ -48,7 +49,7 @@ _live: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 @dataclass(frozen=True, slots=True)
 class _State:
     prompt: Landing
-    salt: str | None
+    prefix: Prefix
 
 
 class VllmEngine:
@@ -122,10 +123,10 @@ class VllmEngine:
         """See ``Engine.prefill``."""
         if self._refuses(prompt, sampling):
             return self._eager.prefill(prompt, sampling, reuse=reuse)
-        state = _State(self._landing(prompt), self._salt(reuse))
+        state = _State(self._landing(prompt), self._prefix(prompt, reuse))
         self._note(sampling)
         rows = Rows(barred=self._end_ids if sampling.ignore_eos else None)
-        name = self._requests.submit(state.prompt.prompt(), sampling, 1, salt=state.salt, rows=rows)
+        name = self._requests.submit(state.prompt.prompt(), sampling, 1, prefix=state.prefix, rows=rows)
         (said,) = self._requests.follow(name)
         return Prefilled(
             token_id=said.token_id,
@@ -150,7 +151,7 @@ class VllmEngine:
         prompt = state.prompt.followed_by(self._embedded(token))
         # The first draw is done; the same seed would draw the second token with the first one's noise.
         sampling = replace(prefilled.sampling, seed=_another_seed(prefilled.sampling.seed))
-        name = self._requests.submit(prompt, sampling, later, salt=state.salt)
+        name = self._requests.submit(prompt, sampling, later, prefix=state.prefix.then(token))
         for said in self._requests.follow(name):
             yield said.token_id
 
@@ -180,7 +181,7 @@ class VllmEngine:
             capacity=min(capacity or self._capacity, self._capacity),
             interleave=interleave,
             landing=self._admitted,
-            salt=self._salt,
+            prefix=self._prefix,
             others=TurnByTurn(self._eager, interleave=interleave),
             refuses=lambda request: self._refuses(request.prompt, request.sampling),
         )
@@ -197,7 +198,9 @@ class VllmEngine:
             return prefilled.logits[None]
         rows = Rows(forced=token_ids[1:])
         prompt = state.prompt.copy().followed_by(self._embedded(token_ids[0]))
-        name = self._requests.submit(prompt, Sampling(), len(token_ids) - 1, salt=state.salt, rows=rows)
+        # A salt stands for one sequence of rows, and here the last one may be another.
+        prefix = state.prefix.then(token_ids[0]) if state.prefix.salt is None else self._alone()
+        name = self._requests.submit(prompt, Sampling(), len(token_ids) - 1, prefix=prefix, rows=rows)
         later = [rows[at] for at, _ in enumerate(self._requests.follow(name))]
         return torch.stack([prefilled.logits, *later])
 
@@ -234,11 +237,12 @@ class VllmEngine:
             row: torch.Tensor = self._language.embed(torch.tensor([token], device=self._language.device))
         return row
 
-    def _salt(self, reuse: bool) -> str | None:
-        if reuse:
-            return None
+    def _prefix(self, prompt: Prompt, reuse: bool) -> Prefix:
+        return Prefix(keys=prompt.token_keys, features_digest=prompt.features_digest) if reuse else self._alone()
+
+    def _alone(self) -> Prefix:
         self._salts += 1
-        return str(self._salts)
+        return Prefix(salt=str(self._salts))
 
     def _note(self, sampling: Sampling) -> None:
         if sampling.temperature:

@@ -1,7 +1,6 @@
 """Requests under way in one vLLM engine: whoever waits for a token steps it, and each finds what concerns him.
 
-Prompts go to vLLM by way of the host, as it wants them: it knows prefixes again by the bytes of their embeddings,
-block by block.
+Prompts go to vLLM by way of the host, as it wants them.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from unfuse.engines.vllm.prefixes import BlockHashes, Prefix
 from unfuse.engines.vllm.watched import KEY, Rows, Watched
 from unfuse.stages import Sampling, StopReason
 
@@ -91,6 +91,7 @@ class Requests:
         self._end_ids = list(end_ids)
         self._said: dict[str, deque[Said]] = {}
         self._names = map(str, itertools.count())
+        self._hashes = BlockHashes(engine)
 
     @property
     def longest(self) -> int:
@@ -103,7 +104,7 @@ class Requests:
         sampling: Sampling,
         max_new_tokens: int,
         *,
-        salt: str | None,
+        prefix: Prefix,
         rows: Rows | None = None,
     ) -> str:
         """Asks for an answer.
@@ -112,7 +113,7 @@ class Requests:
             embeds: ``[L, H]`` on the host; not to be changed until the answer is finished.
             sampling: how tokens are chosen.
             max_new_tokens: at most.
-            salt: only prefixes of requests with the same salt are taken over; None is one too.
+            prefix: what may be taken over from whom.
             rows: sees the logits and forces or bars tokens; the answer then has ``max_new_tokens``, whatever they are.
 
         Returns:
@@ -138,7 +139,8 @@ class Requests:
             extra_args={KEY: name} if rows is not None else None,
             **chosen,
         )
-        self._engine.add_request(name, embeds_input(prompt_embeds=embeds, cache_salt=salt), params)
+        with self._hashes.given(prefix):
+            self._engine.add_request(name, embeds_input(prompt_embeds=embeds, cache_salt=prefix.salt), params)
         self._said[name] = deque()
         return name
 
