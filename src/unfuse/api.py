@@ -112,8 +112,8 @@ def run(
         engine: as for ``unfuse.load``.
         output: run folder, written as the run goes on; default: ``runs/<time>-<model>-answers``.
         resume: continue the run in ``output``.
-        ray: on a Ray cluster, which loads the model by its name: ``local`` for one on this machine, ``auto``,
-            ``HOST:PORT`` or ``ray://HOST:PORT``.
+        ray: on a Ray cluster, which loads the model by its name: ``local`` for one on this machine, ``auto``
+            or ``HOST:PORT``.
         ray_pools: actors of each stage there, as ``load=4,preprocess=2-8,encode=1,answer=1``.
         on_answer: called with every answer once it is on the disk, by another thread.
         **settings: fields of ``RunSettings``.

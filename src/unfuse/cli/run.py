@@ -62,7 +62,7 @@ _LINE_EVERY_S: Final = 10.0
     flag_value=LOCAL,
     default=None,
     metavar="[ADDRESS]",
-    help="On a Ray cluster: auto, HOST:PORT, ray://HOST:PORT; without an address one on this machine.",
+    help="On a Ray cluster: auto or HOST:PORT; without an address one on this machine.",
 )
 @click.option(
     "--ray-pools", default=None, help="Actors of each stage, as load=4,preprocess=2-8,encode=1,answer=1; default: auto."

@@ -164,8 +164,9 @@ def test_no_cluster_there(ray, monkeypatch):
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(DeviceError, match="ray start --head"), connected("auto"):
-        pass
+    for address in ("auto", "127.0.0.1:1"):
+        with pytest.raises(DeviceError, match="ray start --head"), connected(address):
+            pass
     with pytest.raises(DeviceError, match="no cluster can be started here"), connected("local"):
         pass
     assert signal.getsignal(signal.SIGTERM) is before

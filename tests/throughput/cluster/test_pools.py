@@ -66,11 +66,13 @@ def test_options():
     assert ray_settings(None, None, {"--workers": 3}) is None
     expected = RaySettings(address="auto", pools={"load": PoolSize(2, 2)})
     assert ray_settings("auto", "load=2", {"--workers": None}) == expected
-    for address in ("local", "10.0.0.1:6379", "head.example:6379", "ray://head:10001", "[::1]:6379"):
+    for address in ("local", "10.0.0.1:6379", "head.example:6379", "[::1]:6379"):
         assert ray_settings(address, None, {}).address == address
-    for address in ("demo", "random:eventgpt-7b", "ray://", "http://head:1", ""):
+    for address in ("demo", "random:eventgpt-7b", "http://head:1", ""):
         with pytest.raises(InputError, match="MODEL before --ray"):
             ray_settings(address, None, {})
+    with pytest.raises(InputError, match="Ray Client"):
+        ray_settings("ray://head:10001", None, {})
     with pytest.raises(InputError, match="no --ray"):
         ray_settings(None, "load=2", {})
     with pytest.raises(InputError, match="--workers"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from unfuse.throughput.cluster.settings import LOCAL
 
 _STORE_BYTES: Final = (256 << 20, 8 << 30)
 """Of a local cluster's object store, where scenes wait between two stages: at least and at most."""
+_REACHED_S: Final = 10.0
 _STORE_PART: Final = 0.1
 """Of the memory that is free."""
 
@@ -51,7 +53,7 @@ def connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster; where this process is connected already, that connection.
 
     Args:
-        address: ``local``, ``auto`` for the one that this machine belongs to, ``HOST:PORT``, ``ray://HOST:PORT``.
+        address: ``local``, ``auto`` for the one that this machine belongs to, or ``HOST:PORT``.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -75,6 +77,10 @@ def _connect(ray: Any, address: str) -> None:
     if address == LOCAL:
         local = {"include_dashboard": False, "object_store_memory": _store_bytes()}
     try:
+        if address not in (LOCAL, "auto"):
+            # Ray itself would wait for minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED_S).close()
         with _unsaid():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
@@ -85,7 +91,7 @@ def _connect(ray: Any, address: str) -> None:
             raise DeviceError("ray", found=f"no cluster can be started here ({reason})", expected="one") from None
         raise DeviceError(
             f"ray {address}", found=f"no cluster ({reason})", expected="one that runs",
-            fix="start it with ray start --head, or leave the address out for one on this machine",
+            fix="start it with ray start --head; if it wants a token, set RAY_AUTH_MODE=token",
         ) from None  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from unfuse.throughput.cluster.pools import PoolSize, parse_pools
 
 LOCAL: Final = "local"
 """In the place of an address: a cluster of this machine alone, that ends with the run."""
-_ADDRESS: Final = re.compile(r"local|auto|(ray://)?[\w.-]+:\d+|(ray://)?\[[\da-fA-F:]+\]:\d+")
+_ADDRESS: Final = re.compile(r"local|auto|[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,9 +31,14 @@ def check_address(address: str) -> None:
     Raises:
         InputError: says what one looks like.
     """
+    if address.startswith("ray://"):
+        raise InputError(
+            "ray", found=f"address {address!r}", expected="none, local, auto or HOST:PORT",
+            fix="Ray Data does not run through Ray Client: start the run on a machine of the cluster, or by ray job submit",
+        )  # fmt: skip
     if not _ADDRESS.fullmatch(address):
         raise InputError(
-            "ray", found=f"address {address!r}", expected="none, local, auto, HOST:PORT or ray://HOST:PORT",
+            "ray", found=f"address {address!r}", expected="none, local, auto or HOST:PORT",
             fix="give MODEL before --ray",
         )  # fmt: skip
 
