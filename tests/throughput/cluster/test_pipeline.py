@@ -60,15 +60,15 @@ def test_a_resumed_run_with_a_bad_scene_and_an_actor_killed_in_its_middle(ray, d
     (tmp_path / "bad.npy").write_bytes(b"no events")
     samples = demo_dataset().samples[:8]
     samples = (*samples[:5], replace(samples[5], event_data=tmp_path / "bad.npy"), *samples[6:])
-    questions = ["What moves?", "Is it raining?", "why? " * 3000, "Why?", "Which way?", "Who?", "Where?", "When?"]
+    questions = ["What moves?", "Is it raining?", "why? " * 3000, "Which way does the disc move?"]
     work = Work(Dataset(name="d", samples=samples), questions)
-    settings = replace(SETTINGS, output_length=24)
+    settings = replace(SETTINGS, output_length=16)
     here = answer_dataset(demo_model, work, settings, output=tmp_path / "here")
-    assert (here.summary().ok, here.summary().failed) == (49, 15)
+    assert (here.summary().ok, here.summary().failed) == (21, 11)
 
     shutil.copytree(here.folder, tmp_path / "run", ignore=shutil.ignore_patterns("summary.json", "*.lock"))
     lines = (tmp_path / "run" / "answers.jsonl").read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if b"bad.npy" not in line][:10]
+    kept = [line for line in lines if b"bad.npy" not in line][:6]
     (tmp_path / "run" / "answers.jsonl").write_bytes(b"".join(kept) + b"torn")
     heard, killed, told = [], [], []
 
@@ -83,8 +83,8 @@ def test_a_resumed_run_with_a_bad_scene_and_an_actor_killed_in_its_middle(ray, d
     )  # fmt: skip
     assert killed == [1]
     summary = there.summary()
-    assert (summary.samples, summary.ok, summary.failed, summary.earlier) == (64, 49, 15, 10)
-    assert len(heard) == len(set(heard)) == 54
+    assert (summary.samples, summary.ok, summary.failed, summary.earlier) == (32, 21, 11, 6)
+    assert len(heard) == len(set(heard)) == 26
     assert by_id(there.folder) == by_id(here.folder)
 
     assert summary.worker_deaths >= 1, "it was killed when it had nothing more to say"
@@ -95,7 +95,7 @@ def test_a_resumed_run_with_a_bad_scene_and_an_actor_killed_in_its_middle(ray, d
     one, other = (read_manifest(each.folder) for each in (there, here))
     assert one.model == other.model
     ((facts, left),) = told
-    assert left == 54
+    assert left == 26
     assert facts.environment["ray"]["pools"] == dict.fromkeys(("load", "preprocess", "encode", "answer"), "1")
 
 

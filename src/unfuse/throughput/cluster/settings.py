@@ -34,7 +34,7 @@ def check_address(address: str) -> None:
     if address.startswith("ray://"):
         raise InputError(
             "ray", found=f"address {address!r}", expected="none, local, auto or HOST:PORT",
-            fix="Ray Data does not run through Ray Client: start the run on a machine of the cluster, or by ray job submit",
+            fix="Ray Data does not run through Ray Client: start it on a machine of the cluster, or by ray job submit",
         )  # fmt: skip
     if not _ADDRESS.fullmatch(address):
         raise InputError(
