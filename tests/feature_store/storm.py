@@ -76,6 +76,7 @@ def steady(folder, seed, stop):
 
 
 def main(folder):
+    torch.set_num_threads(1)  # a forked child waits for ever for the threads that its parent had
     assert scene(0).digest, "compiles what the children share"
     rng, stop = random.Random(0), folder.with_name(f"{folder.name}.stop")
     workers = [steady(folder, seed, stop) for seed in range(STEADY)]
