@@ -119,6 +119,21 @@ def test_a_full_disk_is_said_to_who_answers(path, monkeypatch):
         writer.close()
 
 
+@pytest.mark.parametrize("kind", [ValueError, BrokenPipeError, SystemExit])
+def test_who_is_told_and_fails_ends_the_run_and_no_answer_is_lost_in_silence(path, kind):
+    def on_safe(answer):
+        raise kind("whoever listens")
+
+    writer = AnswersWriter(path, sound_bytes=0, on_safe=on_safe)
+    writer.append(record(0))
+    writer._thread.join(10)
+    with pytest.raises(kind, match="whoever listens"):
+        writer.append(record(1))
+    with pytest.raises(kind, match="whoever listens"):
+        writer.close()
+    assert [each.sample_id for each in read_answers(path)] == ["0"]
+
+
 def test_a_slow_disk_makes_who_answers_wait(path, monkeypatch):
     from unfuse.runs import answers_file
 

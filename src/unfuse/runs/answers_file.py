@@ -108,7 +108,8 @@ class AnswersWriter:
         Args:
             path: the file.
             sound_bytes: length of what stays.
-            on_safe: called with every answer once it is on the disk, by the writer's thread.
+            on_safe: called with every answer once it is on the disk, by the writer's thread. What it raises ends the
+                writer, and is raised where answers are handed over.
 
         Raises:
             RunFolderError: the file cannot be opened or cut.
@@ -116,7 +117,7 @@ class AnswersWriter:
         self._path = path
         self._on_safe = on_safe
         self._waiting: queue.Queue[AnswerRecord | None] = queue.Queue(_MOST_WAITING)
-        self._failure: RunFolderError | None = None
+        self._failure: BaseException | None = None
         self.busy_s = 0.0
         """Seconds spent writing and waiting for the disk."""
         try:
@@ -170,9 +171,7 @@ class AnswersWriter:
                 if self._on_safe is not None:
                     for record in records:
                         self._on_safe(record)
-        except OSError as error:
-            self._failure = cannot_write(self._path, error)
-        except RunFolderError as error:
+        except BaseException as error:  # noqa: BLE001 - raised again where answers are handed over
             self._failure = error
         finally:
             os.close(self._descriptor)
@@ -198,6 +197,9 @@ class AnswersWriter:
             for record in records
         )
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-        os.fsync(self._descriptor)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
