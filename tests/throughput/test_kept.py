@@ -94,6 +94,28 @@ def test_who_encodes_waits_only_for_a_store_that_is_far_behind(demo_model, demo_
     assert len(kept) == 10
 
 
+def test_what_cannot_be_put_away_keeps_nobody_waiting(demo_model, demo_sample):
+    class Broken:
+        trouble = None
+
+        def put(self, features):
+            raise MemoryError("no room for a copy")
+
+    keeper = Keeper(Broken())
+    features = demo_model.encode(demo_sample)
+
+    def encode():
+        for _ in range(40):
+            keeper(features)
+        keeper.close()
+
+    encoding = threading.Thread(target=encode, daemon=True)
+    encoding.start()
+    encoding.join(10)
+    assert not encoding.is_alive()
+    assert keeper.trouble == "MemoryError: no room for a copy"
+
+
 def test_a_worker_asks_for_what_the_model_encodes(demo_model, demo_sample, filled):
     place = StorePlace(path=filled, max_bytes=1 << 30)
     known = Kept(place=place, model_fingerprint=demo_model.fingerprint, dtype="float32")

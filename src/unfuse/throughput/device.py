@@ -155,7 +155,7 @@ class DeviceRunner:
             worker_deaths=pool.deaths,
             most_held=flow.most_held,
             scenes_found=flow.scenes_found,
-            not_kept=None if place is None else place.open().trouble,
+            not_kept=None if keep is None else keep.trouble,
         )
 
     def close(self) -> None:
