@@ -156,6 +156,17 @@ def test_a_failed_sample_is_counted_and_not_tried_again(demo_model, tmp_path):
     assert (again.ok, again.failed, again.answered) == (2, 1, 0)
 
 
+def test_a_recording_that_vanishes_while_the_model_loads_fails_alone(demo_model, tmp_path):
+    samples = demo_dataset(max_samples=2).samples
+    (tmp_path / "soon gone.npy").write_bytes(samples[1].event_data.read_bytes())
+    work = Work(Dataset(name="two", samples=(samples[0], replace(samples[1], event_data=tmp_path / "soon gone.npy"))))
+    (tmp_path / "soon gone.npy").unlink()
+    run = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "run")
+    assert {each.sample_id: each.status for each in run.answers()} == {"demo:0": "ok", "demo:1": "failed"}
+    with pytest.raises(FileAccessError, match=r"soon gone\.npy: found no such file"):
+        Work(work.dataset)
+
+
 def test_worker_processes_give_the_same_answers(undisturbed, demo_work, tmp_path):
     run = unfuse.run(
         "demo", demo_work.dataset, questions=[asked.question for _, asked in demo_work.rows[:3]], device="cpu",

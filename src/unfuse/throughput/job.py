@@ -136,22 +136,27 @@ class Work:
         ids = {asked.sample_id for _, asked in self.rows}
         if len(ids) != len(self.rows):
             raise DatasetError(dataset.name, found="a sample id twice", expected="each once")
-        for path in {path for sample in dataset.samples for path in sample.files}:
-            if not path.exists():
-                raise FileAccessError(str(path), found="no such file", expected=f"what {dataset.name} names")
-
-    def sha256(self) -> str:
-        """Of ids, questions, and the names and sizes of their files; what is in these, each answer says by its hash."""
+        files = {
+            sample.sample_id: [(path.name, _size(path, dataset)) for path in sample.files] for sample in dataset.samples
+        }
         digest = hashlib.sha256()
         for sample, asked in self.rows:
-            files = [(path.name, path.stat().st_size) for path in sample.files]
-            digest.update(json.dumps([asked.sample_id, asked.question, files]).encode())
-        return digest.hexdigest()
+            digest.update(json.dumps([asked.sample_id, asked.question, files[sample.sample_id]]).encode())
+        self.sha256 = digest.hexdigest()
+        """Of ids, questions, and the names and sizes of their files; what is in these, each answer says by its hash."""
 
     def scenes(self, done: Iterable[str] = ()) -> list[Scene]:
         """What is left."""
         known = frozenset(done)
         return scenes_of((sample, asked) for sample, asked in self.rows if asked.sample_id not in known)
+
+
+def _size(path: Path, dataset: Dataset) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise FileAccessError(str(path), found=found, expected=f"what {dataset.name} names") from None
 
 
 def answer_dataset(
@@ -345,6 +350,6 @@ def _manifest(facts: DeviceFacts, name: str, work: Work, settings: RunSettings, 
         protocol=ANSWERS_PROTOCOL,
         config=settings.identity(),
         model={**facts.model, "device": facts.model["device"].partition(":")[0]},
-        dataset={"path": work.dataset.name, "sha256": work.sha256(), "num_samples": len(work.rows)},
+        dataset={"path": work.dataset.name, "sha256": work.sha256, "num_samples": len(work.rows)},
         environment=facts.environment,
     )
