@@ -139,9 +139,10 @@ def test_a_run_that_never_began_leaves_nothing(demo_model, demo_work, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_failed_sample_is_counted_and_not_tried_again(demo_model, tmp_path):
+def test_a_failed_sample_is_counted_and_tried_again_when_the_run_goes_on(demo_model, tmp_path):
     samples = demo_dataset(max_samples=3).samples
-    (tmp_path / "bad.npy").write_bytes(b"no events")
+    whole = samples[1].event_data.read_bytes()
+    (tmp_path / "bad.npy").write_bytes(b"0" * len(whole))
     work = Work(
         Dataset(name="three", samples=(samples[0], replace(samples[1], event_data=tmp_path / "bad.npy"), samples[2]))
     )
@@ -153,7 +154,12 @@ def test_a_failed_sample_is_counted_and_not_tried_again(demo_model, tmp_path):
     assert "bad.npy" in failed.error
     assert failed.token_ids is failed.text is None
     again = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "run", resume=True).summary()
-    assert (again.ok, again.failed, again.answered) == (2, 1, 0)
+    assert (again.ok, again.failed, again.earlier, again.retried, again.answered) == (2, 1, 2, 1, 1)
+    assert "Tried again: 1 sample that had failed." in again.lines()
+    (tmp_path / "bad.npy").write_bytes(whole)
+    mended = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "run", resume=True)
+    assert (mended.summary().ok, mended.summary().failed, mended.summary().retried) == (3, 0, 1)
+    assert sorted((each.sample_id, each.status) for each in mended.answers()) == [(f"demo:{i}", "ok") for i in range(3)]
 
 
 def test_a_recording_that_vanishes_while_the_model_loads_fails_alone(demo_model, tmp_path):

@@ -55,7 +55,7 @@ _LINE_EVERY_S: Final = 10.0
     default=None,
     help="Run folder; default: runs/<time>-<model>-answers.",
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --output.")
+@click.option("--resume", is_flag=True, help="Continue the run in --output; what failed there is tried again.")
 @click.option(
     "--ray",
     is_flag=False,

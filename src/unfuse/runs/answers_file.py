@@ -11,14 +11,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from unfuse.errors import RunFolderError
-from unfuse.runs.atomic import cannot_write
+from unfuse.runs.atomic import cannot_write, write_chunks_atomic
 from unfuse.runs.lines import is_whole, sealed, unsealed
 from unfuse.runs.plain import from_plain, to_plain
 from unfuse.runs.schema import Status
@@ -64,22 +64,66 @@ def read_answers(path: Path) -> Iterator[AnswerRecord]:
         yield from_plain(AnswerRecord, fields, where=f"{path} line {number}")
 
 
-def sound_answers(path: Path) -> tuple[dict[str, bool], int]:
-    """Ids that have a line, with whether they failed, and the length of the file up to its last whole line.
+@dataclass(frozen=True, slots=True)
+class SoundAnswers:
+    """What a file holds up to its last whole line."""
+
+    answered: frozenset[str]
+    """Ids whose line has an answer."""
+    failed: Mapping[str, int]
+    """Ids whose line says why there is none, and the byte where that line begins."""
+    num_bytes: int
+
+
+def sound_answers(path: Path) -> SoundAnswers:
+    """What there is, read once.
 
     Raises:
         RunFolderError: as ``read_answers``; or an id has two lines.
     """
-    done: dict[str, bool] = {}
+    answered: set[str] = set()
+    failed: dict[str, int] = {}
     sound = 0
     for number, line, end in _lines(path):
         fields = unsealed(line, where=f"{path} line {number}")
         name = str(fields["sample_id"])
-        if name in done:
+        if name in answered or name in failed:
             raise RunFolderError(f"{path} line {number}", found=f"sample {name!r} again", expected="one line a sample")
-        done[name] = fields["status"] == "failed"
+        if fields["status"] == "failed":
+            failed[name] = sound
+        else:
+            answered.add(name)
         sound = end
-    return done, sound
+    return SoundAnswers(frozenset(answered), failed, sound)
+
+
+def take_out_failed(path: Path, found: SoundAnswers) -> int:
+    """Makes room for other answers in the place of those that failed; the file is the old one or the new one.
+
+    Args:
+        path: the file, which nobody writes to.
+        found: what it holds.
+
+    Returns:
+        Its bytes up to the last whole line.
+
+    Raises:
+        RunFolderError: it cannot be written; it is as before then.
+    """
+    if not found.failed:
+        return found.num_bytes
+    begins = frozenset(found.failed.values())
+
+    def kept() -> Iterator[bytes]:
+        at = 0
+        with path.open("rb") as file:
+            for line in file:
+                if at < found.num_bytes and at not in begins:
+                    yield line
+                at += len(line)
+
+    write_chunks_atomic(path, kept())
+    return path.stat().st_size
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, int]]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from unfuse.errors import RunFolderError
-from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, AnswersWriter, sound_answers
+from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, AnswersWriter, sound_answers, take_out_failed
 from unfuse.runs.atomic import write_json_atomic
 from unfuse.runs.beginning import begun, require_same
 from unfuse.runs.lock import FolderLock
@@ -24,12 +24,22 @@ class AnswersFolder:
     Leaving the ``with`` block by an error before the first answer takes a folder away that ``create`` made.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: FolderLock, writer: AnswersWriter, done: dict[str, bool]):
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        lock: FolderLock,
+        writer: AnswersWriter,
+        done: frozenset[str] = frozenset(),
+        failed: frozenset[str] = frozenset(),
+    ):
         """For the two class methods."""
         self.path = path
         self.manifest = manifest
         self.done = done
-        """Ids that had a line when it was opened, and whether it says failed; a failure is a result, not a gap."""
+        """Ids that were answered when it was opened."""
+        self.failed = failed
+        """Ids that had a line which said why there is no answer: it was taken out, and they may be asked again."""
         self._lock = lock
         self._writer = writer
         self._seen = set(done)
@@ -49,13 +59,13 @@ class AnswersFolder:
         """
         with begun(path.absolute(), manifest, ANSWERS_FILE) as beginning:
             writer = AnswersWriter(beginning.path / ANSWERS_FILE, sound_bytes=0, on_safe=on_safe)
-        folder = cls(beginning.path, manifest, beginning.lock, writer, {})
+        folder = cls(beginning.path, manifest, beginning.lock, writer)
         folder._made = beginning.made
         return folder
 
     @classmethod
     def resume(cls, path: Path, manifest: Manifest, on_safe: Callable[[AnswerRecord], None] | None = None) -> Self:
-        """Continues a run that ended early: cuts off a torn tail, keeps every whole line.
+        """Continues a run: cuts off a torn tail, keeps every answer, and takes failures out.
 
         Raises:
             RunFolderError: no such run, a damaged one, another process writes to it, or ``manifest`` is another run's.
@@ -65,14 +75,15 @@ class AnswersFolder:
         lock = FolderLock(path)
         try:
             require_same(path, recorded, manifest)
-            done, sound = sound_answers(path / ANSWERS_FILE)
+            found = sound_answers(path / ANSWERS_FILE)
             continued = replace(recorded, resumed=(*recorded.resumed, manifest.created))
             write_manifest(path, continued)
+            sound = take_out_failed(path / ANSWERS_FILE, found)
             writer = AnswersWriter(path / ANSWERS_FILE, sound_bytes=sound, on_safe=on_safe)
         except BaseException:
             lock.close()
             raise
-        return cls(path, continued, lock, writer, done)
+        return cls(path, continued, lock, writer, found.answered, frozenset(found.failed))
 
     @property
     def busy_s(self) -> float:

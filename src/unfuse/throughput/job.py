@@ -180,7 +180,7 @@ def answer_dataset(
         work: what is to be answered.
         settings: options.
         output: run folder, written as the run goes on.
-        resume: continue the run in ``output``.
+        resume: continue the run in ``output``; what failed there is tried again.
         placement: device, dtype and engine, as for ``unfuse.load``.
         devices: several, a process each, in the place of that device; then ``model`` is a name.
         ray: on a cluster, which loads the model itself.
@@ -279,12 +279,12 @@ class _Filing:
             results = devices.answer(scenes, partial(self._file, folder))
             folder.settle()
             times = together([result.times for result in results], time.perf_counter() - begun, folder.busy_s)
-            earlier_failed = sum(folder.done.values())
             summary = RunSummary(
                 samples=len(self.work.rows),
-                ok=self._answered - self._failed + len(folder.done) - earlier_failed,
-                failed=self._failed + earlier_failed,
+                ok=self._answered - self._failed + len(folder.done),
+                failed=self._failed,
                 earlier=len(folder.done),
+                retried=len(folder.failed),
                 output_tokens=self._tokens,
                 times=times,
                 scenes=len(scenes),

@@ -40,6 +40,8 @@ class RunSummary:
     """Questions answered at the same time, on each device."""
     most_held: int | None
     """Questions that were taken up and not answered, at most at any one time, on any device; None on a cluster."""
+    retried: int = 0
+    """Had failed before this process continued the run, and were asked again."""
     scenes_found: int = 0
     """Of these, found in the store."""
     not_kept: str | None = None
@@ -81,6 +83,8 @@ class RunSummary:
         if self.earlier:
             counted += f", {self.earlier} of them answered before"
         lines = [f"{counted}."]
+        if self.retried:
+            lines.append(f"Tried again: {_count(self.retried, 'sample')} that had failed.")
         if not self.answered:
             return [*lines, "Nothing was left to do."]
         lines.append(
