@@ -80,11 +80,12 @@ def test_names_of_devices(monkeypatch):
             find_devices(wrong)
 
 
-def test_a_process_sees_its_own_gpu_only(monkeypatch):
+def test_a_process_sees_its_own_gpu_only_and_no_key_at_the_terminal(monkeypatch):
     seen = []
 
     def popen(command, *, env, **more):
         seen.append(env["CUDA_VISIBLE_DEVICES"])
+        assert more["process_group"] == 0
         return SimpleNamespace()
 
     monkeypatch.setattr(subprocess, "Popen", popen)

@@ -290,6 +290,7 @@ def _start(name: str, job: DeviceJob) -> _Child:
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
             env=environment,
+            process_group=0,  # a key at the terminal is for this process, also while that one still imports
         )
     with suppress(Closed):
         send(place, replace(job, device=device))
