@@ -49,6 +49,8 @@ class AnswerRecord:
     features_kept: bool | None = None
     """Whether the scene's features came out of the store."""
     media_sha256: str | None = None
+    media_bytes: int | None = None
+    """Size of the sample's files when its run began or was continued."""
     finished_unix_s: float = 0.0
     """When, in seconds since 1970."""
 
@@ -68,8 +70,8 @@ def read_answers(path: Path) -> Iterator[AnswerRecord]:
 class SoundAnswers:
     """What a file holds up to its last whole line."""
 
-    answered: frozenset[str]
-    """Ids whose line has an answer."""
+    answered: Mapping[str, int | None]
+    """Ids whose line has an answer, with their ``media_bytes``."""
     failed: Mapping[str, int]
     """Ids whose line says why there is none, and the byte where that line begins."""
     num_bytes: int
@@ -81,7 +83,7 @@ def sound_answers(path: Path) -> SoundAnswers:
     Raises:
         RunFolderError: as ``read_answers``; or an id has two lines.
     """
-    answered: set[str] = set()
+    answered: dict[str, int | None] = {}
     failed: dict[str, int] = {}
     sound = 0
     for number, line, end in _lines(path):
@@ -92,9 +94,9 @@ def sound_answers(path: Path) -> SoundAnswers:
         if fields["status"] == "failed":
             failed[name] = sound
         else:
-            answered.add(name)
+            answered[name] = fields.get("media_bytes")
         sound = end
-    return SoundAnswers(frozenset(answered), failed, sound)
+    return SoundAnswers(answered, failed, sound)
 
 
 def take_out_failed(path: Path, found: SoundAnswers) -> int:

@@ -140,10 +140,14 @@ class Work:
             sample.sample_id: [(path.name, _size(path, dataset)) for path in sample.files] for sample in dataset.samples
         }
         digest = hashlib.sha256()
+        self.media_bytes: dict[str, int] = {}
+        """Size of the files that each question is about."""
         for sample, asked in self.rows:
-            digest.update(json.dumps([asked.sample_id, asked.question, files[sample.sample_id]]).encode())
+            names = [name for name, _ in files[sample.sample_id]]
+            digest.update(json.dumps([asked.sample_id, asked.question, names]).encode())
+            self.media_bytes[asked.sample_id] = sum(size for _, size in files[sample.sample_id])
         self.sha256 = digest.hexdigest()
-        """Of ids, questions, and the names and sizes of their files; what is in these, each answer says by its hash."""
+        """Of ids, questions, and the names of their files; what is in these, each answer says by its hash."""
 
     def scenes(self, done: Iterable[str] = ()) -> list[Scene]:
         """What is left."""
@@ -270,7 +274,8 @@ class _Filing:
         """Has all that is left answered, and files it."""
         facts = devices.facts
         manifest = _manifest(facts, self.name, self.work, self.settings, self.command)
-        start = AnswersFolder.resume if self.resume else AnswersFolder.create
+        resume = partial(AnswersFolder.resume, media_bytes=self.work.media_bytes)
+        start = resume if self.resume else AnswersFolder.create
         with start(self.output, manifest, self.on_answer) as folder:
             scenes = self.work.scenes(folder.done)
             if self.on_ready is not None:
@@ -304,7 +309,7 @@ class _Filing:
         self._answered += 1
         self._tokens += len(answer.token_ids)
         self._failed += answer.error is not None
-        folder.append(_record(answer))
+        folder.append(replace(_record(answer), media_bytes=self.work.media_bytes[answer.asked.sample_id]))
 
 
 def shared(scenes: Iterable[Scene]) -> NextScene:
