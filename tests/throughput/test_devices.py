@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from unfuse.errors import DeviceError, InputError
+from unfuse.report.schemas import schemas
 from unfuse.samples import Sample
 from unfuse.stages import Sampling
 from unfuse.throughput import devices
 from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
 from unfuse.throughput.devices import DeviceProcesses, find_devices
 from unfuse.throughput.flow import Answer, FlowSettings
-from unfuse.throughput.job import RunSettings, answer_dataset
+from unfuse.throughput.job import RunSettings, Work, answer_dataset
 from unfuse.throughput.scenes import Asked, Scene
 from unfuse.throughput.times import Times
 from unfuse.throughput.wire import Closed, receive, send
@@ -58,8 +62,22 @@ def test_a_device_that_does_not_come_up(monkeypatch):
 
 
 def test_a_loaded_model_is_one_device(demo_model, demo_work, tmp_path):
-    with pytest.raises(InputError, match="loaded model"):
-        answer_dataset(demo_model, demo_work, RunSettings(), output=tmp_path / "run", devices=("cpu", "cpu"))
+    for names in (("cpu", "cpu"), ("cpu",)):
+        with pytest.raises(InputError, match="loaded model"):
+            answer_dataset(demo_model, demo_work, RunSettings(), output=tmp_path / "run", devices=names)
+
+
+def test_one_device_has_a_process_as_well(demo_work, tmp_path, monkeypatch):
+    """It dies of every scene: the run comes to its end, and says nothing of times that nobody has told."""
+    made = stood(monkeypatch, [], again=None)
+    work = Work(replace(demo_work.dataset, samples=demo_work.dataset.samples[:1]))
+    monkeypatch.setattr(Stand, "poison", {work.rows[0][1].sample_id})
+    run = answer_dataset("demo", work, RunSettings(), output=tmp_path / "run", devices=("cpu",))
+    summary = run.summary()
+    assert (len(made), summary.ok, summary.failed) == (2, 0, 1)
+    assert summary.device_deaths[1] == "device cpu was lost (signal 9); nothing was left to do"
+    assert "Bottleneck: not known, since no process that answered has lived to say how busy it was" in summary.lines()
+    Draft202012Validator(schemas()["answers-summary"]).validate(json.loads((run.folder / "summary.json").read_text()))
 
 
 def test_names_of_devices(monkeypatch):
@@ -112,7 +130,7 @@ class Stand:
         self.place, self._theirs = socket.socketpair()
         self._left = dies_after
         self._facts = DeviceFacts(
-            model={"device": "cpu"}, environment={}, workers=1, capacity=capacity, ahead=1
+            model={"device": "cpu", "name": "demo"}, environment={}, workers=1, capacity=capacity, ahead=1
         )  # fmt: skip
         self.answered = 0
         self.most = 0
@@ -140,7 +158,8 @@ class Stand:
                 pass
 
 
-def stands(monkeypatch, plan, capacity=3, again=None):
+def stood(monkeypatch, plan, capacity=3, again=None):
+    """Stands in the place of processes: those of a plan, and all after them."""
     made = []
 
     def start(name, job):
@@ -148,6 +167,11 @@ def stands(monkeypatch, plan, capacity=3, again=None):
         return made[-1].child
 
     monkeypatch.setattr(devices, "_start", start)
+    return made
+
+
+def stands(monkeypatch, plan, capacity=3, again=None):
+    made = stood(monkeypatch, plan, capacity, again)
     job = DeviceJob(
         model="demo", device="cpu", dtype="float32", engine="eager",
         flow=FlowSettings(max_new_tokens=1, sampling=Sampling()),

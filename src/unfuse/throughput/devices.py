@@ -241,7 +241,7 @@ class DeviceProcesses:
             self._hear(again)
             what = "it was started again, and its unfinished samples tried again"
         else:
-            what = "its unfinished samples went to the others" if had else "it had nothing unfinished"
+            what = "its unfinished samples went to the others" if work else "nothing was left to do"
         self.deaths += (f"device {child.name} was lost ({reason}); {what}",)
         if work and not any(each.alive for each in self._children):
             raise DeviceError(

@@ -186,7 +186,7 @@ def answer_dataset(
         output: run folder, written as the run goes on.
         resume: continue the run in ``output``; what failed there is tried again.
         placement: device, dtype and engine, as for ``unfuse.load``.
-        devices: several, a process each, in the place of that device; then ``model`` is a name.
+        devices: in the place of that device, a process each, started again when it dies; then ``model`` is a name.
         ray: on a cluster, which loads the model itself.
         command: for the record; the process's own by default.
         on_ready: called with what is known of the device, and how many questions are left.
@@ -215,13 +215,11 @@ def answer_dataset(
 
         with RayPipeline(job, ray) as pipeline:
             return filing.of(pipeline)
-    if len(devices) > 1:
+    if devices:
         if not isinstance(model, str):
-            raise InputError("devices", found=f"{len(devices)} and a loaded model", expected="a model's name")
+            raise InputError("devices", found="a loaded model", expected="a model's name: each process loads it")
         with DeviceProcesses(job, devices) as processes:
             return filing.of(processes)
-    if devices:
-        job = replace(job, device=devices[0])
     with DeviceRunner(job, None if isinstance(model, str) else model) as runner:
         return filing.of(_OneDevice(runner))
 

@@ -100,6 +100,8 @@ class RunSummary:
         if self.worker_deaths:
             lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
         lines += [f"Warning: {death}" for death in self.device_deaths]
+        if self.device_deaths:
+            lines.append("Warning: how busy a device was before it was lost is not known, and not in the times above.")
         return lines
 
     def _busy_lines(self) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WORKER_STAGES: Final = ("load", "preprocess")
 DEVICE_STAGES: Final = ("encode", "prefill", "decode")
+_UNKNOWN: Final = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +95,7 @@ class Bottleneck:
     """What was busy for the largest share of its time: more of it, and nothing else, makes a run faster."""
 
     where: str
-    """``workers``, ``device``, ``answers file``, or on a cluster ``actors``."""
+    """``workers``, ``device``, ``answers file``, on a cluster ``actors``; ``unknown`` where no process lived to say."""
     stage: str
     """The largest part of it: a stage, ``Stage 4`` for prefill and decode together."""
     busy: float
@@ -102,6 +103,8 @@ class Bottleneck:
 
     def line(self, times: Times) -> str:
         """One sentence for a reader."""
+        if self.where == _UNKNOWN:
+            return "Bottleneck: not known, since no process that answered has lived to say how busy it was"
         if self.where == "device":
             other = f"load and preprocess waited {times.room_wait:.0%} for room"
         elif self.where == "workers":
@@ -128,6 +131,8 @@ def bottleneck(times: Times, pools: Sequence[PoolUse] = ()) -> Bottleneck:
         found = [Bottleneck(where="actors", stage=names.get(use.stage, use.stage), busy=use.busy) for use in pools]
         found.append(Bottleneck(where="answers file", stage="writing answers", busy=times.write_busy))
         return max(found, key=lambda each: each.busy)
+    if not times.devices:
+        return Bottleneck(where=_UNKNOWN, stage=_UNKNOWN, busy=0.0)
     stage4 = times.prefill_s + times.decode_s
     candidates = (
         Bottleneck(where="device", stage="Stage 4" if stage4 >= times.encode_s else "encode", busy=times.device_busy),
