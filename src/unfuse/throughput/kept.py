@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +54,8 @@ class Keeper:
     def __init__(self, store: FeatureStore):
         self._store = store
         self._trouble: str | None = None
+        self.busy_s = 0.0
+        """Seconds spent putting away, so far."""
         self._waiting: queue.Queue[Features | None] = queue.Queue(_MOST_WAITING)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -73,7 +76,9 @@ class Keeper:
 
     def _work(self) -> None:
         while (features := self._waiting.get()) is not None:
+            begun = time.perf_counter()
             try:
                 self._store.put(features)
             except Exception as error:  # noqa: BLE001 - a scene is encoded again; whoever encodes must not wait for ever
                 self._trouble = reason_of(error)
+            self.busy_s += time.perf_counter() - begun

@@ -14,6 +14,7 @@ SHARES: Final = {
     "workers_busy": "Share of the workers' time that was load and preprocess.",
     "device_busy": "Share of the devices' time that was encode, prefill and decode.",
     "write_busy": "Share of the time in which answers were being written.",
+    "store_busy": "Share of the time in which scenes were being put into the store.",
     "room_wait": "Share of the workers' time in which they waited for room.",
     "scene_wait": "Share of the devices' time in which they waited for scenes.",
 }
@@ -114,7 +115,7 @@ class RunSummary:
         workers, devices = _count(times.workers, "worker"), _count(times.devices, "device")
         return [
             f"Busy: {_busy(times, WORKER_STAGES)} ({workers}); {_busy(times, DEVICE_STAGES)} ({devices}); "
-            f"writing {times.write_s:.2f} s.",
+            f"writing {times.write_s:.2f} s{f', keeping scenes {times.store_s:.2f} s' if times.store_s else ''}.",
             f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
         ]
 
