@@ -111,7 +111,7 @@ def run(
         dtype: as for ``unfuse.load``.
         engine: as for ``unfuse.load``.
         output: run folder, written as the run goes on; default: ``runs/<time>-<model>-answers``.
-        resume: continue the run in ``output``.
+        resume: continue the run in ``output``; what failed there is tried again.
         ray: on a Ray cluster, which loads the model by its name: ``local`` for one on this machine, ``auto``
             or ``HOST:PORT``.
         ray_pools: actors of each stage there, as ``load=4,preprocess=2-8,encode=1,answer=1``.

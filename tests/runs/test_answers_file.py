@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfuse.errors import RunFolderError
-from unfuse.runs.answers_file import AnswerRecord, AnswersWriter, read_answers, sound_answers
+from unfuse.runs.answers_file import (
+    AnswerRecord,
+    AnswersWriter,
+    SoundAnswers,
+    read_answers,
+    sound_answers,
+    take_out_failed,
+)
 
 LINES = st.lists(st.text(max_size=30), min_size=1, max_size=8)
 
@@ -39,12 +46,13 @@ def written(path, records, sound=0):
 def test_what_is_written_is_read(path):
     records = [
         record(0),
-        record(1, "\u2028 \ud800 \n end"),
+        record(1, "\u2028 \ud800 \n end", media_bytes=7),
         record(2, None, status="failed", error="no", token_ids=None),
     ]
     writer = written(path, records)
     assert list(read_answers(path)) == records
-    assert sound_answers(path) == ({"0": False, "1": False, "2": True}, path.stat().st_size)
+    begins = sum(len(line) for line in path.read_bytes().splitlines(keepends=True)[:2])
+    assert sound_answers(path) == SoundAnswers({"0": None, "1": 7}, {"2": begins}, path.stat().st_size)
     assert path.read_bytes().isascii()
     assert writer.busy_s > 0
 
@@ -58,9 +66,11 @@ def test_a_torn_tail_is_passed_over_and_cut_off(tmp_path_factory, texts, cut):
     whole = path.read_bytes()
     torn = whole[: max(0, len(whole) - cut)]
     path.write_bytes(torn)
-    done, sound = sound_answers(path)
-    assert list(done) == [each.sample_id for each in read_answers(path)] == [str(i) for i in range(torn.count(b"\n"))]
-    written(path, [record(i, text) for i, text in enumerate(texts) if str(i) not in done], sound)
+    found = sound_answers(path)
+    done = [str(i) for i in range(torn.count(b"\n"))]
+    assert list(found.answered) == done
+    assert done == [each.sample_id for each in read_answers(path)]
+    written(path, [record(i, text) for i, text in enumerate(texts) if str(i) not in done], found.num_bytes)
     assert path.read_bytes() == whole
 
 
@@ -69,6 +79,37 @@ def test_damage_before_the_end_is_an_error(path):
     path.write_bytes(path.read_bytes().replace(b"street", b"strect", 1))
     with pytest.raises(RunFolderError, match="line 1: found a damaged line"):
         list(read_answers(path))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.booleans(), max_size=8), st.integers(0, 100))
+def test_failures_are_taken_out_and_answers_stay(tmp_path_factory, ok, cut):
+    path = tmp_path_factory.mktemp("failed") / "answers.jsonl"
+    path.touch()
+    records = [record(i) if good else record(i, None, status="failed", error="no") for i, good in enumerate(ok)]
+    written(path, records)
+    path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - cut)])
+    whole = list(read_answers(path))
+    found = sound_answers(path)
+    assert found.answered.keys() | found.failed.keys() == {each.sample_id for each in whole}
+    written(path, [], take_out_failed(path, found))
+    assert list(read_answers(path)) == [each for each in whole if each.status == "ok"]
+    assert sound_answers(path) == SoundAnswers(found.answered, {}, path.stat().st_size)
+    assert [each.name for each in path.parent.iterdir()] == ["answers.jsonl"]
+
+
+def test_a_full_disk_takes_nothing_out(path, monkeypatch):
+    written(path, [record(0), record(1, None, status="failed", error="no")])
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFolderError, match="No space left"):
+        take_out_failed(path, sound_answers(path))
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["answers.jsonl"]
 
 
 def test_an_id_twice_is_an_error(path):
@@ -117,6 +158,21 @@ def test_a_full_disk_is_said_to_who_answers(path, monkeypatch):
         writer.append(record(1))
     with pytest.raises(RunFolderError, match="No space left"):
         writer.close()
+
+
+@pytest.mark.parametrize("kind", [ValueError, BrokenPipeError, SystemExit])
+def test_who_is_told_and_fails_ends_the_run_and_no_answer_is_lost_in_silence(path, kind):
+    def on_safe(answer):
+        raise kind("whoever listens")
+
+    writer = AnswersWriter(path, sound_bytes=0, on_safe=on_safe)
+    writer.append(record(0))
+    writer._thread.join(10)
+    with pytest.raises(kind, match="whoever listens"):
+        writer.append(record(1))
+    with pytest.raises(kind, match="whoever listens"):
+        writer.close()
+    assert [each.sample_id for each in read_answers(path)] == ["0"]
 
 
 def test_a_slow_disk_makes_who_answers_wait(path, monkeypatch):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import threading
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from unfuse.errors import DeviceError, InputError
+from unfuse.report.schemas import schemas
 from unfuse.samples import Sample
 from unfuse.stages import Sampling
 from unfuse.throughput import devices
 from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
 from unfuse.throughput.devices import DeviceProcesses, find_devices
 from unfuse.throughput.flow import Answer, FlowSettings
-from unfuse.throughput.job import RunSettings, answer_dataset
+from unfuse.throughput.job import RunSettings, Work, answer_dataset
 from unfuse.throughput.scenes import Asked, Scene
 from unfuse.throughput.times import Times
 from unfuse.throughput.wire import Closed, receive, send
@@ -45,7 +50,7 @@ def test_two_processes_answer_as_one_does_and_one_that_is_killed_loses_nothing(
     }
     assert run.summary().ok == 12
     (death,) = run.summary().device_deaths
-    assert death == "device cpu was lost (signal 9); its unfinished samples went to the others"
+    assert death == "device cpu was lost (signal 9); it was started again, and its unfinished samples tried again"
     assert f"Warning: {death}" in run.summary().lines()
 
 
@@ -57,8 +62,22 @@ def test_a_device_that_does_not_come_up(monkeypatch):
 
 
 def test_a_loaded_model_is_one_device(demo_model, demo_work, tmp_path):
-    with pytest.raises(InputError, match="loaded model"):
-        answer_dataset(demo_model, demo_work, RunSettings(), output=tmp_path / "run", devices=("cpu", "cpu"))
+    for names in (("cpu", "cpu"), ("cpu",)):
+        with pytest.raises(InputError, match="loaded model"):
+            answer_dataset(demo_model, demo_work, RunSettings(), output=tmp_path / "run", devices=names)
+
+
+def test_one_device_has_a_process_as_well(demo_work, tmp_path, monkeypatch):
+    """It dies of every scene: the run comes to its end, and says nothing of times that nobody has told."""
+    made = stood(monkeypatch, [], again=None)
+    work = Work(replace(demo_work.dataset, samples=demo_work.dataset.samples[:1]))
+    monkeypatch.setattr(Stand, "poison", {work.rows[0][1].sample_id})
+    run = answer_dataset("demo", work, RunSettings(), output=tmp_path / "run", devices=("cpu",))
+    summary = run.summary()
+    assert (len(made), summary.ok, summary.failed) == (2, 0, 1)
+    assert summary.device_deaths[1] == "device cpu was lost (signal 9); nothing was left to do"
+    assert "Bottleneck: not known, since no process that answered has lived to say how busy it was" in summary.lines()
+    Draft202012Validator(schemas()["answers-summary"]).validate(json.loads((run.folder / "summary.json").read_text()))
 
 
 def test_names_of_devices(monkeypatch):
@@ -79,11 +98,12 @@ def test_names_of_devices(monkeypatch):
             find_devices(wrong)
 
 
-def test_a_process_sees_its_own_gpu_only(monkeypatch):
+def test_a_process_sees_its_own_gpu_only_and_no_key_at_the_terminal(monkeypatch):
     seen = []
 
     def popen(command, *, env, **more):
         seen.append(env["CUDA_VISIBLE_DEVICES"])
+        assert more["process_group"] == 0
         return SimpleNamespace()
 
     monkeypatch.setattr(subprocess, "Popen", popen)
@@ -103,15 +123,18 @@ def test_a_process_sees_its_own_gpu_only(monkeypatch):
 class Stand:
     """In the place of a device's process: a thread that answers at once, and may die after so many answers."""
 
+    poison: frozenset[str] = frozenset()
+    """Questions that it dies of."""
+
     def __init__(self, name, dies_after, capacity):
         self.place, self._theirs = socket.socketpair()
         self._left = dies_after
         self._facts = DeviceFacts(
-            model={"device": "cpu"}, environment={}, workers=1, capacity=capacity, ahead=1
+            model={"device": "cpu", "name": "demo"}, environment={}, workers=1, capacity=capacity, ahead=1
         )  # fmt: skip
         self.answered = 0
         self.most = 0
-        self.process = SimpleNamespace(kill=lambda: None, wait=lambda: -9)
+        self.process = SimpleNamespace(kill=lambda: None, wait=lambda timeout=None: -9)
         self.child = devices._Child(name, self.process, self.place)
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
@@ -126,7 +149,7 @@ class Stand:
                 send(self._theirs, self._facts)
                 while (scene := receive(self._theirs)) is not None:
                     for asked in scene.asked:
-                        if self.answered == self._left:
+                        if self.answered == self._left or asked.sample_id in self.poison:
                             return
                         self.answered += 1
                         send(self._theirs, Answer(asked=asked, media_sha256="m", text="yes"))
@@ -135,14 +158,20 @@ class Stand:
                 pass
 
 
-def stands(monkeypatch, plan, capacity=3):
+def stood(monkeypatch, plan, capacity=3, again=None):
+    """Stands in the place of processes: those of a plan, and all after them."""
     made = []
 
     def start(name, job):
-        made.append(Stand(name, plan[len(made)], capacity))
+        made.append(Stand(name, plan[len(made)] if len(made) < len(plan) else again, capacity))
         return made[-1].child
 
     monkeypatch.setattr(devices, "_start", start)
+    return made
+
+
+def stands(monkeypatch, plan, capacity=3, again=None):
+    made = stood(monkeypatch, plan, capacity, again)
     job = DeviceJob(
         model="demo", device="cpu", dtype="float32", engine="eager",
         flow=FlowSettings(max_new_tokens=1, sampling=Sampling()),
@@ -164,25 +193,73 @@ def numbered(sizes):
     st.lists(st.integers(1, 4), max_size=30),
     st.lists(st.one_of(st.none(), st.integers(0, 12)), min_size=1, max_size=3),
     st.integers(1, 6),
+    st.one_of(st.none(), st.integers(0, 12)),
 )
-def test_every_question_is_answered_once_as_long_as_one_device_lives(sizes, plan, capacity):
+def test_every_question_is_answered_once_as_long_as_one_device_lives(sizes, plan, capacity, again):
     with pytest.MonkeyPatch.context() as patched:
-        processes, made = stands(patched, [*plan, None], capacity)
+        processes, made = stands(patched, [*plan, None], capacity, again)
         answered = []
         with processes:
             results = processes.answer(numbered(sizes), lambda answer: answered.append(answer.asked.sample_id))
             died = [stand for stand in made if stand.answered == stand._left]
         assert sorted(answered) == sorted(f"{i}#{n}" for i, size in enumerate(sizes) for n in range(size))
-        assert len(results) == len(made) - len(processes.deaths)
+        assert 1 <= len(results) <= len(made) - len(processes.deaths)
         assert len(processes.deaths) <= len(died)
 
 
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=40), st.sets(st.integers(0, 39), max_size=3), st.integers(1, 30)
+)
+def test_scenes_that_processes_die_of_fail_alone(sizes, poison, capacity):
+    wrong = {f"{i}#{sizes[i] - 1}" for i in poison if i < len(sizes)}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stand, "poison", wrong)
+        patched.setattr(devices, "_FRUITLESS", 99)  # in so few scenes, a process may have none that it can answer
+        processes, made = stands(patched, [None, None], capacity)
+        answers = []
+        with processes:
+            processes.answer(numbered(sizes), answers.append)
+    assert sorted(each.asked.sample_id for each in answers) == sorted(
+        f"{i}#{n}" for i, size in enumerate(sizes) for n in range(size)
+    )
+    failed = {each.asked.sample_id: each.error for each in answers if each.error}
+    assert failed.keys() == wrong
+    assert set(failed.values()) <= {"a device's process died of it again (signal 9)"}
+    assert len(made) - 2 <= len(processes.deaths) <= 3 * len(wrong)
+
+
+def test_a_device_whose_processes_never_answer_is_given_up(monkeypatch):
+    """The other has time to be: it answers nothing until then."""
+    processes, made = stands(monkeypatch, [0, None], again=0)
+    receive_now = devices.receive
+
+    def late(place, **more):
+        said = receive_now(place, **more)
+        deadline = time.monotonic() + 10
+        while place is made[1].place and len(processes.deaths) < 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return said
+
+    monkeypatch.setattr(devices, "receive", late)
+    answers = []
+    with processes:
+        processes.answer(numbered([1] * 200), answers.append)
+    assert len(answers) == 200
+    assert len(made) == 4
+    assert [death.partition("; ")[2] for death in processes.deaths] == [
+        *["it was started again, and its unfinished samples tried again"] * 2,
+        "its unfinished samples went to the others",
+    ]
+
+
 def test_when_all_are_dead_it_is_said(monkeypatch):
-    processes, _ = stands(monkeypatch, [2, 3])
+    processes, made = stands(monkeypatch, [2, 3], again=0)
     answered = []
     with processes, pytest.raises(DeviceError, match="no other is left.*--resume"):
         processes.answer(numbered([1] * 20), answered.append)
     assert len({answer.asked.sample_id for answer in answered}) == len(answered) <= 5
+    assert 4 <= len(made) <= 8
 
 
 def test_a_faster_device_gets_more(monkeypatch):

@@ -130,6 +130,23 @@ def test_a_request_that_the_batch_refuses_fails_alone(demo_model, demo_work, exp
     assert answers.keys() == expected.keys()
 
 
+def test_memory_that_does_not_last_is_one_line(demo_model, demo_work, monkeypatch):
+    make = demo_model.continuous
+
+    def continuous(capacity=None):
+        batch = make(capacity)
+
+        def step():
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+        batch.step = step
+        return batch
+
+    monkeypatch.setattr(demo_model, "continuous", continuous)
+    with pytest.raises(DeviceError, match="Tried to allocate 2 GiB.*--resume and a smaller --capacity"):
+        flowed(demo_model, demo_work.scenes())
+
+
 def test_nothing_to_answer(demo_model):
     assert flowed(demo_model, [])[0] == {}
 

@@ -139,7 +139,7 @@ def test_a_run_that_never_began_leaves_nothing(demo_model, demo_work, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_failed_sample_is_counted_and_not_tried_again(demo_model, tmp_path):
+def test_a_failed_sample_is_counted_and_tried_again_when_the_run_goes_on(demo_model, tmp_path):
     samples = demo_dataset(max_samples=3).samples
     (tmp_path / "bad.npy").write_bytes(b"no events")
     work = Work(
@@ -153,7 +153,28 @@ def test_a_failed_sample_is_counted_and_not_tried_again(demo_model, tmp_path):
     assert "bad.npy" in failed.error
     assert failed.token_ids is failed.text is None
     again = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "run", resume=True).summary()
-    assert (again.ok, again.failed, again.answered) == (2, 1, 0)
+    assert (again.ok, again.failed, again.earlier, again.retried, again.answered) == (2, 1, 2, 1, 1)
+    assert "Tried again: 1 sample that had failed." in again.lines()
+    (tmp_path / "bad.npy").write_bytes(samples[1].event_data.read_bytes())
+    mended = answer_dataset(demo_model, Work(work.dataset), SETTINGS, output=tmp_path / "run", resume=True)
+    assert (mended.summary().ok, mended.summary().failed, mended.summary().retried) == (3, 0, 1)
+    assert sorted((each.sample_id, each.status) for each in mended.answers()) == [(f"demo:{i}", "ok") for i in range(3)]
+    (tmp_path / "bad.npy").write_bytes(b"something else")
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    with pytest.raises(RunFolderError, match="'demo:1' with 14 bytes of files, expected the .* answered about"):
+        answer_dataset(demo_model, Work(work.dataset), SETTINGS, output=tmp_path / "run", resume=True)
+    assert before == {path.name: path.read_bytes() for path in run.folder.iterdir()}
+
+
+def test_a_recording_that_vanishes_while_the_model_loads_fails_alone(demo_model, tmp_path):
+    samples = demo_dataset(max_samples=2).samples
+    (tmp_path / "soon gone.npy").write_bytes(samples[1].event_data.read_bytes())
+    work = Work(Dataset(name="two", samples=(samples[0], replace(samples[1], event_data=tmp_path / "soon gone.npy"))))
+    (tmp_path / "soon gone.npy").unlink()
+    run = answer_dataset(demo_model, work, SETTINGS, output=tmp_path / "run")
+    assert {each.sample_id: each.status for each in run.answers()} == {"demo:0": "ok", "demo:1": "failed"}
+    with pytest.raises(FileAccessError, match=r"soon gone\.npy: found no such file"):
+        Work(work.dataset)
 
 
 def test_worker_processes_give_the_same_answers(undisturbed, demo_work, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,23 @@ def test_where_nothing_can_be_kept_it_is_said(demo_model, tmp_path, monkeypatch)
     assert any("Warning: not every scene is kept" in line and "No space" in line for line in run.summary().lines())
 
 
+def test_a_store_that_holds_the_run_back_is_the_bottleneck(demo_model, tmp_path, monkeypatch):
+    put = FeatureStore.put
+
+    def slow(self, features):
+        time.sleep(1.5)
+        put(self, features)
+
+    monkeypatch.setattr(FeatureStore, "put", slow)
+    settings = replace(SETTINGS, store=tmp_path / "store", max_new_tokens=1)
+    run = answer_dataset(demo_model, Work(demo_dataset(max_samples=2)), settings, output=tmp_path / "run")
+    summary = run.summary()
+    assert summary.times.store_s >= 3
+    assert summary.bottleneck.where == "store"
+    (line,) = (line for line in summary.lines() if line.startswith("Bottleneck"))
+    assert line.startswith("Bottleneck: keeping scenes (store busy ")
+
+
 def test_who_encodes_waits_only_for_a_store_that_is_far_behind(demo_model, demo_sample):
     gate, kept = threading.Event(), []
 
@@ -92,6 +110,28 @@ def test_who_encodes_waits_only_for_a_store_that_is_far_behind(demo_model, demo_
     gate.set()
     keeper.close()
     assert len(kept) == 10
+
+
+def test_what_cannot_be_put_away_keeps_nobody_waiting(demo_model, demo_sample):
+    class Broken:
+        trouble = None
+
+        def put(self, features):
+            raise MemoryError("no room for a copy")
+
+    keeper = Keeper(Broken())
+    features = demo_model.encode(demo_sample)
+
+    def encode():
+        for _ in range(40):
+            keeper(features)
+        keeper.close()
+
+    encoding = threading.Thread(target=encode, daemon=True)
+    encoding.start()
+    encoding.join(10)
+    assert not encoding.is_alive()
+    assert keeper.trouble == "MemoryError: no room for a copy"
 
 
 def test_a_worker_asks_for_what_the_model_encodes(demo_model, demo_sample, filled):

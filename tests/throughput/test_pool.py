@@ -88,6 +88,27 @@ def test_closing_a_pool_that_is_full_ends_its_threads():
     assert threading.active_count() == before
 
 
+def test_closing_a_pool_that_nobody_gives_scenes_ends_what_can_be_ended():
+    """Who gives them may wait for answers that will never come, because what answers has just failed."""
+    given = threading.Event()
+
+    def source():
+        given.wait()
+        return nothing(1)[0]
+
+    preparer = Slow()
+    pool = Pool([preparer], 1)
+    closing = threading.Thread(target=pool.close, daemon=True)
+    pool.start(source)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
+    given.set()
+    pool._threads[0].join(5)
+    assert not pool._threads[0].is_alive()
+    assert preparer.made == 0, "the scene that came too late"
+
+
 def test_starved_is_said_only_where_nothing_can_come():
     given = threading.Event()
     scenes = iter(nothing(1))

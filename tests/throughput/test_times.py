@@ -13,7 +13,7 @@ SECONDS = st.floats(0, 1000)
 TIMES = st.builds(
     Times, wall_s=st.floats(0.001, 1000), devices=st.integers(1, 8), workers=st.integers(1, 64), load_s=SECONDS,
     preprocess_s=SECONDS, encode_s=SECONDS, prefill_s=SECONDS, decode_s=SECONDS, write_s=SECONDS,
-    room_wait_s=SECONDS, scene_wait_s=SECONDS,
+    store_s=SECONDS, room_wait_s=SECONDS, scene_wait_s=SECONDS,
 )  # fmt: skip
 
 
@@ -41,12 +41,16 @@ def test_the_disk_is_the_bottleneck():
 @given(TIMES)
 def test_it_is_what_was_busy_for_the_largest_share(times):
     found = bottleneck(times)
-    assert found.busy == max(times.workers_busy, times.device_busy, times.write_busy)
+    assert found.busy == max(times.workers_busy, times.device_busy, times.write_busy, times.store_busy)
     parts = {
         "load": times.load_s, "preprocess": times.preprocess_s, "encode": times.encode_s,
         "Stage 4": times.prefill_s + times.decode_s, "writing answers": times.write_s,
+        "keeping scenes": times.store_s,
     }  # fmt: skip
-    groups = {"workers": ("load", "preprocess"), "device": ("encode", "Stage 4"), "answers file": ("writing answers",)}
+    groups = {
+        "workers": ("load", "preprocess"), "device": ("encode", "Stage 4"), "answers file": ("writing answers",),
+        "store": ("keeping scenes",),
+    }  # fmt: skip
     assert parts[found.stage] == max(parts[name] for name in groups[found.where])
     assert "\n" not in found.line(times)
 

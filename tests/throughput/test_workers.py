@@ -87,6 +87,20 @@ def test_a_worker_that_dies_once_costs_nothing(demo_model, host, tmp_path):
     assert (len(found), pool.deaths) == (4, 1)
 
 
+def test_a_worker_hears_how_a_decoder_of_its_own_has_ended(host, tmp_path):
+    told = tmp_path / "told"
+    code = (
+        "import pathlib, subprocess, sys\n"
+        "ended = subprocess.run([sys.executable, '-S', '-c', 'import os; os.kill(os.getpid(), 9)'])\n"
+        f"pathlib.Path({str(told)!r}).write_text(str(ended.returncode))"
+    )
+    scene = demo_scenes(1)[0]
+    worker = WorkerProcess(host)
+    worker(replace(scene, sample=replace(scene.sample, reference=Crash(code))))
+    worker.close()
+    assert told.read_text() == "-9"
+
+
 def test_a_host_that_was_killed_is_started_again(host, demo_model):
     worker = WorkerProcess(host, pinned=False)
     scene = demo_scenes(1)[0]

@@ -34,7 +34,7 @@ _LINE_EVERY_S: Final = 10.0
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
 @placement
-@click.option("--devices", default=None, help="Several: auto (all GPUs), a number, or names with commas between.")
+@click.option("--devices", default=None, help="A process each: auto (all GPUs), a number, or names with commas.")
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--output-length", type=int, default=None, help="Exactly N new tokens for every sample.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
@@ -55,7 +55,7 @@ _LINE_EVERY_S: Final = 10.0
     default=None,
     help="Run folder; default: runs/<time>-<model>-answers.",
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --output.")
+@click.option("--resume", is_flag=True, help="Continue the run in --output; what failed there is tried again.")
 @click.option(
     "--ray",
     is_flag=False,

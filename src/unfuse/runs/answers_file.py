@@ -11,14 +11,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from unfuse.errors import RunFolderError
-from unfuse.runs.atomic import cannot_write
+from unfuse.runs.atomic import cannot_write, write_chunks_atomic
 from unfuse.runs.lines import is_whole, sealed, unsealed
 from unfuse.runs.plain import from_plain, to_plain
 from unfuse.runs.schema import Status
@@ -49,6 +49,8 @@ class AnswerRecord:
     features_kept: bool | None = None
     """Whether the scene's features came out of the store."""
     media_sha256: str | None = None
+    media_bytes: int | None = None
+    """Size of the sample's files when its run began or was continued."""
     finished_unix_s: float = 0.0
     """When, in seconds since 1970."""
 
@@ -64,22 +66,66 @@ def read_answers(path: Path) -> Iterator[AnswerRecord]:
         yield from_plain(AnswerRecord, fields, where=f"{path} line {number}")
 
 
-def sound_answers(path: Path) -> tuple[dict[str, bool], int]:
-    """Ids that have a line, with whether they failed, and the length of the file up to its last whole line.
+@dataclass(frozen=True, slots=True)
+class SoundAnswers:
+    """What a file holds up to its last whole line."""
+
+    answered: Mapping[str, int | None]
+    """Ids whose line has an answer, with their ``media_bytes``."""
+    failed: Mapping[str, int]
+    """Ids whose line says why there is none, and the byte where that line begins."""
+    num_bytes: int
+
+
+def sound_answers(path: Path) -> SoundAnswers:
+    """What there is, read once.
 
     Raises:
         RunFolderError: as ``read_answers``; or an id has two lines.
     """
-    done: dict[str, bool] = {}
+    answered: dict[str, int | None] = {}
+    failed: dict[str, int] = {}
     sound = 0
     for number, line, end in _lines(path):
         fields = unsealed(line, where=f"{path} line {number}")
         name = str(fields["sample_id"])
-        if name in done:
+        if name in answered or name in failed:
             raise RunFolderError(f"{path} line {number}", found=f"sample {name!r} again", expected="one line a sample")
-        done[name] = fields["status"] == "failed"
+        if fields["status"] == "failed":
+            failed[name] = sound
+        else:
+            answered[name] = fields.get("media_bytes")
         sound = end
-    return done, sound
+    return SoundAnswers(answered, failed, sound)
+
+
+def take_out_failed(path: Path, found: SoundAnswers) -> int:
+    """Makes room for other answers in the place of those that failed; the file is the old one or the new one.
+
+    Args:
+        path: the file, which nobody writes to.
+        found: what it holds.
+
+    Returns:
+        Its bytes up to the last whole line.
+
+    Raises:
+        RunFolderError: it cannot be written; it is as before then.
+    """
+    if not found.failed:
+        return found.num_bytes
+    begins = frozenset(found.failed.values())
+
+    def kept() -> Iterator[bytes]:
+        at = 0
+        with path.open("rb") as file:
+            for line in file:
+                if at < found.num_bytes and at not in begins:
+                    yield line
+                at += len(line)
+
+    write_chunks_atomic(path, kept())
+    return path.stat().st_size
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, int]]:
@@ -108,7 +154,8 @@ class AnswersWriter:
         Args:
             path: the file.
             sound_bytes: length of what stays.
-            on_safe: called with every answer once it is on the disk, by the writer's thread.
+            on_safe: called with every answer once it is on the disk, by the writer's thread. What it raises ends the
+                writer, and is raised where answers are handed over.
 
         Raises:
             RunFolderError: the file cannot be opened or cut.
@@ -116,7 +163,7 @@ class AnswersWriter:
         self._path = path
         self._on_safe = on_safe
         self._waiting: queue.Queue[AnswerRecord | None] = queue.Queue(_MOST_WAITING)
-        self._failure: RunFolderError | None = None
+        self._failure: BaseException | None = None
         self.busy_s = 0.0
         """Seconds spent writing and waiting for the disk."""
         try:
@@ -170,9 +217,7 @@ class AnswersWriter:
                 if self._on_safe is not None:
                     for record in records:
                         self._on_safe(record)
-        except OSError as error:
-            self._failure = cannot_write(self._path, error)
-        except RunFolderError as error:
+        except BaseException as error:  # noqa: BLE001 - raised again where answers are handed over
             self._failure = error
         finally:
             os.close(self._descriptor)
@@ -198,6 +243,9 @@ class AnswersWriter:
             for record in records
         )
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-        os.fsync(self._descriptor)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error

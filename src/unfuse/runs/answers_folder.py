@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from unfuse.errors import RunFolderError
-from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, AnswersWriter, sound_answers
+from unfuse.runs.answers_file import (
+    ANSWERS_FILE,
+    AnswerRecord,
+    AnswersWriter,
+    SoundAnswers,
+    sound_answers,
+    take_out_failed,
+)
 from unfuse.runs.atomic import write_json_atomic
 from unfuse.runs.beginning import begun, require_same
 from unfuse.runs.lock import FolderLock
@@ -24,12 +31,22 @@ class AnswersFolder:
     Leaving the ``with`` block by an error before the first answer takes a folder away that ``create`` made.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: FolderLock, writer: AnswersWriter, done: dict[str, bool]):
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        lock: FolderLock,
+        writer: AnswersWriter,
+        done: frozenset[str] = frozenset(),
+        failed: frozenset[str] = frozenset(),
+    ):
         """For the two class methods."""
         self.path = path
         self.manifest = manifest
         self.done = done
-        """Ids that had a line when it was opened, and whether it says failed; a failure is a result, not a gap."""
+        """Ids that were answered when it was opened."""
+        self.failed = failed
+        """Ids that had a line which said why there is no answer: it was taken out, and they may be asked again."""
         self._lock = lock
         self._writer = writer
         self._seen = set(done)
@@ -49,30 +66,46 @@ class AnswersFolder:
         """
         with begun(path.absolute(), manifest, ANSWERS_FILE) as beginning:
             writer = AnswersWriter(beginning.path / ANSWERS_FILE, sound_bytes=0, on_safe=on_safe)
-        folder = cls(beginning.path, manifest, beginning.lock, writer, {})
+        folder = cls(beginning.path, manifest, beginning.lock, writer)
         folder._made = beginning.made
         return folder
 
     @classmethod
-    def resume(cls, path: Path, manifest: Manifest, on_safe: Callable[[AnswerRecord], None] | None = None) -> Self:
-        """Continues a run that ended early: cuts off a torn tail, keeps every whole line.
+    def resume(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        on_safe: Callable[[AnswerRecord], None] | None = None,
+        *,
+        media_bytes: Mapping[str, int],
+    ) -> Self:
+        """Continues a run: cuts off a torn tail, keeps every answer, and takes failures out.
+
+        Args:
+            path: the folder.
+            manifest: of the run.
+            on_safe: as for ``AnswersWriter``.
+            media_bytes: size of each sample's files now.
 
         Raises:
-            RunFolderError: no such run, a damaged one, another process writes to it, or ``manifest`` is another run's.
+            RunFolderError: no such run, a damaged one, another process writes to it, ``manifest`` is another run's, or
+                files have changed since they were answered about.
         """
         path = path.absolute()
         recorded = read_manifest(path)
         lock = FolderLock(path)
         try:
             require_same(path, recorded, manifest)
-            done, sound = sound_answers(path / ANSWERS_FILE)
+            found = sound_answers(path / ANSWERS_FILE)
+            _require_unchanged(path, found, media_bytes)
             continued = replace(recorded, resumed=(*recorded.resumed, manifest.created))
             write_manifest(path, continued)
+            sound = take_out_failed(path / ANSWERS_FILE, found)
             writer = AnswersWriter(path / ANSWERS_FILE, sound_bytes=sound, on_safe=on_safe)
         except BaseException:
             lock.close()
             raise
-        return cls(path, continued, lock, writer, done)
+        return cls(path, continued, lock, writer, frozenset(found.answered), frozenset(found.failed))
 
     @property
     def busy_s(self) -> float:
@@ -126,3 +159,14 @@ class AnswersFolder:
             if error is not None and self._made:
                 take_away(*self._made)
             self._lock.close()
+
+
+def _require_unchanged(path: Path, found: SoundAnswers, now: Mapping[str, int]) -> None:
+    for name, then in found.answered.items():
+        if then is not None and name in now and now[name] != then:
+            raise RunFolderError(
+                f"run folder {path}",
+                found=f"sample {name!r} with {now[name]} bytes of files",
+                expected=f"the {then} bytes that were answered about",
+                fix="give another --output",
+            )

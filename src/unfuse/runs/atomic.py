@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,10 +32,19 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     Raises:
         RunFolderError: the file could not be written; it says why.
     """
+    write_chunks_atomic(path, (data,))
+
+
+def write_chunks_atomic(path: Path, chunks: Iterable[bytes]) -> None:
+    """The same of what need not be in memory all at once.
+
+    Raises:
+        RunFolderError: the file could not be written; it says why.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            _write_durably(temporary, data)
+            _write_durably(temporary, chunks)
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
@@ -79,12 +89,13 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
     )
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(path: Path, chunks: Iterable[bytes]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

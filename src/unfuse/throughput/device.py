@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -151,11 +151,11 @@ class DeviceRunner:
             flow.run()
             times = flow.times(time.perf_counter() - begun)
         return DeviceResult(
-            times=times,
+            times=times if keep is None else replace(times, store_s=keep.busy_s),
             worker_deaths=pool.deaths,
             most_held=flow.most_held,
             scenes_found=flow.scenes_found,
-            not_kept=None if place is None else place.open().trouble,
+            not_kept=None if keep is None else keep.trouble,
         )
 
     def close(self) -> None:

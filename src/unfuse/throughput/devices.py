@@ -1,7 +1,8 @@
 """Several devices of one host: a process each, and scenes shared out as each has room for them.
 
-A device is given a scene when questions of its own are answered, so that a faster one gets more. What a device that
-died had not answered goes to the others, and is said.
+A device is given a scene when questions of its own are answered, so that a faster one gets more. One whose process
+died is started again. What it had in hand is tried again at the end, few scenes together and then each alone: so the
+one that processes die of is found, fails by name, and takes no other with it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ from unfuse.throughput.scenes import Scene
 from unfuse.throughput.wire import Closed, receive, send
 
 _CUDA: Final = re.compile(r"cuda:(\d+)")
+_FRUITLESS: Final = 3
+"""Processes in a row that ended without an answer: it is the device's fault then, and it is not started again."""
+_SUSPECTS: Final = 16
+"""Scenes of a process that died that are tried again together: one more start, and most of them lose no time."""
+_GRACE_S: Final = 10.0
+"""For a process to end once it has said why."""
 
 
 def find_devices(text: str) -> tuple[str, ...]:
@@ -65,8 +72,25 @@ class _Child:
     unanswered: int = 0
     """Questions of these."""
     facts: DeviceFacts | None = None
+    """None until it is ready."""
     result: DeviceResult | None = None
     alive: bool = True
+    suspects: bool = False
+    """What it has was another's when that died."""
+    fruitless: int = 1
+    """Processes of this device in a row without an answer, if this one gives none."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """Scenes by number that no process has."""
+
+    left: deque[tuple[int, Scene]]
+    suspects: deque[list[tuple[int, Scene]]] = field(default_factory=deque)
+    """Those that a process had when it died, in groups: beside others, it would not be known whose fault it is."""
+
+    def __bool__(self) -> bool:
+        return bool(self.left or self.suspects)
 
 
 class DeviceProcesses:
@@ -74,6 +98,8 @@ class DeviceProcesses:
 
     def __init__(self, job: DeviceJob, devices: tuple[str, ...]):
         """Starts one process a device and waits until each has loaded the model.
+
+        ``deaths`` says of each process that died what became of its device, a sentence each.
 
         Args:
             job: what each is to do, whatever device it names.
@@ -83,16 +109,15 @@ class DeviceProcesses:
             DeviceError: a device's process did not come so far; says which and why.
         """
         self.deaths: tuple[str, ...] = ()
+        self._job = replace(job, devices=len(devices))
         self._said: queue.SimpleQueue[tuple[_Child, Any]] = queue.SimpleQueue()
         self._children: list[_Child] = []
         self._threads: list[threading.Thread] = []
         try:
             for name in devices:
-                self._children.append(_start(name, replace(job, devices=len(devices))))
+                self._children.append(_start(name, self._job))
             for child in self._children:
-                thread = threading.Thread(target=self._listen, args=(child,), daemon=True)
-                thread.start()
-                self._threads.append(thread)
+                self._hear(child)
             while any(child.facts is None for child in self._children):
                 self._ready(*self._said.get())
         except BaseException:
@@ -112,26 +137,29 @@ class DeviceProcesses:
         Raises:
             DeviceError: no device is left.
         """
-        left = deque(enumerate(scenes))
+        work = _Work(deque(enumerate(scenes)))
         where = {asked.sample_id: number for number, scene in enumerate(scenes) for asked in scene.asked}
-        self._share(left)
-        while left or any(child.given for child in self._children):
+        self._share(work)
+        while work or any(child.given for child in self._children):
             child, said = self._said.get()
             if isinstance(said, Answer):
                 emit(said)
                 _tick_off(child, where[said.asked.sample_id], said.asked.sample_id)
+            elif isinstance(said, DeviceFacts):
+                child.facts = said
             else:
-                self._lost(child, said, left)
-            self._share(left)
-        for child in self._alive:
+                self._lost(child, said, work, emit)
+            self._share(work)
+        ready = self._ready_ones
+        for child in ready:
             with suppress(Closed):
                 send(child.place, ENDED)
-        while any(child.result is None for child in self._alive):
+        while any(child.alive and child.result is None for child in ready):
             child, said = self._said.get()
             if isinstance(said, DeviceResult):
                 child.result = said
-            else:
-                self._lost(child, said, left)
+            elif not isinstance(said, DeviceFacts):  # of one that was started again, and is not needed any more
+                self._lost(child, said, work, emit)
         return [child.result for child in self._children if child.result is not None]
 
     def close(self) -> None:
@@ -155,8 +183,13 @@ class DeviceProcesses:
         self.close()
 
     @property
-    def _alive(self) -> list[_Child]:
-        return [child for child in self._children if child.alive]
+    def _ready_ones(self) -> list[_Child]:
+        return [child for child in self._children if child.alive and child.facts is not None]
+
+    def _hear(self, child: _Child) -> None:
+        thread = threading.Thread(target=self._listen, args=(child,), daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _listen(self, child: _Child) -> None:
         """Passes on what a process says; None at its end."""
@@ -172,38 +205,62 @@ class DeviceProcesses:
         reason = said if isinstance(said, str) else f"its process ended ({_end(child)})"
         raise DeviceError(f"device {child.name}: {reason}")
 
-    def _share(self, left: deque[tuple[int, Scene]]) -> None:
+    def _share(self, work: _Work) -> None:
         """Gives scenes to those with room for them, to the one with the fewest questions first."""
-        while left:
-            child = min(self._alive, key=lambda each: each.unanswered / _room(each))
+        ready = self._ready_ones
+        while work.left and ready:
+            child = min(ready, key=lambda each: each.unanswered / _room(each))
             if child.unanswered >= _room(child):
                 return
-            number, scene = left.popleft()
-            child.given[number] = scene
-            child.unanswered += len(scene.asked)
-            with suppress(Closed):  # its end is heard of by the thread that listens
-                send(child.place, scene)
+            _give(child, *work.left.popleft())
+        for child in ready:
+            if work.suspects and not work.left and not child.given:
+                child.suspects = True
+                for number, scene in work.suspects.popleft():
+                    _give(child, number, scene)
 
-    def _lost(self, child: _Child, said: Any, left: deque[tuple[int, Scene]]) -> None:
-        """A process is gone: what it had goes back."""
+    def _lost(self, child: _Child, said: Any, work: _Work, emit: Callable[[Answer], None]) -> None:
+        """A process is gone: what it had is tried again or has failed, and its device is started again."""
         if not child.alive or child.result is not None:
             return
         child.alive = False
-        reason = said if isinstance(said, str) else _end(child)
-        again = "its unfinished samples went to the others"
-        self.deaths += (f"device {child.name} was lost ({reason}); {again}",)
-        left.extendleft(reversed(child.given.items()))
+        code = _end(child)
+        reason = said if isinstance(said, str) else code
+        had = list(child.given.items())
         child.given, child.unanswered = {}, 0
-        if not self._alive:
+        if child.suspects and len(had) == 1:
+            for asked in had[0][1].asked:
+                emit(Answer(asked=asked, media_sha256="", error=f"a device's process died of it again ({reason})"))
+        else:
+            together = 1 if child.suspects else _SUSPECTS
+            work.suspects.extend(had[at : at + together] for at in range(0, len(had), together))
+        if work and child.facts is not None and child.fruitless < _FRUITLESS:
+            again = _start(child.name, self._job)
+            again.fruitless = child.fruitless + 1
+            self._children.append(again)
+            self._hear(again)
+            what = "it was started again, and its unfinished samples tried again"
+        else:
+            what = "its unfinished samples went to the others" if work else "nothing was left to do"
+        self.deaths += (f"device {child.name} was lost ({reason}); {what}",)
+        if work and not any(each.alive for each in self._children):
             raise DeviceError(
                 f"device {child.name}", found=f"its process ended ({reason}), and no other is left",
                 expected="one that answers", fix="what is answered is kept: go on with --resume",
             )  # fmt: skip
 
 
+def _give(child: _Child, number: int, scene: Scene) -> None:
+    child.given[number] = scene
+    child.unanswered += len(scene.asked)
+    with suppress(Closed):  # its end is heard of by the thread that listens
+        send(child.place, scene)
+
+
 def _tick_off(child: _Child, number: int, sample_id: str) -> None:
     rest = child.given[number].without([sample_id])
     child.unanswered -= 1
+    child.fruitless = 0
     if rest.asked:
         child.given[number] = rest
     else:
@@ -233,6 +290,7 @@ def _start(name: str, job: DeviceJob) -> _Child:
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
             env=environment,
+            process_group=0,  # a key at the terminal is for this process, also while that one still imports
         )
     with suppress(Closed):
         send(place, replace(job, device=device))
@@ -240,5 +298,10 @@ def _start(name: str, job: DeviceJob) -> _Child:
 
 
 def _end(child: _Child) -> str:
-    code = child.process.wait()
+    """How its process ended, which is over then: by force where it does not end by itself."""
+    try:
+        code = child.process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.process.kill()
+        code = child.process.wait()
     return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import torch
 
 from unfuse.engines.batching import Request, Written
-from unfuse.errors import UnfuseError
+from unfuse.errors import DeviceError, UnfuseError
 from unfuse.features import Features
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared, Sampling, StopReason
@@ -145,6 +145,7 @@ class Flow:
         """Answers everything that the pool prepares.
 
         Raises:
+            DeviceError: the device's memory does not last.
             UnfuseError: the pool cannot go on.
         """
         try:
@@ -160,6 +161,12 @@ class Flow:
                     return
                 else:
                     self._wait()
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"device {self._model.device}", found=f"not enough memory ({reason_of(error)})",
+                expected=f"enough for {self._batch.capacity} answers at a time",
+                fix="what is answered is kept: go on with --resume and a smaller --capacity or --encode-batch",
+            ) from None  # fmt: skip
         finally:
             self._batch.close()
 

@@ -136,22 +136,31 @@ class Work:
         ids = {asked.sample_id for _, asked in self.rows}
         if len(ids) != len(self.rows):
             raise DatasetError(dataset.name, found="a sample id twice", expected="each once")
-        for path in {path for sample in dataset.samples for path in sample.files}:
-            if not path.exists():
-                raise FileAccessError(str(path), found="no such file", expected=f"what {dataset.name} names")
-
-    def sha256(self) -> str:
-        """Of ids, questions, and the names and sizes of their files; what is in these, each answer says by its hash."""
+        files = {
+            sample.sample_id: [(path.name, _size(path, dataset)) for path in sample.files] for sample in dataset.samples
+        }
         digest = hashlib.sha256()
+        self.media_bytes: dict[str, int] = {}
+        """Size of the files that each question is about."""
         for sample, asked in self.rows:
-            files = [(path.name, path.stat().st_size) for path in sample.files]
-            digest.update(json.dumps([asked.sample_id, asked.question, files]).encode())
-        return digest.hexdigest()
+            names = [name for name, _ in files[sample.sample_id]]
+            digest.update(json.dumps([asked.sample_id, asked.question, names]).encode())
+            self.media_bytes[asked.sample_id] = sum(size for _, size in files[sample.sample_id])
+        self.sha256 = digest.hexdigest()
+        """Of ids, questions, and the names of their files; what is in these, each answer says by its hash."""
 
     def scenes(self, done: Iterable[str] = ()) -> list[Scene]:
         """What is left."""
         known = frozenset(done)
         return scenes_of((sample, asked) for sample, asked in self.rows if asked.sample_id not in known)
+
+
+def _size(path: Path, dataset: Dataset) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise FileAccessError(str(path), found=found, expected=f"what {dataset.name} names") from None
 
 
 def answer_dataset(
@@ -175,9 +184,9 @@ def answer_dataset(
         work: what is to be answered.
         settings: options.
         output: run folder, written as the run goes on.
-        resume: continue the run in ``output``.
+        resume: continue the run in ``output``; what failed there is tried again.
         placement: device, dtype and engine, as for ``unfuse.load``.
-        devices: several, a process each, in the place of that device; then ``model`` is a name.
+        devices: in the place of that device, a process each, started again when it dies; then ``model`` is a name.
         ray: on a cluster, which loads the model itself.
         command: for the record; the process's own by default.
         on_ready: called with what is known of the device, and how many questions are left.
@@ -206,13 +215,11 @@ def answer_dataset(
 
         with RayPipeline(job, ray) as pipeline:
             return filing.of(pipeline)
-    if len(devices) > 1:
+    if devices:
         if not isinstance(model, str):
-            raise InputError("devices", found=f"{len(devices)} and a loaded model", expected="a model's name")
+            raise InputError("devices", found="a loaded model", expected="a model's name: each process loads it")
         with DeviceProcesses(job, devices) as processes:
             return filing.of(processes)
-    if devices:
-        job = replace(job, device=devices[0])
     with DeviceRunner(job, None if isinstance(model, str) else model) as runner:
         return filing.of(_OneDevice(runner))
 
@@ -265,7 +272,8 @@ class _Filing:
         """Has all that is left answered, and files it."""
         facts = devices.facts
         manifest = _manifest(facts, self.name, self.work, self.settings, self.command)
-        start = AnswersFolder.resume if self.resume else AnswersFolder.create
+        resume = partial(AnswersFolder.resume, media_bytes=self.work.media_bytes)
+        start = resume if self.resume else AnswersFolder.create
         with start(self.output, manifest, self.on_answer) as folder:
             scenes = self.work.scenes(folder.done)
             if self.on_ready is not None:
@@ -274,12 +282,12 @@ class _Filing:
             results = devices.answer(scenes, partial(self._file, folder))
             folder.settle()
             times = together([result.times for result in results], time.perf_counter() - begun, folder.busy_s)
-            earlier_failed = sum(folder.done.values())
             summary = RunSummary(
                 samples=len(self.work.rows),
-                ok=self._answered - self._failed + len(folder.done) - earlier_failed,
-                failed=self._failed + earlier_failed,
+                ok=self._answered - self._failed + len(folder.done),
+                failed=self._failed,
                 earlier=len(folder.done),
+                retried=len(folder.failed),
                 output_tokens=self._tokens,
                 times=times,
                 scenes=len(scenes),
@@ -299,7 +307,7 @@ class _Filing:
         self._answered += 1
         self._tokens += len(answer.token_ids)
         self._failed += answer.error is not None
-        folder.append(_record(answer))
+        folder.append(replace(_record(answer), media_bytes=self.work.media_bytes[answer.asked.sample_id]))
 
 
 def shared(scenes: Iterable[Scene]) -> NextScene:
@@ -345,6 +353,6 @@ def _manifest(facts: DeviceFacts, name: str, work: Work, settings: RunSettings, 
         protocol=ANSWERS_PROTOCOL,
         config=settings.identity(),
         model={**facts.model, "device": facts.model["device"].partition(":")[0]},
-        dataset={"path": work.dataset.name, "sha256": work.sha256(), "num_samples": len(work.rows)},
+        dataset={"path": work.dataset.name, "sha256": work.sha256, "num_samples": len(work.rows)},
         environment=facts.environment,
     )

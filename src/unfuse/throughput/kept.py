@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 
 from unfuse.feature_store import FeatureStore
 from unfuse.features import Features
+from unfuse.throughput.scenes import reason_of
 
 _MOST_WAITING: Final = 16
 """Features that may wait to be put away, on the device, before encoding waits for the disk."""
@@ -51,6 +53,9 @@ class Keeper:
 
     def __init__(self, store: FeatureStore):
         self._store = store
+        self._trouble: str | None = None
+        self.busy_s = 0.0
+        """Seconds spent putting away, so far."""
         self._waiting: queue.Queue[Features | None] = queue.Queue(_MOST_WAITING)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -64,6 +69,16 @@ class Keeper:
         self._waiting.put(None)
         self._thread.join()
 
+    @property
+    def trouble(self) -> str | None:
+        """Why something was last not put away."""
+        return self._trouble or self._store.trouble
+
     def _work(self) -> None:
         while (features := self._waiting.get()) is not None:
-            self._store.put(features)
+            begun = time.perf_counter()
+            try:
+                self._store.put(features)
+            except Exception as error:  # noqa: BLE001 - a scene is encoded again; whoever encodes must not wait for ever
+                self._trouble = reason_of(error)
+            self.busy_s += time.perf_counter() - begun

@@ -91,6 +91,8 @@ class Pool:
         self._held = 0
         self._busy = len(preparers)
         """Threads that do not wait for scenes."""
+        self._asking: set[threading.Thread] = set()
+        """Those that do, for ever where nobody gives one or says that there is none."""
         self._times = PoolTimes()
         self.ended = False
         """Nothing will come any more."""
@@ -148,12 +150,15 @@ class Pool:
         return None
 
     def close(self) -> None:
-        """Ends preparers and threads; what was prepared is lost."""
+        """Ends preparers and threads; what was prepared is lost.
+
+        A thread that waits for a scene is left waiting: whatever it is given, it ends.
+        """
         self._stopped = True
         for preparer in self._preparers:
             preparer.interrupt()
         for thread in self._threads:
-            while thread.is_alive():
+            while thread.is_alive() and not self._asks(thread):
                 with suppress(queue.Empty):
                     self._prepared.get_nowait()
                 thread.join(0.01)
@@ -168,6 +173,10 @@ class Pool:
     ) -> None:
         self.close()
 
+    def _asks(self, thread: threading.Thread) -> bool:
+        with self._lock:
+            return thread in self._asking
+
     def _work(self, preparer: Preparer, scenes: NextScene) -> None:
         try:
             while (scene := self._next(scenes)) is not None and not self._stopped:
@@ -180,9 +189,15 @@ class Pool:
 
     def _next(self, scenes: NextScene) -> Scene | None:
         begun = time.perf_counter()
+        thread = threading.current_thread()
         with self._lock:
             self._busy -= 1
-        scene = scenes()
+            self._asking.add(thread)
+        try:
+            scene = scenes()
+        finally:
+            with self._lock:
+                self._asking.remove(thread)
         with self._lock:
             self._busy += scene is not None
             self._times.waiting_for_scenes_s += time.perf_counter() - begun

@@ -14,6 +14,7 @@ SHARES: Final = {
     "workers_busy": "Share of the workers' time that was load and preprocess.",
     "device_busy": "Share of the devices' time that was encode, prefill and decode.",
     "write_busy": "Share of the time in which answers were being written.",
+    "store_busy": "Share of the time in which scenes were being put into the store.",
     "room_wait": "Share of the workers' time in which they waited for room.",
     "scene_wait": "Share of the devices' time in which they waited for scenes.",
 }
@@ -40,6 +41,8 @@ class RunSummary:
     """Questions answered at the same time, on each device."""
     most_held: int | None
     """Questions that were taken up and not answered, at most at any one time, on any device; None on a cluster."""
+    retried: int = 0
+    """Had failed before this process continued the run, and were asked again."""
     scenes_found: int = 0
     """Of these, found in the store."""
     not_kept: str | None = None
@@ -81,6 +84,8 @@ class RunSummary:
         if self.earlier:
             counted += f", {self.earlier} of them answered before"
         lines = [f"{counted}."]
+        if self.retried:
+            lines.append(f"Tried again: {_count(self.retried, 'sample')} that had failed.")
         if not self.answered:
             return [*lines, "Nothing was left to do."]
         lines.append(
@@ -96,6 +101,8 @@ class RunSummary:
         if self.worker_deaths:
             lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
         lines += [f"Warning: {death}" for death in self.device_deaths]
+        if self.device_deaths:
+            lines.append("Warning: how busy a device was before it was lost is not known, and not in the times above.")
         return lines
 
     def _busy_lines(self) -> list[str]:
@@ -108,7 +115,7 @@ class RunSummary:
         workers, devices = _count(times.workers, "worker"), _count(times.devices, "device")
         return [
             f"Busy: {_busy(times, WORKER_STAGES)} ({workers}); {_busy(times, DEVICE_STAGES)} ({devices}); "
-            f"writing {times.write_s:.2f} s.",
+            f"writing {times.write_s:.2f} s{f', keeping scenes {times.store_s:.2f} s' if times.store_s else ''}.",
             f"Waiting: workers {times.room_wait_s:.2f} s for room, device {times.scene_wait_s:.2f} s for scenes.",
         ]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WORKER_STAGES: Final = ("load", "preprocess")
 DEVICE_STAGES: Final = ("encode", "prefill", "decode")
+_UNKNOWN: Final = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ class Times:
     """The same."""
     write_s: float = 0.0
     """Writing answers and waiting for the disk to have them."""
+    store_s: float = 0.0
+    """Putting encoded scenes into the store: one thread for each device."""
     room_wait_s: float = 0.0
     """Workers held prepared scenes that nobody could take."""
     scene_wait_s: float = 0.0
@@ -58,6 +61,11 @@ class Times:
     def write_busy(self) -> float:
         """Share of the time in which answers were being written."""
         return _share(self.write_s, self.wall_s)
+
+    @property
+    def store_busy(self) -> float:
+        """Share of the time in which scenes were being put into the store."""
+        return _share(self.store_s, self.wall_s * self.devices)
 
     @property
     def room_wait(self) -> float:
@@ -94,7 +102,10 @@ class Bottleneck:
     """What was busy for the largest share of its time: more of it, and nothing else, makes a run faster."""
 
     where: str
-    """``workers``, ``device``, ``answers file``, or on a cluster ``actors``."""
+    """``workers``, ``device``, ``answers file``, ``store``, or on a cluster ``actors``.
+
+    ``unknown`` where no process lived to say.
+    """
     stage: str
     """The largest part of it: a stage, ``Stage 4`` for prefill and decode together."""
     busy: float
@@ -102,6 +113,8 @@ class Bottleneck:
 
     def line(self, times: Times) -> str:
         """One sentence for a reader."""
+        if self.where == _UNKNOWN:
+            return "Bottleneck: not known, since no process that answered has lived to say how busy it was"
         if self.where == "device":
             other = f"load and preprocess waited {times.room_wait:.0%} for room"
         elif self.where == "workers":
@@ -109,6 +122,8 @@ class Bottleneck:
             other = f"{times.workers} {plural}; the device waited {times.scene_wait:.0%} for scenes"
         elif self.where == "actors":
             other = "more of these actors would help"
+        elif self.where == "store":
+            other = "a faster disk for it would help"
         else:
             other = "a faster disk would help"
         return f"Bottleneck: {self.stage} ({self.where} busy {self.busy:.0%} of the time; {other})"
@@ -128,6 +143,8 @@ def bottleneck(times: Times, pools: Sequence[PoolUse] = ()) -> Bottleneck:
         found = [Bottleneck(where="actors", stage=names.get(use.stage, use.stage), busy=use.busy) for use in pools]
         found.append(Bottleneck(where="answers file", stage="writing answers", busy=times.write_busy))
         return max(found, key=lambda each: each.busy)
+    if not times.devices:
+        return Bottleneck(where=_UNKNOWN, stage=_UNKNOWN, busy=0.0)
     stage4 = times.prefill_s + times.decode_s
     candidates = (
         Bottleneck(where="device", stage="Stage 4" if stage4 >= times.encode_s else "encode", busy=times.device_busy),
@@ -137,6 +154,7 @@ def bottleneck(times: Times, pools: Sequence[PoolUse] = ()) -> Bottleneck:
             busy=times.workers_busy,
         ),
         Bottleneck(where="answers file", stage="writing answers", busy=times.write_busy),
+        Bottleneck(where="store", stage="keeping scenes", busy=times.store_busy),
     )
     return max(candidates, key=lambda each: each.busy)
 

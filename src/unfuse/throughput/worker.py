@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> None:
         place = socket.socket(fileno=sockets[0])
         if os.fork() == 0:
             control.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # how its decoders' processes end matters to a worker
             try:
                 serve(place, front)
             except BaseException:  # noqa: BLE001 - the last words of a process that must not go on as its parent

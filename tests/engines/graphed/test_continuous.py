@@ -211,6 +211,19 @@ def test_memory_bounds_who_is_under_way(model, engine, monkeypatch):
     batch.close()
 
 
+def test_what_is_kept_goes_where_there_is_no_room_beside_it(model, batch):
+    """Else a request that begins like it would wait for others to end, for ever where there are none."""
+    batch._shelf = Shelf(batch._network.llama, batch._shelf._size(64))
+    first, second = asked(model, "first", 40, 1, 2, reuse=True), asked(model, "second", 40, 1, 3, reuse=True)
+    batch.add([first, second])
+    ids = defaultdict(list)
+    for _ in range(20):
+        for token in batch.step():
+            ids[token.request_id].append(token.token_id)
+    assert not batch.unfinished
+    assert ids == {request.request_id: alone(model, request) for request in (first, second)}
+
+
 def test_prompts_that_need_more_than_their_rows_are_answered_beside(model, batch):
     plain = asked(model, "plain", 6, 1, 4)
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool, device=DEVICE).tril()

@@ -152,6 +152,9 @@ class GraphedBatch:
                 if self._interleave:
                     break
             held = self._shelf.take(positions_of(request), keys, prompt.features_digest, match)
+            if held is None and match and not self._rows:
+                # Nobody will end and leave room; what it would begin like must go.
+                held = self._shelf.take(positions_of(request), keys, prompt.features_digest, None)
             if held is None:
                 break
             self._waiting.popleft()
