@@ -1,7 +1,7 @@
 """Optional packages: the command that installs them where this runs.
 
-pip reads the extras of ``unfuse[dsec]`` from the package that is installed, from a clone or not, and asks no index for it.
-So what the command needs is the pip of this environment.
+pip reads the extras of ``unfuse[dsec]`` from the package that is installed, from a clone or not, and asks no index for
+it. So what the command needs is the pip of this environment.
 """
 
 from __future__ import annotations
