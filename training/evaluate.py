@@ -99,8 +99,20 @@ def constant_guess(asked: Sequence[Asked]) -> dict[str, float]:
     return {name: 100 * max(counter.values()) / counter.total() for name, counter in values.items()}
 
 
-def evaluate(checkpoint: str, folder: Path, count: int, device: str, workers: int) -> dict[str, Any]:
-    """Every way of running, on the same questions."""
+def evaluate(
+    checkpoint: str, folder: Path, count: int, device: str, workers: int, compared: int | None = None
+) -> dict[str, Any]:
+    """Every way of running, on the same questions.
+
+    Args:
+        checkpoint: path or name of the model.
+        folder: where the scenes' recordings are written.
+        count: scenes that are asked about in float32.
+        device: where the model runs.
+        workers: processes that simulate the scenes.
+        compared: scenes, the first ones, that are asked about in every other way; ``None``: all. Their scores in
+            float32 are under ``compared``.
+    """
     seeds = range(FIRST_SEED, FIRST_SEED + count)
     samples = simulate_scenes(folder, seeds, workers)
     asked = questions(seeds)
@@ -124,6 +136,10 @@ def evaluate(checkpoint: str, folder: Path, count: int, device: str, workers: in
         ][:20]
         found["stopped_by_eos"] = sum(g.stop_reason == "eos" for g in given)
         found["output_tokens"] = [min(g.output_tokens for g in given), max(g.output_tokens for g in given)]
+        samples, features = samples[:compared], features[:compared]
+        asked = [one for one in asked if one.scene < len(samples)]
+        given = given[: len(asked)]
+        found["compared"] = scores(asked, given)
         saved = answers(model, asked, [_saved(f, folder / "features.safetensors", model) for f in features])
         found["same_tokens_from_saved_features"] = _same(given, saved)
         some = range(0, len(asked), max(len(asked) // _FUSED, 1))

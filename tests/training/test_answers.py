@@ -15,7 +15,7 @@ from unfuse.events import event_frames, read_events
 from unfuse.report.quality import share
 from unfuse.samples.demo import demo_checkpoint, demo_sample
 
-SCENES = 60
+SCENES, COMPARED = 16, 8
 QUESTION = "What are the key elements in this scene?"
 ABOUT_THE_QUESTION = {"absent", "shown"}
 """Attributes with one value only: a question that is asked rightly gives them away."""
@@ -23,7 +23,7 @@ ABOUT_THE_QUESTION = {"absent", "shown"}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return evaluate(str(demo_checkpoint()), tmp_path_factory.mktemp("scenes"), SCENES, "cpu", 2)
+    return evaluate(str(demo_checkpoint()), tmp_path_factory.mktemp("scenes"), SCENES, "cpu", 2, COMPARED)
 
 
 def test_every_attribute_is_right_in_95_of_100(found):
@@ -54,26 +54,26 @@ def test_another_scenes_features_give_chance(found):
         one["asked"] for one in found["shuffled"]["attributes"].values()
     )
     assert share(right, asked).low_pct <= expected
-    assert found["shuffled"]["exact"]["high_pct"] < found["float32"]["exact"]["low_pct"]
+    assert found["shuffled"]["exact"]["high_pct"] < found["compared"]["exact"]["low_pct"]
 
 
 def test_one_frame_does_not_give_direction(found):
     """Of the two ways along the axis that a frame does show, one is right by chance; so it is with a camera's turn."""
     one = found["one_frame"]["attributes"]["direction"]
     assert one["right"] < 0.65 * one["asked"]
-    assert found["one_frame"]["attributes"]["camera"]["right"] < 0.9 * found["float32"]["attributes"]["camera"]["right"]
+    assert found["one_frame"]["attributes"]["camera"]["right"] < 0.9 * found["compared"]["attributes"]["camera"]["right"]
     assert found["one_frame"]["attributes"]["shape"]["right"] > 0.9 * found["one_frame"]["attributes"]["shape"]["asked"]
 
 
 @pytest.mark.parametrize("way", ["from_saved_features", "from_fused_call"])
 def test_the_same_tokens_every_way(found, way):
     same, asked = found[f"same_tokens_{way}"]
-    assert same == asked >= 90
+    assert same == asked >= 80
 
 
 def test_bfloat16_is_as_right(found):
     for name, one in found["bfloat16"]["attributes"].items():
-        whole = found["float32"]["attributes"][name]
+        whole = found["compared"]["attributes"][name]
         assert one["asked"] == whole["asked"]
         assert abs(one["right"] - whole["right"]) <= max(1, 0.02 * one["asked"])
 
