@@ -61,7 +61,9 @@ def test_one_frame_does_not_give_direction(found):
     """Of the two ways along the axis that a frame does show, one is right by chance; so it is with a camera's turn."""
     one = found["one_frame"]["attributes"]["direction"]
     assert one["right"] < 0.65 * one["asked"]
-    assert found["one_frame"]["attributes"]["camera"]["right"] < 0.9 * found["compared"]["attributes"]["camera"]["right"]
+    assert (
+        found["one_frame"]["attributes"]["camera"]["right"] < 0.9 * found["compared"]["attributes"]["camera"]["right"]
+    )
     assert found["one_frame"]["attributes"]["shape"]["right"] > 0.9 * found["one_frame"]["attributes"]["shape"]["asked"]
 
 
