@@ -1,5 +1,20 @@
-"""``python -m unfuse``."""
+"""``unfuse``, and ``python -m unfuse``: the command line, which takes a second to load and may be interrupted in it."""
 
-from unfuse.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    """Entry point of the ``unfuse`` command."""
+    try:
+        from unfuse.cli import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

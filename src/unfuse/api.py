@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,10 +16,10 @@ from unfuse.samples import Dataset, Sample, read_dataset
 from unfuse.samples.demo import MAX_NEW_TOKENS, demo_dataset
 from unfuse.staged_model import StagedModel
 from unfuse.throughput.cluster.settings import ray_settings
-from unfuse.throughput.devices import find_devices
-from unfuse.throughput.job import AnswersRun, OnAnswer, RunSettings, Work, answer_dataset
 
 if TYPE_CHECKING:
+    from unfuse.runs.answers_file import AnswerRecord
+    from unfuse.throughput.job import AnswersRun
     from unfuse.verification import Verification
 
 _VERIFY_TOKENS = 48
@@ -93,7 +93,7 @@ def run(
     resume: bool = False,
     ray: str | None = None,
     ray_pools: str | None = None,
-    on_answer: OnAnswer | None = None,
+    on_answer: Callable[[AnswerRecord], None] | None = None,
     **settings: Any,
 ) -> AnswersRun:
     """Answers a whole dataset as fast as the hardware allows.
@@ -130,6 +130,11 @@ def run(
         check_model(model)
     if settings.get("max_new_tokens") is None:
         settings["max_new_tokens"] = default_tokens(name)
+
+    # They import torch, for which a benchmark whose input is wrong need not wait.
+    from unfuse.throughput.devices import find_devices
+    from unfuse.throughput.job import RunSettings, Work, answer_dataset
+
     options = RunSettings(**settings)
     cluster = ray_settings(ray, ray_pools, {"workers": options.workers, "devices": devices, "store": options.store})
     folder = answers_folder(name, output, resume=resume)

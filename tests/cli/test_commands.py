@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unfuse.__main__ import main as entry_point
 from unfuse.cli import cli, run
 from unfuse.cli.seed import four_stages, proper_decoupling, three_stages, verify_videollava
 from unfuse.events import event_frames, write_eventgpt_npy
@@ -223,6 +224,42 @@ def test_verify_golden(golden_dir, recordings_dir, capsys):
     events = recordings_dir / "eventgpt_sample1.npy"
     run(["verify", str(checkpoint), "--golden", str(golden_dir), "--events", str(events), "--device", "cpu"])
     assert "PASS golden" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("film.mp4", ["a picture or a video", "events", "demo sees nothing else", "--model"]),
+        ("frames", ["a folder", "events"]),
+        ("nowhere.mp4", ["no such file"]),
+    ],
+)
+def test_ask_an_events_model_about_something_else(name, words, tmp_path, capsys):
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    (tmp_path / "frames").mkdir()
+    assert run(["ask", str(tmp_path / name), "What moves?"]) == 2
+    one_line(capsys, [name, *words])
+
+
+def test_help_is_not_cut_off(capsys):
+    assert run(["--help"]) == 0
+    listed = capsys.readouterr().out.split("Commands:\n")[1]
+    assert len(listed.splitlines()) == len(cli.commands)
+    assert "..." not in listed
+
+
+def test_interrupted_while_it_loads(monkeypatch, capsys):
+    """A second of imports comes before the first command; it ends without a traceback too."""
+
+    class Loading:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "unfuse.cli", Loading())
+    with pytest.raises(SystemExit) as ended:
+        entry_point()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_doctor(capsys):
@@ -491,8 +528,8 @@ def test_options_are_frozen():
         "report": ["output", "runs"],
         "run": [
             "capacity", "dataset", "device", "devices", "dtype", "encode_batch", "engine", "max_new_tokens",
-            "max_samples", "model", "output", "output_length", "questions", "resume", "seed", "store", "store_gib",
-            "temperature", "workers",
+            "max_samples", "model", "output", "output_length", "questions", "ray", "ray_pools", "resume", "seed",
+            "store", "store_gib", "temperature", "workers",
         ],
         "serve": [
             "device", "dtype", "engine", "host", "max_concurrent", "max_upload_mb", "model", "no_token", "port",
@@ -527,6 +564,13 @@ def test_demo_data_set(tmp_path, capsys):
     quality = json.loads((folder / "summary.json").read_text())["quality"]
     assert quality["exact"]["right"] == quality["answers"] == 2
     assert all(json.loads(line)["reference"] for line in (folder / "samples.jsonl").read_text().splitlines())
+
+
+def test_a_demo_data_set_without_pyav_is_not_begun(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run(["dataset", "demo", str(tmp_path / "set")]) == 2
+    one_line(capsys, ["PyAV is not installed", 'pip install "unfuse[video]"'])
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import unfuse.api
+import unfuse.measure.isolation
 import unfuse.protocols.probing
 import unfuse.verification
 from unfuse.cli import run
@@ -98,6 +99,8 @@ def folder(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(unfuse.protocols.probing, "measure_ceilings", CEILINGS)
+    for limit in ("LOAD_A_CORE", "BUSY_CPU_PCT"):  # the pages show a machine without other work
+        monkeypatch.setattr(unfuse.measure.isolation, limit, float("inf"))
     monkeypatch.setattr(unfuse.api, "BenchSettings", partial(BenchSettings, noise_repeats=3))
     shutil.copy(demo_sample("demo:3").event_data, "recording.npy")
     Path("questions.txt").write_text("What moves?\nIs it raining?\n")

@@ -177,6 +177,7 @@ def changed(part: str, **values: Any) -> Callable[[Manifest], dict[str, Any]]:
         (changed("model", dtype="bfloat16"), 'model.dtype: recorded "float32", now "bfloat16"'),
         (changed("model", device="cuda:0"), "model.device"),
         (changed("model", engine="graphed"), "model.engine"),
+        (changed("dataset", num_samples=99), "dataset.num_samples: recorded"),
         (changed("dataset", sha256="e" * 64), "dataset.sha256"),
         (changed("config", max_new_tokens=512), "config.max_new_tokens: recorded 64, now 512"),
         (changed("config", reuse=True), "config.reuse: recorded nothing, now true"),
@@ -210,7 +211,9 @@ def test_resume_names_every_difference(tmp_path: Path, make_manifest: MakeManife
 def test_where_a_run_lies_is_no_difference(tmp_path: Path, make_manifest: MakeManifest) -> None:
     config = make_manifest().config
     RunFolder.create(tmp_path / "run", make_manifest(config={**config, "resume": False, "output": "a"})).close()
-    moved = make_manifest(config={**config, "resume": True, "output": "b"}, dataset={"path": "x", "sha256": "d" * 64})
+    moved = make_manifest(
+        config={**config, "resume": True, "output": "b"}, dataset={"path": "x", "sha256": "d" * 64, "num_samples": 3}
+    )
     RunFolder.resume(tmp_path / "run", moved).close()
 
 

@@ -178,6 +178,8 @@ def test_models(served: Served) -> None:
         ({"messages": [{"role": "user", "content": "What?"}]}, "found no recording"),
         ({"messages": [{"role": "assistant", "content": "Well."}]}, "expected a question"),
         ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature: "),
+        ({"temperature": True}, "temperature: "),
         ({"n": 2}, "n:"),
         ({"max_tokens": 10**6}, "at most 4096"),
         ({"extra_body": {"beam_width": 3}}, "beam_width"),

@@ -180,14 +180,19 @@ def test_problems_are_said(served: Served, open_page: Open, tmp_path: Path) -> N
     page.fill("#question", "What moves?")
     page.keyboard.press("Enter")
     expect(page.locator("#problem")).to_have_text("Choose a recording first.")
+    assert page.input_value("#question") == "What moves?", "not to be typed again"
     evil = tmp_path / "<img src=x onerror=window.pwned=1>.npy"
     evil.write_bytes(b"nothing of the kind \x00")
     page.set_input_files("#file", evil)
-    expect(page.locator("#problem")).to_contain_text("upload: found an unknown format")
+    expect(page.locator("#upload-problem")).to_contain_text(f"{evil.name}: found an unknown format")
+    expect(page.locator("#problem")).to_be_empty()
+    evil.write_bytes(b"nor of this \x00")
+    page.set_input_files("#file", evil)
+    expect(page.locator("#upload-problem")).to_contain_text("6e 6f 72")
     large = tmp_path / "large.npy"
     large.write_bytes(bytes(9 << 20))
     page.set_input_files("#file", large)
-    expect(page.locator("#problem")).to_contain_text("this server takes 8388608")
+    expect(page.locator("#upload-problem")).to_have_text("That is 9.0 MiB; this server takes 8.0 MiB.")
     assert page.evaluate("window.pwned") is None
 
 
@@ -203,8 +208,31 @@ def test_a_name_is_text(served: Served, open_page: Open, recording: Path, tmp_pa
     assert opened.said == []
 
 
-def test_on_a_phone(served: Served, open_page: Open, recording: Path) -> None:
+def test_answers_say_what_they_are_about(served: Served, open_page: Open, recording: Path) -> None:
+    opened = open_page(served)
+    opened.use(recording)
+    abouts = []
+    for number, name in enumerate(("", "", "demo:2")):
+        if name:
+            opened.page.select_option("#demo", name)
+            opened.page.click("#use-demo")
+            expect(opened.page.locator("#facts")).to_contain_text(name)
+        opened.page.locator("#ideas button").first.click()
+        abouts.append(opened.answer(number).locator("p.quiet").all_text_contents())
+    assert abouts == [[f"About {recording.name}"], [], ["About demo:2"]], "where it changes"
+    served.http.delete("/v1/files/" + served.http.post("/v1/unfuse/demo/demo:2").json()["id"])
+    opened.page.fill("#question", "Where to?")
+    opened.page.keyboard.press("Enter")
+    expect(opened.page.locator("#problem")).to_contain_text("upload it again")
+    assert opened.page.input_value("#question") == "Where to?", "to be asked again"
+
+
+def test_on_a_phone(served: Served, open_page: Open, recording: Path, tmp_path: Path) -> None:
     opened = open_page(served, width=360)
+    (tmp_path / "notes.md").write_bytes(b"no recording \x00")
+    opened.page.set_input_files("#file", tmp_path / "notes.md")
+    expect(opened.page.locator("#upload-problem")).to_contain_text("notes.md: found an unknown format")
+    expect(opened.page.locator("#upload-problem")).to_be_in_viewport()
     opened.use(recording)
     opened.page.locator("#ideas button").first.click()
     opened.answer(0)

@@ -35,6 +35,7 @@ from unfuse.adapters.prompters import ClipPrompter, ProcessorPrompter
 from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
+from unfuse.extras import install_command
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
@@ -273,7 +274,7 @@ def _processor(folder: Path) -> Any:
         package = "torchvision" if "torchvision" in reason.lower() else reason
         raise MissingPackageError(
             f"processor of {folder}", found=f"no {package}", expected="what this family's processor needs",
-            fix="pip install torchvision" if package == "torchvision" else None,
+            fix=f"run: {install_command('torchvision')}" if package == "torchvision" else None,
         ) from None  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
         reason = _short(error)

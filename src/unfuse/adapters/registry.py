@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from unfuse.engines import ENGINES
 from unfuse.errors import CheckpointError, DeviceError, MissingPackageError
+from unfuse.extras import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +133,7 @@ def check_engine(engine: str) -> None:
             "engine vllm",
             found="no package vllm",
             expected="it, to run Stage 4",
-            fix='install it by pip install "unfuse[vllm]"',
+            fix=f"run: {install_command('unfuse[vllm]')}",
         )
 
 

@@ -37,5 +37,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the ``unfuse`` command."""
+    """Runs the command of this process and ends it with its exit code."""
     sys.exit(run())

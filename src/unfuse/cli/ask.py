@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
 
 from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.cli.options import check_placement, open_store, placement, store_options
-from unfuse.errors import PromptError
+from unfuse.errors import FileAccessError, MediaError, PromptError
 from unfuse.feature_store import FeatureStore
 from unfuse.report import print_line, printable
 from unfuse.stages import DEFAULT_QUESTION
 
 
-@click.command()
+@click.command(short_help="Ask questions about one recording, encoded once.")
 @click.option("--model", default=DEMO, help="Checkpoint folder, hub name, demo or random:SHAPE.")
 @placement
 @store_options
@@ -38,7 +39,11 @@ def ask(
     events: str | None,
     questions: tuple[str, ...],
 ) -> int:
-    """Ask QUESTIONS about EVENTS: a recording (.npy, .h5), a video, a picture, or demo:N for a built-in recording."""
+    """Ask QUESTIONS about EVENTS: a recording, a video, a picture, or demo:N for a built-in recording.
+
+    Recordings are .npy, .npz, DSEC's .h5, Prophesee's .raw and .dat, AEDAT4 or text. Without QUESTIONS it is asked the
+    benchmark's usual one.
+    """
     ref = check_model(model)
     check_placement(device, dtype, engine)
 
@@ -52,6 +57,8 @@ def ask(
         raise PromptError("max-new-tokens", found=max_new_tokens, expected="at least 1")
     name = events if events is not None else "demo:0"
     sample = demo_sample(name) if name.startswith("demo:") else Sample.from_file(name)
+    if ref.wants_events and not sample.has_events:
+        _refuse(name, model)
     Dataset(name=name, samples=(sample,)).check_media(events=ref.wants_events, video=not ref.wants_events)
     kept = open_store(store, store_gib)
 
@@ -84,6 +91,17 @@ def ask(
                 f"{answer.reused_prefix_tokens} of {answer.prompt_tokens} prompt positions reused",
             )
     return 0
+
+
+def _refuse(name: str, model: str) -> NoReturn:
+    place = Path(name)
+    if not place.exists():
+        raise FileAccessError(name, found="no such file", expected="a recording of events")
+    found = "a folder" if place.is_dir() else "a picture or a video"
+    raise MediaError(
+        name, found=found, expected=f"a recording of events, since {model} sees nothing else",
+        fix="name a model of pictures or video with --model",
+    )  # fmt: skip
 
 
 def _kept(store: FeatureStore) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unfuse.staged_model import StagedModel
 
 
-@click.command()
+@click.command(short_help="Time each stage of a model, or of several.")
 @click.argument("models", nargs=-1, metavar="[MODEL ...]")
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")

@@ -32,7 +32,7 @@ class _Percent(click.ParamType[float]):
         return number
 
 
-@click.command()
+@click.command(short_help="Hold two runs against each other, stage by stage.")
 @click.argument("runs", nargs=-1, metavar="[A] B", type=click.Path(path_type=Path))
 @click.option("--fail-on-regression", type=_Percent(), default=None, help="Exit code 1 if a stage is so much slower.")
 @click.option(

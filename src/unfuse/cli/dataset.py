@@ -14,12 +14,12 @@ from unfuse.errors import InputError
 from unfuse.report import print_line
 
 
-@click.group()
+@click.group(short_help="Make, check and describe data sets.")
 def dataset() -> None:
     """Make, check and describe data sets in the instruction-set layout."""
 
 
-@dataset.command()
+@dataset.command(short_help="Simulate a data set with reference answers.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--count", type=int, default=200, show_default=True, help="Samples.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first scene; the model learned from none.")
@@ -38,7 +38,7 @@ def demo(out: Path, count: int, seed: int, workers: int) -> int:
     return 0
 
 
-@dataset.command()
+@dataset.command(short_help="Cut recordings into a data set of windows.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--window", default="1s", show_default=True, help="Length of a window: 1s, 500ms, 250us.")
@@ -90,7 +90,7 @@ def build(
     return 0
 
 
-@dataset.command()
+@dataset.command(short_help="Read everything and report every defect.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def check(folder: Path) -> int:
     """Read everything in a data set's FOLDER and report every defect; exit code 1 if there is one."""
@@ -106,7 +106,7 @@ def check(folder: Path) -> int:
     return 1 if defects else 0
 
 
-@dataset.command()
+@dataset.command(short_help="Say what is in it, and how it looks.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also as a PNG file.")
 def info(folder: Path, picture: Path | None) -> int:

@@ -10,17 +10,21 @@ from typing import Final
 import click
 from rich.console import Console
 
+from unfuse.extras import install_command
 from unfuse.report import print_line
 
-_EXTRAS: Final = {
-    "h5py": ("DSEC events.h5", 'pip install "unfuse[dsec]"'),
-    "hdf5plugin": ("DSEC's Blosc compression", 'pip install "unfuse[dsec]"'),
-    "evt3": ("Prophesee RAW in EVT3", 'pip install "unfuse[cameras]"'),
-    "aedat": ("iniVation AEDAT4", 'pip install "unfuse[cameras]"'),
-    "pyarrow": ("exports to Parquet", 'pip install "unfuse[export]"'),
-    "av": ("video files", 'pip install "unfuse[video]"'),
-    "torchvision": ("processors of other families than EventGPT, LLaVA-1.5, Video-LLaVA", "pip install torchvision"),
-    "accelerate": ("device_map for models larger than one device", "pip install accelerate"),
+_OPTIONAL: Final = {
+    "h5py": ("DSEC events.h5", "unfuse[dsec]"),
+    "hdf5plugin": ("DSEC's Blosc compression", "unfuse[dsec]"),
+    "evt3": ("Prophesee RAW in EVT3", "unfuse[cameras]"),
+    "aedat": ("iniVation AEDAT4", "unfuse[cameras]"),
+    "av": ("video files", "unfuse[video]"),
+    "pyarrow": ("exports to Parquet", "unfuse[export]"),
+    "fastapi": ("unfuse serve", "unfuse[serve]"),
+    "ray": ("unfuse run --ray", "unfuse[ray]"),
+    "vllm": ("engine vllm, on Linux with CUDA", "unfuse[vllm]"),
+    "torchvision": ("processors of other families than EventGPT, LLaVA-1.5, Video-LLaVA", "torchvision"),
+    "accelerate": ("device_map for models larger than one device", "accelerate"),
 }
 
 
@@ -50,9 +54,9 @@ def doctor() -> int:
             console,
             "CUDA         none: models run on the CPU (for a GPU: a CUDA build of torch and a driver)",
         )
-    for name, (use, fix) in _EXTRAS.items():
+    for name, (use, requirement) in _OPTIONAL.items():
         version = package_version(name)
-        print_line(console, f"{name:<12} {version or f'not installed; for {use}: {fix}'}")
+        print_line(console, f"{name:<12} {version or f'not installed; for {use}: {install_command(requirement)}'}")
     checkpoint = Path("checkpoints/EventGPT-7b")
     found = (
         "found" if checkpoint.is_dir() else "not here; put a published EventGPT checkpoint there, or name its folder"

@@ -12,7 +12,7 @@ from unfuse.runs.export import export as write
 from unfuse.runs.table import sample_table
 
 
-@click.command()
+@click.command(short_help="Write the samples of runs as one table.")
 @click.argument("runs", nargs=-1, metavar="RUN [RUN ...]", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), default=None, help="samples.csv or samples.parquet.")
 @click.option("--replace", is_flag=True, help="Let it take the place of a file of that name.")

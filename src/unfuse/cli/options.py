@@ -33,7 +33,7 @@ def store_options(function: _F) -> _F:
     """``--store`` and ``--store-gib``."""
     for option in (
         click.option("--store-gib", type=float, default=None, help=f"Size of --store at most; default: {_STORE_GIB}."),
-        click.option("--store", type=click.Path(path_type=Path), default=None, help="Keep encoded scenes in DIR."),
+        click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="Keep encoded scenes in DIR."),
     ):
         function = option(function)
     return function

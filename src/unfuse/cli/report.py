@@ -15,7 +15,7 @@ from unfuse.runs.manifest import COMPARISON_FILE
 from unfuse.runs.place import HTML_FILE
 
 
-@click.command()
+@click.command(short_help="Write runs and comparisons as one page.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN ...]", type=click.Path(path_type=Path))
 @click.option(
     "--output",

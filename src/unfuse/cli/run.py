@@ -29,7 +29,7 @@ _LINE_EVERY_S: Final = 10.0
 """Between lines of progress where output is not a terminal."""
 
 
-@click.command(name="run")
+@click.command(name="run", short_help="Answer a whole dataset, with all of the machine.")
 @click.argument("model", required=False)
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")

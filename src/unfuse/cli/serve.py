@@ -10,12 +10,13 @@ from rich.console import Console
 from unfuse.adapters.registry import DEMO, check_model, load
 from unfuse.cli.options import check_placement, open_store, placement, store_options
 from unfuse.errors import CutError, MissingPackageError
+from unfuse.extras import install_command
 from unfuse.report import print_line
 
 _MIB = 1 << 20
 
 
-@click.command()
+@click.command(short_help="Serve a model over HTTP, with a page to try it.")
 @click.argument("model", default=DEMO)
 @placement
 @store_options
@@ -81,7 +82,10 @@ def serve(
         loaded = load(model, device=device, dtype=dtype, engine=engine)
         if loaded.adapter.uncut is not None:
             raise CutError(f"model {model}", found=loaded.adapter.uncut, expected="stages that can be taken apart")
-        print_line(console, f"{model} on {loaded.device}, {loaded.dtype}, engine {loaded.engine.name}")
+        print_line(
+            console,
+            f"{model} on {loaded.device}, {str(loaded.dtype).removeprefix('torch.')}, engine {loaded.engine.name}",
+        )
         for note in loaded.notes:
             print_line(console, f"Note: {note}")
         token = "a token is needed" if settings.token else "no token is needed"
@@ -99,5 +103,5 @@ def _require_packages() -> None:
                 "unfuse serve",
                 found=f"no package {package.replace('_', '-')}",
                 expected="it, to serve",
-                fix='pip install "unfuse[serve]"',
+                fix=f"run: {install_command('unfuse[serve]')}",
             ) from None

@@ -12,12 +12,12 @@ from unfuse.feature_store import FeatureStore, StoreInfo
 from unfuse.report import print_line, printable
 
 
-@click.group()
+@click.group(short_help="Look into a folder of encoded scenes.")
 def store() -> None:
     """Look into a folder of encoded scenes (--store of other verbs), check it, clear it."""
 
 
-@store.command()
+@store.command(short_help="Say how many scenes it holds, and their size.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def info(folder: Path) -> int:
     """Say how many scenes FOLDER holds, their size and when they were used."""
@@ -32,7 +32,7 @@ def info(folder: Path) -> int:
     return 0
 
 
-@store.command()
+@store.command(short_help="Read every scene and say which are damaged.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def check(folder: Path) -> int:
     """Read every scene in FOLDER and say which are damaged; exit code 1 if one is."""
@@ -48,7 +48,7 @@ def check(folder: Path) -> int:
     return 1 if damaged else 0
 
 
-@store.command()
+@store.command(short_help="Remove every scene; the folder stays.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def clear(folder: Path) -> int:
     """Remove every scene from FOLDER; the folder stays."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TOKENS = 48
 
 
-@click.command()
+@click.command(short_help="Prove that the stages compute what the model did.")
 @click.argument("model", required=False)
 @click.option("--dataset", default=None, help="Check on this dataset's first sample.")
 @click.option("--events", type=click.Path(path_type=Path), default=None, help="Check on this recording.")

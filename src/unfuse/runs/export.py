@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from unfuse.errors import InputError, MissingPackageError, RunFolderError
+from unfuse.extras import install_command
 from unfuse.runs.atomic import write_bytes_atomic
 from unfuse.runs.schema import SCHEMA_VERSION
 from unfuse.runs.table import SampleTable
@@ -42,7 +43,7 @@ def to_parquet(table: SampleTable) -> bytes:
             "Parquet",
             found="no package pyarrow",
             expected="it, to write such a file",
-            fix='pip install "unfuse[export]"',
+            fix=f"run: {install_command('unfuse[export]')}",
         ) from None
     types = {
         "integer": pyarrow.int64(),

@@ -25,6 +25,7 @@ IDENTITY: Final = (
     "model.dtype",
     "model.device",
     "model.engine",
+    "dataset.num_samples",
     "dataset.sha256",
     "environment.code_version",
     "environment.device_name",

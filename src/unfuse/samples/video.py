@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unfuse.errors import FileAccessError, MediaError, MissingPackageError
+from unfuse.extras import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -58,7 +59,15 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
     return [found[index] for index in indices]
 
 
-def _av(path: Path) -> Any:
+def video_library(path: Path) -> Any:
+    """PyAV.
+
+    Args:
+        path: what it is wanted for.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         import av
     except ImportError:
@@ -66,14 +75,14 @@ def _av(path: Path) -> Any:
             str(path),
             found="PyAV is not installed",
             expected="it, to read and write video files",
-            fix='pip install "unfuse[video]"',
+            fix=f"run: {install_command('unfuse[video]')}",
         ) from None
     return av
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    av = _av(path)
+    av = video_library(path)
     if not path.is_file():
         raise FileAccessError(str(path), found="no such file", expected="a video file")
     try:
@@ -97,7 +106,7 @@ def write_frames(path: Path, frames: Iterable[NDArray[np.uint8]], rate: int) -> 
     Raises:
         MissingPackageError: PyAV is not installed.
     """
-    av = _av(path)
+    av = video_library(path)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"

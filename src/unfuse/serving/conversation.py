@@ -31,7 +31,7 @@ _MEDIA: Final = {
 }  # fmt: skip
 """Parts that name a scene, and the field in which they do; None: in the part itself."""
 
-Number = StrictInt | StrictFloat
+Number = StrictFloat
 Nothing = Annotated[list[Any], Field(max_length=0)] | None
 
 

@@ -110,7 +110,7 @@ def _unnamed(message: str, paths: Sequence[Path]) -> str:
     """A message without the places of this machine."""
     for path in paths:
         message = message.replace(str(path), "upload").replace(path.stem, "upload")
-    return message
+    return message.replace(sys.executable, "python")
 
 
 def _write(replies: IO[bytes], reply: dict[str, Any], blobs: Sequence[bytes]) -> None:

@@ -105,7 +105,7 @@ class Service:
         if path is None:
             raise RequestError(404, "no_such_file", f"recording {name!r:.80}: expected one of {', '.join(self._demos)}")
         with path.open("rb") as file:
-            return await self.upload([file], f"{name}.npy")
+            return await self.upload([file], name)
 
     def scene(self, scene_id: str) -> Scene:
         """One that is kept.

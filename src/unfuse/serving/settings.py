@@ -95,7 +95,8 @@ def read_token(path: Path | None) -> str | None:
         try:
             given = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise FileAccessError(where, found=type(error).__name__, expected="a readable file with a token") from None
+            found = getattr(error, "strerror", None) or type(error).__name__
+            raise FileAccessError(where, found=found, expected="a readable file with a token") from None
     if given is None:
         return None
     token = given.strip()

@@ -152,7 +152,7 @@ def test_what_ray_loses_is_tried_alone_and_then_failed(demo_work):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPackageError, match=r'ip install "unfuse\[ray\]"'), connected("local"):
+    with pytest.raises(MissingPackageError, match=r'pip install "unfuse\[ray\]"'), connected("local"):
         pass
 
 

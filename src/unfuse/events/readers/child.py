@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from unfuse.errors import EventFileError, EventStreamError, MissingPackageError
 from unfuse.events.stream import MAX_EVENTS, EventStream, TimeWindow
+from unfuse.extras import install_command
 
 MEMORY_BYTES: Final = 4 << 30
 SILENCE_SECONDS: Final = 60.0
@@ -222,7 +223,7 @@ def _raise_reply(kind: str, path: Path, reply: dict[str, Any]) -> None:
             f"{path}: {_NAMES[kind]}",
             found=f"no package {reply['missing']}",
             expected="it, to read such a file",
-            fix=f'pip install "unfuse[{_EXTRAS[kind]}]"',
+            fix=f"run: {install_command(f'unfuse[{_EXTRAS[kind]}]')}",
         )
     if "refused" in reply:
         raise EventFileError(str(path), found=reply["refused"], expected=reply["expected"])

@@ -15,7 +15,7 @@ from unfuse.events import EventStream, event_frames, write_eventgpt_npy
 from unfuse.samples.demo.dialogue import draw_turns
 from unfuse.samples.demo.scenes import demo_scene
 from unfuse.samples.simulator import Chance, Picture, Scene, draw_chance, events_of
-from unfuse.samples.video import write_frames
+from unfuse.samples.video import video_library, write_frames
 from unfuse.samples.writing import whole, write_folder, write_picture
 
 FIRST_SEED: Final = 50_000_000
@@ -63,7 +63,9 @@ def write_demo_dataset(
     Raises:
         DatasetError: the folder holds another data set.
         FileAccessError: it cannot be written.
+        MissingPackageError: PyAV is not installed.
     """
+    video_library(out)
     write_folder(out, [_entry(row) for row in rows], rows, write_media, workers=workers, done=done)
 
 

@@ -2,6 +2,11 @@
 (() => {
   const STAGES = ["queue", "load", "preprocess", "encode", "prefill", "decode"];
   const SCENE_STAGES = ["load", "preprocess", "encode"];
+  const TAKEN = {
+    events: "Event files, or event frames as pictures.",
+    video: "Videos, pictures or event files.",
+    image: "Pictures, videos or event files.",
+  };
   const IDEAS = ["What moves?", "How many objects are there?", "Does the camera move?"];
   const at = (id) => document.getElementById(id);
   const made = (name, attributes = {}, ...children) => {
@@ -12,11 +17,16 @@
   let token = "";
   let about = null;
   let scene = null;
+  let asked = null;
   let asking = null;
+  let taking = 0;
   let pictures = [];
   const bars = [];
 
-  const say = (text) => { at("problem").textContent = text; };
+  /* Beside what went wrong, where it is seen on a narrow screen too. */
+  const say = (text, place = "problem") => {
+    for (const each of ["problem", "upload-problem"]) at(each).textContent = each === place ? text : "";
+  };
 
   async function ask(path, options = {}) {
     const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
@@ -51,6 +61,7 @@
     at("notes").replaceChildren(...about.notes.map((note) => made("li", { textContent: note })));
     at("demo").replaceChildren(...about.demos.map((name) => made("option", { value: name, textContent: name })));
     at("demos").hidden = !about.demos.length;
+    at("drop-help").prepend(`${TAKEN[about.takes]} `);
     at("max-tokens").value = about.max_new_tokens;
     document.documentElement.dataset.state = "ready";
   }
@@ -84,6 +95,7 @@
     bars.push(own);
     return own;
   }
+  const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
   const shown = (ms) => (ms >= 100 ? ms.toFixed(0) : ms >= 10 ? ms.toFixed(1) : ms.toFixed(2));
   const stages = (given) => Object.fromEntries(
     Object.entries(given).map(([name, ms]) => [name.replace(/_ms$/, ""), ms]));
@@ -92,7 +104,7 @@
     if (!files.length) return;
     const size = [...files].reduce((sum, file) => sum + file.size, 0);
     if (about && size > about.max_upload_bytes) {
-      say(`That is ${size} bytes; this server takes ${about.max_upload_bytes}.`);
+      say(`That is ${mebibytes(size)}; this server takes ${mebibytes(about.max_upload_bytes)}.`, "upload-problem");
       return;
     }
     const form = new FormData();
@@ -101,15 +113,17 @@
   }
 
   async function take(name, request) {
+    const mine = ++taking;
     say("");
     at("upload-state").textContent = `Encoding ${name} \u2026`;
     try {
       const found = await (await request()).json();
       const blobs = await Promise.all(
         found.unfuse.frames.map(async (path) => (await ask(path)).blob()));
-      show(found, blobs);
+      if (mine === taking) show(found, blobs);
     } catch (error) {
-      say(error.message);
+      if (mine !== taking) return;
+      say(error.message.replace(/^upload\b/, () => name), "upload-problem");
       at("upload-state").textContent = "";
     }
   }
@@ -130,7 +144,7 @@
     const events = facts.num_events === null ? "" : `${facts.num_events.toLocaleString("en")} events, `;
     at("facts").replaceChildren(
       made("p", { textContent:
-        `${found.filename}: ${events}${facts.num_frames} frames, ${facts.media_tokens} positions of the prompt` }),
+        `${found.filename}: ${events}${facts.num_frames} frame${facts.num_frames === 1 ? "" : "s"}, ${facts.media_tokens} positions of the prompt` }),
       ...facts.notes.map((note) => made("p", { textContent: note })));
     for (const old of bars.splice(0)) if (at("answers").contains(old.element)) bars.push(old);
     const own = bar(SCENE_STAGES);
@@ -149,13 +163,15 @@
     [...at("strip").children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === index)));
   }
 
-  async function question(text) {
+  function ready() {
     if (!scene) {
       say("Choose a recording first.");
       at("file").focus();
-      return;
     }
-    if (asking) return;
+    return scene && !asking;
+  }
+
+  async function question(text) {
     say("");
     asking = new AbortController();
     at("send").hidden = true;
@@ -163,6 +179,8 @@
     const answer = made("p", { className: "answer writing" });
     const own = bar(STAGES);
     const item = made("li", {}, made("p", { className: "asked", textContent: text }), answer, own.element);
+    if (asked !== scene.id) item.prepend(made("p", { className: "quiet", textContent: `About ${scene.filename}` }));
+    asked = scene.id;
     at("answers").append(item);
     item.scrollIntoView({ block: "nearest" });
     const begun = performance.now();
@@ -202,7 +220,10 @@
       if (!ended) throw new Error("The answer broke off.");
     } catch (error) {
       item.append(made("p", { className: "quiet", textContent: error.name === "AbortError" ? "stopped" : "failed" }));
-      if (error.name !== "AbortError") say(error.message);
+      if (error.name !== "AbortError") {
+        say(error.message);
+        at("question").value ||= text;
+      }
     } finally {
       clearInterval(live);
       answer.classList.remove("writing");
@@ -237,13 +258,17 @@
     at("token").value = "";
     start();
   });
-  at("file").addEventListener("change", (event) => upload(event.target.files));
+  at("file").addEventListener("change", (event) => {
+    upload(event.target.files);
+    event.target.value = "";
+  });
   at("use-demo").addEventListener("click", () => {
     const name = at("demo").value;
     take(name, () => ask(`/v1/unfuse/demo/${encodeURIComponent(name)}`, { method: "POST" }));
   });
   at("ask").addEventListener("submit", (event) => {
     event.preventDefault();
+    if (!ready()) return;
     const text = at("question").value.trim() || at("question").placeholder;
     at("question").value = "";
     question(text);
@@ -252,7 +277,7 @@
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") asking?.abort(); });
   at("ideas").append(...IDEAS.map((text) => {
     const button = made("button", { type: "button", textContent: text });
-    button.addEventListener("click", () => question(text));
+    button.addEventListener("click", () => { if (ready()) question(text); });
     return button;
   }));
   let depth = 0;

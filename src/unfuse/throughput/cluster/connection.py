@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from unfuse.errors import DeviceError, MissingPackageError
+from unfuse.extras import install_command
 from unfuse.throughput.cluster.settings import LOCAL
 
 _STORE_BYTES: Final = (256 << 20, 8 << 30)
@@ -43,7 +44,7 @@ def require_ray() -> Any:
         raise MissingPackageError(
             "--ray", found=f"no package {error.name}" if missing else f"a Ray that does not load here ({error})",
             expected="it, for a run on a cluster",
-            fix='pip install "unfuse[ray]"',
+            fix=f"run: {install_command('unfuse[ray]')}",
         ) from None  # fmt: skip
     return ray
 
