@@ -88,8 +88,11 @@ def test_what_is_wrong_is_one_line(given, said, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_the_user(number, code, tmp_path):
-    out = tmp_path / "out folder"
-    given = ["run", "demo", "--output", str(out), "--capacity", "1", "--workers", "0", "--device", "cpu"]
+    out, asked = tmp_path / "out folder", tmp_path / "q.txt"
+    # So many that the signal comes before the last.
+    asked.write_text("".join(f"What moves, and how, in scene {n}?\n" for n in range(12)))
+    given = ["run", "demo", "--questions", str(asked), "--output", str(out), "--capacity", "1"]
+    given += ["--max-samples", "2", "--workers", "0", "--device", "cpu"]
     code_of_it = "import sys; from unfuse.cli import main; sys.argv[0] = 'unfuse'; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code_of_it, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -114,4 +117,4 @@ def test_stopped_by_the_user(number, code, tmp_path):
     if code == 130:
         assert run(words[1:]) == 0
         assert [each.sample_id for each in read_answers(answers)][: len(kept)] == kept
-        assert len(list(read_answers(answers))) == 8
+        assert len(list(read_answers(answers))) == 24

@@ -125,7 +125,7 @@ def test_resuming_something_else_is_refused(finished, data):
 
 
 COMMAND = [
-    "bench", *MODELS, "--protocol", "all", "--max-samples", "3", "--output-length", "3", "--num-warmups", "1",
+    "bench", *MODELS[:2], "--protocol", "all", "--max-samples", "2", "--output-length", "3", "--num-warmups", "1",
     "--balance-seconds", "0", "--device", "cpu",
 ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     for _ in range(4):
         resume = ["--resume"] if (folder / "comparison.json").exists() else []
         process = subprocess.Popen([*arguments, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + rng.uniform(6, 14)
+        deadline = time.monotonic() + rng.uniform(4, 9)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
@@ -153,15 +153,15 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     done = subprocess.run([*arguments, *resume], capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
     parts = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "frames")
-    assert len(parts) == 12
+    assert len(parts) == 8
     for part in parts:
         kept = (part / "samples.jsonl").read_text().split("\n")[:-1]
         before = reported.get(part.name, [])
         assert kept[: len(before)] == before
         ids = [line["sample_id"] for line in lines(part) if not line["warmup"]]
-        assert ids == ["demo:0", "demo:1", "demo:2"], "each sample once"
+        assert ids == ["demo:0", "demo:1"], "each sample once"
     plain = unfuse.bench(
-        MODELS, max_samples=3, protocol="all", device="cpu", output_length=3, num_warmups=1, balance_seconds=0.0
+        MODELS[:2], max_samples=2, protocol="all", device="cpu", output_length=3, num_warmups=1, balance_seconds=0.0
     )
     assert isinstance(plain, ComparisonRun)
     for part, whole in zip(parts, plain.result.parts, strict=True):
