@@ -19,17 +19,27 @@ if not torch.cuda.is_available():
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
-CLOCK = ("cli", "docs", "measure", "perfetto", "protocols", "report/html", "verification")
-"""Folders whose tests look at a clock: another test beside them would be seen."""
+CLOCK = (
+    "cli/test_live.py", "measure", "protocols/test_bench.py", "verification/test_controls.py",
+    "verification/test_hooks_steady.py",
+)  # fmt: skip
+"""Files and folders whose tests look at a clock: another test beside them would be seen."""
+LONG = ("training", "engines/graphed", "throughput", "test_benchmarks.py", "cli", "protocols", "serving", "docs")
+"""What takes longest is begun first, so that no core waits for it at the end."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items):
-    folders = [Path(__file__).parent / name for name in CLOCK]
     for item in items:
-        if any(folder in item.path.parents for folder in folders):
+        if _under(item, CLOCK):
             item.add_marker("clock")
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if _under(item, (name,))), len(LONG)))
+
+
+def _under(item, names):
+    return any(place in (item.path, *item.path.parents) for place in (Path(__file__).parent / name for name in names))
 
 
 @pytest.fixture(scope="session", autouse=True)
