@@ -65,6 +65,12 @@ def test_no_torch_where_none_is_needed(package):
     subprocess.run([sys.executable, "-c", f"import sys, {package}; assert 'torch' not in sys.modules"], check=True)
 
 
+def test_no_command_waits_for_statistics():
+    """They take a second to load, which ``unfuse --help`` has no use for."""
+    code = "import sys, unfuse.cli; assert not {'torch', 'scipy', 'altair'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_imports_go_downward():
     """At the top of a module; what is imported inside a function loads late, and may."""
     wrong = []

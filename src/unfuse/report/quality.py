@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from scipy import stats
-
 from unfuse.samples.attributes import NAMES, judge
 
 
@@ -40,6 +38,8 @@ class Quality:
 
 def share(right: int, asked: int) -> Share:
     """A share with its interval; ``asked`` is at least 1."""
+    from scipy import stats
+
     interval = stats.binomtest(right, asked).proportion_ci(0.95, "exact")
     return Share(right=right, asked=asked, low_pct=100 * interval.low, high_pct=100 * interval.high)
 

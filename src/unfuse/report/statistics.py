@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 _CONFIDENCE: Final = 0.95
 _BALANCE_CONFIDENCE: Final = 0.99
@@ -75,6 +74,8 @@ def distribution(values: Sequence[float], unit: str) -> Distribution | None:
 
 def median_interval(array: NDArray[np.float64]) -> tuple[float, float] | None:
     """95 % interval of the median, or None for fewer than two values."""
+    from scipy import stats
+
     if len(array) < 2:
         return None
     if np.ptp(array) == 0:
@@ -110,6 +111,8 @@ def ratio(a: Mapping[str, float], b: Mapping[str, float]) -> Ratio | None:
 
     None where either is empty or ``b`` takes no time.
     """
+    from scipy import stats
+
     common = [name for name in a if name in b]
     x = np.array([a[name] for name in common] if common else list(a.values()), dtype=np.float64)
     y = np.array([b[name] for name in common] if common else list(b.values()), dtype=np.float64)
@@ -169,6 +172,8 @@ def order_interval(array: NDArray[np.float64]) -> tuple[float, float]:
     A bootstrap of few and heavy-tailed values is too narrow, and would call noise a gap. Below 8 values no two order
     statistics reach 99 %; the whole range is taken then.
     """
+    from scipy import stats
+
     ordered = np.sort(array)
     below = max(int(stats.binom.ppf((1 - _BALANCE_CONFIDENCE) / 2, len(array), 0.5)) - 1, 0)
     return float(ordered[below]), float(ordered[len(array) - 1 - below])
@@ -191,6 +196,8 @@ class Drift:
 
 def drift(values: Sequence[float]) -> Drift | None:
     """Drift of a series; None for fewer than 10 samples, of which a slope says nothing."""
+    from scipy import stats
+
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 10 or array.mean() == 0:
         return None
@@ -226,6 +233,8 @@ def line_fit(x: Sequence[float], y: Sequence[float]) -> LineFit | None:
         x: e.g. output tokens.
         y: of the same length, e.g. ms.
     """
+    from scipy import stats
+
     if len(x) < MIN_POINTS or len(set(x)) < _MIN_DISTINCT:
         return None
     xs, ys = (np.asarray(values, dtype=np.float64) for values in (x, y))
