@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from unfuse.__main__ import main as entry_point
-from unfuse.cli import cli, run
+from unfuse.cli import cli, run, seed
+from unfuse.cli.bench import run_bench
 from unfuse.cli.seed import four_stages, proper_decoupling, three_stages, verify_videollava
 from unfuse.events import event_frames, write_eventgpt_npy
 from unfuse.measure.isolation import IsolationGuard, LinuxHost
@@ -395,6 +396,17 @@ def test_checkpoint_with_a_missing_tensor(tmp_path, dataset, capsys):
     assert not Path("r").exists()
 
 
+@pytest.fixture
+def soon(monkeypatch):
+    """The seed's commands repeat a sample until the balance is known; a test has no use for that."""
+
+    def quick(*given, settings, **more):
+        return run_bench(*given, settings={**settings, "balance_seconds": 0.2}, **more)
+
+    monkeypatch.setattr(seed, "run_bench", quick)
+
+
+@pytest.mark.usefixtures("soon")
 def test_seed_command(dataset, capsys):
     arguments = ["--dataset_dir", str(dataset), "--eventgpt_model_path", str(demo_checkpoint()), "--device", "cpu"]
     code = four_stages([*arguments, "--max_samples", "1", "--eventgpt_only", "--show_samples"])
@@ -431,6 +443,7 @@ def test_every_entry_point_of_the_seed_is_there():
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("soon")
 def test_seed_three_stages(dataset, capsys):
     arguments = ["--dataset_dir", str(dataset), "--eventgpt_model_path", str(demo_checkpoint()), "--device", "cpu"]
     assert three_stages([*arguments, "--max_samples", "1"]) in (0, 1)
@@ -438,6 +451,7 @@ def test_seed_three_stages(dataset, capsys):
     assert re.fullmatch(r"Sample 0: S1=\S+s \| S2=\S+s \| S3=\S+s \| Total=\S+s \| Tokens=\d+", line)
 
 
+@pytest.mark.usefixtures("soon")
 def test_seed_proper_decoupling(dataset, capsys):
     """Every model that is found, under every protocol; one line for each that is not."""
     arguments = ["--dataset_dir", str(dataset), "--eventgpt_model_path", str(demo_checkpoint()), "--device", "cpu"]

@@ -15,7 +15,7 @@ from unfuse.events import event_frames, read_events
 from unfuse.report.quality import share
 from unfuse.samples.demo import demo_checkpoint, demo_sample
 
-SCENES, COMPARED = 16, 8
+SCENES, COMPARED = 12, 8
 QUESTION = "What are the key elements in this scene?"
 ABOUT_THE_QUESTION = {"absent", "shown"}
 """Attributes with one value only: a question that is asked rightly gives them away."""

@@ -47,8 +47,8 @@ def test_every_kind_writes_what_eager_writes(kind, tmp_path):
     for length in (3, 70):
         asked = prompt(model, length)
         theirs, ours = eager.prefill(asked, Sampling()), engine.prefill(asked, Sampling())
-        tokens = list(eager.decode(theirs, 3))
-        assert list(engine.decode(ours, 3)) == tokens
+        tokens = list(eager.decode(theirs, 2))
+        assert list(engine.decode(ours, 2)) == tokens
         torch.testing.assert_close(engine.score(ours, tokens), eager.score(theirs, tokens), rtol=1e-4, atol=1e-4)
 
 
@@ -85,13 +85,13 @@ def test_prefix_is_reused_and_changes_nothing(model, engine):
         token_keys=(*second.token_keys[:25], *other),
     )
     afresh = engine.prefill(longer, Sampling())
-    wanted = list(engine.decode(afresh, 6))
-    list(engine.decode(engine.prefill(first, Sampling(), reuse=True), 6))
+    wanted = list(engine.decode(afresh, 4))
+    list(engine.decode(engine.prefill(first, Sampling(), reuse=True), 4))
     reused = engine.prefill(longer, Sampling(), reuse=True)
     assert afresh.reused_prefix_tokens == 0
     assert reused.reused_prefix_tokens == 25
-    assert list(engine.decode(reused, 6)) == wanted
-    assert list(engine.decode(reused, 6)) == wanted
+    assert list(engine.decode(reused, 4)) == wanted
+    assert list(engine.decode(reused, 4)) == wanted
     again = engine.prefill(longer, Sampling(), reuse=True)
     assert again.reused_prefix_tokens == 27
 
@@ -100,21 +100,21 @@ def test_sampling_is_eagers(model, engine):
     asked = prompt(model, 12)
     sampling = Sampling(temperature=2.0, top_p=0.8, seed=5)
     theirs = EagerEngine(model)
-    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 8))
+    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 5))
     mine = engine.prefill(asked, sampling)
-    assert list(engine.decode(mine, 8)) == wanted
-    assert list(engine.decode(mine, 8)) == wanted
+    assert list(engine.decode(mine, 5)) == wanted
+    assert list(engine.decode(mine, 5)) == wanted
     other = engine.prefill(asked, Sampling(temperature=2.0, top_p=0.8, seed=6))
-    assert list(engine.decode(other, 8)) != wanted
+    assert list(engine.decode(other, 5)) != wanted
 
 
 @pytest.mark.parametrize("sampling", [Sampling(ignore_eos=True), Sampling(temperature=2.0, ignore_eos=True)])
 def test_answers_may_be_written_by_turns(model, engine, sampling):
     """Two answers share one captured step, and each goes on where it was."""
     prefilled = [engine.prefill(prompt(model, 9, seed), sampling) for seed in (1, 2)]
-    alone = [list(engine.decode(one, 7)) for one in prefilled]
-    writing = [engine.decode(one, 7) for one in prefilled]
-    turns = [[next(one) for one in writing] for _ in range(7)]
+    alone = [list(engine.decode(one, 4)) for one in prefilled]
+    writing = [engine.decode(one, 4) for one in prefilled]
+    turns = [[next(one) for one in writing] for _ in range(4)]
     assert [list(tokens) for tokens in zip(*turns, strict=True)] == alone
 
 
@@ -123,13 +123,13 @@ def test_an_answer_may_outgrow_its_room(model, engine, monkeypatch):
     monkeypatch.setattr(answers_module, "_MORE", 1)
     asked, sampling = prompt(model, 62), Sampling(ignore_eos=True)
     theirs = EagerEngine(model)
-    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 6))
+    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 4))
     monkeypatch.setattr(engine, "_room", 1)
     mine = engine.prefill(asked, sampling)
     assert mine.state.sequence.capacity == 64
-    assert list(engine.decode(mine, 6)) == wanted
+    assert list(engine.decode(mine, 4)) == wanted
     assert mine.state.sequence.capacity == 128
-    assert list(engine.decode(mine, 6)) == wanted
+    assert list(engine.decode(mine, 4)) == wanted
 
 
 def test_a_batch_is_each_alone(model, engine):
@@ -142,10 +142,10 @@ def test_a_batch_is_each_alone(model, engine):
     mask = mask.to(DEVICE)
     padded = Prompt(inputs_embeds=embeds, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
     for sampling in (Sampling(), Sampling(temperature=1.5, seed=2)):
-        together = engine.answer_batch(padded, sampling, 6)
-        alone = [tuple(engine.decode(engine.prefill(row, sampling), 6)) for row in rows]
+        together = engine.answer_batch(padded, sampling, 4)
+        alone = [tuple(engine.decode(engine.prefill(row, sampling), 4)) for row in rows]
         assert together == alone
-        assert together == EagerEngine(model).answer_batch(padded, sampling, 6)
+        assert together == EagerEngine(model).answer_batch(padded, sampling, 4)
 
 
 def test_ends_where_the_model_does():
