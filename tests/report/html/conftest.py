@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
+from tests.browsers import chromium
 from unfuse.report.html import report_html
 from unfuse.report.reading import ReportRun, run_of
 from unfuse.runs import STAGES, Manifest, Noise, Probes, SampleRecord, StageMemory, StageTime
 from unfuse.runs.frames import FrameStore
 from unfuse.runs.schema import Ceilings, StageWork
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 MODELS = ("checkpoints/EventGPT-7b", "llava-hf/llava-1.5-7b-hf", "LanguageBind/Video-LLaVA-7B-hf", "demo")
 MEDIANS_MS = {"load": 6.0, "preprocess": 30.0, "encode": 9.0, "prefill": 24.0}
 TOKEN_MS, FIXED_MS = 4.0, 2.0
@@ -155,17 +150,9 @@ def page_of(place: Path, runs: Sequence[ReportRun], **options: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium on a machine that tests for all: apt-get install chromium")
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=FLAGS)
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
         yield started
-        started.close()
 
 
 class Opened:
