@@ -13,7 +13,7 @@ def quicken(patch):
     """Leaves out what the interpreter does again and again; the kernels' own tests run without this.
 
     It patches the language for each function that a program calls, though the program's own start has done so, and
-    looks at every sum and product of integers in a wider type. Half of the time, together.
+    looks at every sum and product of integers in a wider type. A third to a half of the time, together.
     """
     from triton import language as tl
     from triton.runtime import interpreter
