@@ -12,9 +12,11 @@ Shape letters: F frames, H height or hidden width, W width, P patches + 1 per fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from unfuse.errors import PromptError
 
@@ -104,12 +106,41 @@ class Provenance:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+class _Later:
+    """A field that is given as a tensor, or as a call that makes it when somebody first asks for it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._made, self._make = f"_{name}", f"_make_{name}"
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> torch.Tensor: ...
+    def __get__(self, instance: object | None, owner: type) -> torch.Tensor | Self:
+        if instance is None:
+            raise AttributeError("a field without a default")
+        own = vars(instance)
+        if own[self._made] is None:
+            own[self._made], own[self._make] = own[self._make](), None
+        made: torch.Tensor = own[self._made]
+        return made
+
+    def __set__(self, instance: object, value: torch.Tensor | Callable[[], torch.Tensor]) -> None:
+        later = callable(value)
+        vars(instance)[self._made] = None if later else value
+        vars(instance)[self._make] = value if later else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompt:
     """What a Stage-4 engine takes in: text embeddings with the features in their place."""
 
-    inputs_embeds: torch.Tensor
-    """``[1, L, H]``; ``[B, L, H]`` for prompts padded on the left to one length."""
+    inputs_embeds: _Later = _Later()
+    """``[1, L, H]``; ``[B, L, H]`` for prompts padded on the left to one length.
+
+    May be given as a call that makes it: whoever does that gives ``token_keys``, whose text stands for its rows of the
+    embedding. A further question needs its own rows only, and the scene's are then never put together again.
+    """
     token_keys: tuple[int, ...] = ()
     """One a position: the token id for text, ``-1 - i`` for the i-th feature."""
     features_digest: str | None = None
@@ -122,6 +153,17 @@ class Prompt:
     """What else the family gives its decoder with the prompt: masks that are not causal."""
     scene_inputs: Mapping[str, Any] = field(default_factory=dict)
     """The same for what acts at feature positions only: features of deeper layers (DeepStack)."""
+
+    @property
+    def length(self) -> int:
+        """L, without making the embeddings."""
+        return len(self.token_keys) or self.inputs_embeds.shape[1]
+
+    def text_after(self, position: int) -> tuple[int, ...] | None:
+        """Token ids from there on, where they say all that the embeddings, which nobody has made, would say."""
+        ids = self.token_keys[position:]
+        unmade = vars(self)["_inputs_embeds"] is None
+        return ids if unmade and self.position_ids is None and all(map(operator.le, repeat(0), ids)) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -74,21 +75,21 @@ class EventGPTAdapter(HuggingFaceAdapter):
     @torch.no_grad()
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
         """Replaces ``-200`` by the features."""
-        embeds, at = self._embeds(prepared, features)
-        keys: tuple[int, ...] = ()
-        if digest:
-            text = _on_host(prepared)
-            keys = (*text[:at], *range(-1, -1 - len(features.tensor), -1), *text[at + 1 :])
-        return Prompt(
-            inputs_embeds=embeds.unsqueeze(0),
-            token_keys=keys,
-            features_digest=features.digest if digest else None,
-        )
+        at = self._place(prepared, features)
+        put_together = functools.partial(self._embeds, prepared.input_ids, features.tensor, at)
+        if not digest:
+            return Prompt(inputs_embeds=put_together())
+        text = _on_host(prepared)
+        keys = (*text[:at], *range(-1, -1 - len(features.tensor), -1), *text[at + 1 :])
+        return Prompt(inputs_embeds=put_together, token_keys=keys, features_digest=features.digest)
 
     @torch.no_grad()
     def prompt_batch(self, items: Sequence[tuple[Prepared, Features]]) -> Prompt:
         """The same for several prompts."""
-        rows = [self._embeds(prepared, features)[0] for prepared, features in items]
+        rows = [
+            self._embeds(prepared.input_ids, features.tensor, self._place(prepared, features))[0]
+            for prepared, features in items
+        ]
         longest = max(len(row) for row in rows)
         embeds = torch.stack([nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         mask = torch.stack([_left_mask(len(row), longest, self.device) for row in rows])
@@ -110,17 +111,21 @@ class EventGPTAdapter(HuggingFaceAdapter):
         arguments = self._native(prepared)
         return arguments, arguments["input_ids"].shape[1]
 
-    def _embeds(self, prepared: Prepared, features: Features) -> tuple[torch.Tensor, int]:
-        """``[L, H]`` with the features in place, and where they begin."""
+    def _place(self, prepared: Prepared, features: Features) -> int:
+        """Where the features begin."""
         require_fit(features, self.expected_provenance())
         if prepared.media_tokens != features.tensor.shape[0]:
             raise FeaturesError(
                 "features", found=f"{features.tensor.shape[0]} positions", expected=f"{prepared.media_tokens}"
             )
-        at = _on_host(prepared).index(EVENT_INDEX)
+        return _on_host(prepared).index(EVENT_INDEX)
+
+    @torch.no_grad()
+    def _embeds(self, input_ids: torch.Tensor, features: torch.Tensor, at: int) -> torch.Tensor:
+        """``[1, L, H]`` with the features in their place."""
         # All at once, the placeholder as any id: a look-up takes the host longer than the device.
-        text = self.model.get_input_embeddings()(prepared.input_ids[0].clamp(min=0))
-        return torch.cat([text[:at], features.tensor.to(self.device), text[at + 1 :]]), at
+        text = self.model.get_input_embeddings()(input_ids[0].clamp(min=0))
+        return torch.cat([text[:at], features.to(self.device), text[at + 1 :]])[None]
 
     def _native(self, batch: Sequence[Prepared]) -> dict[str, Any]:
         """Hugging Face's arguments: ``<ev_patch>`` once per feature position, padded on the left."""

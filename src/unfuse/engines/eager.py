@@ -66,7 +66,7 @@ class EagerEngine:
         return Prefilled(
             token_id=int(token),
             logits=logits,
-            prompt_tokens=prompt.inputs_embeds.shape[1],
+            prompt_tokens=prompt.length,
             reused_prefix_tokens=reused,
             sampling=sampling,
             state=_State(cache, choose.marked(), following(prompt.position_ids)),
@@ -151,7 +151,7 @@ class EagerEngine:
         same_features = kept.features_digest == prompt.features_digest
         length = common_prefix(kept.token_keys, prompt.token_keys, same_features=same_features)
         # One position at least must be computed: its logits give the first token.
-        length = min(length, prompt.inputs_embeds.shape[1] - 1)
+        length = min(length, prompt.length - 1)
         if prompt.scene_inputs and any(key < 0 for key in prompt.token_keys[length:]):
             return 0  # what belongs to the features is given whole or not at all
         if length:

@@ -251,7 +251,7 @@ class EngineLoop:
                     _LOG.exception("a question could not be asked")
                 failed.append((answer, Piece("", error)))
                 continue
-            answer.prompt_tokens = request.prompt.inputs_embeds.shape[1]
+            answer.prompt_tokens = request.prompt.length
             answer.joined_s = time.perf_counter()
             answer.preprocess_ms = 1e3 * (answer.joined_s - started)
             answer.text = TextPieces(self.model.adapter.decode_text)

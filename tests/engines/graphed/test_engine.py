@@ -96,6 +96,39 @@ def test_prefix_is_reused_and_changes_nothing(model, engine):
     assert again.reused_prefix_tokens == 27
 
 
+@pytest.mark.parametrize("more", [1, 5, 20, 70])
+def test_text_after_what_is_kept_is_looked_up_on_the_device(model, engine, more):
+    """As fast as it is, it is what the same embeddings would have given; longer text goes the usual way."""
+    engine.close()
+    first = prompt(model, 30)
+    ids = [2 + (7 * at) % 30 for at in range(more)]
+    keys = (*first.token_keys[:25], *ids)
+    embeds = model.embed(torch.tensor(keys, device=DEVICE))[None].detach()
+    made = []
+
+    def make():
+        made.append(True)
+        return embeds
+
+    engine.prefill(first, Sampling(), reuse=True)
+    unmade = engine.prefill(Prompt(inputs_embeds=make, token_keys=keys), Sampling(ignore_eos=True), reuse=True)
+    wanted = engine.prefill(Prompt(inputs_embeds=embeds), Sampling(ignore_eos=True))
+    assert (bool(made), unmade.reused_prefix_tokens, unmade.prompt_tokens) == (more > 64, 25, 25 + more)
+    torch.testing.assert_close(unmade.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    assert list(engine.decode(unmade, 3)) == list(engine.decode(wanted, 3))
+
+
+def test_features_after_what_is_kept_need_their_embeddings(model, engine):
+    engine.close()
+    first = prompt(model, 30)
+    keys = (*first.token_keys[:25], -1, -2, 5)
+    embeds = torch.cat([first.inputs_embeds[:, :25], torch.randn(1, 3, HIDDEN, device=DEVICE)], dim=1)
+    engine.prefill(first, Sampling(), reuse=True)
+    late = engine.prefill(Prompt(inputs_embeds=lambda: embeds, token_keys=keys), Sampling(), reuse=True)
+    wanted = engine.prefill(Prompt(inputs_embeds=embeds), Sampling())
+    torch.testing.assert_close(late.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_sampling_is_eagers(model, engine):
     asked = prompt(model, 12)
     sampling = Sampling(temperature=2.0, top_p=0.8, seed=5)

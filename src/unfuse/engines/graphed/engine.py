@@ -108,11 +108,16 @@ class GraphedEngine:
         """See ``Engine.prefill``."""
         if self._refuses(prompt):
             return self._eager.prefill(prompt, sampling, reuse=reuse)
-        embeds, positions, following = self._prompts.rows(prompt)
-        keys = prompt.token_keys if reuse else ()
-        sequence = self._taken(keys, prompt.features_digest, len(embeds))
+        keys, length = prompt.token_keys if reuse else (), prompt.length
+        sequence = self._taken(keys, prompt.features_digest, length)
         reused = sequence.length
-        logits = self._prompts([Rows(embeds[reused:], positions[:, reused:], sequence)])[0].clone()
+        text = prompt.text_after(reused) if reused else None
+        if text is not None and len(text) <= MOST_ROWS:
+            logits, following = self._prompts.text(text, sequence), length
+        else:
+            embeds, positions, following = self._prompts.rows(prompt)
+            logits = self._prompts([Rows(embeds[reused:], positions[:, reused:], sequence)])[0]
+        logits = logits.clone()
         chooser = TokenChooser(sampling, self._end_ids, logits.device)
         token = int(chooser(logits))
         state = State(sequence, following, chooser.marked().mark)
@@ -121,7 +126,7 @@ class GraphedEngine:
         return Prefilled(
             token_id=token,
             logits=logits,
-            prompt_tokens=len(embeds),
+            prompt_tokens=length,
             reused_prefix_tokens=reused,
             sampling=sampling,
             state=state,

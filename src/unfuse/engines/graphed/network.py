@@ -35,7 +35,7 @@ _MOST_SPLITS: Final = 16
 _BESIDE_SHARED: Final = DecodeShape(1, 32, 1, 2)
 """Where all that is long is shared: few positions a row, so small programs, many at once (137 against 275 us on an
 H100, for 250 rows of 50 positions)."""
-_TAIL_SPLITS: Final = 4
+_TAIL_SPLITS: Final = 6
 """Of attention of a few rows."""
 MOST_TOGETHER: Final = 256
 """Rows of a decode step; beyond, more rows gain little and each holds a cache."""
@@ -137,12 +137,6 @@ class Network:
         # Rows that stand for nothing are read too, and must be numbers.
         for field in dataclasses.fields(self._memory):
             getattr(self._memory, field.name).zero_()
-        self._scratch = Scratch(
-            normed=self._memory.normed,
-            wide=self._memory.wide,
-            partial=self._zeros(_PARTIAL, dtype=torch.float32),
-            arrived=self._zeros(max(llama.head.weight.shape[0], MOST_TOGETHER * llama.heads.heads), dtype=torch.int32),
-        )
         self._attention: dict[int, DecodeShape] = {}
         self._wide: dict[int, Memory] = {}
         self.anchor = self._memory.x
@@ -156,6 +150,16 @@ class Network:
                 self._streamed = StreamedStep(llama, sizes)
             except Unserved as reason:
                 self.notes = (f"a decode step is many kernels, not one: {reason}",)
+
+    @functools.cached_property
+    def _scratch(self) -> Scratch:
+        head, heads = self.llama.head.weight.shape[0], self.llama.heads.heads
+        return Scratch(
+            normed=self._memory.normed,
+            wide=self._memory.wide,
+            partial=self._zeros(_PARTIAL, dtype=torch.float32),
+            arrived=self._zeros(max(head, MOST_TOGETHER * heads), dtype=torch.int32),
+        )
 
     def batch(self, rows: int) -> Batch:
         """Memory for a decode step, all of whose rows stand for nothing yet."""
@@ -352,8 +356,9 @@ class Network:
         return self._wide[size]
 
     def close(self) -> None:
-        """Forgets what was made for long prompts."""
+        """Frees what graphs work in, after the graphs."""
         self._wide.clear()
+        self.__dict__.pop("_scratch", None)
 
     def _new_memory(self, rows: int) -> Memory:
         llama = self.llama

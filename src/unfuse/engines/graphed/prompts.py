@@ -48,6 +48,7 @@ class Prompts:
     def __init__(self, network: Network, pool: Any):
         self._network, self._pool = network, pool
         self._tails: dict[tuple[int, int, bool], tuple[Tail, Callable[[], None]]] = {}
+        self._texts: dict[int, tuple[torch.Tensor, Tail, Callable[[], None]]] = {}
         self._memory: Tail | None = None
         """For several prompts together, which are as long as they come."""
         self._counted = torch.empty(network.axes, 0, dtype=torch.int32)
@@ -90,9 +91,51 @@ class Prompts:
         run()
         return tail.logits[: len(prompts)]
 
+    def text(self, ids: Seq[int], sequence: Sequence) -> torch.Tensor:
+        """Text after what is cached: all that the device needs to know goes to it in one copy.
+
+        Args:
+            ids: up to 64 tokens.
+            sequence: grows by them.
+
+        Returns:
+            float32 logits ``[V]``, the next pass's memory too.
+        """
+        rows, begins, anchor = len(ids), sequence.length, self._network.anchor
+        bucket = tail_bucket(rows)
+        if bucket not in self._texts:
+            self._texts[bucket] = self._captured_text(bucket)
+        asked, tail, run = self._texts[bucket]
+        rest = [0] * (bucket - rows)
+        numbers = [sequence.offset(anchor), sequence.capacity, begins, rows, 0, 0, 1, 0]
+        # Pinned memory is not handed out again before the copy from it is done.
+        staged = torch.tensor(
+            [*numbers, *ids, *rest, *range(begins, begins + rows), *rest], pin_memory=tail.embeds.is_cuda
+        )
+        asked.copy_(staged, non_blocking=True)
+        sequence.length += rows
+        run()
+        return tail.logits[0]
+
+    def _captured_text(self, rows: int) -> tuple[torch.Tensor, Tail, Callable[[], None]]:
+        network = self._network
+        network.tune(rows)
+        tail = network.tail(rows)
+        asked = torch.cat([tail.numbers[:, 0], tail.numbers.new_zeros(2 * rows)])
+        numbers, ids, positions = asked.split([len(tail.numbers), rows, rows])
+        tail = replace(tail, numbers=numbers[:, None])
+
+        def work() -> None:
+            torch.index_select(network.llama.embedding, 0, ids, out=tail.embeds)
+            tail.positions.copy_(positions)
+            network.prompt(tail)
+
+        return asked, tail, Captured(work, network.llama.device, self._pool)
+
     def close(self) -> None:
         """Frees the graphs."""
         self._tails.clear()
+        self._texts.clear()
         self._memory = None
 
     def _tail(self, lengths: list[int], shared: bool) -> tuple[Tail, Callable[[], None]]:

@@ -63,7 +63,7 @@ def groups_of(rows: Sequence[Row]) -> list[list[int]]:
 
 def prompt_length(request: Request) -> int:
     """Of its prompt."""
-    return request.prompt.inputs_embeds.shape[1]
+    return request.prompt.length
 
 
 def positions_of(request: Request) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -129,6 +130,8 @@ def _make_room(weights: Mapping[str, nn.Parameter], device: torch.device) -> Non
     """Where the device cannot hold the weights twice, the model's own wait on the host to be taken over."""
     if device.type != "cuda":
         return
+    # An engine that is not used any more must not give its memory back in the middle of vLLM's own measuring.
+    gc.collect()
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     if free < _bytes(weights) + _WORK + _LEFT:

@@ -255,7 +255,7 @@ class VllmEngine:
             why = f"prompts with {', '.join(more)}"
         elif not _counts(prompt.position_ids):
             why = "prompts whose positions do not count from 0"
-        elif prompt.inputs_embeds.shape[1] >= self._requests.longest:
+        elif prompt.length >= self._requests.longest:
             why = f"prompts of {self._requests.longest} positions and more"
         elif sampling.temperature and not COLDEST <= sampling.temperature <= HOTTEST:
             why = f"temperatures below {COLDEST} and above {HOTTEST}"

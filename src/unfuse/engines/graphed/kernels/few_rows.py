@@ -13,16 +13,14 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from unfuse.engines.graphed.kernels.launch import launch, overlap
+from unfuse.engines.graphed.kernels.launch import LINE, ask_for, launch, overlap
 
 if TYPE_CHECKING:
     import torch
 
 MOST_ROWS: Final = 64
-_AHEAD: Final = 1024
+_AHEAD: Final = 512
 """Inputs of each output whose weights are asked for while the kernel ahead is still at work."""
-_LINE = tl.constexpr(128)
-"""Bytes that one such request brings into the device's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +43,14 @@ CANDIDATES: Final = tuple(
         (64, 128, 1, 4, 4),
         (64, 128, 4, 4, 4),
         (64, 128, 2, 4, 4),
+        (64, 128, 1, 6, 4),
+        (64, 128, 2, 6, 4),
+        (64, 256, 2, 3, 4),
         (32, 128, 1, 4, 4),
         (32, 256, 1, 4, 4),
         (128, 128, 4, 3, 8),
     )
 )
-
-
-@triton.jit
-def _ask_for(at):
-    """Weights begin to move into the cache that all programs share."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-    )
 
 
 @triton.jit
@@ -92,12 +85,12 @@ def _few_rows(
     steps: tl.constexpr = (K + DEPTH - 1) // DEPTH
     share: tl.constexpr = (steps + SPLIT - 1) // SPLIT
     if AHEAD > 0:
-        a_line: tl.constexpr = _LINE // (weight.dtype.element_ty.primitive_bitwidth // 8)
+        a_line: tl.constexpr = LINE // (weight.dtype.element_ty.primitive_bitwidth // 8)
         lines = part * share * DEPTH + tl.arange(0, AHEAD // a_line) * a_line
         asked = weight + outputs[:, None].to(tl.int64) * K + lines[None, :]
-        _ask_for(asked)
+        ask_for(asked)
         if GATED:
-            _ask_for(asked + N.to(tl.int64) * K)
+            ask_for(asked + N.to(tl.int64) * K)
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from unfuse.engines.graphed.kernels.decode_attention import Heads
-from unfuse.engines.graphed.kernels.launch import UNIT, launch, overlap, wide_enough
+from unfuse.engines.graphed.kernels.launch import LINE, UNIT, ask_for, launch, overlap, wide_enough
 
 if TYPE_CHECKING:
     import torch
+
+
+_AHEAD: Final = 128
+"""Cached positions that each program asks for while the kernels ahead are still at work; a power of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,11 @@ def _place(
 ):  # fmt: skip
     row = tl.program_id(0)
     head = (tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER))[:, None]
-    if DEPENDENT:
-        gdc_wait()
+    # It is short: attention may ask for what is cached while the product ahead is still at work.
     if OVERLAP:
         gdc_launch_dependents()
+    if DEPENDENT:
+        gdc_wait()
     half: tl.constexpr = D // 2
     dtype: tl.constexpr = qkv.dtype.element_ty
     which, own = 0, row
@@ -145,6 +150,8 @@ class PromptShape:
 def _shape(rows: int, bytes_a_number: int) -> PromptShape:
     if rows > 64 and bytes_a_number == 2:
         return PromptShape(128, 64, 8, 3)
+    if rows <= 32 and bytes_a_number == 2:
+        return PromptShape(16 if rows <= 16 else 32, 64, 8, 2)
     return PromptShape(16 if rows <= 16 else 32 if rows <= 32 else 64, 64, 4, 3)
 
 
@@ -176,39 +183,50 @@ def _prompt_attention(
     partial, arrived, scale, layer, rows,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
-    SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     # The last rows have the most before them; they begin first.
     tile, head, split = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2) % SPLITS
+    sequence, skipped = 0, 0
+    if SEQUENCES > 1:
+        sequence = tl.program_id(2) // SPLITS
+    wide = tl.arange(0, D_BLOCK)
+    across = wide < D
+    before = tl.load(start + sequence).to(tl.int32)
+    own = tl.load(count + sequence).to(tl.int32)
+    end = before + tl.minimum(own, (tile + 1) * ROWS)
+    size = tl.load(capacity + sequence).to(tl.int64) * D
+    cache = anchor + tl.load(cache_at + sequence) * UNIT
+    keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
+    values = keys + KV_HEADS * size
+    share = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK) * BLOCK
+    if AHEAD > 0:
+        a_line: tl.constexpr = LINE // (qkv.dtype.element_ty.primitive_bitwidth // 8)
+        cached = split * share + tl.arange(0, AHEAD)
+        # Beyond what is its own and cached, the last of it again.
+        cached = tl.minimum(cached, tl.maximum(tl.minimum(split * share + share, before) - 1, 0))
+        asked = cached[:, None].to(tl.int64) * D + tl.arange(0, D_BLOCK // a_line)[None, :] * a_line
+        ask_for(keys + asked)
+        ask_for(values + asked)
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
-    sequence, skipped = 0, 0
     if SEQUENCES > 1:
-        sequence = tl.program_id(2) // SPLITS
-        rows = tl.load(count + sequence).to(tl.int32)
+        rows = own
         if tile * ROWS >= rows:
             return
         skipped = tl.load(first + sequence)
         qkv += skipped * ((HEADS + 2 * KV_HEADS) * D)
         out += skipped * (HEADS * D)
     dtype: tl.constexpr = qkv.dtype.element_ty
-    wide = tl.arange(0, D_BLOCK)
-    across = wide < D
     row = tile * ROWS + tl.arange(0, ROWS)
-    before = tl.load(start + sequence).to(tl.int32)
-    end = before + tl.minimum(tl.load(count + sequence).to(tl.int32), (tile + 1) * ROWS)
     width: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
     q = tl.load(
         qkv + row[:, None].to(tl.int64) * width + head * D + wide[None, :],
         mask=(row < rows)[:, None] & across[None, :], other=0.0,
     )  # fmt: skip
-    size = tl.load(capacity + sequence).to(tl.int64) * D
-    cache = anchor + tl.load(cache_at + sequence) * UNIT
-    keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
-    values = keys + KV_HEADS * size
     positions = tl.arange(0, BLOCK)
     best = tl.full([ROWS], float("-inf"), tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
@@ -220,13 +238,13 @@ def _prompt_attention(
         ahead = tl.load(shared_count + sequence).to(tl.int32)
         room = tl.load(shared_capacity + sequence).to(tl.int64) * D
         ahead_keys = anchor + tl.load(shared_at + sequence) * UNIT + (layer * (2 * KV_HEADS) + head // GROUP) * room
-        share = tl.cdiv(tl.cdiv(ahead, SPLITS), BLOCK) * BLOCK
-        for at in tl.range(split * share, tl.minimum(ahead, split * share + share), BLOCK, num_stages=STAGES):
+        theirs_share = tl.cdiv(tl.cdiv(ahead, SPLITS), BLOCK) * BLOCK
+        begin = split * theirs_share
+        for at in tl.range(begin, tl.minimum(ahead, begin + theirs_share), BLOCK, num_stages=STAGES):
             best, weight, total = _attend_rows(
                 q, ahead_keys, ahead_keys + KV_HEADS * room, at + positions, ahead, row * 0 + ahead - 1,
                 factor, wide, across, best, weight, total, D, PRECISION,
             )  # fmt: skip
-    share = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK) * BLOCK
     for at in tl.range(split * share, tl.minimum(end, split * share + share), BLOCK, num_stages=STAGES):
         best, weight, total = _attend_rows(
             q, keys, values, at + positions, end, row + before, factor, wide, across,
@@ -300,11 +318,15 @@ def prompt_attention(
     """
     rows = len(qkv)
     shape = shape or _shape(rows, qkv.element_size())
+    overlapping = overlap(out)
+    # Where many rows are multiplied, the product ahead leaves the memory no time.
+    asks = overlapping["DEPENDENT"] and splits > 1 and not sequences.shared
+    ahead = _AHEAD if asks and wide_enough(heads.size) * qkv.element_size() >= LINE.value else 0
     launch(
         _prompt_attention, (heads.heads, triton.cdiv(rows, shape.rows), splits * sequences.count),
         out, qkv, *sequences.arguments, *sequences.numbers[5:].unbind(), partial, arrived, scale, layer, rows,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide_enough(heads.size), GROUP=heads.group,
         ROWS=shape.rows, BLOCK=shape.positions, STAGES=shape.stages, SPLITS=splits,
         SEQUENCES=sequences.count, SHARED=sequences.shared, PRECISION="ieee" if qkv.element_size() == 4 else "tf32",
-        num_warps=shape.warps, **overlap(out),
+        AHEAD=ahead, num_warps=shape.warps, **overlapping,
     )  # fmt: skip

@@ -19,11 +19,12 @@ def _rms_norm(out, x, gain, eps, K: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: 
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     inside = at < K
+    # It is short: the product after it may ask for its weights while the one ahead is still at work.
+    if OVERLAP:
+        gdc_launch_dependents()
     scale = tl.load(gain + at, mask=inside, other=0.0)
     if DEPENDENT:
         gdc_wait()
-    if OVERLAP:
-        gdc_launch_dependents()
     value = tl.load(x + row * K + at, mask=inside, other=0.0).to(tl.float32)
     value *= tl.rsqrt(tl.sum(value * value, axis=0) / K + eps)
     # Rounded before the gain, as the model does it.
