@@ -296,6 +296,7 @@ class Batches(Stand):
 
     def __init__(self, name, dies_after, capacity):
         self.taken = 0
+        self._pace_s = 0.0011 if name == "d1" else 0.001
         super().__init__(name, dies_after, capacity)
 
     def _work(self):
@@ -308,7 +309,7 @@ class Batches(Stand):
                 if scene is not None:
                     self.taken += 1
                     held.append(scene)
-                    time.sleep(0.001)
+                    time.sleep(self._pace_s)
                     send(self._theirs, Begun(scene.asked[0].sample_id))
                 if len(held) == self._facts.capacity or not select.select([self._theirs], [], [], 0.05)[0]:
                     for each in held:
@@ -318,7 +319,7 @@ class Batches(Stand):
             send(self._theirs, DeviceResult(times=Times(wall_s=1.0), worker_deaths=0, most_held=1))
 
 
-def test_equal_devices_get_equal_shares_whoever_fills_a_batch_first(monkeypatch):
+def test_devices_of_about_one_pace_get_about_equal_shares(monkeypatch):
     """Shared out by answers, one of the two got 505 of 800."""
     monkeypatch.setitem(globals(), "Stand", Batches)
     processes, made = stands(monkeypatch, [None, None], capacity=256)
