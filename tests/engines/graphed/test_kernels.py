@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 from unfuse.engines.graphed.kernels import decode_attention as decoding
 from unfuse.engines.graphed.kernels import few_rows as few
 from unfuse.engines.graphed.kernels import matvec as one
-from unfuse.engines.graphed.kernels import prompt_attention as prompting
+from unfuse.engines.graphed.kernels import tail_attention as tails
 from unfuse.engines.graphed.kernels import tower
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
 from unfuse.engines.graphed.kernels.launch import UNIT
@@ -147,7 +147,24 @@ def test_decode_attention(dtype, heads, splits, normed):
     assert not arrived.any()
 
 
-@pytest.mark.parametrize(("normed", "splits"), [(False, 1), (True, 1), (True, 4)])
+def attended(qkv, sequences, angles, heads, splits, gains=None):
+    """Attention of rows, whose keys and values are then in the caches: of few rows in so many parts, or (0) of many."""
+    out = torch.full((len(qkv), heads.heads * heads.size), float("nan"), dtype=qkv.dtype, device=DEVICE)
+    if not splits:
+        place_keys(qkv, sequences, angles, heads, LAYER, gains=gains, eps=EPS)
+        prompt_attention(out, qkv, sequences, heads, LAYER, scale=heads.size**-0.5)
+        return out
+    partial = tails.partial_size(heads, len(qkv), splits, sequences.count)
+    arrived = torch.zeros(heads.heads * sequences.count, dtype=torch.int32, device=DEVICE)
+    tails.tail_attention(
+        out, qkv, sequences, angles, heads, LAYER, gains=gains, eps=EPS, scale=heads.size**-0.5, splits=splits,
+        partial=torch.full((partial,), float("nan"), device=DEVICE), arrived=arrived,
+    )  # fmt: skip
+    assert not arrived.any()
+    return out
+
+
+@pytest.mark.parametrize(("normed", "splits"), [(False, 0), (True, 0), (False, 1), (True, 4)])
 @pytest.mark.parametrize(("start", "count", "rows"), [(0, 20, 20), (11, 70, 80), (100, 3, 16)])
 @pytest.mark.parametrize("heads", HEADS[:2], ids=str)
 def test_prompt_attention(dtype, heads, start, count, rows, normed, splits):
@@ -161,14 +178,7 @@ def test_prompt_attention(dtype, heads, start, count, rows, normed, splits):
     sequence = Sequences(
         anchor, torch.tensor([[int(where)], [room], [start], [count], [0], [0], [1], [0]], device=DEVICE)
     )
-    place_keys(qkv, sequence, (cosine, sine), heads, LAYER, gains=gains if normed else None, eps=EPS)
-    out = torch.full((rows, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
-    partial = torch.full((prompting.partial_size(heads, rows, splits),), float("nan"), device=DEVICE)
-    arrived = torch.zeros(64, dtype=torch.int32, device=DEVICE)
-    prompt_attention(
-        out, qkv, sequence, heads, LAYER, scale=size**-0.5, splits=splits, partial=partial, arrived=arrived
-    )
-    assert not arrived.any()
+    out = attended(qkv, sequence, (cosine, sine), heads, splits, gains if normed else None)
     q, k, v = (
         part.view(count, -1, size) for part in given.split([heads.heads * size, *[heads.kv_heads * size] * 2], dim=-1)
     )
@@ -185,7 +195,7 @@ def test_prompt_attention(dtype, heads, start, count, rows, normed, splits):
     close(buffer, wanted)
 
 
-@pytest.mark.parametrize(("rows", "splits"), [(40, 1), (30, 4), (90, 1)])
+@pytest.mark.parametrize(("rows", "splits"), [(40, 0), (40, 1), (30, 4), (90, 0)])
 @pytest.mark.parametrize("heads", HEADS[:2], ids=str)
 def test_prompts_together_are_what_each_is_alone(dtype, heads, rows, splits):
     starts, counts, size = (11, 0, 5), (rows - 22, 3, 17), heads.size
@@ -195,59 +205,42 @@ def test_prompts_together_are_what_each_is_alone(dtype, heads, rows, splits):
     angles = angles.cos().to(dtype), angles.sin().to(dtype)
     firsts = (0, counts[0], counts[0] + counts[1])
 
-    def attended(qkv, angles, numbers):
-        sequences = Sequences(anchor, torch.tensor(numbers, device=DEVICE))
-        out = torch.full((len(qkv), heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
-        scratch = prompting.partial_size(heads, len(qkv), splits, sequences.count)
-        arrived = torch.zeros(1024, dtype=torch.int32, device=DEVICE)
-        place_keys(qkv, sequences, angles, heads, LAYER, gains=None, eps=EPS)
-        prompt_attention(
-            out, qkv, sequences, heads, LAYER, scale=size**-0.5, splits=splits,
-            partial=torch.full((scratch,), float("nan"), device=DEVICE), arrived=arrived,
-        )  # fmt: skip
-        assert not arrived.any()
-        return out
+    def of(qkv, angles, numbers):
+        return attended(qkv, Sequences(anchor, torch.tensor(numbers, device=DEVICE)), angles, heads, splits)
 
     before = [buffer.clone() for buffer in buffers]
     alone = []
     for at, start, count, room, first in zip(where.tolist(), starts, counts, rooms, firsts, strict=True):
         part = slice(first, first + count)
         alone.append(
-            attended(qkv[part].clone(), [a[part] for a in angles], [[at], [room], [start], [count], [0], [0], [1], [0]])
+            of(qkv[part].clone(), [a[part] for a in angles], [[at], [room], [start], [count], [0], [0], [1], [0]])
         )
     kept = [buffer.clone() for buffer in buffers]
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(old)
     nothing = (0,) * 3, (1,) * 3, (0,) * 3
     numbers = [*zip(where.tolist(), rooms, starts, counts, firsts, *nothing, strict=True), (0, 1, 0, 0, rows, 0, 1, 0)]
-    together = attended(qkv.clone(), angles, [list(line) for line in zip(*numbers, strict=True)])
+    together = of(qkv.clone(), angles, [list(line) for line in zip(*numbers, strict=True)])
     close(together[: sum(counts)], torch.cat(alone).double())
     for buffer, alone_kept in zip(buffers, kept, strict=True):
         close(buffer, alone_kept.double())
 
 
-@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("splits", [0, 1, 4])
 @pytest.mark.parametrize("heads", HEADS[:2], ids=str)
 def test_what_comes_before_a_prompt_may_lie_elsewhere(dtype, heads, splits):
     """Of two prompts' rows, one's beginning is in another sequence: as if it were in its own."""
-    start, counts, size = 70, (9, 6), heads.size
+    start, counts = 70, (9, 6)
     anchor, (whole_cache, end_cache, _), where = caches(heads, (90, 20, 12), dtype)
-    qkv, angles = normal(16, heads.width, dtype=dtype), normal(16, size // 2)
+    qkv, angles = normal(16, heads.width, dtype=dtype), normal(16, heads.size // 2)
     angles = angles.cos().to(dtype), angles.sin().to(dtype)
     at = where.tolist()
     results = []
     for own, shared in (((at[0], 90, start), (0, 1, 0)), ((at[1], 20, 0), (at[0], 90, start))):
         lines = [(*own, counts[0], 0, *shared), (at[2], 12, 4, counts[1], counts[0], 0, 1, 0)]
         numbers = torch.tensor(lines, device=DEVICE).t().contiguous()
-        sequences, rows = Sequences(anchor, numbers, shared[2] > 0), qkv.clone()
-        out = torch.full((16, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
-        place_keys(rows, sequences, angles, heads, LAYER, gains=None, eps=EPS)
-        scratch = prompting.partial_size(heads, 16, splits, 2)
-        prompt_attention(
-            out, rows, sequences, heads, LAYER, scale=size**-0.5, splits=splits,
-            partial=torch.full((scratch,), float("nan"), device=DEVICE),
-            arrived=torch.zeros(1024, dtype=torch.int32, device=DEVICE),
-        )  # fmt: skip
+        sequences = Sequences(anchor, numbers, shared[2] > 0)
+        out = attended(qkv.clone(), sequences, angles, heads, splits)
         results.append(out[: sum(counts)])
     close(results[1], results[0].double())
     close(end_cache[LAYER, :, :, : counts[0]], whole_cache[LAYER, :, :, start : start + counts[0]].double())

@@ -21,6 +21,7 @@ from unfuse.engines.graphed.kernels.shared_attention import (
     SharedParts,
     shared_attention,
 )
+from unfuse.engines.graphed.kernels.tail_attention import tail_attention
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
 from unfuse.engines.graphed.structure import Llama
@@ -315,7 +316,7 @@ class Network:
         where = Sequences(self.anchor, tail.numbers, tail.shared)
         memory = self._memory_for(rows)
         angles = memory.x.new_empty(rows, heads.size // 2), memory.x.new_empty(rows, heads.size // 2)
-        splits = max(1, _TAIL_SPLITS // tail.sequences) if rows <= MOST_ROWS else 1
+        splits = max(1, _TAIL_SPLITS // tail.sequences)
         ends = part_ends(len(llama.layers))
         memory.x[:rows].copy_(tail.embeds)
         rotary_angles(*angles, tail.positions, llama.rates, llama.axes, llama.rotary_scaling)
@@ -323,12 +324,16 @@ class Network:
             if index in ends:
                 cut()
             self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
-            turned, attended = memory.heads[:rows], memory.attended[:rows]
-            place_keys(turned, where, angles, heads, index, gains=layer.head_gains, eps=llama.eps)
-            prompt_attention(
-                attended, turned, where, heads, index,
-                scale=llama.scale, splits=splits, partial=self._scratch.partial, arrived=self._scratch.arrived,
-            )  # fmt: skip
+            given, attended = memory.heads[:rows], memory.attended[:rows]
+            if rows <= MOST_ROWS:
+                tail_attention(
+                    attended, given, where, angles, heads, index,
+                    gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
+                    splits=splits, partial=self._scratch.partial, arrived=self._scratch.arrived,
+                )  # fmt: skip
+            else:
+                place_keys(given, where, angles, heads, index, gains=layer.head_gains, eps=llama.eps)
+                prompt_attention(attended, given, where, heads, index, scale=llama.scale)
             self._finish_layer(index, memory, rows)
         last = (tail.numbers[3] + tail.numbers[4] - 1).clamp(min=0)
         self._head(0, tail.logits, memory.x.index_select(0, last), self._scratch, rows=tail.sequences)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from unfuse.engines.graphed.kernels.decode_attention import Heads
-from unfuse.engines.graphed.kernels.launch import LINE, UNIT, ask_for, launch, overlap, wide_enough
+from unfuse.engines.graphed.kernels.launch import UNIT, launch, overlap, wide_enough
 
 if TYPE_CHECKING:
     import torch
-
-
-_AHEAD: Final = 128
-"""Cached positions that each program asks for while the kernels ahead are still at work; a power of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +48,10 @@ def _place(
 ):  # fmt: skip
     row = tl.program_id(0)
     head = (tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER))[:, None]
-    # It is short: attention may ask for what is cached while the product ahead is still at work.
-    if OVERLAP:
-        gdc_launch_dependents()
     if DEPENDENT:
         gdc_wait()
+    if OVERLAP:
+        gdc_launch_dependents()
     half: tl.constexpr = D // 2
     dtype: tl.constexpr = qkv.dtype.element_ty
     which, own = 0, row
@@ -148,11 +143,7 @@ class PromptShape:
 
 
 def _shape(rows: int, bytes_a_number: int) -> PromptShape:
-    if rows > 64 and bytes_a_number == 2:
-        return PromptShape(128, 64, 8, 3)
-    if rows <= 32 and bytes_a_number == 2:
-        return PromptShape(16 if rows <= 16 else 32, 64, 8, 2)
-    return PromptShape(16 if rows <= 16 else 32 if rows <= 32 else 64, 64, 4, 3)
+    return PromptShape(128, 64, 8, 3) if rows > 64 and bytes_a_number == 2 else PromptShape(64, 64, 4, 3)
 
 
 @triton.jit
@@ -179,54 +170,41 @@ def _attend_rows(
 
 @triton.jit
 def _prompt_attention(
-    out, qkv, anchor, cache_at, capacity, start, count, first, shared_at, shared_capacity, shared_count,
-    partial, arrived, scale, layer, rows,
+    out, qkv, anchor, cache_at, capacity, start, count, first, shared_at, shared_capacity, shared_count, scale, layer,
+    rows,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
-    SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
-    OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     # The last rows have the most before them; they begin first.
-    tile, head, split = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2) % SPLITS
-    sequence, skipped = 0, 0
-    if SEQUENCES > 1:
-        sequence = tl.program_id(2) // SPLITS
-    wide = tl.arange(0, D_BLOCK)
-    across = wide < D
-    before = tl.load(start + sequence).to(tl.int32)
-    own = tl.load(count + sequence).to(tl.int32)
-    end = before + tl.minimum(own, (tile + 1) * ROWS)
-    size = tl.load(capacity + sequence).to(tl.int64) * D
-    cache = anchor + tl.load(cache_at + sequence) * UNIT
-    keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
-    values = keys + KV_HEADS * size
-    share = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK) * BLOCK
-    if AHEAD > 0:
-        a_line: tl.constexpr = LINE // (qkv.dtype.element_ty.primitive_bitwidth // 8)
-        cached = split * share + tl.arange(0, AHEAD)
-        # Beyond what is its own and cached, the last of it again.
-        cached = tl.minimum(cached, tl.maximum(tl.minimum(split * share + share, before) - 1, 0))
-        asked = cached[:, None].to(tl.int64) * D + tl.arange(0, D_BLOCK // a_line)[None, :] * a_line
-        ask_for(keys + asked)
-        ask_for(values + asked)
+    tile, head, sequence = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2)
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
     if SEQUENCES > 1:
-        rows = own
+        rows = tl.load(count + sequence).to(tl.int32)
         if tile * ROWS >= rows:
             return
         skipped = tl.load(first + sequence)
         qkv += skipped * ((HEADS + 2 * KV_HEADS) * D)
         out += skipped * (HEADS * D)
     dtype: tl.constexpr = qkv.dtype.element_ty
+    wide = tl.arange(0, D_BLOCK)
+    across = wide < D
     row = tile * ROWS + tl.arange(0, ROWS)
+    before = tl.load(start + sequence).to(tl.int32)
+    end = before + tl.minimum(tl.load(count + sequence).to(tl.int32), (tile + 1) * ROWS)
     width: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
     q = tl.load(
         qkv + row[:, None].to(tl.int64) * width + head * D + wide[None, :],
         mask=(row < rows)[:, None] & across[None, :], other=0.0,
     )  # fmt: skip
+    size = tl.load(capacity + sequence).to(tl.int64) * D
+    cache = anchor + tl.load(cache_at + sequence) * UNIT
+    keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
+    values = keys + KV_HEADS * size
     positions = tl.arange(0, BLOCK)
     best = tl.full([ROWS], float("-inf"), tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
@@ -238,55 +216,18 @@ def _prompt_attention(
         ahead = tl.load(shared_count + sequence).to(tl.int32)
         room = tl.load(shared_capacity + sequence).to(tl.int64) * D
         ahead_keys = anchor + tl.load(shared_at + sequence) * UNIT + (layer * (2 * KV_HEADS) + head // GROUP) * room
-        theirs_share = tl.cdiv(tl.cdiv(ahead, SPLITS), BLOCK) * BLOCK
-        begin = split * theirs_share
-        for at in tl.range(begin, tl.minimum(ahead, begin + theirs_share), BLOCK, num_stages=STAGES):
+        for at in tl.range(0, ahead, BLOCK, num_stages=STAGES):
             best, weight, total = _attend_rows(
                 q, ahead_keys, ahead_keys + KV_HEADS * room, at + positions, ahead, row * 0 + ahead - 1,
                 factor, wide, across, best, weight, total, D, PRECISION,
             )  # fmt: skip
-    for at in tl.range(split * share, tl.minimum(end, split * share + share), BLOCK, num_stages=STAGES):
+    for at in tl.range(0, end, BLOCK, num_stages=STAGES):
         best, weight, total = _attend_rows(
             q, keys, values, at + positions, end, row + before, factor, wide, across,
             best, weight, total, D, PRECISION,
         )  # fmt: skip
-    last = True
-    if SPLITS > 1:
-        # Whoever arrives last puts the parts together, always in the same order.
-        per_row: tl.constexpr = D_BLOCK + 4
-        which = (sequence * tl.num_programs(1) + tl.program_id(1)) * HEADS + head
-        inner = tl.arange(0, ROWS) * per_row
-        mine = partial + (which * SPLITS + split) * (ROWS * per_row)
-        tl.store(mine + inner + D_BLOCK, best)
-        tl.store(mine + inner + D_BLOCK + 1, weight)
-        tl.store(mine + inner[:, None] + wide[None, :], total)
-        tl.debug_barrier()
-        last = tl.atomic_add(arrived + which, 1, sem="acq_rel") == SPLITS - 1
-    if last:
-        if SPLITS > 1:
-            tl.debug_barrier()
-            tl.store(arrived + which, 0)
-            best = tl.full([ROWS], float("-inf"), tl.float32)
-            weight = tl.zeros([ROWS], tl.float32)
-            total = tl.zeros([ROWS, D_BLOCK], tl.float32)
-            for other in tl.static_range(SPLITS):
-                theirs = partial + (which * SPLITS + other) * (ROWS * per_row)
-                their_best = tl.load(theirs + inner + D_BLOCK, cache_modifier=".cg")
-                higher = tl.maximum(best, their_best)
-                safe = tl.where(higher == float("-inf"), 0.0, higher)
-                old, fresh = tl.exp2(best - safe), tl.exp2(their_best - safe)
-                weight = weight * old + fresh * tl.load(theirs + inner + D_BLOCK + 1, cache_modifier=".cg")
-                part = tl.load(theirs + inner[:, None] + wide[None, :], cache_modifier=".cg")
-                total = total * old[:, None] + part * fresh[:, None]
-                best = higher
-        target = out + row[:, None].to(tl.int64) * (HEADS * D) + head * D + wide[None, :]
-        tl.store(target, (total / weight[:, None]).to(dtype), mask=(row < rows)[:, None] & across[None, :])
-
-
-def partial_size(heads: Heads, rows: int, splits: int, sequences: int = 1) -> int:
-    """float32 numbers of scratch."""
-    tile = max(_shape(rows, size).rows for size in (2, 4))
-    return sequences * heads.heads * triton.cdiv(rows, tile) * tile * splits * (wide_enough(heads.size) + 4)
+    target = out + row[:, None].to(tl.int64) * (HEADS * D) + head * D + wide[None, :]
+    tl.store(target, (total / weight[:, None]).to(dtype), mask=(row < rows)[:, None] & across[None, :])
 
 
 def prompt_attention(
@@ -297,9 +238,6 @@ def prompt_attention(
     layer: int,
     *,
     scale: float,
-    splits: int,
-    partial: torch.Tensor,
-    arrived: torch.Tensor,
     shape: PromptShape | None = None,
 ) -> None:
     """Causal attention of the rows whose keys ``place_keys`` has put into the cache (after Dao, arXiv 2307.08691).
@@ -311,22 +249,15 @@ def prompt_attention(
         heads: their numbers and size.
         layer: which layer of the cache.
         scale: usually ``D ** -0.5``.
-        splits: programs that share one head's positions.
-        partial: float32 scratch of at least ``partial_size`` numbers.
-        arrived: int32 zeros, one a head, tile of rows and sequence; left as zeros.
         shape: how the work is cut; by default what was fast for so many rows.
     """
     rows = len(qkv)
     shape = shape or _shape(rows, qkv.element_size())
-    overlapping = overlap(out)
-    # Where many rows are multiplied, the product ahead leaves the memory no time.
-    asks = overlapping["DEPENDENT"] and splits > 1 and not sequences.shared
-    ahead = _AHEAD if asks and wide_enough(heads.size) * qkv.element_size() >= LINE.value else 0
     launch(
-        _prompt_attention, (heads.heads, triton.cdiv(rows, shape.rows), splits * sequences.count),
-        out, qkv, *sequences.arguments, *sequences.numbers[5:].unbind(), partial, arrived, scale, layer, rows,
+        _prompt_attention, (heads.heads, triton.cdiv(rows, shape.rows), sequences.count),
+        out, qkv, *sequences.arguments, *sequences.numbers[5:].unbind(), scale, layer, rows,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide_enough(heads.size), GROUP=heads.group,
-        ROWS=shape.rows, BLOCK=shape.positions, STAGES=shape.stages, SPLITS=splits,
+        ROWS=shape.rows, BLOCK=shape.positions, STAGES=shape.stages,
         SEQUENCES=sequences.count, SHARED=sequences.shared, PRECISION="ieee" if qkv.element_size() == 4 else "tf32",
-        AHEAD=ahead, num_warps=shape.warps, **overlapping,
+        num_warps=shape.warps, **overlap(out),
     )  # fmt: skip
