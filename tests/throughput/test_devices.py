@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,7 +25,7 @@ from unfuse.stages import Sampling
 from unfuse.throughput import devices
 from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
 from unfuse.throughput.devices import DeviceProcesses, find_devices
-from unfuse.throughput.flow import Answer, FlowSettings
+from unfuse.throughput.flow import Answer, Begun, FlowSettings
 from unfuse.throughput.job import RunSettings, Work, answer_dataset
 from unfuse.throughput.scenes import Asked, Scene
 from unfuse.throughput.times import Times
@@ -148,6 +150,7 @@ class Stand:
                     return
                 send(self._theirs, self._facts)
                 while (scene := receive(self._theirs)) is not None:
+                    send(self._theirs, Begun(scene.asked[0].sample_id))
                     for asked in scene.asked:
                         if self.answered == self._left or asked.sample_id in self.poison:
                             return
@@ -286,3 +289,42 @@ def test_a_faster_device_gets_more(monkeypatch):
         processes.answer(numbered([1] * 20), emit)
     assert count[0] == 20
     assert made[0].answered >= 20 - 4
+
+
+class Batches(Stand):
+    """Takes up as many scenes as its batch holds, one after the other, and then answers all of them together."""
+
+    def __init__(self, name, dies_after, capacity):
+        self.taken = 0
+        self._pace_s = 0.0011 if name == "d1" else 0.001
+        super().__init__(name, dies_after, capacity)
+
+    def _work(self):
+        self._facts = replace(self._facts, ahead=39)
+        held = []
+        with self._theirs, suppress(Closed):
+            send(self._theirs, self._facts)
+            scene = receive(self._theirs)
+            while scene is not None or held:
+                if scene is not None:
+                    self.taken += 1
+                    held.append(scene)
+                    time.sleep(self._pace_s)
+                    send(self._theirs, Begun(scene.asked[0].sample_id))
+                if len(held) == self._facts.capacity or not select.select([self._theirs], [], [], 0.05)[0]:
+                    for each in held:
+                        send(self._theirs, Answer(asked=each.asked[0], media_sha256="m", text="yes"))
+                    held = []
+                scene = receive(self._theirs)
+            send(self._theirs, DeviceResult(times=Times(wall_s=1.0), worker_deaths=0, most_held=1))
+
+
+def test_devices_of_about_one_pace_get_about_equal_shares(monkeypatch):
+    """Shared out by answers, one of the two got 505 of 800."""
+    monkeypatch.setitem(globals(), "Stand", Batches)
+    processes, made = stands(monkeypatch, [None, None], capacity=256)
+    answers = []
+    with processes:
+        processes.answer(numbered([1] * 800), answers.append)
+    assert len(answers) == 800
+    assert abs(made[0].taken - made[1].taken) <= 80, [stand.taken for stand in made]

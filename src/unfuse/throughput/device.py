@@ -16,6 +16,7 @@ from unfuse.staged_model import StagedModel
 from unfuse.throughput.flow import Answer, Flow, FlowSettings
 from unfuse.throughput.kept import Keeper, Kept, StorePlace
 from unfuse.throughput.pool import NextScene
+from unfuse.throughput.scenes import PreparedScene
 from unfuse.throughput.times import PoolUse, Times
 from unfuse.throughput.workers import WorkerHost, default_workers, open_pool
 
@@ -123,12 +124,18 @@ class DeviceRunner:
             ahead=self._workers + self._room + self._job.flow.encode_together,
         )
 
-    def answer(self, scenes: NextScene, emit: Callable[[Answer], None]) -> DeviceResult:
+    def answer(
+        self,
+        scenes: NextScene,
+        emit: Callable[[Answer], None],
+        begun: Callable[[PreparedScene], None] | None = None,
+    ) -> DeviceResult:
         """Answers all scenes.
 
         Args:
             scenes: gives them, one at a time, to several threads.
             emit: called with every answer.
+            begun: called with every scene when its turn has come, on the thread of ``emit``.
 
         Raises:
             UnfuseError: the workers cannot go on.
@@ -145,11 +152,11 @@ class DeviceRunner:
                 stack.callback(keep.close)
             pool = open_pool(front, self._host, self._workers, room=self._room, known=known, pinned=pinned)
             stack.enter_context(pool)
-            flow = Flow(model, pool, settings, emit, keep)
-            begun = time.perf_counter()
+            flow = Flow(model, pool, settings, emit, keep, begun)
+            started = time.perf_counter()
             pool.start(scenes)
             flow.run()
-            times = flow.times(time.perf_counter() - begun)
+            times = flow.times(time.perf_counter() - started)
         return DeviceResult(
             times=times if keep is None else replace(times, store_s=keep.busy_s),
             worker_deaths=pool.deaths,

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from unfuse.errors import UnfuseError
 from unfuse.throughput.device import DeviceRunner
-from unfuse.throughput.flow import Answer
-from unfuse.throughput.scenes import Scene, reason_of
+from unfuse.throughput.flow import Answer, Begun
+from unfuse.throughput.scenes import PreparedScene, Scene, reason_of
 from unfuse.throughput.wire import Closed, receive, send
 
 ENDED: Final = None
@@ -54,7 +54,10 @@ def _serve(place: socket.socket) -> None:
         def emit(answer: Answer) -> None:
             send(place, answer)
 
-        send(place, runner.answer(following, emit))
+        def begun(scene: PreparedScene) -> None:
+            send(place, Begun(scene.asked[0].sample_id))
+
+        send(place, runner.answer(following, emit, begun))
 
 
 def _take_in(place: socket.socket, scenes: queue.SimpleQueue[Any]) -> None:

@@ -1,8 +1,11 @@
 """Several devices of one host: a process each, and scenes shared out as each has room for them.
 
-A device is given a scene when questions of its own are answered, so that a faster one gets more. One whose process
-died is started again. What it had in hand is tried again at the end, few scenes together and then each alone: so the
-one that processes die of is found, fails by name, and takes no other with it.
+A device is given a scene when it takes up one of its own, so that a faster one gets more. By answers it would not do:
+those of a full batch come together, and the device whose came first would be given all that is left. The last scenes
+are shared out few at a time.
+
+A device whose process died is started again. What it had in hand is tried again at the end, few scenes together and
+then each alone: so the one that processes die of is found, fails by name, and takes no other with it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from unfuse.adapters.registry import check_devices
 from unfuse.errors import DeviceError
 from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
 from unfuse.throughput.device_process import ENDED
-from unfuse.throughput.flow import Answer
+from unfuse.throughput.flow import ENCODE_TOGETHER, Answer, Begun
 from unfuse.throughput.scenes import Scene
 from unfuse.throughput.wire import Closed, receive, send
 
@@ -34,6 +37,8 @@ _FRUITLESS: Final = 3
 """Processes in a row that ended without an answer: it is the device's fault then, and it is not started again."""
 _SUSPECTS: Final = 16
 """Scenes of a process that died that are tried again together: one more start, and most of them lose no time."""
+_FEW: Final = ENCODE_TOGETHER
+"""Scenes that a device has waiting, at most, when few are left."""
 _GRACE_S: Final = 10.0
 """For a process to end once it has said why."""
 
@@ -69,8 +74,8 @@ class _Child:
     place: socket.socket
     given: dict[int, Scene] = field(default_factory=dict)
     """Scenes by number that it has and that are not answered in full."""
-    unanswered: int = 0
-    """Questions of these."""
+    waiting: set[int] = field(default_factory=set)
+    """Of these, the ones that it has not taken up."""
     facts: DeviceFacts | None = None
     """None until it is ready."""
     result: DeviceResult | None = None
@@ -142,7 +147,9 @@ class DeviceProcesses:
         self._share(work)
         while work or any(child.given for child in self._children):
             child, said = self._said.get()
-            if isinstance(said, Answer):
+            if isinstance(said, Begun):
+                child.waiting.discard(where[said.sample_id])
+            elif isinstance(said, Answer):
                 emit(said)
                 _tick_off(child, where[said.asked.sample_id], said.asked.sample_id)
             elif isinstance(said, DeviceFacts):
@@ -158,7 +165,9 @@ class DeviceProcesses:
             child, said = self._said.get()
             if isinstance(said, DeviceResult):
                 child.result = said
-            elif not isinstance(said, DeviceFacts):  # of one that was started again, and is not needed any more
+            elif not isinstance(
+                said, (DeviceFacts, Begun)
+            ):  # of one that was started again, and is not needed any more
                 self._lost(child, said, work, emit)
         return [child.result for child in self._children if child.result is not None]
 
@@ -192,11 +201,13 @@ class DeviceProcesses:
         self._threads.append(thread)
 
     def _listen(self, child: _Child) -> None:
-        """Passes on what a process says; None at its end."""
-        with suppress(Closed):
-            while True:
-                self._said.put((child, receive(child.place)))
-        self._said.put((child, None))
+        """Passes on what a process says; None at its end, whatever ends it."""
+        try:
+            with suppress(Closed):
+                while True:
+                    self._said.put((child, receive(child.place)))
+        finally:
+            self._said.put((child, None))
 
     def _ready(self, child: _Child, said: Any) -> None:
         if isinstance(said, DeviceFacts):
@@ -206,11 +217,11 @@ class DeviceProcesses:
         raise DeviceError(f"device {child.name}: {reason}")
 
     def _share(self, work: _Work) -> None:
-        """Gives scenes to those with room for them, to the one with the fewest questions first."""
+        """Gives scenes to those that soon have room for them, to the one with the fewest waiting first."""
         ready = self._ready_ones
         while work.left and ready:
-            child = min(ready, key=lambda each: each.unanswered / _room(each))
-            if child.unanswered >= _room(child):
+            child = min(ready, key=lambda each: len(each.waiting) / _ahead(each))
+            if len(child.waiting) >= min(_ahead(child), max(_FEW, len(work.left) // (2 * len(ready)))):
                 return
             _give(child, *work.left.popleft())
         for child in ready:
@@ -227,7 +238,7 @@ class DeviceProcesses:
         code = _end(child)
         reason = said if isinstance(said, str) else code
         had = list(child.given.items())
-        child.given, child.unanswered = {}, 0
+        child.given, child.waiting = {}, set()
         if child.suspects and len(had) == 1:
             for asked in had[0][1].asked:
                 emit(Answer(asked=asked, media_sha256="", error=f"a device's process died of it again ({reason})"))
@@ -252,14 +263,14 @@ class DeviceProcesses:
 
 def _give(child: _Child, number: int, scene: Scene) -> None:
     child.given[number] = scene
-    child.unanswered += len(scene.asked)
+    child.waiting.add(number)
     with suppress(Closed):  # its end is heard of by the thread that listens
         send(child.place, scene)
 
 
 def _tick_off(child: _Child, number: int, sample_id: str) -> None:
     rest = child.given[number].without([sample_id])
-    child.unanswered -= 1
+    child.waiting.discard(number)
     child.fruitless = 0
     if rest.asked:
         child.given[number] = rest
@@ -267,10 +278,10 @@ def _tick_off(child: _Child, number: int, sample_id: str) -> None:
         del child.given[number]
 
 
-def _room(child: _Child) -> int:
-    """Questions that it is given ahead: those being answered, and as many as its workers and queues may hold."""
+def _ahead(child: _Child) -> int:
+    """Scenes that it is given beyond those it has taken up: as many as its workers and queues may hold."""
     assert child.facts is not None
-    return child.facts.capacity + child.facts.ahead
+    return child.facts.ahead
 
 
 def _start(name: str, job: DeviceJob) -> _Child:

@@ -50,6 +50,14 @@ class Answer:
     """The features were found in the store."""
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Says of a scene that it was taken up, and that there is room for another."""
+
+    sample_id: str
+    """Of its first question."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowSettings:
     """How one device works; nothing here changes what is answered, but for rounding."""
@@ -113,6 +121,7 @@ class Flow:
         settings: FlowSettings,
         emit: Callable[[Answer], None],
         keep: Callable[[Features], None] | None = None,
+        begun: Callable[[PreparedScene], None] | None = None,
     ):
         """Starts nothing yet.
 
@@ -122,12 +131,14 @@ class Flow:
             settings: options.
             emit: called with every answer, in the order in which they end.
             keep: called with the features of every scene that was encoded.
+            begun: called with every scene that is taken from the pool.
         """
         self._model = model
         self._pool = pool
         self._settings = settings
         self._emit = emit
         self._keep = keep
+        self._begun = begun
         self._batch = model.continuous(settings.capacity)
         # Those that wait in the batch join the moment that others leave it.
         self._most = self._batch.capacity + settings.encode_together
@@ -211,6 +222,8 @@ class Flow:
             self._sort_in(scene)
 
     def _sort_in(self, scene: PreparedScene) -> None:
+        if self._begun is not None:
+            self._begun(scene)
         if scene.features is not None:
             self.scenes_found += 1
             self._encoded.append(_encoded(scene, scene.features.to(self._model.device, non_blocking=True), None))
