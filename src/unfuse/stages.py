@@ -106,7 +106,7 @@ class Provenance:
     shape: tuple[int, ...]
 
 
-class _Later:
+class Later:
     """A field that is given as a tensor, or as a call that makes it when somebody first asks for it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -135,7 +135,7 @@ class _Later:
 class Prompt:
     """What a Stage-4 engine takes in: text embeddings with the features in their place."""
 
-    inputs_embeds: _Later = _Later()
+    inputs_embeds: Later = Later()
     """``[1, L, H]``; ``[B, L, H]`` for prompts padded on the left to one length.
 
     May be given as a call that makes it: whoever does that gives ``token_keys``, whose text stands for its rows of the
