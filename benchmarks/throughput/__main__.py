@@ -108,7 +108,7 @@ def answered(
 def engine_part(found: Found, name: str, dataset: Dataset) -> None:
     """One engine on the whole dataset, and on many questions a scene."""
     arguments = found.arguments
-    model = unfuse.load(arguments.model, device=arguments.device, engine=name)
+    model = unfuse.load(arguments.model, device=arguments.device, dtype=arguments.dtype, engine=name)
     try:
         if model.engine.name != name:
             found.keep(name, {"failed": "; ".join(model.notes)})
@@ -167,7 +167,7 @@ def devices_part(found: Found, dataset: Dataset) -> None:
 
 
 def _on(devices: str, dataset: Dataset, arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
-    result = answered(arguments.model, dataset, arguments, devices=devices, engine=engine)
+    result = answered(arguments.model, dataset, arguments, devices=devices, dtype=arguments.dtype, engine=engine)
     del result["token_ids"]
     return result
 
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for table.md and table.json")
     parser.add_argument("--model", default="random:eventgpt-7b")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="float32 tells near ties from other tokens")
     parser.add_argument("--engines", nargs="+", default=["graphed", "vllm"])
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--scenes", type=int, default=50, help="of the part with many questions a scene")
@@ -188,14 +189,14 @@ def main() -> None:
     arguments = parser.parse_args()
     found = Found(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found.keep("about", {"model": arguments.model, **environment(device)})
+    found.keep("about", {"model": arguments.model, "dtype": arguments.dtype, **environment(device)})
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_recordings(Path(folder), arguments.samples, arguments.events)
         found.say(f"{arguments.samples} recordings written")
         if arguments.devices > 1:
             devices_part(found, dataset)
         else:
-            eager = unfuse.load(arguments.model, device=arguments.device, engine="eager")
+            eager = unfuse.load(arguments.model, device=arguments.device, dtype=arguments.dtype, engine="eager")
             found.attempt("seed", lambda: seeds_loop(eager, dataset.samples[:6], arguments.tokens))
             eager.close()
             del eager

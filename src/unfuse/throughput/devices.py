@@ -165,9 +165,7 @@ class DeviceProcesses:
             child, said = self._said.get()
             if isinstance(said, DeviceResult):
                 child.result = said
-            elif not isinstance(
-                said, (DeviceFacts, Begun)
-            ):  # of one that was started again, and is not needed any more
+            elif not isinstance(said, (DeviceFacts, Begun)):  # facts are of one that was started again in vain
                 self._lost(child, said, work, emit)
         return [child.result for child in self._children if child.result is not None]
 

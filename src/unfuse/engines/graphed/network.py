@@ -138,6 +138,13 @@ class Network:
         # Rows that stand for nothing are read too, and must be numbers.
         for field in dataclasses.fields(self._memory):
             getattr(self._memory, field.name).zero_()
+        # Not freed by ``close``: the step of an answer that is still being written works in it.
+        self._scratch = Scratch(
+            normed=self._memory.normed,
+            wide=self._memory.wide,
+            partial=self._zeros(_PARTIAL, dtype=torch.float32),
+            arrived=self._zeros(max(llama.head.weight.shape[0], MOST_TOGETHER * llama.heads.heads), dtype=torch.int32),
+        )
         self._attention: dict[int, DecodeShape] = {}
         self._wide: dict[int, Memory] = {}
         self.anchor = self._memory.x
@@ -151,16 +158,6 @@ class Network:
                 self._streamed = StreamedStep(llama, sizes)
             except Unserved as reason:
                 self.notes = (f"a decode step is many kernels, not one: {reason}",)
-
-    @functools.cached_property
-    def _scratch(self) -> Scratch:
-        head, heads = self.llama.head.weight.shape[0], self.llama.heads.heads
-        return Scratch(
-            normed=self._memory.normed,
-            wide=self._memory.wide,
-            partial=self._zeros(_PARTIAL, dtype=torch.float32),
-            arrived=self._zeros(max(head, MOST_TOGETHER * heads), dtype=torch.int32),
-        )
 
     def batch(self, rows: int) -> Batch:
         """Memory for a decode step, all of whose rows stand for nothing yet."""
@@ -361,9 +358,8 @@ class Network:
         return self._wide[size]
 
     def close(self) -> None:
-        """Frees what graphs work in, after the graphs."""
+        """Forgets what was made for long prompts."""
         self._wide.clear()
-        self.__dict__.pop("_scratch", None)
 
     def _new_memory(self, rows: int) -> Memory:
         llama = self.llama
