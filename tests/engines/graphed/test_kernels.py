@@ -157,7 +157,8 @@ def attended(qkv, sequences, angles, heads, splits, gains=None):
     partial = tails.partial_size(heads, len(qkv), splits, sequences.count)
     arrived = torch.zeros(heads.heads * sequences.count, dtype=torch.int32, device=DEVICE)
     tails.tail_attention(
-        out, qkv, sequences, angles, heads, LAYER, gains=gains, eps=EPS, scale=heads.size**-0.5, splits=splits,
+        out, qkv, sequences, angles, heads, LAYER,
+        gains=gains, eps=EPS, scale=heads.size**-0.5, shape=tails.TailShape(splits, 64, 4, 2),
         partial=torch.full((partial,), float("nan"), device=DEVICE), arrived=arrived,
     )  # fmt: skip
     assert not arrived.any()

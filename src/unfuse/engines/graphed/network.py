@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 
-from unfuse.engines.graphed.caches import new_sequence
+from unfuse.engines.graphed.caches import Sequence, new_sequence
 from unfuse.engines.graphed.capture import cut, part_ends
+from unfuse.engines.graphed.kernels import tail_attention as tails
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention, partial_size
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
@@ -21,7 +24,7 @@ from unfuse.engines.graphed.kernels.shared_attention import (
     SharedParts,
     shared_attention,
 )
-from unfuse.engines.graphed.kernels.tail_attention import tail_attention
+from unfuse.engines.graphed.kernels.tail_attention import TailShape, tail_attention
 from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
 from unfuse.engines.graphed.structure import Llama
@@ -36,12 +39,21 @@ _MOST_SPLITS: Final = 16
 _BESIDE_SHARED: Final = DecodeShape(1, 32, 1, 2)
 """Where all that is long is shared: few positions a row, so small programs, many at once (137 against 275 us on an
 H100, for 250 rows of 50 positions)."""
-_TAIL_SPLITS: Final = 6
-"""Of attention of a few rows."""
 MOST_TOGETHER: Final = 256
 """Rows of a decode step; beyond, more rows gain little and each holds a cache."""
 _TYPICAL: Final = 703
 """Cached positions while ways are tried: what is fast depends on what stands beside it."""
+
+Shape = TypeVar("Shape", DecodeShape, TailShape)
+
+
+@dataclass(slots=True)
+class Ways(Generic[Shape]):
+    """How each kernel of a pass over a few rows is done."""
+
+    attention: Shape
+    cuts: dict[str, Cut]
+    """By product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +157,9 @@ class Network:
             partial=self._zeros(_PARTIAL, dtype=torch.float32),
             arrived=self._zeros(max(llama.head.weight.shape[0], MOST_TOGETHER * llama.heads.heads), dtype=torch.int32),
         )
-        self._attention: dict[int, DecodeShape] = {}
+        self._steps: dict[int, Ways[DecodeShape]] = {}
+        self._tails: dict[int, Ways[TailShape]] = {}
+        self._heads: dict[int, Cut] = {}
         self._wide: dict[int, Memory] = {}
         self.anchor = self._memory.x
         self.nowhere = new_sequence(llama, 1)
@@ -200,57 +214,78 @@ class Network:
         )
 
     def tune(self, rows: int) -> None:
-        """Chooses how this number of rows is done, each kernel among the others."""
+        """Chooses how a step of this number of rows is done."""
         size = bucket(rows)
-        if size in self._attention:
+        self._tune_head(size)
+        if size in self._steps or (size == 1 and self._streamed is not None):
             return
-        if size == 1 and self._streamed is not None:
-            self._tune_head()
-            return
+        choices = self._attention_choices(size)
         if size > MOST_ROWS:
             # Products are the library's, and heads are enough programs.
-            self._attention[size] = self._attention_choices(size)[0]
+            self._steps[size] = Ways(choices[0], {})
             return
-        llama, count = self.llama, len(self.llama.layers)
-        # The largest first: the others are then timed beside what it became.
-        products = [self._gate_up, self._qkv, self._down, self._out, self._head]
-        for product in products:
-            product.cuts[size] = product.choices(self._scratch, size)[0]
-        choices = self._attention_choices(size)
-        self._attention[size] = choices[0]
-        batch = self.batch(size)
-        typical = new_sequence(llama, _TYPICAL + 1) if llama.device.type == "cuda" else self.nowhere
+        batch, typical = self.batch(size), self._typical(1)
         batch.caches.fill_(typical.offset(self.anchor))
         batch.capacity.fill_(typical.capacity)
         batch.length.fill_(typical.capacity - 1)
-        for product in products:
+        self._choose(self._steps, size, "", choices, lambda: self.step(batch))
 
-            def run(cut: Cut, product: Product = product) -> None:
-                product.cuts[size] = cut
-                self.step(batch)
-
-            key = f"{count} layers {product.key(size)}"
-            product.cuts[size] = self._tuner.choose(key, product.choices(self._scratch, size), run)
-
-        def attend(shape: DecodeShape) -> None:
-            self._attention[size] = shape
-            self.step(batch)
-
-        key = f"{count} layers attention {dataclasses.astuple(llama.heads)} {llama.dtype} {size} rows"
-        self._attention[size] = self._tuner.choose(key, choices, attend)
-
-    def _tune_head(self) -> None:
-        """After a prompt, where a step has no products of its own."""
-        if 1 in self._head.cuts:
+    def tune_tail(self, rows: int, sequences: int) -> None:
+        """The same for that many rows of so many prompts."""
+        size = bucket(rows)
+        self._tune_head(bucket(sequences))
+        if size in self._tails or size > MOST_ROWS:
             return
-        logits = self._zeros(1, len(self.llama.head.weight), dtype=torch.float32)
+        tail, typical, most = self.tail(size), self._typical(size), self._scratch.partial.numel()
+        tail.numbers[:4, 0] = torch.tensor(
+            [typical.offset(self.anchor), typical.capacity, typical.capacity - size, size], device=tail.numbers.device
+        )
+        self._tune_head(1)
+        choices = [
+            shape for shape in tails.CANDIDATES if tails.partial_size(self.llama.heads, size, shape.splits, 1) <= most
+        ]
+        self._choose(self._tails, size, "tail ", choices, lambda: self.prompt(tail))
+
+    def _choose(
+        self, passes: dict[int, Ways[Shape]], size: int, name: str, shapes: Seq[Shape], run: Callable[[], None]
+    ) -> None:
+        """Each kernel's way, tried among the others."""
+        # The largest first: the others are then timed beside what it became.
+        products = [self._gate_up, self._qkv, self._down, self._out]
+        choices = {each.name: each.choices(self._scratch, size) for each in products}
+        ways = passes[size] = Ways(shapes[0], {name: cuts[0] for name, cuts in choices.items()})
+        llama = self.llama
+        prefix = f"{len(llama.layers)} layers {name}"
+
+        def multiply(name: str, cut: Cut) -> None:
+            ways.cuts[name] = cut
+            run()
+
+        for product in products:
+            key, try_one = prefix + product.key(size), functools.partial(multiply, product.name)
+            ways.cuts[product.name] = self._tuner.choose(key, choices[product.name], try_one)
+
+        def attend(shape: Shape) -> None:
+            ways.attention = shape
+            run()
+
+        key = f"{prefix}attention {dataclasses.astuple(llama.heads)} {llama.dtype} {size} rows"
+        ways.attention = self._tuner.choose(key, shapes, attend)
+
+    def _typical(self, more: int) -> Sequence:
+        """As long as sequences usually are, and so many positions more; where nothing is timed, one that costs none."""
+        return new_sequence(self.llama, _TYPICAL + more) if self.llama.device.type == "cuda" else self.nowhere
+
+    def _tune_head(self, size: int) -> None:
+        """It is too large for caches, so it may be tried alone."""
+        if size in self._heads or size > MOST_ROWS:
+            return
+        logits = self._zeros(size, len(self.llama.head.weight), dtype=torch.float32)
 
         def run(cut: Cut) -> None:
-            self._head.cuts[1] = cut
-            self._head(0, logits, self._memory.x, self._scratch, rows=1)
+            self._head(cut, 0, logits, self._memory.x, self._scratch, rows=size)
 
-        choices = self._head.choices(self._scratch, 1)
-        self._head.cuts[1] = self._tuner.choose(self._head.key(1), choices, run)
+        self._heads[size] = self._tuner.choose(self._head.key(size), self._head.choices(self._scratch, size), run)
 
     def _attention_choices(self, rows: int) -> list[DecodeShape]:
         wanted = -(-_PROGRAMS // (rows * self.llama.heads.kv_heads))
@@ -287,9 +322,12 @@ class Network:
         if streamed:
             streamed(batch, self.anchor)
             return
-        shape = _BESIDE_SHARED if shared is not None else self._attention[bucket(rows)]
+        size = bucket(rows)
+        ways = self._steps[size]
+        cuts = {**ways.cuts, self._head.name: self._heads[size]} if size in self._heads else ways.cuts
+        shape = _BESIDE_SHARED if shared is not None else ways.attention
         for index, layer in enumerate(llama.layers):
-            self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
+            self._product(self._qkv, cuts, index, memory.heads, memory.x, memory, rows)
             if shared is not None:
                 shared_attention(
                     shared, memory.heads, self.anchor, (batch.cosine, batch.sine), llama.heads, index,
@@ -301,8 +339,8 @@ class Network:
                 shape=shape, partial=self._scratch.partial, arrived=self._scratch.arrived,
                 gains=layer.head_gains, eps=llama.eps, scale=llama.scale, shared=shared,
             )  # fmt: skip
-            self._finish_layer(index, memory, rows)
-        self._product(self._head, 0, batch.logits, memory.x, memory, rows)
+            self._finish_layer(cuts, index, memory, rows)
+        self._product(self._head, cuts, 0, batch.logits, memory.x, memory, rows)
 
     def prompt(self, tail: Tail) -> None:
         """Rows of prompts: keys and values into the caches, and the logits after the last row of each.
@@ -313,40 +351,50 @@ class Network:
         where = Sequences(self.anchor, tail.numbers, tail.shared)
         memory = self._memory_for(rows)
         angles = memory.x.new_empty(rows, heads.size // 2), memory.x.new_empty(rows, heads.size // 2)
-        splits = max(1, _TAIL_SPLITS // tail.sequences)
+        ways = self._tails.get(rows)
+        cuts = ways.cuts if ways is not None else {}
         ends = part_ends(len(llama.layers))
         memory.x[:rows].copy_(tail.embeds)
         rotary_angles(*angles, tail.positions, llama.rates, llama.axes, llama.rotary_scaling)
         for index, layer in enumerate(llama.layers):
             if index in ends:
                 cut()
-            self._product(self._qkv, index, memory.heads, memory.x, memory, rows)
+            self._product(self._qkv, cuts, index, memory.heads, memory.x, memory, rows)
             given, attended = memory.heads[:rows], memory.attended[:rows]
-            if rows <= MOST_ROWS:
+            if ways is not None:
+                shape = dataclasses.replace(ways.attention, splits=max(1, ways.attention.splits // tail.sequences))
                 tail_attention(
                     attended, given, where, angles, heads, index,
                     gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
-                    splits=splits, partial=self._scratch.partial, arrived=self._scratch.arrived,
+                    shape=shape, partial=self._scratch.partial, arrived=self._scratch.arrived,
                 )  # fmt: skip
             else:
                 place_keys(given, where, angles, heads, index, gains=layer.head_gains, eps=llama.eps)
                 prompt_attention(attended, given, where, heads, index, scale=llama.scale)
-            self._finish_layer(index, memory, rows)
+            self._finish_layer(cuts, index, memory, rows)
         last = (tail.numbers[3] + tail.numbers[4] - 1).clamp(min=0)
-        self._head(0, tail.logits, memory.x.index_select(0, last), self._scratch, rows=tail.sequences)
+        way = self._heads[bucket(tail.sequences)]
+        self._head(way, 0, tail.logits, memory.x.index_select(0, last), self._scratch, rows=tail.sequences)
 
-    def _finish_layer(self, index: int, memory: Memory, rows: int) -> None:
-        self._product(self._out, index, memory.x, memory.attended, memory, rows)
-        self._product(self._gate_up, index, memory.inner, memory.x, memory, rows)
-        self._product(self._down, index, memory.x, memory.inner, memory, rows)
+    def _finish_layer(self, cuts: Mapping[str, Cut], index: int, memory: Memory, rows: int) -> None:
+        self._product(self._out, cuts, index, memory.x, memory.attended, memory, rows)
+        self._product(self._gate_up, cuts, index, memory.inner, memory.x, memory, rows)
+        self._product(self._down, cuts, index, memory.x, memory.inner, memory, rows)
 
     def _product(
-        self, product: Product, layer: int, out: torch.Tensor, x: torch.Tensor, memory: Memory, rows: int
+        self,
+        product: Product,
+        cuts: Mapping[str, Cut],
+        layer: int,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        memory: Memory,
+        rows: int,
     ) -> None:
-        if rows > MOST_ROWS:
-            product.with_library(layer, out, x, memory.normed, memory.wide, rows=rows)
+        if (way := cuts.get(product.name)) is not None:
+            product(way, layer, out, x, self._scratch, rows=rows)
         else:
-            product(layer, out, x, self._scratch, rows=rows)
+            product.with_library(layer, out, x, memory.normed, memory.wide, rows=rows)
 
     def _memory_for(self, rows: int) -> Memory:
         """Shared by all graphs of about so many rows: they never run at once."""

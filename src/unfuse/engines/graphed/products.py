@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
@@ -32,7 +32,7 @@ class Scratch:
     """int32 zeros"""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Product:
     """One place in a layer where a matrix is multiplied: ``out (+)= f(W norm(x) + b)``."""
 
@@ -44,11 +44,10 @@ class Product:
     eps: float = 0.0
     add: bool = False
     gated: bool = False
-    cuts: dict[int, Cut] = field(default_factory=dict)
-    """By padded number of rows."""
 
     def __call__(
         self,
+        cut: Cut,
         layer: int,
         out: torch.Tensor,
         x: torch.Tensor,
@@ -56,8 +55,7 @@ class Product:
         *,
         rows: int,
     ) -> None:
-        """Up to 64 rows: ``out [>= rows, N]`` from ``x [>= padded rows, K]``."""
-        cut = self.cuts[bucket(rows)]
+        """Up to 64 rows: ``out [>= rows, N]`` from ``x [>= padded rows, K]``, in the way that ``cut`` says."""
         if not isinstance(cut, one.MatvecShape):
             self._run(cut, layer, out, x, scratch, rows)
             return

@@ -119,7 +119,7 @@ class Prompts:
 
     def _captured_text(self, rows: int) -> tuple[torch.Tensor, Tail, Callable[[], None]]:
         network = self._network
-        network.tune(rows)
+        network.tune_tail(rows, 1)
         tail = network.tail(rows)
         asked = torch.cat([tail.numbers[:, 0], tail.numbers.new_zeros(2 * rows)])
         numbers, ids, positions = asked.split([len(tail.numbers), rows, rows])
@@ -142,13 +142,13 @@ class Prompts:
         together = 1 if len(lengths) == 1 else SEVERAL
         bucket = tail_bucket(sum(lengths))
         if bucket > (_LONGEST_CAPTURED if together == 1 else MOST_ROWS):
+            self._network.tune_tail(bucket, together)
             tail = self._several(bucket, shared) if together > 1 else self._network.tail(bucket, shared=shared)
             return tail, functools.partial(self._network.prompt, tail)
         key = bucket, together, shared
         if key not in self._tails:
             network = self._network
-            if bucket <= MOST_ROWS:
-                network.tune(bucket)
+            network.tune_tail(bucket, together)
             tail = network.tail(bucket, together, shared=shared)
             work = functools.partial(network.prompt, tail)
             self._tails[key] = tail, Captured(work, network.llama.device, self._pool)

@@ -30,13 +30,26 @@ _AHEAD: Final = 128
 class TailShape:
     """How attention of few rows is cut."""
 
+    splits: int
+    """Programs that share one head's cached positions."""
     positions: int
     """Cached positions a step."""
     warps: int
     stages: int
 
 
-SHAPE: Final = TailShape(64, 8, 2)
+CANDIDATES: Final = tuple(
+    TailShape(*shape)
+    for shape in (
+        (6, 64, 8, 2),
+        (3, 64, 4, 3),
+        (6, 64, 4, 2),
+        (6, 32, 4, 3),
+        (11, 64, 4, 1),
+        (6, 128, 8, 1),
+        (1, 64, 8, 2),
+    )
+)
 
 
 @triton.jit
@@ -217,10 +230,9 @@ def tail_attention(
     gains: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
     scale: float,
-    splits: int,
+    shape: TailShape,
     partial: torch.Tensor,
     arrived: torch.Tensor,
-    shape: TailShape = SHAPE,
 ) -> None:
     """Causal attention of a few rows to what is cached before them and to one another; their keys and values are kept.
 
@@ -234,21 +246,20 @@ def tail_attention(
         gains: of RMS norms of queries and keys, or None.
         eps: of those norms.
         scale: usually ``D ** -0.5``.
-        splits: programs that share one head's cached positions.
+        shape: how the work is cut.
         partial: float32 scratch of at least ``partial_size`` numbers.
         arrived: int32 zeros, one a head and sequence; left as zeros.
-        shape: how the work is cut.
     """
     q_gain, k_gain = gains or (qkv, qkv)
     overlapping, wide = overlap(out), wide_enough(heads.size)
     asks = overlapping["DEPENDENT"] and wide * qkv.element_size() >= LINE.value
     launch(
-        _tail_attention, (heads.heads, sequences.count, splits),
+        _tail_attention, (heads.heads, sequences.count, shape.splits),
         out, qkv, *sequences.arguments, *sequences.numbers[5:].unbind(), *angles, q_gain, k_gain, partial, arrived,
         eps, scale, layer,
         HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size, D_BLOCK=wide,
         HALF_BLOCK=wide_enough(heads.size // 2), ROWS=padded_rows(len(qkv)), BLOCK=shape.positions,
-        STAGES=shape.stages, SPLITS=splits, SHARED=sequences.shared, NORM=gains is not None,
+        STAGES=shape.stages, SPLITS=shape.splits, SHARED=sequences.shared, NORM=gains is not None,
         PRECISION="ieee" if qkv.element_size() == 4 else "tf32", AHEAD=_AHEAD if asks else 0,
         num_warps=shape.warps, **overlapping,
     )  # fmt: skip
