@@ -125,8 +125,9 @@ def test_top_p_keeps_the_nucleus():
 keys = st.lists(st.integers(-3, 5), max_size=12)
 
 
-@given(keys, keys, st.booleans())
-def test_common_prefix_is_its_definition(a, b, same):
+@given(st.lists(st.integers(-3, 5), max_size=200), keys, keys, st.booleans())
+def test_common_prefix_is_its_definition(both, a, b, same):
+    a, b = both + a, both + b
     length = common_prefix(a, b, same_features=same)
     assert a[:length] == b[:length]
     assert same or all(key >= 0 for key in a[:length])

@@ -80,7 +80,7 @@ class EventGPTAdapter(HuggingFaceAdapter):
         if not digest:
             return Prompt(inputs_embeds=put_together())
         text = _on_host(prepared)
-        keys = (*text[:at], *range(-1, -1 - len(features.tensor), -1), *text[at + 1 :])
+        keys = text[:at] + _keys(len(features.tensor)) + text[at + 1 :]
         return Prompt(inputs_embeds=put_together, token_keys=keys, features_digest=features.digest)
 
     @torch.no_grad()
@@ -145,6 +145,12 @@ class EventGPTAdapter(HuggingFaceAdapter):
 
 def _on_host(prepared: Prepared) -> tuple[int, ...]:
     return prepared.token_ids or tuple(prepared.input_ids[0].tolist())
+
+
+@functools.cache
+def _keys(rows: int) -> tuple[int, ...]:
+    """Of so many rows of features, as ``Prompt.token_keys`` has them."""
+    return tuple(range(-1, -1 - rows, -1))
 
 
 def _left_mask(length: int, longest: int, device: torch.device) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -88,6 +89,11 @@ class HuggingFaceAdapter(ABC):
 
     def expected_provenance(self) -> Provenance:
         """This model's side of the comparison."""
+        return self._expected
+
+    @functools.cached_property
+    def _expected(self) -> Provenance:
+        # Looked at before every question's first token, and a search through the model's parameters takes long.
         width = self.model.get_input_embeddings().weight.shape[-1]
         dtype = str(self.dtype).removeprefix("torch.")
         return Provenance(

@@ -119,12 +119,13 @@ class GraphedEngine:
             logits = self._prompts([Rows(embeds[reused:], positions[:, reused:], sequence)])[0]
         logits = logits.clone()
         chooser = TokenChooser(sampling, self._end_ids, logits.device)
-        token = int(chooser(logits))
+        token = chooser(logits)
         state = State(sequence, following, chooser.marked().mark)
         if keys:
             self._kept = _Kept(keys, prompt.features_digest, sequence, weakref.ref(state))
         return Prefilled(
-            token_id=token,
+            # The host waits here, with nothing left to do.
+            token_id=int(token),
             logits=logits,
             prompt_tokens=length,
             reused_prefix_tokens=reused,

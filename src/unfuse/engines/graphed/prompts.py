@@ -18,8 +18,10 @@ from unfuse.stages import Prompt
 
 _LONGEST_CAPTURED: Final = 2048
 """Rows of a prompt; beyond, a launch is short beside what it launches."""
+_BEGINS: Final = 2
+"""The line that says how much comes before a prompt's rows."""
 _FIRST: Final = 4
-"""The line that says where a prompt's rows begin."""
+"""The line that says where they are among those of others."""
 SEVERAL: Final = 16
 """Prompts of one pass at most."""
 PASS_ROWS: Final = 2556
@@ -42,13 +44,50 @@ class Rows:
     """Positions of it that do."""
 
 
+class Text:
+    """A pass over up to so many tokens after what is cached, which all come in one copy."""
+
+    def __init__(self, network: Network, rows: int, pool: Any):
+        network.tune_tail(rows, 1)
+        tail, device = network.tail(rows), network.llama.device
+        self._asked = torch.cat([tail.numbers[:, 0], tail.numbers.new_zeros(rows)])
+        numbers, ids = self._asked.split([len(tail.numbers), rows])
+        tail = replace(tail, numbers=numbers[:, None])
+        counted = torch.arange(rows, device=device).expand(network.axes, -1)
+
+        def work() -> None:
+            torch.index_select(network.llama.embedding, 0, ids, out=tail.embeds)
+            torch.add(counted, numbers[_BEGINS], out=tail.positions)
+            network.prompt(tail)
+
+        self._run = Captured(work, device, pool)
+        self._staged = torch.zeros(self._asked.shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._values = self._staged.numpy()
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self.logits = tail.logits[0]
+
+    def __call__(self, asked: list[int]) -> None:
+        """Launches it.
+
+        Args:
+            asked: the eight numbers of the sequence, and the tokens.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._values[: len(asked)] = asked
+        self._asked.copy_(self._staged, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+        self._run()
+
+
 class Prompts:
     """Runs passes; the host is not made to wait for any."""
 
     def __init__(self, network: Network, pool: Any):
         self._network, self._pool = network, pool
         self._tails: dict[tuple[int, int, bool], tuple[Tail, Callable[[], None]]] = {}
-        self._texts: dict[int, tuple[torch.Tensor, Tail, Callable[[], None]]] = {}
+        self._texts: dict[int, Text] = {}
         self._memory: Tail | None = None
         """For several prompts together, which are as long as they come."""
         self._counted = torch.empty(network.axes, 0, dtype=torch.int32)
@@ -104,33 +143,11 @@ class Prompts:
         rows, begins, anchor = len(ids), sequence.length, self._network.anchor
         bucket = tail_bucket(rows)
         if bucket not in self._texts:
-            self._texts[bucket] = self._captured_text(bucket)
-        asked, tail, run = self._texts[bucket]
-        rest = [0] * (bucket - rows)
-        numbers = [sequence.offset(anchor), sequence.capacity, begins, rows, 0, 0, 1, 0]
-        # Pinned memory is not handed out again before the copy from it is done.
-        staged = torch.tensor(
-            [*numbers, *ids, *rest, *range(begins, begins + rows), *rest], pin_memory=tail.embeds.is_cuda
-        )
-        asked.copy_(staged, non_blocking=True)
+            self._texts[bucket] = Text(self._network, bucket, self._pool)
+        text = self._texts[bucket]
+        text([sequence.offset(anchor), sequence.capacity, begins, rows, 0, 0, 1, 0, *ids])
         sequence.length += rows
-        run()
-        return tail.logits[0]
-
-    def _captured_text(self, rows: int) -> tuple[torch.Tensor, Tail, Callable[[], None]]:
-        network = self._network
-        network.tune_tail(rows, 1)
-        tail = network.tail(rows)
-        asked = torch.cat([tail.numbers[:, 0], tail.numbers.new_zeros(2 * rows)])
-        numbers, ids, positions = asked.split([len(tail.numbers), rows, rows])
-        tail = replace(tail, numbers=numbers[:, None])
-
-        def work() -> None:
-            torch.index_select(network.llama.embedding, 0, ids, out=tail.embeds)
-            tail.positions.copy_(positions)
-            network.prompt(tail)
-
-        return asked, tail, Captured(work, network.llama.device, self._pool)
+        return text.logits
 
     def close(self) -> None:
         """Frees the graphs."""

@@ -156,7 +156,7 @@ def _few_rows(
 
 def padded_rows(rows: int) -> int:
     """Rows that ``few_rows`` reads: the next power of two, 16 at least, as matrix units want it."""
-    return max(16, triton.next_power_of_2(rows))
+    return max(16, 1 << (rows - 1).bit_length())
 
 
 def partial_size(n: int, rows: int, shape: FewRowsShape, *, gated: bool) -> int:

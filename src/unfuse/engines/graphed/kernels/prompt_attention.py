@@ -148,24 +148,48 @@ def _shape(rows: int, bytes_a_number: int) -> PromptShape:
 
 @triton.jit
 def _attend_rows(
-    q, keys, values, place, end, row_place, factor, wide, across, best, weight, total,
-    D: tl.constexpr, PRECISION: tl.constexpr,
+    q, keys, values, place, end, row_place, factor, best, weight, total,
+    D: tl.constexpr, D_BLOCK: tl.constexpr, ALL_SEEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    present = place < end
+    wide = tl.arange(0, D_BLOCK)
     k_at = keys + place[None, :].to(tl.int64) * D + wide[:, None]
-    k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
-    scores = tl.dot(q, k, input_precision=PRECISION) * factor
-    scores = tl.where(place[None, :] <= row_place[:, None], scores, float("-inf"))
-    higher = tl.maximum(best, tl.max(scores, axis=1))
-    # A row may see none of these positions: it must not give inf - inf.
-    safe = tl.where(higher == float("-inf"), 0.0, higher)
-    old = tl.exp2(best - safe)
-    p = tl.exp2(scores - safe[:, None])
-    weight = weight * old + tl.sum(p, axis=1)
     v_at = values + place[:, None].to(tl.int64) * D + wide[None, :]
-    v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
+    if ALL_SEEN and D == D_BLOCK:
+        k, v = tl.load(k_at), tl.load(v_at)
+    else:
+        present, across = place < end, wide < D
+        k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
+        v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
+    scores = tl.dot(q, k, input_precision=PRECISION)
+    if not ALL_SEEN:
+        scores = tl.where(place[None, :] <= row_place[:, None], scores, float("-inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1) * factor)
+    # A row may see none of these positions: it must not give inf - inf.
+    safe = higher if ALL_SEEN else tl.where(higher == float("-inf"), 0.0, higher)
+    old = tl.exp2(best - safe)
+    p = tl.exp2(scores * factor - safe[:, None])
+    weight = weight * old + tl.sum(p, axis=1)
     total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
     return higher, weight, total
+
+
+@triton.jit
+def _attend_to(
+    q, keys, values, end, row_place, seen_by_all, factor, best, weight, total,
+    D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All positions of one cache; blocks of such as all rows see need no mask."""
+    positions = tl.arange(0, BLOCK)
+    whole = seen_by_all // BLOCK * BLOCK
+    for at in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        best, weight, total = _attend_rows(
+            q, keys, values, at + positions, end, row_place, factor, best, weight, total, D, D_BLOCK, True, PRECISION
+        )
+    for at in tl.range(whole, end, BLOCK, num_stages=STAGES):
+        best, weight, total = _attend_rows(
+            q, keys, values, at + positions, end, row_place, factor, best, weight, total, D, D_BLOCK, False, PRECISION
+        )
+    return best, weight, total
 
 
 @triton.jit
@@ -205,27 +229,23 @@ def _prompt_attention(
     cache = anchor + tl.load(cache_at + sequence) * UNIT
     keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
     values = keys + KV_HEADS * size
-    positions = tl.arange(0, BLOCK)
     best = tl.full([ROWS], float("-inf"), tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
     total = tl.zeros([ROWS, D_BLOCK], tl.float32)
     # Base 2, so that the exponential is one instruction.
     factor = scale * 1.4426950408889634
     if SHARED:
-        # All of it is before every row.
         ahead = tl.load(shared_count + sequence).to(tl.int32)
         room = tl.load(shared_capacity + sequence).to(tl.int64) * D
         ahead_keys = anchor + tl.load(shared_at + sequence) * UNIT + (layer * (2 * KV_HEADS) + head // GROUP) * room
-        for at in tl.range(0, ahead, BLOCK, num_stages=STAGES):
-            best, weight, total = _attend_rows(
-                q, ahead_keys, ahead_keys + KV_HEADS * room, at + positions, ahead, row * 0 + ahead - 1,
-                factor, wide, across, best, weight, total, D, PRECISION,
-            )  # fmt: skip
-    for at in tl.range(0, end, BLOCK, num_stages=STAGES):
-        best, weight, total = _attend_rows(
-            q, keys, values, at + positions, end, row + before, factor, wide, across,
-            best, weight, total, D, PRECISION,
+        best, weight, total = _attend_to(
+            q, ahead_keys, ahead_keys + KV_HEADS * room, ahead, row * 0 + ahead - 1, ahead, factor,
+            best, weight, total, D, D_BLOCK, BLOCK, STAGES, PRECISION,
         )  # fmt: skip
+    best, weight, total = _attend_to(
+        q, keys, values, end, row + before, tl.minimum(before + tile * ROWS + 1, end), factor,
+        best, weight, total, D, D_BLOCK, BLOCK, STAGES, PRECISION,
+    )  # fmt: skip
     target = out + row[:, None].to(tl.int64) * (HEADS * D) + head * D + wide[None, :]
     tl.store(target, (total / weight[:, None]).to(dtype), mask=(row < rows)[:, None] & across[None, :])
 
