@@ -249,11 +249,11 @@ class Network:
     def _choose(
         self, passes: dict[int, Ways[Shape]], size: int, name: str, shapes: Seq[Shape], run: Callable[[], None]
     ) -> None:
-        """Each kernel's way, tried among the others."""
+        """Each kernel's way, tried among the others, which are at first as is often fastest."""
         # The largest first: the others are then timed beside what it became.
         products = [self._gate_up, self._qkv, self._down, self._out]
         choices = {each.name: each.choices(self._scratch, size) for each in products}
-        ways = passes[size] = Ways(shapes[0], {name: cuts[0] for name, cuts in choices.items()})
+        ways = passes[size] = Ways(shapes[0], {name: cuts[min(1, len(cuts) - 1)] for name, cuts in choices.items()})
         llama = self.llama
         prefix = f"{len(llama.layers)} layers {name}"
 

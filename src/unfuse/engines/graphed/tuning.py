@@ -21,7 +21,7 @@ from unfuse.errors import UnfuseError
 from unfuse.runs.atomic import write_json_atomic
 
 T = TypeVar("T")
-_REPEATS: Final = 3
+_REPEATS: Final = 8
 
 
 class Tuner:
