@@ -42,7 +42,7 @@ class Captured:
             with torch.cuda.stream(beside):
                 work()
             torch.cuda.current_stream().wait_stream(beside)
-            with _Capture(pool, generator) as capture:
+            with _Capture(beside, pool, generator) as capture:
                 work()
             self._graphs = capture.graphs
 
@@ -56,15 +56,20 @@ class Captured:
 
 @functools.cache
 def _beside(index: int) -> torch.cuda.Stream:
-    """One for all: the library keeps 32 MiB for every stream that has ever multiplied on it."""
+    """One for all: the library keeps 32 MiB for every stream that has ever multiplied on it.
+
+    What is captured has run on the same stream before. Memory that the library first asks for during a capture would
+    lie in the graphs' pool, and a pool whose graphs are gone cannot be used again while something lies in it.
+    """
     return torch.cuda.Stream(index)
 
 
 class _Capture:
     """What is launched in the body becomes graphs, one after the other."""
 
-    def __init__(self, pool: Any, generator: torch.Generator | None):
+    def __init__(self, stream: torch.cuda.Stream, pool: Any, generator: torch.Generator | None):
         self.graphs: list[torch.cuda.CUDAGraph] = []
+        self._stream = stream
         self._pool = pool
         self._generator = generator
         self._open = ExitStack()
@@ -73,7 +78,7 @@ class _Capture:
         graph = torch.cuda.CUDAGraph()
         if self._generator is not None:
             graph.register_generator_state(self._generator)
-        self._open.enter_context(torch.cuda.graph(graph, pool=self._pool))
+        self._open.enter_context(torch.cuda.graph(graph, pool=self._pool, stream=self._stream))
         self.graphs.append(graph)
 
     def end(self) -> None:

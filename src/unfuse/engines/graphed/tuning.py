@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import platformdirs
 import torch
 import triton
 
+from unfuse.engines.graphed.capture import Captured
 from unfuse.engines.graphed.kernels.launch import compiling
 from unfuse.errors import UnfuseError
 from unfuse.runs.atomic import write_json_atomic
@@ -62,19 +64,15 @@ class Tuner:
 
     def _time(self, candidate: T, run: Callable[[T], None]) -> float:
         try:
-            run(candidate)
+            work = Captured(functools.partial(run, candidate), self._device)
         except triton.runtime.errors.OutOfResources:
             return float("inf")
-        torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run(candidate)
-        graph.replay()
+        work()
         times = []
         for _ in range(_REPEATS):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            graph.replay()
+            work()
             end.record()
             end.synchronize()
             times.append(float(start.elapsed_time(end)))
