@@ -89,12 +89,6 @@ class HuggingFaceAdapter(ABC):
 
     def expected_provenance(self) -> Provenance:
         """This model's side of the comparison."""
-        return self._expected
-
-    @functools.cached_property
-    def _expected(self) -> Provenance:
-        # Looked at before every question's first token, and a search through the model's parameters takes long.
-        width = self.model.get_input_embeddings().weight.shape[-1]
         dtype = str(self.dtype).removeprefix("torch.")
         return Provenance(
             model_fingerprint=self.fingerprint,
@@ -102,8 +96,13 @@ class HuggingFaceAdapter(ABC):
             media_sha256="",
             num_frames=0,
             dtype=dtype,
-            shape=(width,),
+            shape=(self._width,),
         )
+
+    @functools.cached_property
+    def _width(self) -> int:
+        # Asked for before every question's first token, and a model has to be searched for its embeddings.
+        return int(self.model.get_input_embeddings().weight.shape[-1])
 
     @abstractmethod
     def _whole_call(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engines.graphed.small import DEVICE
-from unfuse.engines.graphed import network, products
+from unfuse.engines.graphed import products, ways
 from unfuse.engines.graphed.kernels import few_rows, matvec
 
 
@@ -39,5 +39,5 @@ def few_programs():
         patch.setattr(matvec, "CANDIDATES", (matvec.MatvecShape(64, 64, 4, True),))
         patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
         patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
-        patch.setattr(network, "_PROGRAMS", 6)
+        patch.setattr(ways, "_PROGRAMS", 6)
         yield

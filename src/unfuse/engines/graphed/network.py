@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import torch
 
 from unfuse.engines.graphed.caches import Sequence, new_sequence
 from unfuse.engines.graphed.capture import cut, part_ends
-from unfuse.engines.graphed.kernels import tail_attention as tails
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention, partial_size
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS, padded_rows
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
@@ -29,31 +27,16 @@ from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
 from unfuse.engines.graphed.structure import Llama
 from unfuse.engines.graphed.tuning import Tuner
+from unfuse.engines.graphed.ways import TYPICAL, Ways, pass_key, step_shapes, tail_shapes
 from unfuse.engines.unserved import Unserved
 
 _PARTIAL: Final = 16 * 2**20
 """float32 numbers that split products may leave: 64 MiB."""
-_PROGRAMS: Final = 264
-"""Of attention, at least: two for each multiprocessor of the largest chips."""
-_MOST_SPLITS: Final = 16
 _BESIDE_SHARED: Final = DecodeShape(1, 32, 1, 2)
 """Where all that is long is shared: few positions a row, so small programs, many at once (137 against 275 us on an
 H100, for 250 rows of 50 positions)."""
 MOST_TOGETHER: Final = 256
 """Rows of a decode step; beyond, more rows gain little and each holds a cache."""
-_TYPICAL: Final = 703
-"""Cached positions while ways are tried: what is fast depends on what stands beside it."""
-
-Shape = TypeVar("Shape", DecodeShape, TailShape)
-
-
-@dataclass(slots=True)
-class Ways(Generic[Shape]):
-    """How each kernel of a pass over a few rows is done."""
-
-    attention: Shape
-    cuts: dict[str, Cut]
-    """By product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +128,8 @@ class Network:
             "gate_up", [x.gate_up for x in layers], gains=[x.post_gain for x in layers], eps=llama.eps, gated=True
         )
         self._down = Product("down", [x.down for x in layers], add=True)
+        # The largest first, as ``Ways`` wants them.
+        self._products = (self._gate_up, self._qkv, self._down, self._out)
         self._head = Product("head", [llama.head], gains=[llama.final_gain], eps=llama.eps)
         self._memory = self._new_memory(MOST_ROWS)
         # Rows that stand for nothing are read too, and must be numbers.
@@ -215,66 +200,42 @@ class Network:
 
     def tune(self, rows: int) -> None:
         """Chooses how a step of this number of rows is done."""
-        size = bucket(rows)
+        size, heads = bucket(rows), self.llama.heads
         self._tune_head(size)
         if size in self._steps or (size == 1 and self._streamed is not None):
             return
-        choices = self._attention_choices(size)
-        if size > MOST_ROWS:
-            # Products are the library's, and heads are enough programs.
-            self._steps[size] = Ways(choices[0], {})
+        # Above, products are the library's, and heads are enough programs.
+        products = self._products if size <= MOST_ROWS else ()
+        ways = self._steps[size] = Ways.for_rows(size, step_shapes(heads, size), products, self._scratch)
+        if not products:
             return
         batch, typical = self.batch(size), self._typical(1)
         batch.caches.fill_(typical.offset(self.anchor))
         batch.capacity.fill_(typical.capacity)
         batch.length.fill_(typical.capacity - 1)
-        self._choose(self._steps, size, "", choices, lambda: self.step(batch))
+        ways.choose(self._tuner, self._key("step", size), lambda: self.step(batch))
 
     def tune_tail(self, rows: int, sequences: int) -> None:
         """The same for that many rows of so many prompts."""
-        size = bucket(rows)
+        size, heads = bucket(rows), self.llama.heads
         self._tune_head(bucket(sequences))
         if size in self._tails or size > MOST_ROWS:
             return
-        tail, typical, most = self.tail(size), self._typical(size), self._scratch.partial.numel()
+        self._tune_head(1)
+        shapes = tail_shapes(heads, size, self._scratch)
+        ways = self._tails[size] = Ways.for_rows(size, shapes, self._products, self._scratch)
+        tail, typical = self.tail(size), self._typical(size)
         tail.numbers[:4, 0] = torch.tensor(
             [typical.offset(self.anchor), typical.capacity, typical.capacity - size, size], device=tail.numbers.device
         )
-        self._tune_head(1)
-        choices = [
-            shape for shape in tails.CANDIDATES if tails.partial_size(self.llama.heads, size, shape.splits, 1) <= most
-        ]
-        self._choose(self._tails, size, "tail ", choices, lambda: self.prompt(tail))
+        ways.choose(self._tuner, self._key("tail", size), lambda: self.prompt(tail))
 
-    def _choose(
-        self, passes: dict[int, Ways[Shape]], size: int, name: str, shapes: Seq[Shape], run: Callable[[], None]
-    ) -> None:
-        """Each kernel's way, tried among the others, which are at first as is often fastest."""
-        # The largest first: the others are then timed beside what it became.
-        products = [self._gate_up, self._qkv, self._down, self._out]
-        choices = {each.name: each.choices(self._scratch, size) for each in products}
-        ways = passes[size] = Ways(shapes[0], {name: cuts[min(1, len(cuts) - 1)] for name, cuts in choices.items()})
-        llama = self.llama
-        prefix = f"{len(llama.layers)} layers {name}"
-
-        def multiply(name: str, cut: Cut) -> None:
-            ways.cuts[name] = cut
-            run()
-
-        for product in products:
-            key, try_one = prefix + product.key(size), functools.partial(multiply, product.name)
-            ways.cuts[product.name] = self._tuner.choose(key, choices[product.name], try_one)
-
-        def attend(shape: Shape) -> None:
-            ways.attention = shape
-            run()
-
-        key = f"{prefix}attention {dataclasses.astuple(llama.heads)} {llama.dtype} {size} rows"
-        ways.attention = self._tuner.choose(key, shapes, attend)
+    def _key(self, kind: str, rows: int) -> Callable[[str], str]:
+        return pass_key(len(self.llama.layers), self.llama.heads, kind, rows, self._products)
 
     def _typical(self, more: int) -> Sequence:
         """As long as sequences usually are, and so many positions more; where nothing is timed, one that costs none."""
-        return new_sequence(self.llama, _TYPICAL + more) if self.llama.device.type == "cuda" else self.nowhere
+        return new_sequence(self.llama, TYPICAL + more) if self.llama.device.type == "cuda" else self.nowhere
 
     def _tune_head(self, size: int) -> None:
         """It is too large for caches, so it may be tried alone."""
@@ -286,24 +247,6 @@ class Network:
             self._head(cut, 0, logits, self._memory.x, self._scratch, rows=size)
 
         self._heads[size] = self._tuner.choose(self._head.key(size), self._head.choices(self._scratch, size), run)
-
-    def _attention_choices(self, rows: int) -> list[DecodeShape]:
-        wanted = -(-_PROGRAMS // (rows * self.llama.heads.kv_heads))
-        splits = min(_MOST_SPLITS, 1 << (wanted - 1).bit_length())
-        usual = DecodeShape(splits, 64, 4, 3)
-        if rows > 1:
-            return [usual]
-        fewer = max(1, splits // 2)
-        return [
-            usual,
-            DecodeShape(splits, 32, 4, 3),
-            DecodeShape(fewer, 64, 4, 3),
-            DecodeShape(fewer, 32, 4, 4),
-            DecodeShape(2 * splits, 64, 2, 2),
-            # Each program one block, all of it read before the wait.
-            DecodeShape(-(-_TYPICAL // 64), 64, 4, 1),
-            DecodeShape(-(-_TYPICAL // 64) + 1, 64, 2, 1),
-        ]
 
     def step(self, batch: Batch, shared: SharedParts | None = None) -> None:
         """One token a row: its keys and values into the caches, and the logits of the next.
