@@ -139,7 +139,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     for _ in range(4):
         resume = ["--resume"] if (folder / "comparison.json").exists() else []
         process = subprocess.Popen([*arguments, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + rng.uniform(4, 9)
+        deadline = time.monotonic() + rng.uniform(3, 8)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)

@@ -95,7 +95,7 @@ class Leaks(StagedModel):
 
     def encode(self, source):
         self.seen += 1
-        time.sleep(0.002 * self.seen)
+        time.sleep(0.0006 * self.seen)
         return super().encode(source)
 
 
