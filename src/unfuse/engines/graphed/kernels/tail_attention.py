@@ -42,7 +42,6 @@ CANDIDATES: Final = tuple(
     TailShape(*shape)
     for shape in (
         (4, 64, 8, 3),
-        (5, 64, 8, 2),
         (2, 128, 8, 2),
         (3, 128, 8, 2),
         (3, 64, 4, 3),
@@ -131,21 +130,20 @@ def _tail_attention(
         asked = asked[:, None].to(tl.int64) * D + tl.arange(0, D_BLOCK // a_line)[None, :] * a_line
         ask_for(keys + asked)
         ask_for(values + asked)
-    skipped = tl.load(first + sequence)
-    row = tl.arange(0, ROWS)
-    present, inside = row < own, across < half
-    both = present[:, None] & inside[None, :]
-    # Made before the product ahead began, whose programs let this one begin after their own wait only.
-    angle = (skipped + row)[:, None] * half + across[None, :]
-    cosine = tl.load(cosines + angle, mask=both, other=0.0).to(tl.float32)
-    sine = tl.load(sines + angle, mask=both, other=0.0).to(tl.float32)
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
     if own == 0:
         return
+    skipped = tl.load(first + sequence)
+    row = tl.arange(0, ROWS)
+    present, inside = row < own, across < half
+    both = present[:, None] & inside[None, :]
     mine = qkv + (skipped + row)[:, None] * width
+    angle = (skipped + row)[:, None] * half + across[None, :]
+    cosine = tl.load(cosines + angle, mask=both, other=0.0).to(tl.float32)
+    sine = tl.load(sines + angle, mask=both, other=0.0).to(tl.float32)
     low, high = _turned(mine + head * D, q_gain, cosine, sine, both, inside, eps, D, NORM)
     best = tl.full([ROWS], float("-inf"), tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
