@@ -136,10 +136,10 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     rng = random.Random(7)
     reported: dict[str, list[str]] = {}
     arguments = [sys.executable, "-m", "unfuse", *COMMAND, "--output", str(folder)]
-    for _ in range(3):
+    for _ in range(4):
         resume = ["--resume"] if (folder / "comparison.json").exists() else []
         process = subprocess.Popen([*arguments, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + rng.uniform(3, 8)
+        deadline = time.monotonic() + rng.uniform(4, 9)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engines.graphed.small import DEVICE
-from unfuse.engines.graphed import engine, network, products, prompts, ways
+from unfuse.engines.graphed import products, ways
 from unfuse.engines.graphed.kernels import few_rows, matvec
 
 
@@ -40,6 +40,4 @@ def few_programs():
         patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
         patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
         patch.setattr(ways, "_PROGRAMS", 6)
-        for module in (few_rows, network, prompts, engine):
-            patch.setattr(module, "MOST_ROWS", 16)
         yield

@@ -113,8 +113,8 @@ def _decode_attention(
     wide = tl.arange(0, D_BLOCK)
     heads = tl.arange(0, GROUP_BLOCK)
     inside, across = at < half, wide < D
-    # Before the wait, only what the kernel ahead does not write. What others before it wrote is there: a product
-    # lets this one start only after its own wait.
+    # Before the wait, only what the kernel ahead does not write. What others before it wrote is there: whoever is
+    # ahead lets this one start only after its own wait.
     new = tl.load(here + row)
     room = tl.load(capacity + row)
     cosine = tl.load(cosines + row * half + at, mask=inside, other=0.0).to(tl.float32)
