@@ -22,11 +22,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 CLOCK = (
-    "cli/test_live.py", "measure", "protocols/test_bench.py", "verification/test_controls.py",
-    "verification/test_hooks_steady.py",
+    "cli/test_live.py", "measure", "verification/test_hooks_steady.py", "verification/test_timing.py",
 )  # fmt: skip
 """Files and folders whose tests look at a clock: another test beside them would be seen."""
-LONG = ("training", "engines/graphed", "throughput", "test_benchmarks.py", "cli", "protocols", "serving", "docs")
+LONG = (
+    "training", "engines/graphed", "throughput", "test_benchmarks.py", "cli", "protocols", "serving", "docs",
+    "test_api.py", "report/html",
+)  # fmt: skip
 """What takes longest is begun first, so that no core waits for it at the end."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import started
 from unfuse.__main__ import main as entry_point
 from unfuse.cli import cli, run, seed
 from unfuse.cli.bench import run_bench
@@ -174,24 +174,17 @@ def test_resume_refuses_other_conditions(dataset, capsys):
 
 
 def test_killed_and_resumed(dataset, tmp_path):
-    command = [sys.executable, "-m", "unfuse", "bench", "demo", "--dataset", str(dataset), "--output", "r"]
+    command = ["bench", "demo", "--dataset", str(dataset), "--output", "r"]
     command += ["--max-new-tokens", "40", "--balance-seconds", "0", "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    shown = []
-    for line in process.stdout:
-        if line.startswith("Sample "):
-            shown.append(line)
-        if len(shown) == 2:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.stdout.close()
-    process.wait()
+    process = started.unfuse(*command, folder=tmp_path)
+    assert process.wait_until(lambda: process.out.count("Sample ") >= 2), process.errors
+    process.kill()
     kept = (tmp_path / "r" / "samples.jsonl").read_bytes()
     done = [line["sample_id"] for line in map(json.loads, kept.decode().splitlines()) if not line["warmup"]]
     assert len(done) >= 2, "what was reported is there"
     assert not (tmp_path / "r" / "summary.json").exists()
-    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert finished.returncode in (0, 1), finished.stderr
+    finished = started.unfuse(*command, "--resume", folder=tmp_path)
+    assert finished.wait() in (0, 1), finished.errors
     data = (tmp_path / "r" / "samples.jsonl").read_bytes()
     assert data.startswith(kept[: kept.rfind(b"\n") + 1]), "earlier lines stay as they are"
     ids = [line["sample_id"] for line in map(json.loads, data.decode().splitlines()) if not line["warmup"]]

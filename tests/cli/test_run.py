@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests import started
 from unfuse.cli import run
 from unfuse.runs.answers_file import read_answers
 
@@ -93,19 +90,13 @@ def test_stopped_by_the_user(number, code, tmp_path):
     asked.write_text("".join(f"What moves, and how, in scene {n}?\n" for n in range(12)))
     given = ["run", "demo", "--questions", str(asked), "--output", str(out), "--capacity", "1"]
     given += ["--max-samples", "2", "--workers", "0", "--device", "cpu"]
-    code_of_it = "import sys; from unfuse.cli import main; sys.argv[0] = 'unfuse'; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code_of_it, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    ) as process:  # fmt: skip
-        deadline = time.monotonic() + 120
-        answers = out / "answers.jsonl"
-        while not (answers.exists() and answers.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(number)
-        said, errors = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in errors
+    answers = out / "answers.jsonl"
+    process = started.unfuse(*given, folder=tmp_path)
+    assert process.wait_until(lambda: answers.exists() and answers.stat().st_size), process.errors
+    process.send(number)
+    assert process.wait(60) == code
+    assert "Traceback" not in process.errors
+    said = process.out
     command = re.search(r"^Go on with: (.+)$", said, re.MULTILINE)[1]
     words = shlex.split(command)
     assert words[:3] == ["unfuse", "run", "demo"]

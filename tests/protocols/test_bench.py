@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-import unfuse
-from unfuse.errors import InputError, PromptError, RunFolderError
+from unfuse.errors import RunFolderError
 from unfuse.protocols import BenchSettings, bench_model
 from unfuse.samples import Dataset
 from unfuse.samples.demo import demo_dataset
@@ -103,31 +102,3 @@ def test_saved_from_memory(finished, tmp_path):
     assert json.loads((tmp_path / "first" / "summary.json").read_text())["num_ok"] == 3
     with pytest.raises(RunFolderError):
         finished.save(tmp_path / "first")
-
-
-def test_public_bench_and_verify(demo_model):
-    run = unfuse.bench(demo_model, max_samples=1, **QUICK)
-    assert run.summary().num_ok == 1
-    outcome = unfuse.verify(demo_model, max_new_tokens=2)
-    assert {r.name for r in outcome.results} >= {"encode-once", "same-output"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"protocol": "psychic"}, "psychic"),
-        ({"models": ["demo", "demo"]}, "demo twice"),
-        ({"max_samples": 0}, "max-samples"),
-        ({"num_warmups": -1}, "num-warmups"),
-    ],
-)
-def test_bad_arguments(arguments, words):
-    with pytest.raises(InputError, match=words):
-        unfuse.bench(**arguments)
-
-
-def test_settings_are_checked():
-    with pytest.raises(PromptError):
-        BenchSettings(temperature=-1)
-    assert BenchSettings(output_length=7).sampling.ignore_eos
-    assert BenchSettings(output_length=7).token_limit == 7

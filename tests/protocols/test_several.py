@@ -5,15 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 import weakref
 
 import pytest
 
 import unfuse
+from tests import started
 from unfuse.adapters.registry import load
 from unfuse.api import EQUAL_TOKENS, plan_bench
 from unfuse.errors import DeviceError, InputError, RunFolderError
@@ -135,23 +133,20 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     folder = tmp_path / "all"
     rng = random.Random(7)
     reported: dict[str, list[str]] = {}
-    arguments = [sys.executable, "-m", "unfuse", *COMMAND, "--output", str(folder)]
+    arguments = [*COMMAND, "--output", str(folder)]
     for _ in range(4):
         resume = ["--resume"] if (folder / "comparison.json").exists() else []
-        process = subprocess.Popen([*arguments, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + rng.uniform(4, 9)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = started.unfuse(*arguments, *resume, folder=tmp_path)
+        time.sleep(rng.uniform(0.5, 5))
+        process.kill()
         for part in sorted(folder.glob("0*")) if folder.exists() else []:
             now = (part / "samples.jsonl").read_text().split("\n")[:-1]
             before = reported.get(part.name, [])
             assert now[: len(before)] == before, "a reported line changed"
             reported[part.name] = now
     resume = ["--resume"] if (folder / "comparison.json").exists() else []
-    done = subprocess.run([*arguments, *resume], capture_output=True, text=True)
-    assert done.returncode in (0, 1), done.stderr
+    last = started.unfuse(*arguments, *resume, folder=tmp_path)
+    assert last.wait() in (0, 1), last.errors
     parts = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "frames")
     assert len(parts) == 8
     for part in parts:

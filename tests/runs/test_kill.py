@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.started import Started
 from unfuse.runs import Manifest, RunFolder, SampleRecord
 
-CHILD = """
-import sys
-from unfuse.runs import RunFolder, SampleRecord
-path = sys.argv[1]
-run = RunFolder.resume(path, RunFolder.open(path).manifest)
-number = len(run.done_ids)
-while True:
-    run.append(SampleRecord(sample_id=str(number), status="ok", text="x" * (number * 977 % 20_000)))
-    print(number, flush=True)
-    number += 1
-"""
+
+def append_for_ever(path: Path) -> None:
+    run = RunFolder.resume(path, RunFolder.open(path).manifest)
+    number = len(run.done_ids)
+    while True:
+        run.append(SampleRecord(sample_id=str(number), status="ok", text="x" * (number * 977 % 20_000)))
+        sys.stdout.write(f"{number}\n")
+        sys.stdout.flush()
+        number += 1
 
 
 def test_no_reported_sample_is_lost(
@@ -35,12 +32,11 @@ def test_no_reported_sample_is_lost(
     reported: list[str] = []
     sound = b""
     for _ in range(20):
-        with subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            reported.append(child.stdout.readline().strip())
-            time.sleep(chance.uniform(0, 0.03))
-            child.send_signal(signal.SIGKILL)
-            reported += child.stdout.read().split()
+        child = Started(append_for_ever, path, folder=tmp_path)
+        assert child.wait_until(lambda child=child: "\n" in child.out), child.errors
+        time.sleep(chance.uniform(0, 0.03))
+        child.kill()
+        reported += child.out.split()
         found = [record.sample_id for record in RunFolder.open(path).records()]
         assert found[: len(reported)] == reported
         assert len(found) <= len(reported) + 1, "at most one written but unreported"

@@ -13,10 +13,8 @@ from unfuse.adapters.eventgpt import EventGPTAdapter
 from unfuse.engines.eager import EagerEngine
 from unfuse.features import Features
 from unfuse.staged_model import StagedModel
-from unfuse.testing import AsyncDevice
 from unfuse.verification import checks, verify_model
 from unfuse.verification.golden import golden, read_golden
-from unfuse.verification.timing import timing_additive
 
 TOKENS = 24
 
@@ -154,63 +152,6 @@ def test_same_output_states_a_near_tie(demo_model, demo_sample):
     assert "first difference at token" in observed
     assert "margin" in observed
     assert observed.count("logit") == 2
-
-
-class SlowEncode(StagedModel):
-    """Gives a device 40 ms of work in encode, as a kernel launch would."""
-
-    def __init__(self, model, device):
-        super().__init__("slow", model.adapter, model.engine)
-        self._queue = device
-
-    def encode(self, source):
-        self._queue.launch(40)
-        return super().encode(source)
-
-
-class NeverWaits(AsyncDevice):
-    """A clock's device whose synchronisation was forgotten."""
-
-    def synchronize(self):
-        return None
-
-
-def test_clock_that_synchronises_passes(demo_model, demo_sample):
-    device = AsyncDevice()
-    result = timing_additive(SlowEncode(demo_model, device), demo_sample, device, 2, pairs=7)
-    assert "clocks disagree" not in result.observed, result
-
-
-def test_clock_that_does_not_synchronise_is_caught(demo_model, demo_sample):
-    device = NeverWaits()
-    result = timing_additive(SlowEncode(demo_model, device), demo_sample, device, 2, pairs=7)
-    assert result.status == "fail"
-    assert "clocks disagree on encode" in result.observed
-
-
-class WorksBetweenStages(StagedModel):
-    """Does part of the work where no stage is running."""
-
-    def __init__(self, model):
-        super().__init__("between", model.adapter, model.engine)
-
-    @property
-    def prefill(self):
-        import time
-
-        from unfuse.measure.clock import _active
-
-        if _active.get() is None:
-            time.sleep(0.05)
-        return super().prefill
-
-
-def test_work_outside_the_stages_is_caught(demo_model, demo_sample):
-    from unfuse.measure.timers import HostTimer
-
-    result = timing_additive(WorksBetweenStages(demo_model), demo_sample, HostTimer(), 2, pairs=7)
-    assert result.status == "fail"
-    assert "remainder +" in result.observed
 
 
 def test_golden_is_caught(golden_dir, demo_model, tmp_path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
 from unfuse.measure.timers import HostTimer
 from unfuse.staged_model import StagedModel
-from unfuse.testing import AsyncDevice
+from unfuse.testing import AsyncDevice, FakeTime
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.steady import steady
 
@@ -24,10 +25,11 @@ def test_sound_hooks_agree(demo_model, prepared):
 
 
 class Queued:
-    """Gives an asynchronous device 30 ms of work at every call of the tower, as its kernels would be."""
+    """Gives an asynchronous device work at every call of the tower, as its kernels would be."""
 
-    def __init__(self, model, device):
-        self.handle = model.adapter.vision_modules()["tower"].register_forward_hook(lambda *_: device.launch(30))
+    def __init__(self, model, device, milliseconds=100):
+        tower = model.adapter.vision_modules()["tower"]
+        self.handle = tower.register_forward_hook(lambda *_: device.launch(milliseconds))
 
     def __enter__(self):
         return self
@@ -89,17 +91,49 @@ def test_a_model_that_stays_as_it_is_is_steady(demo_model, demo_sample):
 
 
 class Leaks(StagedModel):
-    """Keeps every scene and looks through them all at each new one."""
+    """Keeps every scene and looks through them all at each new one: by ``scene_ms`` longer each time.
 
-    seen = 0
+    It lives in the time of ``clock``: all the rest takes 100 ms, give or take 3, and now and then ten times so much.
+    What it really computes, it computes once.
+    """
+
+    def __init__(self, model, clock, scene_ms):
+        super().__init__("leaks", model.adapter, model.engine)
+        self.clock, self.scene_ms = clock, scene_ms
+        self.seen = 0
+        self.rng = np.random.default_rng(0)
+        self.encode_once, self.prefill_once, self.decode_once = map(
+            once, (super().encode, super().prefill, super().decode)
+        )
 
     def encode(self, source):
         self.seen += 1
-        time.sleep(0.0006 * self.seen)
-        return super().encode(source)
+        stalled = 10 if self.rng.random() < 0.05 else 1
+        self.clock.sleep((self.rng.normal(100, 3) * stalled + self.scene_ms * self.seen) / 1000)
+        return self.encode_once(source)
+
+    def prefill(self, *given, **named):
+        return self.prefill_once(*given, **named)
+
+    def decode(self, *given, **named):
+        return self.decode_once(*given, **named)
 
 
-def test_a_model_that_slows_down_is_caught(demo_model, demo_sample):
-    result = steady(Leaks("leaks", demo_model.adapter, demo_model.engine), demo_sample, HostTimer())
-    assert result.status == "fail", result
-    assert result.observed.count("%") >= 3
+def once(function):
+    made = []
+
+    def first(*given, **named):
+        if not made:
+            made.append(function(*given, **named))
+        return made[0]
+
+    return first
+
+
+@pytest.mark.parametrize(("scene_ms", "status"), [(0.0, "pass"), (0.3, "fail")])
+def test_a_model_that_slows_down_is_caught(demo_model, demo_sample, monkeypatch, scene_ms, status):
+    clock = FakeTime()
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: round(clock.now * 1e9))
+    result = steady(Leaks(demo_model, clock, scene_ms), demo_sample, HostTimer())
+    assert result.status == status, result
+    assert result.observed.count("%") >= (3 if status == "fail" else 1)

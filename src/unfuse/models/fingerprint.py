@@ -7,18 +7,16 @@ the tensors' part is kept on disk for untouched files, under their identity (pat
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-import platformdirs
 import torch
 from transformers import PreTrainedModel
 
+from unfuse.cache import remembered
 from unfuse.checksum import digest_tensors
 
 _SCHEME: Final = "2"
@@ -34,16 +32,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 def cached_model_fingerprint(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype) -> str:
     """The same for a model just loaded from ``folder``; its tensors are read once while the files stay the same."""
     key = hashlib.sha256(_identity(Path(folder), dtype).encode()).hexdigest()
-    entry = Path(platformdirs.user_cache_dir("unfuse")) / "fingerprints" / key
-    with contextlib.suppress(OSError):  # not there yet, or no readable cache
-        if len(known := entry.read_text()) == 64:
-            return _joined(model, known)
-    tensors = _tensors(model)
-    with contextlib.suppress(OSError):  # a read-only home costs the seconds again, nothing else
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        partial = entry.with_suffix(f".{os.getpid()}")
-        partial.write_text(tensors)
-        partial.replace(entry)
+    tensors = remembered(f"fingerprints/{key}", lambda: _tensors(model), lambda found: len(found) == 64)
     return _joined(model, tensors)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.engines.graphed.small import DEVICE
 from unfuse.engines.graphed import products, ways
-from unfuse.engines.graphed.kernels import few_rows, matvec
+from unfuse.engines.graphed.kernels import few_rows, matvec, tail_attention
 
 
 def quicken(patch):
@@ -39,5 +39,7 @@ def few_programs():
         patch.setattr(matvec, "CANDIDATES", (matvec.MatvecShape(64, 64, 4, True),))
         patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
         patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
-        patch.setattr(ways, "_PROGRAMS", 6)
+        patch.setattr(tail_attention, "CANDIDATES", (tail_attention.TailShape(2, 64, 8, 3),))
+        # One program for each of four key heads; the kinds with fewer share a head's positions out.
+        patch.setattr(ways, "_PROGRAMS", 3)
         yield

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import platformdirs
 import torch
 import triton
 
+from unfuse.cache import cache_home
 from unfuse.engines.graphed.capture import Captured
 from unfuse.engines.graphed.kernels.launch import compiling
 from unfuse.errors import UnfuseError
@@ -31,8 +31,7 @@ class Tuner:
 
     def __init__(self, device: torch.device, folder: Path | None = None):
         self._device = device
-        home = Path(os.environ.get("UNFUSE_CACHE") or platformdirs.user_cache_dir("unfuse"))
-        self._folder = folder or home / "tuning"
+        self._folder = folder or cache_home() / "tuning"
         self.tried = 0
         """Shapes that were timed and not remembered."""
 

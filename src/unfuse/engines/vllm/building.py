@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import platformdirs
 import torch
 from torch import nn
 
+from unfuse.cache import cache_home
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unserved import Unserved
 from unfuse.engines.vllm.handover import Offer, text_config, text_weights
@@ -118,9 +118,8 @@ def _set_defaults() -> None:
 
 def _written(shape: Mapping[str, Any], cache: Path | None) -> Path:
     """A folder with the model's shape, the same one for the same shape: vLLM caches what it compiles by its name."""
-    home = Path(os.environ.get("UNFUSE_CACHE") or platformdirs.user_cache_dir("unfuse"))
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
-    folder = (cache or home / "vllm") / digest
+    folder = (cache or cache_home() / "vllm") / digest
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder / "config.json", shape)
     return folder

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from functools import cache
+from importlib.metadata import version
+
+from unfuse.cache import remembered
 
 _ENTRY = "window.unfuseDraw = (element, spec, options) => vegaEmbed(element, spec, options);"
 
 
 @cache
 def vega_script() -> str:
-    """The script; making it takes seconds, so it is made once a process."""
+    """The script; making it takes seconds, so it is kept in the cache, its digest in its first line."""
+    made_of = f"{version('vl-convert-python')}\n{_vegalite_version()}\n{_ENTRY}"
+    name = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    return remembered(f"vega/{name}.js", _make, _whole).partition("\n")[2]
+
+
+def _make() -> str:
     import vl_convert
 
-    return str(vl_convert.javascript_bundle(_ENTRY, vl_version=_vegalite_version()))
+    script = str(vl_convert.javascript_bundle(_ENTRY, vl_version=_vegalite_version()))
+    return f"// {_digest(script)}\n{script}"
+
+
+def _whole(kept: str) -> bool:
+    first, _, script = kept.partition("\n")
+    return first == f"// {_digest(script)}"
+
+
+def _digest(script: str) -> str:
+    return hashlib.sha256(script.encode()).hexdigest()
 
 
 def _vegalite_version() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Final
 
 from unfuse.report.comparison import stage_ms
@@ -130,7 +131,7 @@ def over_the_run(shown: Shown, protocol: str) -> Figure:
         panels=tuple(panels),
         looks=legend(shown),
         table=Grid(
-            caption="Change over the run, in % of the mean",
+            caption="Change over the run, in % of the median",
             columns=("run", "stage", "change", "95 % interval", "drift"),
             rows=tuple(rows),
         ),
@@ -221,10 +222,10 @@ def _on_device(host: Mapping[str, float], device: Mapping[str, float]) -> str:
 
 
 def _drift_line(drift: Drift, values: Sequence[float]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The line that the drift is the slope of: least squares go through the mean of both."""
-    last, mean = len(values) - 1, sum(values) / len(values)
-    half = mean * drift.change_pct / 200
-    return (0.0, mean - half), (float(last), mean + half)
+    """The line that the drift is the slope of, through the median of both as Theil and Sen draw it."""
+    last, middle = len(values) - 1, median(values)
+    half = middle * drift.change_pct / 200
+    return (0.0, middle - half), (float(last), middle + half)
 
 
 def _drift_cells(drift: Drift | None) -> tuple[str, str, str]:

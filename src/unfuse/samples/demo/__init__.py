@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
+from unfuse.cache import cache_home
 from unfuse.errors import DatasetError, FileAccessError
 from unfuse.samples.dataset import MANIFEST_NAME, Dataset, read_dataset
 from unfuse.samples.demo.dialogue import describe
@@ -61,7 +60,7 @@ def tokenizer_model() -> bytes:
 
 def _built(what: str, build: Callable[[Path], None]) -> Path:
     """The folder of one part; built beside its place and moved there, so that it is never seen half-made."""
-    home = Path(os.environ.get("UNFUSE_CACHE") or platformdirs.user_cache_dir("unfuse"))
+    home = cache_home()
     place = home / f"demo-{what}-{_VERSION}"
     if place.is_dir():
         return place

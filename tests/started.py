@@ -1,0 +1,95 @@
+"""Processes that begin where the imports have ended: killed at a moment of their work, not of their start."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["unfuse.cli.bench", "unfuse.cli.run", "unfuse.adapters.eventgpt_loading"])
+
+
+class Started:
+    """A function in a process, the leader of a group of its own; what it prints goes into files."""
+
+    def __init__(self, function: Callable[..., object], *arguments: Any, folder: Path) -> None:
+        self._printed = folder / "printed.txt", folder / "errors.txt"
+        for path in self._printed:
+            path.unlink(missing_ok=True)  # of an earlier one
+        self._process: ForkServerProcess = _forks.Process(
+            target=_begin, args=(function, arguments, self._printed, dict(os.environ), Path.cwd())
+        )
+        self._process.start()
+
+    @property
+    def out(self) -> str:
+        """What it has printed so far."""
+        return self._printed[0].read_text() if self._printed[0].exists() else ""
+
+    @property
+    def errors(self) -> str:
+        """What it has said on stderr so far."""
+        return self._printed[1].read_text() if self._printed[1].exists() else ""
+
+    def wait_until(self, come: Callable[[], object], seconds: float = 120) -> bool:
+        """Until something has come about, the process has ended, or time is up; whether it still runs."""
+        deadline = time.monotonic() + seconds
+        while not come() and self._process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._process.is_alive()
+
+    def send(self, number: signal.Signals) -> None:
+        """To the process alone."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """``kill -9``, with every process that it has started."""
+        assert self._process.pid is not None
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # not yet the leader of its group, or at its end already
+            self._process.kill()
+        self.wait()
+
+    def wait(self, seconds: float = 300) -> int:
+        """Its exit code; a signal's is negative."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, "it still runs"
+        return self._process.exitcode
+
+
+def unfuse(*arguments: str, folder: Path) -> Started:
+    """The command ``unfuse`` with these arguments."""
+    return Started(_command, *arguments, folder=folder)
+
+
+def _begin(
+    function: Callable[..., object],
+    arguments: tuple[Any, ...],
+    printed: tuple[Path, Path],
+    environment: dict[str, str],
+    folder: Path,
+) -> None:
+    os.setpgid(0, 0)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for number, path in zip((1, 2), printed, strict=True):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), number)
+    function(*arguments)
+
+
+def _command(*arguments: str) -> None:
+    from unfuse.cli import main
+
+    sys.argv = ["unfuse", *arguments]
+    main()
