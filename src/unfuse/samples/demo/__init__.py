@@ -7,7 +7,6 @@ this machine at first use, offline.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
