@@ -16,6 +16,14 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["unfuse.cli.bench", "unfuse.cli.run", "unfuse.adapters.eventgpt_loading"])
 
 
+def wait_for(true: Callable[[], object], seconds: float = 20.0) -> None:
+    """Until something has come about."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.01)
+
+
 class Started:
     """A function in a process, the leader of a group of its own; what it prints goes into files."""
 

@@ -14,7 +14,7 @@ import unfuse
 SOURCE = Path(unfuse.__file__).parent
 
 LAYERS = [
-    {"errors", "extras", "stages", "checksum", "features", "feature_store", "compiled", "decoders"},
+    {"errors", "extras", "stages", "cache", "checksum", "features", "feature_store", "compiled", "decoders"},
     {"events"},
     {"samples", "runs"},
     {"measure"},

@@ -24,6 +24,8 @@ A message is one line: the thing, what was found, what was expected, and the way
 
 from __future__ import annotations
 
+import sys
+
 
 class UnfuseError(Exception):
     """Root of the tree.
@@ -110,3 +112,18 @@ class MissingPackageError(InputError):
 
 class VerificationError(UnfuseError):
     """A check, verdict or regression failed."""
+
+
+def as_ours(error: BaseException) -> UnfuseError | None:
+    """The error as one of ours: itself, or what says that a device is too small; None for any other."""
+    if isinstance(error, UnfuseError):
+        return error
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    return DeviceError(
+        "device memory",
+        found=f"none left ({str(error).split('. GPU ')[0].rstrip('.')})",
+        expected="room for the model, its cache and its work",
+        fix="try --dtype bfloat16, fewer --max-new-tokens, a smaller --capacity where there is one, or a larger device",
+    )

@@ -535,8 +535,8 @@ def test_options_are_frozen():
         "report": ["output", "runs"],
         "run": [
             "capacity", "dataset", "device", "devices", "dtype", "encode_batch", "engine", "max_new_tokens",
-            "max_samples", "model", "output", "output_length", "questions", "ray", "ray_pools", "resume", "seed",
-            "store", "store_gib", "temperature", "workers",
+            "max_samples", "model", "output", "output_length", "questions", "ray", "ray_pools", "resume",
+            "scene_seconds", "seed", "store", "store_gib", "temperature", "workers",
         ],
         "serve": [
             "device", "dtype", "engine", "host", "max_concurrent", "max_upload_mb", "model", "no_token", "port",

@@ -93,6 +93,26 @@ def test_a_sample_that_fails_now_fails_the_build(runs, tmp_path, capsys):
     assert "1 samples that A measured failed in B" in capsys.readouterr().err
 
 
+def test_what_could_not_be_seen_fails_the_build(runs, tmp_path, capsys):
+    """A gate that cannot fail would be worse than none."""
+    few, cut = write(tmp_path / "few", 200, samples=5), write(tmp_path / "cut", 100, ended=False)
+    assert run(["compare", runs[0], few]) == 0, "nothing was asked"
+    assert "not judged: 5 samples; a difference is shown by 6 at least" in capsys.readouterr().out
+    assert run(["compare", runs[0], few, "--fail-on-regression", "5"]) == 1
+    assert "NOT JUDGED: 5 samples; a difference is shown by 6 at least\n" in capsys.readouterr().err
+    assert run(["compare", runs[0], cut, "--fail-on-regression", "5"]) == 1
+    assert "NOT JUDGED: B has not ended\n" in capsys.readouterr().err
+    assert run(["compare", cut, runs[0], "--fail-on-regression", "5"]) == 1
+    assert "NOT JUDGED: A has not ended\n" in capsys.readouterr().err
+
+
+def test_what_noise_hides_is_said(runs, capsys):
+    assert run(["compare", *reversed(runs), "--noise-threshold", "12", "--fail-on-regression", "5"]) == 0
+    assert "Noise hides changes of less than 12 %: of 5 % nothing can be said." in capsys.readouterr().err
+    assert run(["compare", *reversed(runs), "--fail-on-regression", "5"]) == 0
+    assert "hides" not in capsys.readouterr().err
+
+
 def test_a_comparison_names_its_runs(runs, tmp_path, capsys):
     (tmp_path / "comparison.json").write_text("{}")
     assert run(["compare", runs[0], str(tmp_path)]) == 2

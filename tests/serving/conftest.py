@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +119,6 @@ def wait_until_ready(url: str) -> None:
             pass
         time.sleep(0.05)
     raise AssertionError("not ready")
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.01)
 
 
 def about(file_id: str, question: str = "What moves?") -> list[Any]:

@@ -11,9 +11,10 @@ import openai
 import pytest
 from PIL import Image
 
+from tests.started import wait_for
 from unfuse.samples import Sample
 
-from .conftest import Served, about, wait_for
+from .conftest import Served, about
 
 QUESTION = "What moves?"
 

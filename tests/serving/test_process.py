@@ -15,12 +15,13 @@ import httpx
 import openai
 import pytest
 
+from tests.started import wait_for
 from unfuse.cli import run
 from unfuse.events import read_events, write_eventgpt_npy
 from unfuse.feature_store import FeatureStore
 from unfuse.serving.settings import ServeSettings
 
-from .conftest import Served, ServedProcess, about, wait_for
+from .conftest import Served, ServedProcess, about
 
 ROOT = Path(__file__).parents[2]
 

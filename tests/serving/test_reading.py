@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.started import wait_for
 from unfuse.errors import MediaError
 from unfuse.samples import Sample
 from unfuse.serving import reading
 from unfuse.serving.kinds import LOADERS
 from unfuse.serving.reading import Readers
-
-from .conftest import wait_for
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,8 @@ class Stand:
         self.place, self._theirs = socket.socketpair()
         self._left = dies_after
         self._facts = DeviceFacts(
-            model={"device": "cpu", "name": "demo"}, environment={}, workers=1, capacity=capacity, ahead=1
+            model={"device": "cpu", "name": "demo", "notes": [] if name == "d0" else ["engine eager: no compiler"]},
+            environment={}, workers=1, capacity=capacity, ahead=1,
         )  # fmt: skip
         self.answered = 0
         self.most = 0
@@ -180,6 +181,13 @@ def stands(monkeypatch, plan, capacity=3, again=None):
         flow=FlowSettings(max_new_tokens=1, sampling=Sampling()),
     )  # fmt: skip
     return DeviceProcesses(job, tuple(f"d{i}" for i in range(len(plan)))), made
+
+
+def test_what_another_device_notes_of_itself_is_known(monkeypatch):
+    processes, _ = stands(monkeypatch, [None, None])
+    with processes:
+        assert processes.facts.model["notes"] == ["device d1: engine eager: no compiler"]
+        assert processes.facts.workers == 2
 
 
 def numbered(sizes):

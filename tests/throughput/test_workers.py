@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.started import wait_for
 from unfuse.errors import CheckpointError, DeviceError
 from unfuse.samples.demo import demo_dataset
 from unfuse.throughput import workers
@@ -76,6 +78,21 @@ def test_a_scene_that_kills_two_workers_fails_alone(demo_model, host, crash):
     assert len(found) == 3
     assert not any(isinstance(prompt, str) for prompt in found.values())
     assert pool.deaths == 2
+
+
+def test_a_scene_that_takes_for_ever_fails_alone(demo_model, host, tmp_path):
+    """Whatever it hangs on; its worker is ended, also one that would not listen."""
+    told = tmp_path / "pid"
+    code = f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(300)"
+    scenes = demo_scenes()
+    scenes[1] = replace(scenes[1], sample=replace(scenes[1].sample, reference=Crash(code)))
+    pool = open_pool(demo_model.adapter.front, host, 2, room=2, scene_seconds=5.5)
+    found = taken(pool, scenes)
+    assert found.pop("demo:1") == "it took longer than 5.5 s to load and preprocess (--scene-seconds)"
+    assert len(found) == 3
+    assert not any(isinstance(prompt, str) for prompt in found.values())
+    assert pool.deaths == 1
+    wait_for(lambda: not Path(f"/proc/{told.read_text()}").exists())
 
 
 def test_a_worker_that_dies_once_costs_nothing(demo_model, host, tmp_path):

@@ -91,7 +91,7 @@ def compare(
         before = _side(pair[0], f"baseline {baseline}" if baseline is not None else str(pair[0]))
         change = change_between(before, _side(pair[1], str(pair[1])), noise_threshold_pct=noise_threshold)
         _print(change, form)
-        code = _judge(change, fail_on_regression)
+        code = 0 if fail_on_regression is None else _judge(change, fail_on_regression)
     if save_baseline is not None:
         if code:
             click.echo(f"Baseline {save_baseline} is not saved.", err=True)
@@ -103,7 +103,8 @@ def compare(
 
 def _side(path: Path, name: str) -> Side:
     run = RunFolder.open(path)
-    return Side(name=name, manifest=run.manifest, records=tuple(run.records()), probes=run.read_probes())
+    records, probes = tuple(run.records()), run.read_probes()
+    return Side(name=name, manifest=run.manifest, records=records, probes=probes, ended=run.ended)
 
 
 def _list(kept: Baselines) -> int:
@@ -134,13 +135,16 @@ def _print(change: Change, form: str) -> None:
             print_line(console, line)
 
 
-def _judge(change: Change, fail_on_regression: float | None) -> int:
-    """0, or 1 where a stage is slower by so much, or B failed where A did not."""
-    if fail_on_regression is None:
-        return 0
-    slower = change.regressions(fail_on_regression)
+def _judge(change: Change, pct: float) -> int:
+    """0, or 1 where a stage is slower by so much, B failed where A did not, or it cannot be known."""
+    slower, unjudged = change.regressions(pct), change.unjudged()
     for stage in slower:
         click.echo(f"REGRESSION: {stage.stage} is {stage.pct:.1f} % slower", err=True)
     if change.broken:
         click.echo(f"REGRESSION: {len(change.broken)} samples that A measured failed in B", err=True)
-    return 1 if slower or change.broken else 0
+    for reason in unjudged:
+        click.echo(f"NOT JUDGED: {reason}", err=True)
+    if change.noise_threshold_pct > pct:
+        found = f"{change.noise_threshold_pct:.3g} %"
+        click.echo(f"Noise hides changes of less than {found}: of {pct:g} % nothing can be said.", err=True)
+    return 1 if slower or change.broken or unjudged else 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from unfuse.errors import UnfuseError
+from unfuse.errors import as_ours
 
 
 def exit_code_of(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
@@ -27,7 +27,10 @@ def exit_code_of(command: click.Command, arguments: Sequence[str] | None, name: 
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
-    except UnfuseError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
+    except Exception as error:
+        ours = as_ours(error)
+        if ours is None:
+            raise
+        click.echo(f"error: {ours}", err=True)
+        return ours.exit_code
     return code if isinstance(code, int) else 0

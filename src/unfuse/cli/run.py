@@ -49,6 +49,7 @@ _LINE_EVERY_S: Final = 10.0
 @click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")
 @click.option("--capacity", type=int, default=None, help="Answers written together; default: the engine's own number.")
 @click.option("--encode-batch", type=int, default=8, help="Scenes encoded together.")
+@click.option("--scene-seconds", type=float, default=600.0, help="That a worker process may take over one scene.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

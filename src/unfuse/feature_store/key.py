@@ -17,7 +17,9 @@ from typing import Final
 
 _SCHEME: Final = "unfuse.store/1"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_PACKAGES: Final = ("torch", "transformers", "pillow", "av", "torchvision")
+_PACKAGES: Final = (
+    "torch", "transformers", "pillow", "av", "torchvision", "h5py", "hdf5plugin", "evt3", "aedat",
+)  # fmt: skip
 """Beside this one, whose code makes frames, pixels and features."""
 
 

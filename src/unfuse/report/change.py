@@ -33,6 +33,8 @@ class Side:
     manifest: Manifest
     records: tuple[SampleRecord, ...]
     probes: Probes | None = None
+    ended: bool = True
+    """False of a run that still goes on, or was cut off."""
 
     @property
     def measured(self) -> tuple[SampleRecord, ...]:
@@ -57,6 +59,8 @@ class SideFacts:
     """Of its own verdict: noise, drift."""
     noise_spread_pct: float | None
     """By how much repeats of one sample spread."""
+    ended: bool
+    """Whether it measured all that it was to measure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +102,14 @@ class Change:
     def regressions(self, pct: float) -> tuple[StageChange, ...]:
         """Stages shown to be slower, whose median is so by at least so much."""
         return tuple(each for each in self.stages if each.word == "slower" and each.pct >= pct)
+
+    def unjudged(self) -> tuple[str, ...]:
+        """Why a stage could be slower and nobody would know; empty where all was there to see."""
+        sides = {"A": self.before, "B": self.after}
+        cut = [f"{letter} has not ended" for letter, side in sides.items() if not side.ended]
+        most = max((each.samples for each in self.stages), default=0)
+        few = [f"{most} samples; a difference is shown by {MIN_SAMPLES} at least"]
+        return (*cut, *(few if most < MIN_SAMPLES else ()))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -220,4 +232,5 @@ def _facts(side: Side, summary: Summary) -> SideFacts:
         reasons=summary.verdict.reasons,
         warnings=summary.verdict.warnings,
         noise_spread_pct=summary.noise_spread_pct,
+        ended=side.ended,
     )

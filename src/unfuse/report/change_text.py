@@ -28,6 +28,7 @@ def remarks_of(change: Change) -> list[str]:
     if change.broken:
         names = ", ".join(change.broken[:5]) + (", ..." if len(change.broken) > 5 else "")
         lines.append(f"failed in B and measured in A: {names}")
+    lines += [f"not judged: {reason}" for reason in change.unjudged()]
     lines += [*_doubts("A", change.before), *_doubts("B", change.after)]
     return [printable(line) for line in lines]
 

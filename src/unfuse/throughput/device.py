@@ -18,7 +18,7 @@ from unfuse.throughput.kept import Keeper, Kept, StorePlace
 from unfuse.throughput.pool import NextScene
 from unfuse.throughput.scenes import PreparedScene
 from unfuse.throughput.times import PoolUse, Times
-from unfuse.throughput.workers import WorkerHost, default_workers, open_pool
+from unfuse.throughput.workers import SCENE_SECONDS, WorkerHost, default_workers, open_pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,8 @@ class DeviceJob:
     flow: FlowSettings
     workers: int | None = None
     """Processes that load and preprocess; None takes what suits the device, 0 a thread of this process."""
+    scene_seconds: float = SCENE_SECONDS
+    """As for ``WorkerProcess``."""
     store: StorePlace | None = None
     """Where encoded scenes are kept and looked for."""
     devices: int = 1
@@ -150,7 +152,10 @@ class DeviceRunner:
         with ExitStack() as stack:
             if keep is not None:
                 stack.callback(keep.close)
-            pool = open_pool(front, self._host, self._workers, room=self._room, known=known, pinned=pinned)
+            pool = open_pool(
+                front, self._host, self._workers, room=self._room, known=known, pinned=pinned,
+                scene_seconds=self._job.scene_seconds,
+            )  # fmt: skip
             stack.enter_context(pool)
             flow = Flow(model, pool, settings, emit, keep, begun)
             started = time.perf_counter()

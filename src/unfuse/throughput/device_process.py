@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any, Final
 
-from unfuse.errors import UnfuseError
+from unfuse.errors import as_ours
 from unfuse.throughput.device import DeviceRunner
 from unfuse.throughput.flow import Answer, Begun
 from unfuse.throughput.scenes import PreparedScene, Scene, reason_of
@@ -31,9 +31,12 @@ def main(arguments: list[str]) -> int:
             _serve(place)
         except Closed:
             return 1  # nobody is left to tell
-        except UnfuseError as error:
-            send(place, reason_of(error))
-            return error.exit_code
+        except Exception as error:
+            ours = as_ours(error)
+            if ours is None:
+                raise
+            send(place, reason_of(ours))
+            return ours.exit_code
     return 0
 
 

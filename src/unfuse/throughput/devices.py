@@ -131,10 +131,15 @@ class DeviceProcesses:
 
     @property
     def facts(self) -> DeviceFacts:
-        """Of the first; all have the same model."""
+        """Of the first; all have the same model. What only others note of themselves is there under their name."""
         facts = self._children[0].facts
         assert facts is not None
-        return replace(facts, workers=sum(child.facts.workers for child in self._children if child.facts))
+        known = {child.name: child.facts for child in self._children if child.facts}
+        notes = list(facts.model["notes"])
+        for name, each in known.items():
+            notes += [f"device {name}: {note}" for note in each.model["notes"] if note not in facts.model["notes"]]
+        workers = sum(each.workers for each in known.values())
+        return replace(facts, model=facts.model | {"notes": notes}, workers=workers)
 
     def answer(self, scenes: list[Scene], emit: Callable[[Answer], None]) -> list[DeviceResult]:
         """Answers all scenes; see ``DeviceRunner.answer``.

@@ -31,6 +31,7 @@ from unfuse.throughput.pool import NextScene
 from unfuse.throughput.scenes import Asked, Scene, questions_of, scenes_of
 from unfuse.throughput.summary import RunSummary
 from unfuse.throughput.times import together
+from unfuse.throughput.workers import SCENE_SECONDS
 
 if TYPE_CHECKING:
     from unfuse.throughput.cluster.settings import RaySettings
@@ -53,6 +54,8 @@ class RunSettings:
     """Questions answered at the same time, on each device. Default: the engine's own."""
     encode_batch: int = ENCODE_TOGETHER
     """Scenes encoded together."""
+    scene_seconds: float = SCENE_SECONDS
+    """A worker process that takes longer over one scene is ended, and the scene has failed."""
     store: FeatureStore | str | Path | None = None
     """Where encoded scenes are kept and looked for."""
 
@@ -62,6 +65,8 @@ class RunSettings:
         for name, value in least.items():
             if value is not None and value < 1:
                 raise InputError(name, found=value, expected="at least 1")
+        if not self.scene_seconds > 0:
+            raise InputError("scene-seconds", found=self.scene_seconds, expected="more than 0")
         if self.workers is not None and self.workers < 0:
             raise InputError("workers", found=self.workers, expected="at least 0")
         _ = self.flow
@@ -205,6 +210,7 @@ def answer_dataset(
         engine=engine,
         flow=settings.flow,
         workers=settings.workers,
+        scene_seconds=settings.scene_seconds,
         store=settings.place,
     )
     filing = _Filing(name, work, settings, output, resume, command or own_command(), on_ready, on_answer)

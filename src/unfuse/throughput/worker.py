@@ -61,8 +61,9 @@ def main(arguments: list[str]) -> None:
 
 
 def serve(place: socket.socket, front: Front) -> None:
-    """Answers scenes with prepared scenes until the other end closes."""
+    """Says who it is, then answers scenes with prepared scenes until the other end closes."""
     with suppress(Closed):
+        send(place, os.getpid())
         while True:
             scene, known = receive(place)
             send(place, prepare(front, scene, known))

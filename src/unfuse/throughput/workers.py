@@ -7,11 +7,14 @@ fault (memory), and the scene is tried again with a new worker; dying twice is t
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,6 +27,9 @@ from unfuse.throughput.wire import Closed, receive, send
 from unfuse.throughput.worker import QUIET
 
 _TRIES: Final = 2
+SCENE_SECONDS: Final = 600.0
+"""For one scene. A recording of 200 million events takes some 30 s."""
+_TIMEVAL: Final = struct.Struct("@ll")
 
 
 class WorkerHost:
@@ -123,38 +129,68 @@ class WorkerHost:
 class WorkerProcess:
     """One worker of a host, replaced when it dies."""
 
-    def __init__(self, host: WorkerHost, known: Known | None = None, *, pinned: bool = False):
+    def __init__(
+        self,
+        host: WorkerHost,
+        known: Known | None = None,
+        *,
+        pinned: bool = False,
+        scene_seconds: float = SCENE_SECONDS,
+    ):
         """For a pool.
 
         Args:
             host: forks it.
             known: as for ``prepare``; it pickles.
             pinned: put what it sends into pinned memory.
+            scene_seconds: after which it is ended, and the scene has failed: a file system may never answer.
         """
         self._host = host
         self._known = known
         self._pinned = pinned
+        self._scene_seconds = scene_seconds
         self._socket: socket.socket | None = None
+        self._pid = 0
         self._closed = False
         self.deaths = 0
 
     def __call__(self, scene: Scene) -> PreparedScene:
         """See ``prepare``."""
         for _ in range(_TRIES):
-            if self._socket is None:
-                self._socket = self._host.worker()
+            begun = time.monotonic()
             try:
+                if self._socket is None:
+                    self._socket = self._forked()
                 send(self._socket, (scene, self._known))
                 prepared: PreparedScene = receive(self._socket, pinned=self._pinned)
             except Closed:
-                self._socket.close()
-                self._socket = None
+                late = time.monotonic() - begun >= self._scene_seconds
+                if late and self._pid:
+                    with suppress(ProcessLookupError):
+                        os.kill(self._pid, signal.SIGKILL)
+                self.close()
+                self._socket, self._pid = None, 0
                 if self._closed:
                     return failed_scene(scene.asked, "the run was ended")
                 self.deaths += 1
+                if late:
+                    reason = f"it took longer than {self._scene_seconds:g} s to load and preprocess (--scene-seconds)"
+                    return failed_scene(scene.asked, reason)
             else:
                 return prepared
         return failed_scene(scene.asked, f"its worker process died of it {_TRIES} times")
+
+    def _forked(self) -> socket.socket:
+        place = self._host.worker()
+        # The kernel's own limit: Python's would make every read of a large tensor several.
+        whole, part = divmod(self._scene_seconds, 1)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(int(whole), int(part * 1e6)))
+        try:
+            self._pid = receive(place)
+        except Closed:
+            place.close()
+            raise
+        return place
 
     def interrupt(self) -> None:
         """Wakes the thread that waits for it."""
@@ -170,7 +206,14 @@ class WorkerProcess:
 
 
 def open_pool(
-    front: Front, host: WorkerHost | None, count: int, *, room: int, known: Known | None = None, pinned: bool = False
+    front: Front,
+    host: WorkerHost | None,
+    count: int,
+    *,
+    room: int,
+    known: Known | None = None,
+    pinned: bool = False,
+    scene_seconds: float = SCENE_SECONDS,
 ) -> Pool:
     """A pool of worker processes, or of one thread of this process where there is no host.
 
@@ -181,10 +224,11 @@ def open_pool(
         room: as for ``Pool``.
         known: as for ``prepare``; it pickles.
         pinned: as for ``WorkerProcess``.
+        scene_seconds: as for ``WorkerProcess``; a thread cannot be ended.
     """
     if host is None:
         return Pool([InThisProcess(front, known)], room)
-    return Pool([WorkerProcess(host, known, pinned=pinned) for _ in range(count)], room)
+    return Pool([WorkerProcess(host, known, pinned=pinned, scene_seconds=scene_seconds) for _ in range(count)], room)
 
 
 def default_workers(device: Any, devices: int = 1) -> int:

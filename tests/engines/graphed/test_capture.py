@@ -30,6 +30,27 @@ def test_without_a_device_the_work_is_called():
 
 @pytest.mark.cuda
 @CUDA
+def test_a_capture_that_fails_leaves_everything_as_it_was():
+    before, x = torch.cuda.current_stream(), torch.zeros(4, device="cuda")
+    calls = []
+
+    def looks():
+        calls.append(1)
+        x.add_(1)
+        if len(calls) == 2:
+            x.sum().item()  # no host may look while it is captured
+
+    with pytest.raises(RuntimeError):
+        Captured(looks, x.device)
+    assert torch.cuda.current_stream() == before
+    run = Captured(lambda: x.add_(1), x.device)
+    x.zero_()
+    run()
+    assert x.tolist() == [1.0] * 4
+
+
+@pytest.mark.cuda
+@CUDA
 def test_a_cut_makes_another_graph_of_the_same_work():
     x = torch.zeros(4, device="cuda")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import defaultdict
 from dataclasses import replace
 
@@ -252,6 +254,22 @@ def test_two_batches_at_once_keep_their_rows_apart(model, engine):
     assert len(engine._seats) == captured, "memory that is free was not taken again"
     other.close()
     third.close()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_keys_of_those_who_were_answered_are_held_by_nobody(model, engine, ended):
+    """Seats stay with the engine; what they held would be taken for free memory."""
+    batch = engine.continuous(2)
+    batch.add([asked(model, str(n), 5, n, 3) for n in range(2)])
+    batch.step()
+    buffers = [weakref.ref(row.held.sequence.buffer) for row in batch._rows.values()]
+    while ended and batch.unfinished:
+        batch.step()
+    assert not ended or not batch._seats._seated
+    batch.close()
+    gc.collect()
+    assert buffers
+    assert {buffer() for buffer in buffers} == {None}
 
 
 def test_a_closed_engine_forgets_its_requests(model, tmp_path):

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from unfuse.engines.graphed.caches import Sequence
-from unfuse.engines.graphed.capture import Captured
+from unfuse.engines.graphed.capture import Captured, go_to
 from unfuse.engines.graphed.network import Batch, Network
 from unfuse.engines.sampling import TokenChooser
 from unfuse.stages import Prefilled
@@ -59,6 +59,7 @@ class Answers:
     @torch.no_grad()
     def launch(self) -> None:
         """Starts the next step; its tokens come with ``land``."""
+        go_to(self._network.llama.device)
         step = self._step
         if step.user is None or step.user() is not self or self._grown():
             self._take_over()
@@ -84,6 +85,7 @@ class Answers:
     @torch.no_grad()
     def forced(self, token: int) -> torch.Tensor:
         """Logits ``[V]`` after one more token, whatever would have been chosen."""
+        go_to(self._network.llama.device)
         self._tokens = [token]
         self._take_over()
         self._step.run()

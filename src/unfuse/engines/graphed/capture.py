@@ -42,7 +42,8 @@ class Captured:
             with torch.cuda.stream(beside):
                 work()
             torch.cuda.current_stream().wait_stream(beside)
-            with _Capture(beside, pool, generator) as capture:
+            # A capture that fails leaves its stream the current one, which this takes back.
+            with torch.cuda.stream(beside), _Capture(beside, pool, generator) as capture:
                 work()
             self._graphs = capture.graphs
 
@@ -52,6 +53,12 @@ class Captured:
             graph.replay()
         if not self._graphs:
             self._work()
+
+
+def go_to(device: torch.device) -> None:
+    """Makes the device the thread's current one: kernels and events go there, wherever their tensors lie."""
+    if device.type == "cuda" and torch.cuda.current_device() != device.index:
+        torch.cuda.set_device(device)
 
 
 @functools.cache
@@ -78,7 +85,10 @@ class _Capture:
         graph = torch.cuda.CUDAGraph()
         if self._generator is not None:
             graph.register_generator_state(self._generator)
-        self._open.enter_context(torch.cuda.graph(graph, pool=self._pool, stream=self._stream))
+        # Other threads may pin memory and copy meanwhile.
+        self._open.enter_context(
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        )
         self.graphs.append(graph)
 
     def end(self) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
+from unfuse.engines.graphed.capture import go_to
 from unfuse.engines.graphed.network import MOST_TOGETHER, Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
 from unfuse.engines.graphed.seats import Seats
@@ -81,6 +82,7 @@ class GraphedBatch:
     @torch.no_grad()
     def prepare(self) -> None:
         """See ``ContinuousBatch.prepare``."""
+        go_to(self._network.llama.device)
         self._own_seats().prepare(self.capacity)
 
     def add(self, requests: Sequence[Request]) -> None:
@@ -106,6 +108,7 @@ class GraphedBatch:
     @torch.no_grad()
     def step(self) -> list[Written]:
         """See ``ContinuousBatch.step``."""
+        go_to(self._network.llama.device)
         self._admit()
         launched = self._launch()
         written = list(self._others.step()) if self._others.unfinished else []
@@ -128,6 +131,7 @@ class GraphedBatch:
         self._flying.clear()
         self._shelf.close()
         if self._seats is not None:
+            self._seats.vacate()
             self._seats.user = None
             self._seats = None
 
@@ -195,6 +199,8 @@ class GraphedBatch:
         """Starts a step of all rows that go on; how many were started, one or none."""
         rows = [row for row in self._rows.values() if row.goes_on]
         if not rows:
+            if self._seats is not None:
+                self._seats.vacate()
             return 0
         begun, seats = self._now(), self._own_seats()
         seats.step(rows)

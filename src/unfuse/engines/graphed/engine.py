@@ -19,7 +19,7 @@ from unfuse.engines.batching import ContinuousBatch, TurnByTurn
 from unfuse.engines.eager import EagerEngine, common_prefix
 from unfuse.engines.graphed.answers import Answers, State, Step
 from unfuse.engines.graphed.caches import Sequence, new_sequence
-from unfuse.engines.graphed.capture import Captured
+from unfuse.engines.graphed.capture import Captured, go_to
 from unfuse.engines.graphed.continuous import GraphedBatch
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
 from unfuse.engines.graphed.network import Network, row_bucket
@@ -73,6 +73,7 @@ class GraphedEngine:
         Raises:
             Unserved: the model is no LLaMA, or computes something else.
         """
+        go_to(language.device)
         self._language = language
         self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
         with torch.no_grad():
@@ -101,11 +102,13 @@ class GraphedEngine:
 
     def encoding(self) -> AbstractContextManager[None]:
         """See ``Engine.encoding``."""
+        go_to(self._network.llama.device)
         return self._vision.active()
 
     @torch.no_grad()
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """See ``Engine.prefill``."""
+        go_to(self._network.llama.device)
         if self._refuses(prompt):
             return self._eager.prefill(prompt, sampling, reuse=reuse)
         keys, length = prompt.token_keys if reuse else (), prompt.length
@@ -285,7 +288,7 @@ class GraphedEngine:
 
     @torch.no_grad()
     def _compare(self) -> None:
-        """Holds every path against the model's own forward, on rows that mean nothing.
+        """Holds passes over few and many rows, which mean nothing, and steps of one against the model's own forward.
 
         Raises:
             Unserved: it computes something else.

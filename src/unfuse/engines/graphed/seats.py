@@ -67,6 +67,10 @@ class Seats:
                 self._say_who_shares(rows, groups)
         run()
 
+    def vacate(self) -> None:
+        """Lets go of who was last seated, and so of their keys and values."""
+        self._seated = []
+
     def largest(self, logits: torch.Tensor, barred: torch.Tensor) -> torch.Tensor:
         """Tokens of the largest logits, ``[R]``; never one that ends in rows where ``barred [R, 1]``."""
         if len(self._end_ids):

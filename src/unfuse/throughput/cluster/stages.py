@@ -135,7 +135,8 @@ class Encode(_Actor):
     stage = "encode"
 
     def __init__(self, task: Task):
-        self._model = _loaded(task)
+        # vLLM's encodes as eager does, and would take for answers what memory it finds.
+        self._model = _loaded(replace(task, engine="eager") if task.engine == "vllm" else task)
         self._watch = Stopwatch(self._model.device)
         super().__init__()
 
