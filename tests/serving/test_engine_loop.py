@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -91,6 +92,32 @@ def test_one_more_than_may_wait_is_refused() -> None:
             late = question()
             loop.submit(late)
             await words(late)
+
+    run(work)
+
+
+def test_whoever_is_just_joining_counts() -> None:
+    model = FakeModel()
+    joining, go = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        async with looping(model, capacity=2, queue=0) as loop:
+            made = loop._request
+
+            def slowly(answer: Answer) -> Any:
+                joining.set()
+                assert go.wait(10)
+                return made(answer)
+
+            loop._request = slowly  # type: ignore[method-assign]
+            answers = [question(), question()]
+            loop.submit(answers[0])
+            await until(joining.is_set)
+            loop.submit(answers[1])
+            with pytest.raises(BusyError):
+                loop.submit(question())
+            go.set()
+            await asyncio.gather(*(words(answer) for answer in answers))
 
     run(work)
 

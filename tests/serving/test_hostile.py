@@ -24,6 +24,7 @@ from PIL import Image
 
 from unfuse.events import EventStream, write_eventgpt_npy
 from unfuse.samples.video import write_frames
+from unfuse.serving import reader
 from unfuse.serving.settings import ServeSettings
 
 from .conftest import OPENING_S, Served, about
@@ -153,6 +154,18 @@ def test_files_that_are_not_what_they_should_be(served: Served, tmp_path: Path, 
     refused(upload(served, made), 400, words)
     assert time.monotonic() - started < 15
     assert not Path("/tmp/unfuse-was-here").exists()
+
+
+def test_frames_that_are_too_large_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"picture-{n}.png" for n in range(4)]
+    for path in paths:
+        path.write_bytes(picture(64, 48))
+    request = {"paths": [str(path) for path in paths], "takes": "events"}
+    assert reader.served(request)[0]["shapes"] == 4 * [(48, 64, 3)]
+    monkeypatch.setattr(reader, "MAX_SCENE_PIXELS", 4 * 48 * 64 - 1)
+    said, blobs = reader.served(request)
+    assert said["refused"] == "upload: found 4 frames of 12288 pixels together, expected at most 12287 in a scene"
+    assert not blobs
 
 
 def test_a_cut_recording_is_refused(served: Served, recording: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from unfuse.serving.conversation import ChatRequest
 from unfuse.serving.kinds import kind_of
-from unfuse.serving.reader import MAX_FRAME_PIXELS
+from unfuse.serving.reader import MAX_FRAME_PIXELS, MAX_SCENE_PIXELS
 from unfuse.serving.reading import MEMORY_BYTES
 from unfuse.serving.settings import TOKEN_VARIABLE, ServeSettings
 
@@ -38,10 +38,10 @@ def test_the_limits_are_the_code_s() -> None:
     limits = ServeSettings()
     assert f"| `--max-upload-mb` | {limits.max_upload_bytes >> 20} |" in PAGE
     assert f"| files inside a message | {limits.max_inline_bytes >> 20} MiB |" in PAGE
-    assert f"| `--queue`: answers that wait | {limits.queue} |" in PAGE
+    assert f"| `--queue`: answers that wait, and uploads under way | {limits.queue} |" in PAGE
     assert f"| `--timeout-s`: one request | {limits.timeout_s:g} |" in PAGE
     assert f"takes nothing | {limits.opening_s:g} s |" in PAGE
-    frame = f"a frame of {MAX_FRAME_PIXELS // 10**6} million pixels"
+    frame = f"a frame of {MAX_FRAME_PIXELS // 10**6} million pixels, a scene of {MAX_SCENE_PIXELS // 10**6}"
     assert f"| {limits.reading_s:g} s, {MEMORY_BYTES >> 30} GiB, {frame} |" in PAGE
     assert TOKEN_VARIABLE in PAGE
 

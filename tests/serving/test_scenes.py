@@ -13,7 +13,7 @@ import pytest
 
 from unfuse.errors import FeaturesError, MediaError
 from unfuse.feature_store import FeatureStore
-from unfuse.serving.engine_loop import EngineLoop
+from unfuse.serving.engine_loop import BusyError, EngineLoop
 from unfuse.serving.intake import Upload, scene_id
 from unfuse.serving.reading import Read
 from unfuse.serving.scenes import Scenes
@@ -51,12 +51,14 @@ def upload(folder: Path, text: str) -> Upload:
 
 
 @asynccontextmanager
-async def keeping(most_bytes: int, store: FeatureStore | None = None) -> AsyncIterator[tuple[Scenes, FakeModel]]:
+async def keeping(
+    most_bytes: int, store: FeatureStore | None = None, most_made: int = 64
+) -> AsyncIterator[tuple[Scenes, FakeModel]]:
     model: Any = FakeModel()
     engine = EngineLoop(model, capacity=2, queue=2, warm=lambda: LOADED)
     engine.start()
     readers: Any = FakeReaders()
-    scenes = Scenes(engine, readers, most_bytes=most_bytes, store=store)
+    scenes = Scenes(engine, readers, most_bytes=most_bytes, most_made=most_made, store=store)
     try:
         while not engine.ready:
             await asyncio.sleep(0.001)
@@ -112,6 +114,18 @@ def test_one_that_fills_all_the_room_stays(tmp_path: Path) -> None:
                 assert scenes.all() == [scene]
 
     run(work)
+
+
+def test_only_so_many_are_made_at_a_time(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with keeping(10 * SIZE, most_made=2) as (scenes, _):
+            sent = [scenes.take(upload(tmp_path, text)) for text in "abca"]
+            taken = await asyncio.gather(*sent, return_exceptions=True)
+            assert [type(each) for each in taken] == [tuple, tuple, BusyError, tuple], "the same again is no other"
+            assert not (await scenes.take(upload(tmp_path, "c")))[1]
+
+    run(work)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_fails_is_not_kept_and_leaves_nothing(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ class EngineLoop:
         self._waiting: deque[Answer] = deque()
         self._aborted: list[Answer] = []
         self._running: dict[str, Answer] = {}
+        self._joining = 0
+        """Taken from those that wait, and not yet running."""
         self._numbers = itertools.count()
         self._step_s = 0.0
         self._stopping = False
@@ -131,7 +133,7 @@ class EngineLoop:
         """
         with self._wake:
             self._require_alive()
-            if len(self._waiting) + len(self._running) >= self._room + self._queue:
+            if len(self._waiting) + self._joining + len(self._running) >= self._room + self._queue:
                 raise BusyError
             answer.request_id = f"answer-{next(self._numbers)}"
             answer.submitted_s = time.perf_counter()
@@ -236,7 +238,8 @@ class EngineLoop:
 
     def _next(self, room: int) -> list[Answer]:
         with self._wake:
-            return [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            self._joining = min(room, len(self._waiting))
+            return [self._waiting.popleft() for _ in range(self._joining)]
 
     def _join(self, batch: ContinuousBatch, answers: Sequence[Answer]) -> list[tuple[Answer, Piece]]:
         """Adds them to the batch; says which of them cannot be."""
@@ -250,12 +253,16 @@ class EngineLoop:
                 if not isinstance(error, UnfuseError):
                     _LOG.exception("a question could not be asked")
                 failed.append((answer, Piece("", error)))
+                with self._wake:
+                    self._joining -= 1
                 continue
             answer.prompt_tokens = request.prompt.length
             answer.joined_s = time.perf_counter()
             answer.preprocess_ms = 1e3 * (answer.joined_s - started)
             answer.text = TextPieces(self.model.adapter.decode_text)
-            self._running[answer.request_id] = answer
+            with self._wake:
+                self._running[answer.request_id] = answer
+                self._joining -= 1
         return failed
 
     def _request(self, answer: Answer) -> Request:

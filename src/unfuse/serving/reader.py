@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from unfuse.stages import Loaded
 
 MAX_FRAME_PIXELS: Final = 16_000_000
+MAX_SCENE_PIXELS: Final = 64_000_000
+"""Of all frames together: some bytes of a compressed picture unfold to megabytes."""
 MAX_ASPECT: Final = 16
 """Longer side over shorter: a tower's picture is made by the shorter side, so a strip would grow to gigabytes."""
 SHOWN_PIXELS: Final = 640
@@ -90,6 +92,12 @@ def _loaded(paths: Sequence[Path], request: dict[str, Any]) -> Loaded:
                 found=f"a frame of {width} x {height} pixels",
                 expected=f"at most {MAX_FRAME_PIXELS} pixels, and no side over {MAX_ASPECT} times the other",
             )
+    if (total := sum(frame.shape[0] * frame.shape[1] for frame in loaded.frames)) > MAX_SCENE_PIXELS:
+        raise MediaError(
+            "upload",
+            found=f"{len(loaded.frames)} frames of {total} pixels together",
+            expected=f"at most {MAX_SCENE_PIXELS} in a scene",
+        )
     return loaded
 
 

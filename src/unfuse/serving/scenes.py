@@ -16,7 +16,7 @@ from typing import Final, Literal, TypeVar, TypeVarTuple
 
 from unfuse.feature_store import FeatureStore
 from unfuse.features import Features
-from unfuse.serving.engine_loop import EngineLoop
+from unfuse.serving.engine_loop import BusyError, EngineLoop
 from unfuse.serving.intake import Upload
 from unfuse.serving.kinds import taken_by
 from unfuse.serving.reading import Readers
@@ -66,13 +66,22 @@ class Scene:
 class Scenes:
     """What is kept, and how it comes to be. For the event loop's thread."""
 
-    def __init__(self, engine: EngineLoop, readers: Readers, *, most_bytes: int, store: FeatureStore | None = None):
+    def __init__(
+        self,
+        engine: EngineLoop,
+        readers: Readers,
+        *,
+        most_bytes: int,
+        most_made: int = 64,
+        store: FeatureStore | None = None,
+    ):
         """Empty.
 
         Args:
             engine: encodes.
             readers: turn files into frames.
             most_bytes: memory for all scenes; the last one asked about stays whatever its size.
+            most_made: uploads that are read and encoded, or wait for it, at one time.
             store: outlives the process.
         """
         self._engine = engine
@@ -80,6 +89,7 @@ class Scenes:
         self._takes = taken_by(engine.model.adapter)
         self._readers = readers
         self._most_bytes = most_bytes
+        self._most_made = most_made
         self._store = store
         self._kept: OrderedDict[str, Scene] = OrderedDict()
         self.kept_bytes = 0
@@ -125,6 +135,7 @@ class Scenes:
 
         Raises:
             UnfuseError: it cannot be read or encoded.
+            BusyError: as many wait as may.
             EngineGoneError: the engine stopped.
         """
         if scene := self.get(upload.scene_id):
@@ -132,6 +143,9 @@ class Scenes:
             return scene, True
         task = self._making.get(upload.scene_id)
         joined = task is not None
+        if task is None and len(self._making) >= self._most_made:
+            upload.discard()
+            raise BusyError
         if task is None:
             task = asyncio.create_task(self._make(upload))
             self._making[upload.scene_id] = task

@@ -49,7 +49,9 @@ class Service:
         self.readers = Readers(_READERS, settings.reading_s)
         self.engine = EngineLoop(model, capacity=settings.max_concurrent, queue=settings.queue, warm=self._warm_scene)
         self.takes = taken_by(model.adapter)
-        self.scenes = Scenes(self.engine, self.readers, most_bytes=settings.scene_bytes, store=store)
+        self.scenes = Scenes(
+            self.engine, self.readers, most_bytes=settings.scene_bytes, most_made=max(settings.queue, 1), store=store
+        )
         self.metrics = Metrics(self.engine)
         self.metrics.watch_scenes(lambda: len(self.scenes), lambda: self.scenes.kept_bytes)
         self.model = model
@@ -88,6 +90,7 @@ class Service:
 
         Raises:
             UnfuseError: they cannot be read or encoded.
+            BusyError: as many wait as may.
             TimeoutError: within the time that a request has.
         """
         kept = await asyncio.to_thread(self._intake.keep, files, name)

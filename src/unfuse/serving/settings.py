@@ -32,7 +32,7 @@ class ServeSettings:
     max_concurrent: int | None = None
     """Answers written together; None leaves it to the engine."""
     queue: int = 64
-    """Answers that may wait for their turn; one more is refused."""
+    """Answers that may wait for their turn, and uploads that may be under way; one more is refused."""
     scene_bytes: int = 1024 * MIB
     """Memory for scenes that are kept; the one that was longest not asked about goes first."""
     reading_s: float = 30.0

@@ -55,7 +55,7 @@ def as_request_error(error: Exception) -> RequestError:
         return error
     if isinstance(error, BusyError):
         return RequestError(
-            429, "queue_full", "as many answers wait as may; try again soon", headers={"Retry-After": "1"}
+            429, "queue_full", "as many answers or uploads wait as may; try again soon", headers={"Retry-After": "1"}
         )
     if isinstance(error, EngineGoneError):
         return RequestError(503, "engine_stopped", str(error), headers={"Retry-After": "5"})
