@@ -14,9 +14,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from tests.started import wait_for
 from unfuse.cli import run
+from unfuse.errors import as_ours
 from unfuse.events import read_events, write_eventgpt_npy
 from unfuse.feature_store import FeatureStore
 from unfuse.serving.settings import ServeSettings
@@ -115,21 +117,25 @@ def _listens(port: int) -> bool:
     return True
 
 
-def test_a_failing_engine_ends_the_server(demo_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, torch.OutOfMemoryError])
+def test_a_failing_engine_ends_the_server(
+    demo_model: Any, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
+) -> None:
     """Its state is unknown: clients get an error, and a supervisor starts a new one."""
     from unfuse.engines.batching import TurnByTurn
 
     served = Served(demo_model, ServeSettings(port=0, max_new_tokens=32))
 
     def broken(self: Any) -> Any:
-        raise RuntimeError("the device is lost")
+        raise kind("the device is lost")
 
     monkeypatch.setattr(TurnByTurn, "step", broken)
     reply = served.http.post("/v1/chat/completions", json={"model": "demo", "messages": about("demo:0")})
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "engine_stopped"
     served.close()
-    assert isinstance(served.failure, RuntimeError)
+    assert type(served.failure) is kind
+    assert (as_ours(served.failure) is None) == (kind is RuntimeError), "no memory is one line"
 
 
 def test_more_than_may_wait_is_refused_and_a_client_that_tries_again_is_served(demo_model: Any) -> None:

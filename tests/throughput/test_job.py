@@ -195,6 +195,9 @@ def test_what_cannot_be_answered_is_refused_before_a_model_is_loaded(tmp_path, d
     for settings in ({"max_new_tokens": 0}, {"capacity": 0}, {"encode_batch": 0}, {"workers": -1}, {"questions": []}):
         with pytest.raises(InputError, match="at least"):
             unfuse.run("demo", **settings)
+    for seconds in (0, -1, 1e-9, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="scene-seconds: found .*, expected 1 to 86400"):
+            unfuse.run("demo", scene_seconds=seconds)
     with pytest.raises(InputError, match="--output"):
         unfuse.run("demo", resume=True)
     (tmp_path / "files").mkdir()

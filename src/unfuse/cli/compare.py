@@ -145,6 +145,6 @@ def _judge(change: Change, pct: float) -> int:
     for reason in unjudged:
         click.echo(f"NOT JUDGED: {reason}", err=True)
     if change.noise_threshold_pct > pct:
-        found = f"{change.noise_threshold_pct:.3g} %"
-        click.echo(f"Noise hides changes of less than {found}: of {pct:g} % nothing can be said.", err=True)
+        threshold = f"{change.noise_threshold_pct:.3g} %"
+        click.echo(f"Changes up to {threshold} are not called changes here: of {pct:g} % nothing is said.", err=True)
     return 1 if slower or change.broken or unjudged else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from unfuse.errors import DatasetError, FileAccessError, InputError
 from unfuse.feature_store import FeatureStore
@@ -36,6 +36,7 @@ from unfuse.throughput.workers import SCENE_SECONDS
 if TYPE_CHECKING:
     from unfuse.throughput.cluster.settings import RaySettings
 
+_DAY_S: Final = 86_400
 OnAnswer = Callable[[AnswerRecord], None]
 
 
@@ -65,8 +66,8 @@ class RunSettings:
         for name, value in least.items():
             if value is not None and value < 1:
                 raise InputError(name, found=value, expected="at least 1")
-        if not self.scene_seconds > 0:
-            raise InputError("scene-seconds", found=self.scene_seconds, expected="more than 0")
+        if not 1 <= self.scene_seconds <= _DAY_S:
+            raise InputError("scene-seconds", found=self.scene_seconds, expected=f"1 to {_DAY_S}")
         if self.workers is not None and self.workers < 0:
             raise InputError("workers", found=self.workers, expected="at least 0")
         _ = self.flow
