@@ -75,3 +75,21 @@ def test_golden_checkpoint(golden_dir):
         found = rows(verify_model(model, demo_sample("demo:0"), max_new_tokens=24, reference=read_golden(golden_dir)))
     assert {key: row for key, row in found.items() if row.status == "fail"} == {}
     assert found["golden"].status == "pass", found["golden"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_every_device_answers_as_the_first_does():
+    sample = demo_sample("demo:0")
+    with load("demo", device="cuda:1") as second, load("demo", device="cuda:0") as first:
+        said = []
+        for _ in range(2):
+            for model in (first, second):
+                assert model.engine.name == "graphed", model.notes
+                features = model.encode(sample)
+                assert features.tensor.device == model.device
+                answers = [
+                    model.generate(question, features, max_new_tokens=24).token_ids
+                    for question in ("What moves?", "Is it raining?")
+                ]
+                said.append(answers)
+    assert all(answers == said[0] for answers in said)

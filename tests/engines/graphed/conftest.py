@@ -40,6 +40,7 @@ def few_programs():
         patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
         patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
         patch.setattr(tail_attention, "CANDIDATES", (tail_attention.TailShape(2, 64, 8, 3),))
+        patch.setattr(tail_attention, "IN_FLOAT32", tail_attention.TailShape(2, 64, 8, 3))
         # One program for each of four key heads; the kinds with fewer share a head's positions out.
         patch.setattr(ways, "_PROGRAMS", 3)
         yield

@@ -334,7 +334,7 @@ def test_a_step_begins_where_the_last_one_ended(dtype):
         torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", tower.CANDIDATES, ids=str)
+@pytest.mark.parametrize("shape", [*tower.CANDIDATES, tower.IN_FLOAT32], ids=str)
 @pytest.mark.parametrize(("images", "positions", "heads", "size"), [(2, 65, 2, 16), (1, 130, 1, 24), (3, 16, 2, 16)])
 def test_tower_attention(dtype, images, positions, heads, size, shape):
     qkv = normal(images * positions, 3 * heads * size, dtype=dtype)

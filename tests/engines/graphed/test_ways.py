@@ -17,8 +17,8 @@ from unfuse.engines.graphed.ways import Ways, pass_key, step_shapes, tail_shapes
 HEADS = Heads(32, 8, 128)
 
 
-def scratch(numbers):
-    few = torch.empty(0)
+def scratch(numbers, dtype=torch.bfloat16):
+    few = torch.empty(0, dtype=dtype)
     return Scratch(normed=few, wide=few, partial=SimpleNamespace(numel=lambda: numbers), arrived=few)
 
 
@@ -43,7 +43,7 @@ class Fastest:
 
 def test_each_is_tried_beside_what_was_chosen_before_it():
     products = [product("large"), product("small")]
-    shapes = step_shapes(HEADS, 1)
+    shapes = step_shapes(HEADS, 1, torch.bfloat16)
     ways = Ways.for_rows(16, shapes, products, scratch(2**30))
     assert (ways.attention, list(ways.cuts)) == (shapes[0], ["large", "small"])
     assert LIBRARY not in ways.cuts.values(), "beside what is often fastest"
@@ -64,16 +64,18 @@ def test_each_is_tried_beside_what_was_chosen_before_it():
 
 
 def test_what_has_one_way_takes_it():
-    ways = Ways.for_rows(16, step_shapes(HEADS, 16), [product("one")], scratch(0))
+    ways = Ways.for_rows(16, step_shapes(HEADS, 16, torch.bfloat16), [product("one")], scratch(0))
     assert all(cut == LIBRARY or cut.split == 1 for cut in ways.choices["one"]), "no room for parts"
-    assert Ways.for_rows(128, step_shapes(HEADS, 128), (), scratch(0)).cuts == {}
+    assert Ways.for_rows(128, step_shapes(HEADS, 128, torch.bfloat16), (), scratch(0)).cuts == {}
 
 
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
-def test_attention_of_a_step_has_programs_enough(rows):
-    for shape in step_shapes(HEADS, rows):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_attention_of_a_step_has_programs_enough(rows, dtype):
+    shapes = step_shapes(HEADS, rows, dtype)
+    for shape in shapes:
         assert shape.splits >= 1
-    usual = step_shapes(HEADS, rows)[0]
+    usual = shapes[0]
     assert usual.splits == 16 or rows * HEADS.kv_heads * usual.splits >= 264
 
 
@@ -82,6 +84,11 @@ def test_attention_of_a_tail_fits_what_it_may_leave():
     assert tuple(everything) == tails.CANDIDATES
     some = tails.partial_size(HEADS, 32, 3, 1)
     assert {shape.splits for shape in tail_shapes(HEADS, 32, scratch(some))} == {2, 3}
+
+
+def test_float32_has_one_way_which_is_soon_compiled():
+    assert len(step_shapes(HEADS, 1, torch.float32)) == 1
+    assert tail_shapes(HEADS, 64, scratch(2**30, torch.float32)) == [tails.IN_FLOAT32]
 
 
 def test_other_work_is_remembered_by_another_name():

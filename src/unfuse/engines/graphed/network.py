@@ -32,9 +32,9 @@ from unfuse.engines.unserved import Unserved
 
 _PARTIAL: Final = 16 * 2**20
 """float32 numbers that split products may leave: 64 MiB."""
-_BESIDE_SHARED: Final = DecodeShape(1, 32, 1, 2)
-"""Where all that is long is shared: few positions a row, so small programs, many at once (137 against 275 us on an
-H100, for 250 rows of 50 positions)."""
+_BESIDE_SHARED: Final = {2: DecodeShape(1, 32, 1, 2), 4: DecodeShape(1, 32, 4, 2)}
+"""By bytes a number. Where all that is long is shared: few positions a row, so small programs, many at once (137
+against 275 us on an H100, for 250 rows of 50 positions)."""
 MOST_TOGETHER: Final = 256
 """Rows of a decode step; beyond, more rows gain little and each holds a cache."""
 
@@ -206,7 +206,8 @@ class Network:
             return
         # Above, products are the library's, and heads are enough programs.
         products = self._products if size <= MOST_ROWS else ()
-        ways = self._steps[size] = Ways.for_rows(size, step_shapes(heads, size), products, self._scratch)
+        shapes = step_shapes(heads, size, self.llama.dtype)
+        ways = self._steps[size] = Ways.for_rows(size, shapes, products, self._scratch)
         if not products:
             return
         batch, typical = self.batch(size), self._typical(1)
@@ -268,7 +269,7 @@ class Network:
         size = bucket(rows)
         ways = self._steps[size]
         cuts = {**ways.cuts, self._head.name: self._heads[size]} if size in self._heads else ways.cuts
-        shape = _BESIDE_SHARED if shared is not None else ways.attention
+        shape = _BESIDE_SHARED[llama.dtype.itemsize] if shared is not None else ways.attention
         for index, layer in enumerate(llama.layers):
             self._product(self._qkv, cuts, index, memory.heads, memory.x, memory, rows)
             if shared is not None:

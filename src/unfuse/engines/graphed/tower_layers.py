@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from unfuse.engines.graphed.capture import cut, part_ends
-from unfuse.engines.graphed.kernels.tower import CANDIDATES, TowerShape, activate, layer_norm, tower_attention
+from unfuse.engines.graphed.kernels import tower
+from unfuse.engines.graphed.kernels.tower import TowerShape, activate, layer_norm, tower_attention
 from unfuse.engines.graphed.structure import joined
 from unfuse.engines.graphed.tuning import Tuner
 from unfuse.engines.unserved import Unserved
@@ -116,7 +117,8 @@ class TowerLayers:
                 tower_attention(out, qkv, images, heads, layer.scale, shape)
 
         key = f"{len(self._layers)} tower layers {images} x {positions} of {heads} x {first.width // heads}"
-        shape = self._tuner.choose(f"{key} {weight.dtype}", CANDIDATES, run)
+        shapes = (tower.IN_FLOAT32,) if weight.dtype == torch.float32 else tower.CANDIDATES
+        shape = self._tuner.choose(f"{key} {weight.dtype}", shapes, run)
         self._shapes[images, positions] = shape
         return shape
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final, Generic, TypeVar
 
+import torch
+
 from unfuse.engines.graphed.kernels import tail_attention as tails
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads
 from unfuse.engines.graphed.kernels.tail_attention import TailShape
@@ -71,10 +73,13 @@ class Ways(Generic[Shape]):
         self.attention = tuner.choose(key("attention"), self.shapes, attend)
 
 
-def step_shapes(heads: Heads, rows: int) -> list[DecodeShape]:
+def step_shapes(heads: Heads, rows: int, dtype: torch.dtype) -> list[DecodeShape]:
     """Ways of attention in a decode step of so many sequences."""
     wanted = -(-_PROGRAMS // (rows * heads.kv_heads))
     splits = min(_MOST_SPLITS, 1 << (wanted - 1).bit_length())
+    if dtype == torch.float32:
+        # See ``tail_attention``.
+        return [DecodeShape(splits, 32, 4, 3)]
     usual = DecodeShape(splits, 64, 4, 3)
     if rows > 1:
         return [usual]
@@ -94,7 +99,8 @@ def step_shapes(heads: Heads, rows: int) -> list[DecodeShape]:
 def tail_shapes(heads: Heads, rows: int, scratch: Scratch) -> list[TailShape]:
     """The same for so many rows of a prompt."""
     most = scratch.partial.numel()
-    return [shape for shape in tails.CANDIDATES if tails.partial_size(heads, rows, shape.splits, 1) <= most]
+    shapes = (tails.IN_FLOAT32,) if scratch.normed.dtype == torch.float32 else tails.CANDIDATES
+    return [shape for shape in shapes if tails.partial_size(heads, rows, shape.splits, 1) <= most]
 
 
 def pass_key(layers: int, heads: Heads, kind: str, rows: int, products: Sequence[Product]) -> Callable[[str], str]:

@@ -50,6 +50,8 @@ CANDIDATES: Final = tuple(
         (6, 64, 8, 2),
     )
 )
+IN_FLOAT32: Final = TailShape(4, 32, 8, 2)
+"""There a product is multiplied number by number, each written out by the compiler: small shapes are ready soon."""
 
 
 @triton.jit

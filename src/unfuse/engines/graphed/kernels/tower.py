@@ -118,6 +118,8 @@ CANDIDATES: Final = (
     TowerShape(64, 64, 4, 2),
     TowerShape(128, 64, 4, 2),
 )
+IN_FLOAT32: Final = TowerShape(64, 32, 8, 2)
+"""See ``tail_attention``."""
 
 
 @triton.jit
