@@ -4,6 +4,7 @@ Random weights made on the device (timings only), recordings of random events on
 tokens an answer. Each engine answers the whole dataset twice; the second time counts, when all is compiled.
 
     python -m benchmarks.throughput --out FOLDER                       engines graphed and vllm, many questions a scene
+    python -m benchmarks.throughput --out FOLDER --only-questions --dtype float32    whether sharing changes a token
     python -m benchmarks.throughput --out FOLDER --devices 2           one GPU, then two, a process each
 """
 
@@ -88,6 +89,14 @@ def seeds_loop(model: StagedModel, samples: tuple[Sample, ...], tokens: int) -> 
     return {"samples_per_s": len(kept) / sum(kept), "seconds": seconds}
 
 
+def seed_part(found: Found, dataset: Dataset) -> None:
+    """The baseline, with weights of its own that are gone afterwards."""
+    arguments = found.arguments
+    eager = unfuse.load(arguments.model, device=arguments.device, dtype=arguments.dtype, engine="eager")
+    found.attempt("seed", lambda: seeds_loop(eager, dataset.samples[:6], arguments.tokens))
+    eager.close()
+
+
 def answered(
     model: StagedModel | str, dataset: Dataset, arguments: argparse.Namespace, *, times: int = 2, **more: Any
 ) -> dict[str, Any]:
@@ -113,20 +122,29 @@ def engine_part(found: Found, name: str, dataset: Dataset) -> None:
         if model.engine.name != name:
             found.keep(name, {"failed": "; ".join(model.notes)})
             return
-        result = found.attempt(name, lambda: answered(model, dataset, arguments))
-        result.pop("token_ids", None)
-        if name != arguments.engines[0] or ("failed" in result and isinstance(result["failed"], str)):
-            return
-        scenes = Dataset(name=dataset.name, samples=dataset.samples[: arguments.scenes])
-        together = found.attempt("questions together", lambda: answered(model, scenes, arguments, questions=QUESTIONS))
-        afresh = found.attempt("questions afresh", lambda: asked_afresh(model, scenes, arguments))
-        same = [together["token_ids"][key] == ids for key, ids in afresh.get("token_ids", {}).items()]
-        found.keep("same answers", {"same": sum(same), "of": len(same)})
-        for part in (together, afresh):
-            part.pop("token_ids", None)
-        found.attempt("questions one by one", lambda: asked_one_by_one(model, scenes, arguments))
+        if not arguments.only_questions:
+            result = found.attempt(name, lambda: answered(model, dataset, arguments))
+            result.pop("token_ids", None)
+            if isinstance(result.get("failed"), str):
+                return
+        if name == arguments.engines[0]:
+            questions_part(found, model, Dataset(name=dataset.name, samples=dataset.samples[: arguments.scenes]))
     finally:
         model.close()
+
+
+def questions_part(found: Found, model: StagedModel, scenes: Dataset) -> None:
+    """Many questions a scene: together, in passes of their own, and one by one."""
+    arguments = found.arguments
+    together = found.attempt("questions together", lambda: answered(model, scenes, arguments, questions=QUESTIONS))
+    afresh = found.attempt("questions afresh", lambda: asked_afresh(model, scenes, arguments))
+    if "token_ids" in together and "token_ids" in afresh:
+        same = [together["token_ids"][key] == ids for key, ids in afresh["token_ids"].items()]
+        found.keep("same answers", {"same": sum(same), "of": len(same)})
+    for part in (together, afresh):
+        part.pop("token_ids", None)
+    if not arguments.only_questions:
+        found.attempt("questions one by one", lambda: asked_one_by_one(model, scenes, arguments))
 
 
 def asked_afresh(model: StagedModel, scenes: Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -182,6 +200,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["graphed", "vllm"])
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--scenes", type=int, default=50, help="of the part with many questions a scene")
+    parser.add_argument("--only-questions", action="store_true", help="together and afresh, and nothing else")
     parser.add_argument("--events", type=int, default=200_000, help="of each recording")
     parser.add_argument("--tokens", type=int, default=46)
     parser.add_argument("--workers", type=int)
@@ -196,10 +215,8 @@ def main() -> None:
         if arguments.devices > 1:
             devices_part(found, dataset)
         else:
-            eager = unfuse.load(arguments.model, device=arguments.device, dtype=arguments.dtype, engine="eager")
-            found.attempt("seed", lambda: seeds_loop(eager, dataset.samples[:6], arguments.tokens))
-            eager.close()
-            del eager
+            if not arguments.only_questions:
+                seed_part(found, dataset)
             for name in arguments.engines:
                 engine_part(found, name, dataset)
     print(table(found.values))
