@@ -82,7 +82,7 @@ class StagedModel:
             return self.adapter.encode(source)
 
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """Stage 3 of several samples together, where the family's tower takes them so."""
+        """Stage 3 of several samples: in one batch those that the family's tower takes so."""
         for one in prepared:
             _require_pixels(one)
         with self.engine.encoding():

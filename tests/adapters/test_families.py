@@ -53,6 +53,27 @@ def test_batches_write_what_single_prompts_write(family):
     assert [answer.prompt_tokens for answer in together] == [p.input_ids.shape[1] for p in prepared]
 
 
+def test_scenes_encoded_together_are_those_encoded_alone(family):
+    """Two that are alike, one of more frames, text alone, and one more like the first."""
+    counts = [2, 2, 3, 0, 2]
+    prepared = [family.prepare(n, "What moves?", seed=i) for i, n in enumerate(counts)]
+    alone = [family.staged.encode(each) for each in prepared]
+    with watch_vision(family.adapter.vision_modules()) as calls:
+        together = family.staged.encode_batch(prepared)
+    once = [family.adapter.vision_calls(each) for each in (prepared[0], prepared[2])]
+    assert calls.by_name == {name: sum(each[name] for each in once) for name in once[0]}, "three of them in one batch"
+    for one, other in zip(alone, together, strict=True):
+        assert (one.provenance, one.layout) == (other.provenance, other.layout)
+        torch.testing.assert_close(other.tensor, one.tensor)
+        torch.testing.assert_close(other.layers, one.layers)
+    assert float((together[0].tensor - together[1].tensor).abs().max()) > 1e-3, "other pictures"
+    answers = [
+        [family.staged.generate(p.question, f, max_new_tokens=TOKENS, reuse=False).token_ids for f in features]
+        for p, features in zip(prepared, zip(alone, together, strict=True), strict=True)
+    ]
+    assert all(one == other for one, other in answers)
+
+
 def test_pictures_and_words_matter(family):
     """The answers above are equal because they are right, not because they are always the same."""
     first = family.prepare(2, "What moves?")

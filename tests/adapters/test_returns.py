@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfuse.adapters.hf import joined
-from unfuse.adapters.returns import count, normalise, restore
+from unfuse.adapters.returns import Rows, count, joined, normalise, restore, shares
 from unfuse.errors import CutError
 
 H = 4
@@ -52,6 +51,23 @@ def test_joined_forms_group_as_the_parts_did(prompts):
 def test_stacked_items_join_along_the_first_axis():
     forms = [normalise(torch.randn(n, 3, H)).form for n in (1, 2)]
     assert restore(torch.randn(9, H), (), joined(forms)).shape == (3, 3, H)
+
+
+@given(POOLED, st.integers(0, 2), st.integers(1, 3))
+def test_prompts_that_are_alike_get_their_own_back(pooled, depth, parts):
+    output = SimpleNamespace(pooler_output=pooled, deepstack_features=[pooled] * depth or None)
+    one = normalise(output)
+    rows, layers = (one.rows.repeat(parts, 1), tuple(layer.repeat(parts, 1) for layer in one.layers))
+    found = shares(Rows(rows, layers, joined([one.form] * parts)), parts)
+    assert [each.form for each in found] == [one.form] * parts
+    for each in found:
+        assert torch.equal(each.rows, one.rows)
+        assert [torch.equal(a, b) for a, b in zip(each.layers, one.layers, strict=True)] == [True] * depth
+
+
+def test_what_does_not_fall_into_equal_parts_is_nobodys():
+    assert shares(normalise(torch.randn(3, 2, H)), 2) == []
+    assert shares(normalise([torch.randn(2, H)] * 3), 2) == []
 
 
 @pytest.mark.parametrize("output", [None, SimpleNamespace(), SimpleNamespace(pooler_output=[]), 5, "features"])

@@ -138,7 +138,7 @@ class Adapter(Protocol):
         """Stage 3: every frame, and everything that happens on the vision side."""
 
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """The same for several samples together, where the family's tower takes them so; one by one elsewhere."""
+        """The same for several samples: in one batch those that the family's tower takes so."""
 
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
         """Text embeddings with the features in their place; never touches the tower.

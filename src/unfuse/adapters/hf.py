@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from unfuse.adapters.hf_front import HFFront, Prompter
-from unfuse.adapters.returns import count, normalise, restore
+from unfuse.adapters.returns import Rows, count, joined, normalise, restore, shares
 from unfuse.adapters.seam import (
     PIXELS,
     as_prompt,
@@ -100,29 +100,55 @@ class HFAdapter(HuggingFaceAdapter):
         recalled = {name: self._recalled(value) for name, value in kept.items()}
         return replace(uploaded, inputs={**uploaded.inputs, **recalled})
 
-    @torch.no_grad()
     def encode(self, prepared: Prepared) -> Features:
         """Runs the model's forward up to the point where every medium is encoded."""
+        return self._encoded([prepared])[0]
+
+    def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
+        """Those whose media are alike in number and size in one batch."""
+        alike: dict[Hashable, list[int]] = {}
+        for index, one in enumerate(prepared):
+            shapes = [(name, tuple(tensor.shape)) for name, tensor in self._media_inputs(one).items()]
+            alike.setdefault((one.media_tokens, one.frame_sizes, *shapes), []).append(index)
+        found: dict[int, Features] = {}
+        for places in alike.values():
+            batch = [prepared[index] for index in places]
+            found |= zip(places, self._encoded(batch), strict=True)
+        return [found[index] for index in range(len(prepared))]
+
+    @torch.no_grad()
+    def _encoded(self, batch: Sequence[Prepared]) -> list[Features]:
+        """Of prompts whose media are alike."""
         _ = self.language
-        layout: dict[str, Any] = {
-            "outputs": {},
-            "inputs": {},
-            "frame_sizes": [list(size) for size in prepared.frame_sizes],
-            "media_tokens": prepared.media_tokens,
-        }
-        rows, layers = [], []
-        if modalities(prepared.inputs):
-            arguments = {"input_ids": prepared.input_ids, **prepared.inputs}
+        kinds: list[dict[str, Rows]] = [{} for _ in batch]
+        if modalities(batch[0].inputs):
+            alone = {"input_ids": batch[0].input_ids, **batch[0].inputs}
+            arguments = alone if len(batch) == 1 else self._collated(batch)
             with module_spans(self.vision_modules()), reproducible_attention():
                 outputs = encoded(self.model, arguments)
             for kind, output in outputs.items():
-                found = normalise(output)
-                rows.append(found.rows)
-                layers.append(found.layers)
-                layout["outputs"][kind] = found.form
-            layout["inputs"] = {name: _remembered(t) for name, t in self._media_inputs(prepared).items()}
+                for found, part in zip(kinds, shares(normalise(output), len(batch)), strict=False):
+                    found[kind] = part
+            whole = all(
+                sum(len(part.rows) for part in found.values()) == one.media_tokens
+                for found, one in zip(kinds, batch, strict=True)
+            )
+            # Some families leave out pictures that are black all over: whose rows are whose is not known then.
+            if len(batch) > 1 and not whole:
+                return [self._encoded([one])[0] for one in batch]
+        return [self._scene(one, found) for one, found in zip(batch, kinds, strict=True)]
+
+    def _scene(self, prepared: Prepared, found: Mapping[str, Rows]) -> Features:
+        """One prompt's features, by modality, with what its further questions need."""
+        layout = {
+            "outputs": {kind: part.form for kind, part in found.items()},
+            "inputs": {name: _remembered(t) for name, t in self._media_inputs(prepared).items()} if found else {},
+            "frame_sizes": [list(size) for size in prepared.frame_sizes],
+            "media_tokens": prepared.media_tokens,
+        }
+        rows = [part.rows for part in found.values()]
         tensor = _cat(rows) if rows else self.language.embed(prepared.input_ids[0, :0])
-        deeper = tuple(_cat(same) for same in zip(*layers, strict=True))
+        deeper = tuple(_cat(same) for same in zip(*(part.layers for part in found.values()), strict=True))
         return self._features(tensor, prepared, layers=deeper, layout=layout)
 
     @torch.no_grad()
@@ -256,23 +282,6 @@ def _padded(name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 def _cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One after the other; a single one as it is, without a copy."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
-
-
-def joined(forms: Sequence[Any]) -> Any:
-    """One form of several prompts' features together: items follow one another."""
-    first = forms[0]
-
-    def join(parts: list[Any]) -> Any:
-        if isinstance(parts[0], dict):
-            return {"items": [item for part in parts for item in part["items"]]}
-        return [sum(part[0] for part in parts), *parts[0][1:]]
-
-    layers = (
-        None
-        if first["layers"] is None
-        else [join(list(same)) for same in zip(*(f["layers"] for f in forms), strict=True)]
-    )
-    return {"bare": first["bare"], "pooled": join([form["pooled"] for form in forms]), "layers": layers}
 
 
 def _remembered(tensor: torch.Tensor) -> dict[str, Any]:

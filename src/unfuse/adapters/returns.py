@@ -7,6 +7,7 @@ layer). Here it becomes rows ``[N, H]``, one a placeholder position, and a plain
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,56 @@ def restore(rows: torch.Tensor, layers: tuple[torch.Tensor, ...], form: Form) ->
 def count(form: Form) -> int:
     """N of a form."""
     return _count(form["pooled"])
+
+
+def joined(forms: Sequence[Form]) -> Form:
+    """One form of several prompts' features together: items follow one another."""
+    first = forms[0]
+
+    def join(parts: list[Any]) -> Any:
+        if isinstance(parts[0], dict):
+            return {"items": [item for part in parts for item in part["items"]]}
+        return [sum(part[0] for part in parts), *parts[0][1:]]
+
+    layers = (
+        None
+        if first["layers"] is None
+        else [join(list(same)) for same in zip(*(f["layers"] for f in forms), strict=True)]
+    )
+    return {"bare": first["bare"], "pooled": join([form["pooled"] for form in forms]), "layers": layers}
+
+
+def shares(found: Rows, parts: int) -> list[Rows]:
+    """Of several prompts' features together, each prompt's, where all are alike; empty where that cannot be."""
+    form = found.form
+    pooled = _shares(form["pooled"], parts)
+    layers = [_shares(layer, parts) for layer in form["layers"] or ()]
+    if not all((pooled, *layers)):
+        return []
+    sizes = [_count(part) for part in pooled]
+    deeper = [layer.split(sizes) for layer in found.layers]
+    return [
+        Rows(
+            rows,
+            tuple(layer[index] for layer in deeper),
+            {
+                "bare": form["bare"],
+                "pooled": pooled[index],
+                "layers": None if form["layers"] is None else [layer[index] for layer in layers],
+            },
+        )
+        for index, rows in enumerate(found.rows.split(sizes))
+    ]
+
+
+def _shares(form: Any, parts: int) -> list[Any]:
+    items = form["items"] if isinstance(form, dict) else form
+    size, rest = divmod(len(items) if isinstance(form, dict) else items[0], parts)
+    if rest:
+        return []
+    if isinstance(form, dict):
+        return [{"items": items[size * index : size * (index + 1)]} for index in range(parts)]
+    return [[size, *items[1:]] for _ in range(parts)]
 
 
 def _rows(value: Any) -> torch.Tensor:

@@ -74,9 +74,9 @@ class HuggingFaceAdapter(ABC):
     def encode(self, prepared: Prepared) -> Features:
         """Stage 3."""
 
+    @abstractmethod
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """One by one."""
-        return [self.encode(one) for one in prepared]
+        """Stage 3 of several."""
 
     def fused_generate(
         self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
