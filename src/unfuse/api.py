@@ -136,7 +136,8 @@ def run(
     from unfuse.throughput.job import RunSettings, Work, answer_dataset
 
     options = RunSettings(**settings)
-    cluster = ray_settings(ray, ray_pools, {"workers": options.workers, "devices": devices, "store": options.store})
+    own = {"workers": options.workers, "scene_seconds": options.scene_seconds}
+    cluster = ray_settings(ray, ray_pools, own | {"devices": devices, "store": options.store})
     folder = answers_folder(name, output, resume=resume)
     work = Work(open_dataset(dataset, max_samples), questions)
     return answer_dataset(

@@ -198,6 +198,8 @@ def test_what_cannot_be_answered_is_refused_before_a_model_is_loaded(tmp_path, d
     for seconds in (0, -1, 1e-9, float("nan"), float("inf")):
         with pytest.raises(InputError, match="scene-seconds: found .*, expected 1 to 86400"):
             unfuse.run("demo", scene_seconds=seconds)
+    with pytest.raises(InputError, match="scene_seconds: found --ray beside it"):
+        unfuse.run("demo", ray="local", scene_seconds=5)
     with pytest.raises(InputError, match="--output"):
         unfuse.run("demo", resume=True)
     (tmp_path / "files").mkdir()

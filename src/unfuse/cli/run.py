@@ -49,7 +49,12 @@ _LINE_EVERY_S: Final = 10.0
 @click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")
 @click.option("--capacity", type=int, default=None, help="Answers written together; default: the engine's own number.")
 @click.option("--encode-batch", type=int, default=8, help="Scenes encoded together.")
-@click.option("--scene-seconds", type=float, default=600.0, help="That a worker process may take over one scene.")
+@click.option(
+    "--scene-seconds",
+    type=float,
+    default=None,
+    help="That a worker process may take over one scene; default: 600.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -97,7 +102,8 @@ def run_verb(
             raise DeviceError("--devices", found=f"--device {device} beside it", expected="one of the two")
         check_devices(devices)
     settings["store"] = open_store(store, store_gib)
-    cluster = ray_settings(ray, ray_pools, {"--workers": settings["workers"], "--devices": devices, "--store": store})
+    own = {"--workers": settings["workers"], "--scene-seconds": settings["scene_seconds"]}
+    cluster = ray_settings(ray, ray_pools, own | {"--devices": devices, "--store": store})
     asked = None if questions is None else read_questions(questions)
 
     from unfuse.api import answers_folder, default_tokens, open_dataset

@@ -55,8 +55,8 @@ class RunSettings:
     """Questions answered at the same time, on each device. Default: the engine's own."""
     encode_batch: int = ENCODE_TOGETHER
     """Scenes encoded together."""
-    scene_seconds: float = SCENE_SECONDS
-    """A worker process that takes longer over one scene is ended, and the scene has failed."""
+    scene_seconds: float | None = None
+    """A worker process that takes longer over one scene is ended, and the scene has failed; by default 600."""
     store: FeatureStore | str | Path | None = None
     """Where encoded scenes are kept and looked for."""
 
@@ -66,7 +66,7 @@ class RunSettings:
         for name, value in least.items():
             if value is not None and value < 1:
                 raise InputError(name, found=value, expected="at least 1")
-        if not 1 <= self.scene_seconds <= _DAY_S:
+        if self.scene_seconds is not None and not 1 <= self.scene_seconds <= _DAY_S:
             raise InputError("scene-seconds", found=self.scene_seconds, expected=f"1 to {_DAY_S}")
         if self.workers is not None and self.workers < 0:
             raise InputError("workers", found=self.workers, expected="at least 0")
@@ -211,7 +211,7 @@ def answer_dataset(
         engine=engine,
         flow=settings.flow,
         workers=settings.workers,
-        scene_seconds=settings.scene_seconds,
+        scene_seconds=SCENE_SECONDS if settings.scene_seconds is None else settings.scene_seconds,
         store=settings.place,
     )
     filing = _Filing(name, work, settings, output, resume, command or own_command(), on_ready, on_answer)

@@ -52,6 +52,21 @@ def test_every_kind_writes_what_eager_writes(kind, tmp_path):
         torch.testing.assert_close(engine.score(ours, tokens), eager.score(theirs, tokens), rtol=1e-4, atol=1e-4)
 
 
+def test_whoever_comes_first_in_inference_mode_leaves_the_engine_usable(tmp_path):
+    model, asked = language(), Sampling()
+    with torch.inference_mode():
+        engine = GraphedEngine(model, tuning=tmp_path)
+        words = engine.decode(engine.prefill(prompt(model, 5), asked, reuse=True), 4)
+        begun = [next(words), next(words)]
+    written = [*begun, *words]
+    assert torch.is_grad_enabled()
+    assert list(engine.decode(engine.prefill(prompt(model, 5), asked, reuse=True), 4)) == written
+    # What it was given to keep is the caller's, of whichever kind.
+    with torch.inference_mode():
+        given = prompt(model, 5)
+    assert list(engine.decode(engine.prefill(given, asked), 4)) == written
+
+
 def test_weights_are_held_once(tmp_path):
     model = language("biases")
     before = {name: p.clone() for name, p in model.decoder.named_parameters()}

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from unfuse.engines.graphed.caches import Sequence
-from unfuse.engines.graphed.capture import Captured, go_to
+from unfuse.engines.graphed.capture import Captured, go_to, ordinary_tensors
 from unfuse.engines.graphed.network import Batch, Network
 from unfuse.engines.sampling import TokenChooser
 from unfuse.stages import Prefilled
@@ -56,7 +56,7 @@ class Answers:
         self._flying: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
         self._landed: deque[list[int]] = deque()
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def launch(self) -> None:
         """Starts the next step; its tokens come with ``land``."""
         go_to(self._network.llama.device)
@@ -82,7 +82,7 @@ class Answers:
             self._land()
         return self._landed.popleft()
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def forced(self, token: int) -> torch.Tensor:
         """Logits ``[V]`` after one more token, whatever would have been chosen."""
         go_to(self._network.llama.device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, Self
 
@@ -59,6 +59,14 @@ def go_to(device: torch.device) -> None:
     """Makes the device the thread's current one: kernels and events go there, wherever their tensors lie."""
     if device.type == "cuda" and torch.cuda.current_device() != device.index:
         torch.cuda.set_device(device)
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """No gradients, and no inference tensors either, whatever the caller is in: graphs' memory is written later too."""
+    # Its end would be the beginning of gradients, so it comes first.
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
-from unfuse.engines.graphed.capture import go_to
+from unfuse.engines.graphed.capture import go_to, ordinary_tensors
 from unfuse.engines.graphed.network import MOST_TOGETHER, Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
 from unfuse.engines.graphed.seats import Seats
@@ -79,7 +79,7 @@ class GraphedBatch:
         """Seconds of the device; see ``ContinuousBatch.busy_s``."""
         return {stage: seconds + self._others.busy_s[stage] for stage, seconds in self._busy.items()}
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def prepare(self) -> None:
         """See ``ContinuousBatch.prepare``."""
         go_to(self._network.llama.device)
@@ -105,7 +105,7 @@ class GraphedBatch:
             else:
                 self._waiting.append(request)
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def step(self) -> list[Written]:
         """See ``ContinuousBatch.step``."""
         go_to(self._network.llama.device)

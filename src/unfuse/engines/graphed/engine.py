@@ -7,7 +7,7 @@ import itertools
 import weakref
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from unfuse.engines.batching import ContinuousBatch, TurnByTurn
 from unfuse.engines.eager import EagerEngine, common_prefix
 from unfuse.engines.graphed.answers import Answers, State, Step
 from unfuse.engines.graphed.caches import Sequence, new_sequence
-from unfuse.engines.graphed.capture import Captured, go_to
+from unfuse.engines.graphed.capture import Captured, go_to, ordinary_tensors
 from unfuse.engines.graphed.continuous import GraphedBatch
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
 from unfuse.engines.graphed.network import Network, row_bucket
@@ -76,7 +76,7 @@ class GraphedEngine:
         go_to(language.device)
         self._language = language
         self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
-        with torch.no_grad():
+        with ordinary_tensors():
             llama = find_llama(language)
             tuner = Tuner(llama.device, tuning)
             self._network = Network(llama, tuner)
@@ -88,7 +88,7 @@ class GraphedEngine:
         self._room = _ROOM
         self._pool = torch.cuda.graph_pool_handle() if llama.device.type == "cuda" else None
         self._prompts = Prompts(self._network, self._pool)
-        with torch.no_grad():
+        with ordinary_tensors():
             self._vision = CapturedVision(vision or {}, tuner, self._pool)
         self._eager = EagerEngine(language)
         """For prompts that this engine does not take."""
@@ -100,12 +100,14 @@ class GraphedEngine:
         """See ``Engine.notes``."""
         return (*self._network.notes, *self._vision.notes, *self._refused)
 
-    def encoding(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
         """See ``Engine.encoding``."""
         go_to(self._network.llama.device)
-        return self._vision.active()
+        with ordinary_tensors(), self._vision.active():
+            yield
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """See ``Engine.prefill``."""
         go_to(self._network.llama.device)
@@ -158,7 +160,7 @@ class GraphedEngine:
             if self.is_end(token):
                 return
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
         """See ``Engine.answer_batch``."""
         if self._refuses(prompt):
@@ -196,7 +198,7 @@ class GraphedEngine:
         seats.user = weakref.ref(batch)
         return seats
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def score(self, prefilled: Prefilled, token_ids: Seq[int]) -> torch.Tensor:
         """See ``Engine.score``."""
         if not isinstance(prefilled.state, State):
@@ -261,6 +263,7 @@ class GraphedEngine:
             self._steps[key] = Step(batch, chooser, Captured(work, device, self._pool, generator))
         return self._steps[key]
 
+    @ordinary_tensors()
     def _answers(self, rows: Seq[Prefilled], max_new_tokens: int) -> Answers:
         for row in rows:
             row.state.sequence.reserve(row.prompt_tokens + min(max_new_tokens, _MOST_ROOM), row.prompt_tokens)
@@ -286,7 +289,7 @@ class GraphedEngine:
                     break
         return [tuple(answer) for answer in answers]
 
-    @torch.no_grad()
+    @ordinary_tensors()
     def _compare(self) -> None:
         """Holds passes over few and many rows, which mean nothing, and steps of one against the model's own forward.
 
