@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unfuse.adapters import hf
 from unfuse.errors import FeaturesError, PromptError
 from unfuse.features import Features
 from unfuse.stages import Sampling
@@ -72,6 +73,13 @@ def test_scenes_encoded_together_are_those_encoded_alone(family):
         for p, features in zip(prepared, zip(alone, together, strict=True), strict=True)
     ]
     assert all(one == other for one, other in answers)
+
+
+def test_where_rows_are_missing_each_is_encoded_alone(family, monkeypatch):
+    prepared = [family.prepare(2, "What moves?", seed=i) for i in range(2)]
+    alone = [family.staged.encode(each).tensor for each in prepared]
+    monkeypatch.setattr(hf, "shares", lambda found, parts: [found] if parts == 1 else [])
+    assert all(map(torch.equal, alone, (each.tensor for each in family.staged.encode_batch(prepared))))
 
 
 def test_pictures_and_words_matter(family):

@@ -129,12 +129,7 @@ class HFAdapter(HuggingFaceAdapter):
             for kind, output in outputs.items():
                 for found, part in zip(kinds, shares(normalise(output), len(batch)), strict=False):
                     found[kind] = part
-            whole = all(
-                sum(len(part.rows) for part in found.values()) == one.media_tokens
-                for found, one in zip(kinds, batch, strict=True)
-            )
-            # Some families leave out pictures that are black all over: whose rows are whose is not known then.
-            if len(batch) > 1 and not whole:
+            if len(batch) > 1 and not all(map(_is_whole, kinds, batch)):
                 return [self._encoded([one])[0] for one in batch]
         return [self._scene(one, found) for one, found in zip(batch, kinds, strict=True)]
 
@@ -282,6 +277,15 @@ def _padded(name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 def _cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One after the other; a single one as it is, without a copy."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _is_whole(found: Mapping[str, Rows], prepared: Prepared) -> bool:
+    """Whether these are all rows of one of several prompts.
+
+    Some families leave out pictures that are black all over, and then it is not known whose rows are whose. Rows of a
+    video may be fewer than its positions: a family may put its newlines in later.
+    """
+    return found.keys() == {"video"} or sum(len(part.rows) for part in found.values()) == prepared.media_tokens
 
 
 def _remembered(tensor: torch.Tensor) -> dict[str, Any]:
