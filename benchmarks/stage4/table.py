@@ -59,6 +59,7 @@ def table(bench: Bench, case: Case) -> list[str]:
     others = beside("GiB", peak_allocated="peak allocated", at_rest="at rest")
     row("memory above weights and cache, peak reserved", "peak reserved", 2, others, "GiB", anywhere=True)
     closed = beside("GiB", allocated="left allocated", reserved="left reserved")
+    closed += "; " + beside("GiB", without_the_library="left without library")
     before = beside("GiB", allocated_before="before close")
     lines.append(f"| memory above weights after close() | {closed} | {before} | | | | - |")
     errors = beside("", "truth", eager="eager logits, max", graphed="graphed logits, max")

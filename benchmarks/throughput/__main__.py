@@ -39,8 +39,6 @@ QUESTIONS = tuple(
         "Which way do the cars go", "Is anyone crossing", "Where is the road", "What stands still",
     )
 )  # fmt: skip
-_AFRESH = 4
-"""Of these, asked in passes of their own: each starts its workers anew."""
 
 
 @dataclass
@@ -150,11 +148,11 @@ def questions_part(found: Found, model: StagedModel, scenes: Dataset) -> None:
 def asked_afresh(model: StagedModel, scenes: Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every question in a pass of its own, so that nothing is shared: the same machinery without reuse."""
     wall, tokens = 0.0, dict[str, Any]()
-    for number, question in enumerate(QUESTIONS[:_AFRESH], start=1):
+    for number, question in enumerate(QUESTIONS[: arguments.afresh], start=1):
         part = answered(model, scenes, arguments, times=1, questions=[question])
         wall += part["times"]["wall_s"]
         tokens |= {key.replace("#1", f"#{number}"): ids for key, ids in part["token_ids"].items()}
-    count = len(scenes.samples) * _AFRESH
+    count = len(scenes.samples) * min(arguments.afresh, len(QUESTIONS))
     return {"samples": count, "samples_per_s": count / wall, "wall_s": wall, "token_ids": tokens}
 
 
@@ -200,6 +198,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["graphed", "vllm"])
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--scenes", type=int, default=50, help="of the part with many questions a scene")
+    parser.add_argument("--afresh", type=int, default=4, help="of the ten questions, asked in passes of their own too")
     parser.add_argument("--only-questions", action="store_true", help="together and afresh, and nothing else")
     parser.add_argument("--events", type=int, default=200_000, help="of each recording")
     parser.add_argument("--tokens", type=int, default=46)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unfuse.samples.demo import demo_sample
 from unfuse.verification import checks, verify_model
 from unfuse.verification.checks import Subject
 from unfuse.verification.golden import read_golden
+from unfuse.verification.watch import watch_vision
 
 pytestmark = [
     pytest.mark.cuda,
@@ -25,6 +27,10 @@ pytestmark = [
 
 EAGER = {"gemma3": "no LLaMA", "paligemma": "no LLaMA"}
 """Families whose language model is of another kind, and a word of the reason."""
+APART = {torch.float32: 1e-4, torch.bfloat16: 0.03}
+"""Largest relative distance of features of one scene, encoded in batches of other sizes."""
+WORKSPACE = 32 << 20
+"""Bytes a stream, as PyTorch gives the library on Hopper; engine and caller have a stream each."""
 CHECKS = [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]
 
 
@@ -53,6 +59,53 @@ def test_families(family, check):
     prepared = family.prepare(2, "What moves?")
     result = check(Subject(family.staged, None, prepared, 12))
     assert result.status == "pass", result
+
+
+def test_scenes_encoded_together_are_those_encoded_alone(family):
+    """On the towers' graphs, of other shapes for more scenes; two are alike, and the last is like them."""
+    staged = family.staged
+    prepared = [family.prepare(n, "What moves?", seed=i) for i, n in enumerate([2, 2, 3, 0, 2])]
+    alone = [staged.encode(each) for each in prepared]
+    with watch_vision(family.adapter.vision_modules()) as calls:
+        together = staged.encode_batch(prepared)
+    once = [family.adapter.vision_calls(each) for each in (prepared[0], prepared[2])]
+    assert calls.by_name == {name: sum(each[name] for each in once) for name in once[0]}
+    for one, other in zip(alone, together, strict=True):
+        assert (one.provenance, one.layout) == (other.provenance, other.layout)
+        for mine, own in zip((other.tensor, *other.layers), (one.tensor, *one.layers), strict=True):
+            assert (mine.float() - own.float()).norm() <= APART[own.dtype] * own.float().norm()
+    assert float((together[0].tensor - together[1].tensor).abs().max()) > 1e-3, "other pictures"
+    if together[0].tensor.dtype == torch.float32:
+        for each, *features in zip(prepared, alone, together, strict=True):
+            one, other = (staged.generate(each.question, f, max_new_tokens=12, reuse=False) for f in features)
+            assert one.token_ids == other.token_ids
+
+
+def test_a_closed_engine_leaves_nothing_on_the_device():
+    """But what the library of matrix products keeps for a stream: it belongs to the process, and to whoever is next."""
+    sample = demo_sample("demo:0")
+    with load("demo", device="cuda") as model:
+
+        def left():
+            features = model.encode(sample)
+            said = [model.generate(q, features, max_new_tokens=16).token_ids for q in ("What moves?", "Is it raining?")]
+            model.generate_batch(["What moves?"] * 3, [features] * 3, max_new_tokens=8)
+            batch = model.engine.continuous()
+            batch.prepare()
+            batch.close()
+            held = torch.cuda.memory_allocated()
+            del features, batch
+            model.engine.close()
+            gc.collect()
+            return said, held, torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+        first, second = left(), left()
+        network = model.adapter.model
+        weights = sum(each.nbytes for each in (*network.parameters(), *network.buffers()))
+    assert first[0] == second[0]
+    assert second[2] <= first[2] < first[1] - (64 << 20)
+    assert first[2] - weights < 2 * WORKSPACE + (2 << 20)
+    assert second[3] - second[2] < 64 << 20
 
 
 def rows(verification):

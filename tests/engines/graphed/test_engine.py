@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 from tests.engines.graphed.small import DEVICE, HIDDEN, KINDS, SIZES, VOCABULARY, language, prompt
+from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed import answers as answers_module
 from unfuse.engines.graphed import engine as engine_module
@@ -216,6 +219,67 @@ def test_closed_engine_starts_again(model, engine):
     wanted = list(engine.decode(engine.prefill(asked, Sampling()), 3))
     engine.close()
     assert list(engine.decode(engine.prefill(asked, Sampling()), 3)) == wanted
+
+
+def held_bytes():
+    """Of all tensors that anything holds on to."""
+    storages = {}
+    for each in gc.get_objects():
+        if type(each) in (torch.Tensor, nn.Parameter) and not each.is_meta:
+            storage = each.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def test_a_closed_engine_holds_the_weights_only(tmp_path):
+    """Not even until the collector of cycles comes."""
+    model, sampling = language(), Sampling()
+    find_llama(model)
+    gc.collect()
+    before = held_bytes()
+    gc.disable()
+    try:
+        engine = GraphedEngine(model, tuning=tmp_path)
+        asked = prompt(model, 30)
+        list(engine.decode(engine.prefill(asked, sampling, reuse=True), 3))
+        list(engine.decode(engine.prefill(asked, sampling, reuse=True), 3))
+        engine.prefill(prompt(model, 70), sampling)
+        batch = engine.continuous()
+        for at in range(2):
+            batch.add([Request(request_id=f"{at}", prompt=prompt(model, 40, at), max_new_tokens=3, sampling=sampling)])
+        while batch.unfinished:
+            batch.step()
+        del asked
+        assert held_bytes() - before > 64 * 2**20
+        engine.close()
+        left = held_bytes() - before
+    finally:
+        gc.enable()
+    # End tokens, angles and where weights are, the seed of what is drawn.
+    assert left < 16 * 2**10, left
+
+
+def test_an_answer_under_way_outlives_a_close(model, tmp_path):
+    """It keeps what its step works in, while others begin anew."""
+    eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
+    sampling = Sampling(ignore_eos=True)
+    one, other = prompt(model, 5, seed=1), prompt(model, 9, seed=2)
+    wanted = [list(eager.decode(eager.prefill(each, sampling), 8)) for each in (one, other)]
+    first = engine.decode(engine.prefill(one, sampling), 8)
+    written = [[next(first), next(first)], []]
+    place = weakref.ref(engine._network.work)
+    engine.close()
+    second = engine.decode(engine.prefill(other, sampling), 8)
+    for _ in range(3):
+        written[1].append(next(second))
+        written[0].append(next(first))
+    assert place() is not None
+    assert place() is not engine._network.work
+    written[0] += first
+    written[1] += second
+    assert written == wanted
+    del first
+    assert place() is None
 
 
 class Doubled(nn.Linear):

@@ -109,7 +109,7 @@ class Answers:
         self._grown()
         step, batch = self._step, self._step.batch
         step.user = weakref.ref(self)
-        nowhere, anchor = self._network.nowhere, self._network.anchor
+        work, nowhere = batch.work, batch.work.nowhere
         sequences = [row.state.sequence for row in self._rows]
         idle = batch.rows - len(self._rows)
 
@@ -119,7 +119,7 @@ class Answers:
         put(batch.token, self._tokens, 0)
         put(batch.length, [row.prompt_tokens + self._taken for row in self._rows], 0)
         put(batch.position, [row.state.position + self._taken for row in self._rows], 0)
-        put(batch.caches, [s.offset(anchor) for s in sequences], nowhere.offset(anchor))
+        put(batch.caches, [work.offset(s) for s in sequences], work.offset(nowhere))
         put(batch.capacity, [s.capacity for s in sequences], nowhere.capacity)
         step.chooser.set(self._rows[0].sampling)
         step.chooser.generator.set_state(self._mark)

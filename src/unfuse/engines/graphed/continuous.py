@@ -15,10 +15,11 @@ import torch
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
 from unfuse.engines.graphed.capture import go_to, ordinary_tensors
-from unfuse.engines.graphed.network import MOST_TOGETHER, Network
+from unfuse.engines.graphed.network import Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
 from unfuse.engines.graphed.seats import Seats
 from unfuse.engines.graphed.under_way import Flight, Row, positions_of, prompt_length, seconds_between
+from unfuse.engines.graphed.workspace import MOST_TOGETHER
 from unfuse.engines.sampling import TokenChooser
 from unfuse.errors import DeviceError
 from unfuse.stages import StopReason

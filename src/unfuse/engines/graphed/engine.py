@@ -22,12 +22,13 @@ from unfuse.engines.graphed.caches import Sequence, new_sequence
 from unfuse.engines.graphed.capture import Captured, go_to, ordinary_tensors
 from unfuse.engines.graphed.continuous import GraphedBatch
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
-from unfuse.engines.graphed.network import Network, row_bucket
+from unfuse.engines.graphed.network import Network
 from unfuse.engines.graphed.prompts import Prompts, Rows
 from unfuse.engines.graphed.seats import Seats
 from unfuse.engines.graphed.structure import find_llama
 from unfuse.engines.graphed.tuning import Tuner
 from unfuse.engines.graphed.vision import CapturedVision
+from unfuse.engines.graphed.workspace import row_bucket
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.padding import unpadded
 from unfuse.engines.sampling import TokenChooser
@@ -214,9 +215,14 @@ class GraphedEngine:
         return token_id in self._language.end_ids
 
     def close(self) -> None:
-        """Frees graphs and kept keys; the engine can still be used, and captures again."""
+        """Frees graphs, kept keys and the memory that both work in; the engine can still be used, and captures again.
+
+        An answer that is still being written keeps its own step, and what that works in, until it is done.
+        """
         for batch in list(self._batches):
             batch.close()
+        for seats in self._seats:
+            seats.close()
         self._seats.clear()
         self._kept = None
         self._steps.clear()
@@ -224,6 +230,8 @@ class GraphedEngine:
         self._network.close()
         self._vision.close()
         self._eager.close()
+        if self._pool is not None:
+            torch.cuda.empty_cache()
 
     def _refuses(self, prompt: Prompt) -> bool:
         """Whether the prompt needs more than its rows, which only the model's own forward takes; notes that it does."""

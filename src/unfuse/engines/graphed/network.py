@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -23,26 +22,25 @@ from unfuse.engines.graphed.kernels.shared_attention import (
     shared_attention,
 )
 from unfuse.engines.graphed.kernels.tail_attention import TailShape, tail_attention
-from unfuse.engines.graphed.products import Cut, Product, Scratch, bucket
+from unfuse.engines.graphed.products import Cut, Product, bucket
 from unfuse.engines.graphed.streamed import StreamedStep, streamed_sizes
 from unfuse.engines.graphed.structure import Llama
 from unfuse.engines.graphed.tuning import Tuner
 from unfuse.engines.graphed.ways import TYPICAL, Ways, pass_key, step_shapes, tail_shapes
+from unfuse.engines.graphed.workspace import Workspace
 from unfuse.engines.unserved import Unserved
 
-_PARTIAL: Final = 16 * 2**20
-"""float32 numbers that split products may leave: 64 MiB."""
 _BESIDE_SHARED: Final = {2: DecodeShape(1, 32, 1, 2), 4: DecodeShape(1, 32, 4, 2)}
 """By bytes a number. Where all that is long is shared: few positions a row, so small programs, many at once (137
 against 275 us on an H100, for 250 rows of 50 positions)."""
-MOST_TOGETHER: Final = 256
-"""Rows of a decode step; beyond, more rows gain little and each holds a cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What a decode step reads and writes, at the same place in memory every time."""
 
+    work: Workspace
+    """Where it is run; the places of caches count from its anchor."""
     token: torch.Tensor
     """int64 ``[B]``: in, of this step."""
     length: torch.Tensor
@@ -67,14 +65,18 @@ class Batch:
 
     def first(self, rows: int) -> Batch:
         """The same memory for fewer rows."""
-        fields = {field.name: getattr(self, field.name)[:rows] for field in dataclasses.fields(self)}
-        return Batch(**fields)
+        tensors = {name: getattr(self, name)[:rows] for name in _TENSORS}
+        return dataclasses.replace(self, **tensors)
+
+
+_TENSORS: Final = tuple(field.name for field in dataclasses.fields(Batch) if field.name != "work")
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
     """The same for rows of prompts, one sequence's after the other's, each after what is cached of it."""
 
+    work: Workspace
     embeds: torch.Tensor
     """``[R, H]``"""
     positions: torch.Tensor
@@ -101,20 +103,8 @@ class Tail:
         return dataclasses.replace(self, embeds=self.embeds[:rows], positions=self.positions[:, :rows])
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What lies between the products of a layer, ``[R, ...]`` each."""
-
-    x: torch.Tensor
-    heads: torch.Tensor
-    attended: torch.Tensor
-    inner: torch.Tensor
-    normed: torch.Tensor
-    wide: torch.Tensor
-
-
 class Network:
-    """Runs a LLaMA on memory of its own; knows nothing of graphs, tokens or answers."""
+    """Runs a LLaMA; knows nothing of graphs, tokens or answers."""
 
     def __init__(self, llama: Llama, tuner: Tuner):
         self.llama = llama
@@ -131,24 +121,10 @@ class Network:
         # The largest first, as ``Ways`` wants them.
         self._products = (self._gate_up, self._qkv, self._down, self._out)
         self._head = Product("head", [llama.head], gains=[llama.final_gain], eps=llama.eps)
-        self._memory = self._new_memory(MOST_ROWS)
-        # Rows that stand for nothing are read too, and must be numbers.
-        for field in dataclasses.fields(self._memory):
-            getattr(self._memory, field.name).zero_()
-        # Not freed by ``close``: the step of an answer that is still being written works in it.
-        self._scratch = Scratch(
-            normed=self._memory.normed,
-            wide=self._memory.wide,
-            partial=self._zeros(_PARTIAL, dtype=torch.float32),
-            arrived=self._zeros(max(llama.head.weight.shape[0], MOST_TOGETHER * llama.heads.heads), dtype=torch.int32),
-        )
         self._steps: dict[int, Ways[DecodeShape]] = {}
         self._tails: dict[int, Ways[TailShape]] = {}
         self._heads: dict[int, Cut] = {}
-        self._wide: dict[int, Memory] = {}
-        self.anchor = self._memory.x
-        self.nowhere = new_sequence(llama, 1)
-        """Where rows write that stand for no sequence."""
+        self._work: Workspace | None = None
         self.notes: tuple[str, ...] = ()
         """Why a step of one row is not one kernel, where it could be."""
         self._streamed: StreamedStep | None = None
@@ -158,15 +134,23 @@ class Network:
             except Unserved as reason:
                 self.notes = (f"a decode step is many kernels, not one: {reason}",)
 
+    @property
+    def work(self) -> Workspace:
+        """Where passes work that are made from now on."""
+        if self._work is None:
+            self._work = Workspace.of(self.llama, self._streamed)
+        return self._work
+
     def batch(self, rows: int) -> Batch:
         """Memory for a decode step, all of whose rows stand for nothing yet."""
-        half = self.llama.heads.size // 2
+        half, work = self.llama.heads.size // 2, self.work
         return Batch(
+            work=work,
             token=self._zeros(rows, dtype=torch.int64),
             length=self._zeros(rows, dtype=torch.int32),
             position=self._zeros(rows, dtype=torch.int32),
-            caches=self._zeros(rows, dtype=torch.int64).fill_(self.nowhere.offset(self.anchor)),
-            capacity=self._zeros(rows, dtype=torch.int32).fill_(self.nowhere.capacity),
+            caches=self._zeros(rows, dtype=torch.int64).fill_(work.offset(work.nowhere)),
+            capacity=self._zeros(rows, dtype=torch.int32).fill_(work.nowhere.capacity),
             here=self._zeros(rows, dtype=torch.int32),
             cosine=self._zeros(rows, half),
             sine=self._zeros(rows, half),
@@ -175,10 +159,12 @@ class Network:
 
     def tail(self, rows: int, sequences: int = 1, *, shared: bool = False) -> Tail:
         """Memory for rows of so many prompts, a power of two."""
-        nowhere = [self.nowhere.offset(self.anchor), self.nowhere.capacity, 0, 1, 0, 0, 1, 0]
+        work = self.work
+        nowhere = [work.offset(work.nowhere), work.nowhere.capacity, 0, 1, 0, 0, 1, 0]
         numbers = torch.tensor(nowhere, device=self.llama.device)[:, None].repeat(1, sequences)
         numbers[3:5, 1:] = torch.tensor([[0], [1]])
         return Tail(
+            work=work,
             embeds=self._zeros(rows, self.llama.hidden),
             positions=self._zeros(self.axes, rows, dtype=torch.int32),
             numbers=numbers,
@@ -207,11 +193,11 @@ class Network:
         # Above, products are the library's, and heads are enough programs.
         products = self._products if size <= MOST_ROWS else ()
         shapes = step_shapes(heads, size, self.llama.dtype)
-        ways = self._steps[size] = Ways.for_rows(size, shapes, products, self._scratch)
+        ways = self._steps[size] = Ways.for_rows(size, shapes, products, self.work.scratch)
         if not products:
             return
         batch, typical = self.batch(size), self._typical(1)
-        batch.caches.fill_(typical.offset(self.anchor))
+        batch.caches.fill_(batch.work.offset(typical))
         batch.capacity.fill_(typical.capacity)
         batch.length.fill_(typical.capacity - 1)
         ways.choose(self._tuner, self._key("step", size), lambda: self.step(batch))
@@ -223,11 +209,12 @@ class Network:
         if size in self._tails or size > MOST_ROWS:
             return
         self._tune_head(1)
-        shapes = tail_shapes(heads, size, self._scratch)
-        ways = self._tails[size] = Ways.for_rows(size, shapes, self._products, self._scratch)
+        scratch = self.work.scratch
+        shapes = tail_shapes(heads, size, scratch)
+        ways = self._tails[size] = Ways.for_rows(size, shapes, self._products, scratch)
         tail, typical = self.tail(size), self._typical(size)
         tail.numbers[:4, 0] = torch.tensor(
-            [typical.offset(self.anchor), typical.capacity, typical.capacity - size, size], device=tail.numbers.device
+            [tail.work.offset(typical), typical.capacity, typical.capacity - size, size], device=tail.numbers.device
         )
         ways.choose(self._tuner, self._key("tail", size), lambda: self.prompt(tail))
 
@@ -236,18 +223,18 @@ class Network:
 
     def _typical(self, more: int) -> Sequence:
         """As long as sequences usually are, and so many positions more; where nothing is timed, one that costs none."""
-        return new_sequence(self.llama, TYPICAL + more) if self.llama.device.type == "cuda" else self.nowhere
+        return new_sequence(self.llama, TYPICAL + more) if self.llama.device.type == "cuda" else self.work.nowhere
 
     def _tune_head(self, size: int) -> None:
         """It is too large for caches, so it may be tried alone."""
         if size in self._heads or size > MOST_ROWS:
             return
-        logits = self._zeros(size, len(self.llama.head.weight), dtype=torch.float32)
+        logits, work = self._zeros(size, len(self.llama.head.weight), dtype=torch.float32), self.work
 
         def run(cut: Cut) -> None:
-            self._head(cut, 0, logits, self._memory.x, self._scratch, rows=size)
+            self._head(cut, 0, logits, work.few.x, work.scratch, rows=size)
 
-        self._heads[size] = self._tuner.choose(self._head.key(size), self._head.choices(self._scratch, size), run)
+        self._heads[size] = self._tuner.choose(self._head.key(size), self._head.choices(work.scratch, size), run)
 
     def step(self, batch: Batch, shared: SharedParts | None = None) -> None:
         """One token a row: its keys and values into the caches, and the logits of the next.
@@ -256,44 +243,46 @@ class Network:
             batch: the rows.
             shared: positions before those of their caches, which several of them share; not for a single row.
         """
-        llama, rows, memory = self.llama, batch.rows, self._memory_for(batch.rows)
-        streamed = self._streamed if rows == 1 else None
+        llama, rows, work = self.llama, batch.rows, batch.work
+        memory, scratch, anchor = work.memory(rows), work.scratch, work.anchor
+        streaming = work.streaming if rows == 1 else None
         begin_step(
-            streamed.x if streamed else memory.x, batch.cosine, batch.sine, batch.here,
+            streaming.x if streaming else memory.x, batch.cosine, batch.sine, batch.here,
             batch.token, batch.length, batch.position, batch.capacity,
             llama.embedding, llama.rates, llama.axes, llama.rotary_scaling,
         )  # fmt: skip
-        if streamed:
-            streamed(batch, self.anchor)
+        if streaming:
+            assert self._streamed is not None
+            self._streamed(batch, streaming, anchor)
             return
         size = bucket(rows)
         ways = self._steps[size]
         cuts = {**ways.cuts, self._head.name: self._heads[size]} if size in self._heads else ways.cuts
         shape = _BESIDE_SHARED[llama.dtype.itemsize] if shared is not None else ways.attention
         for index, layer in enumerate(llama.layers):
-            self._product(self._qkv, cuts, index, memory.heads, memory.x, memory, rows)
+            self._product(self._qkv, cuts, index, memory.heads, memory.x, work, rows)
             if shared is not None:
                 shared_attention(
-                    shared, memory.heads, self.anchor, (batch.cosine, batch.sine), llama.heads, index,
+                    shared, memory.heads, anchor, (batch.cosine, batch.sine), llama.heads, index,
                     gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
                 )  # fmt: skip
             decode_attention(
-                memory.attended, memory.heads, self.anchor, batch.caches, batch.capacity, batch.here,
+                memory.attended, memory.heads, anchor, batch.caches, batch.capacity, batch.here,
                 (batch.cosine, batch.sine), llama.heads, index,
-                shape=shape, partial=self._scratch.partial, arrived=self._scratch.arrived,
+                shape=shape, partial=scratch.partial, arrived=scratch.arrived,
                 gains=layer.head_gains, eps=llama.eps, scale=llama.scale, shared=shared,
             )  # fmt: skip
-            self._finish_layer(cuts, index, memory, rows)
-        self._product(self._head, cuts, 0, batch.logits, memory.x, memory, rows)
+            self._finish_layer(cuts, index, work, rows)
+        self._product(self._head, cuts, 0, batch.logits, memory.x, work, rows)
 
     def prompt(self, tail: Tail) -> None:
         """Rows of prompts: keys and values into the caches, and the logits after the last row of each.
 
         Up to 64 rows are multiplied as a decode step's are; more by the library, on memory of their own.
         """
-        llama, rows, heads = self.llama, tail.rows, self.llama.heads
-        where = Sequences(self.anchor, tail.numbers, tail.shared)
-        memory = self._memory_for(rows)
+        llama, rows, heads, work = self.llama, tail.rows, self.llama.heads, tail.work
+        where = Sequences(work.anchor, tail.numbers, tail.shared)
+        memory, scratch = work.memory(rows), work.scratch
         angles = memory.x.new_empty(rows, heads.size // 2), memory.x.new_empty(rows, heads.size // 2)
         ways = self._tails.get(rows)
         cuts = ways.cuts if ways is not None else {}
@@ -303,27 +292,28 @@ class Network:
         for index, layer in enumerate(llama.layers):
             if index in ends:
                 cut()
-            self._product(self._qkv, cuts, index, memory.heads, memory.x, memory, rows)
+            self._product(self._qkv, cuts, index, memory.heads, memory.x, work, rows)
             given, attended = memory.heads[:rows], memory.attended[:rows]
             if ways is not None:
                 shape = dataclasses.replace(ways.attention, splits=max(1, ways.attention.splits // tail.sequences))
                 tail_attention(
                     attended, given, where, angles, heads, index,
                     gains=layer.head_gains, eps=llama.eps, scale=llama.scale,
-                    shape=shape, partial=self._scratch.partial, arrived=self._scratch.arrived,
+                    shape=shape, partial=scratch.partial, arrived=scratch.arrived,
                 )  # fmt: skip
             else:
                 place_keys(given, where, angles, heads, index, gains=layer.head_gains, eps=llama.eps)
                 prompt_attention(attended, given, where, heads, index, scale=llama.scale)
-            self._finish_layer(cuts, index, memory, rows)
+            self._finish_layer(cuts, index, work, rows)
         last = (tail.numbers[3] + tail.numbers[4] - 1).clamp(min=0)
         way = self._heads[bucket(tail.sequences)]
-        self._head(way, 0, tail.logits, memory.x.index_select(0, last), self._scratch, rows=tail.sequences)
+        self._head(way, 0, tail.logits, memory.x.index_select(0, last), scratch, rows=tail.sequences)
 
-    def _finish_layer(self, cuts: Mapping[str, Cut], index: int, memory: Memory, rows: int) -> None:
-        self._product(self._out, cuts, index, memory.x, memory.attended, memory, rows)
-        self._product(self._gate_up, cuts, index, memory.inner, memory.x, memory, rows)
-        self._product(self._down, cuts, index, memory.x, memory.inner, memory, rows)
+    def _finish_layer(self, cuts: Mapping[str, Cut], index: int, work: Workspace, rows: int) -> None:
+        memory = work.memory(rows)
+        self._product(self._out, cuts, index, memory.x, memory.attended, work, rows)
+        self._product(self._gate_up, cuts, index, memory.inner, memory.x, work, rows)
+        self._product(self._down, cuts, index, memory.x, memory.inner, work, rows)
 
     def _product(
         self,
@@ -332,46 +322,21 @@ class Network:
         layer: int,
         out: torch.Tensor,
         x: torch.Tensor,
-        memory: Memory,
+        work: Workspace,
         rows: int,
     ) -> None:
         if (way := cuts.get(product.name)) is not None:
-            product(way, layer, out, x, self._scratch, rows=rows)
+            product(way, layer, out, x, work.scratch, rows=rows)
         else:
+            memory = work.memory(rows)
             product.with_library(layer, out, x, memory.normed, memory.wide, rows=rows)
 
-    def _memory_for(self, rows: int) -> Memory:
-        """Shared by all graphs of about so many rows: they never run at once."""
-        if rows <= MOST_ROWS:
-            return self._memory
-        size = row_bucket(rows)
-        if size not in self._wide:
-            self._wide[size] = self._new_memory(size)
-        return self._wide[size]
-
     def close(self) -> None:
-        """Forgets what was made for long prompts."""
-        self._wide.clear()
-
-    def _new_memory(self, rows: int) -> Memory:
-        llama = self.llama
-        empty = functools.partial(torch.empty, dtype=llama.dtype, device=llama.device)
-        return Memory(
-            x=empty(rows, llama.hidden),
-            heads=empty(rows, llama.heads.width),
-            attended=empty(rows, llama.heads.heads * llama.heads.size),
-            inner=empty(rows, llama.inner),
-            normed=empty(rows, llama.hidden),
-            wide=empty(rows, 2 * llama.inner),
-        )
+        """Lets go of the memory that passes work in, which belongs to those that are still used."""
+        self._work = None
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype or self.llama.dtype, device=self.llama.device)
-
-
-def row_bucket(rows: int) -> int:
-    """Rows of the graph that serves so many sequences: a power of two."""
-    return 1 << (rows - 1).bit_length()
 
 
 def tail_bucket(rows: int) -> int:

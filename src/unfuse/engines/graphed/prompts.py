@@ -64,6 +64,7 @@ class Text:
         self._staged = torch.zeros(self._asked.shape, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._values = self._staged.numpy()
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self.work = tail.work
         self.logits = tail.logits[0]
 
     def __call__(self, asked: list[int]) -> None:
@@ -111,15 +112,15 @@ class Prompts:
         """
         shared = any(prompt.shared for prompt in prompts)
         tail, run = self._tail([len(prompt.embeds) for prompt in prompts], shared)
-        anchor, at = self._network.anchor, 0
+        work, at = tail.work, 0
         # Those that are none begin where the rows end.
         numbers = [[tail.rows if line == _FIRST else 0] * tail.sequences for line in range(len(tail.numbers))]
         for index, prompt in enumerate(prompts):
             rows, sequence = len(prompt.embeds), prompt.sequence
             tail.embeds[at : at + rows].copy_(prompt.embeds)
             tail.positions[:, at : at + rows].copy_(prompt.positions)
-            own = sequence.offset(anchor), sequence.capacity, sequence.length, rows, at
-            ahead = (prompt.ahead.offset(anchor), prompt.ahead.capacity) if prompt.ahead else (0, 1)
+            own = work.offset(sequence), sequence.capacity, sequence.length, rows, at
+            ahead = (work.offset(prompt.ahead), prompt.ahead.capacity) if prompt.ahead else (0, 1)
             for line, number in zip(numbers, (*own, *ahead, prompt.shared), strict=True):
                 line[index] = number
             sequence.length += rows
@@ -140,12 +141,12 @@ class Prompts:
         Returns:
             float32 logits ``[V]``, the next pass's memory too.
         """
-        rows, begins, anchor = len(ids), sequence.length, self._network.anchor
+        rows, begins = len(ids), sequence.length
         bucket = tail_bucket(rows)
         if bucket not in self._texts:
             self._texts[bucket] = Text(self._network, bucket, self._pool)
         text = self._texts[bucket]
-        text([sequence.offset(anchor), sequence.capacity, begins, rows, 0, 0, 1, 0, *ids])
+        text([text.work.offset(sequence), sequence.capacity, begins, rows, 0, 0, 1, 0, *ids])
         sequence.length += rows
         return text.logits
 
@@ -154,6 +155,7 @@ class Prompts:
         self._tails.clear()
         self._texts.clear()
         self._memory = None
+        self._counted = self._counted[:, :0].clone()
 
     def _tail(self, lengths: list[int], shared: bool) -> tuple[Tail, Callable[[], None]]:
         together = 1 if len(lengths) == 1 else SEVERAL

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from unfuse.engines.graphed.kernels.shared_attention import MEMBERS
-from unfuse.engines.graphed.network import MOST_TOGETHER, Network
+from unfuse.engines.graphed.network import Network
 from unfuse.engines.graphed.under_way import Row, groups_of
+from unfuse.engines.graphed.workspace import MOST_TOGETHER
 
 if TYPE_CHECKING:
     from unfuse.engines.graphed.continuous import GraphedBatch
@@ -71,6 +72,10 @@ class Seats:
         """Lets go of who was last seated, and so of their keys and values."""
         self._seated = []
 
+    def close(self) -> None:
+        """Frees the steps, which hold on to these seats."""
+        self._steps.clear()
+
     def largest(self, logits: torch.Tensor, barred: torch.Tensor) -> torch.Tensor:
         """Tokens of the largest logits, ``[R]``; never one that ends in rows where ``barred [R, 1]``."""
         if len(self._end_ids):
@@ -85,19 +90,20 @@ class Seats:
 
     def _seat(self, rows: list[Row], size: int) -> None:
         """Puts the rows' state where the step reads it."""
-        batch, anchor, nowhere = self.batch.first(size), self._network.anchor, self._network.nowhere
+        batch = self.batch.first(size)
+        work, nowhere = batch.work, batch.work.nowhere
         lines = [
             (
                 row.column,
                 row.length - row.held.shared + row.launched - 1,
                 row.position + row.launched - 1,
-                row.held.sequence.offset(anchor),
+                work.offset(row.held.sequence),
                 row.held.sequence.capacity,
                 int(row.request.sampling.ignore_eos),
             )
             for row in rows
         ]
-        lines += [(0, 0, 0, nowhere.offset(anchor), nowhere.capacity, 0)] * (size - len(rows))
+        lines += [(0, 0, 0, work.offset(nowhere), nowhere.capacity, 0)] * (size - len(rows))
         source, length, position, caches, capacity, barred = self.uploaded(torch.tensor(lines).t().contiguous())
         batch.token.copy_(torch.cat([self.batch.token, self.first])[source])
         batch.length.copy_(length)
@@ -115,7 +121,7 @@ class Seats:
             assert held.ahead is not None
             ahead = held.ahead.sequence
             members = columns + [-1] * (MEMBERS - len(columns))
-            lines.append([ahead.offset(self._network.anchor), ahead.capacity, held.shared, *members])
+            lines.append([self.batch.work.offset(ahead), ahead.capacity, held.shared, *members])
         lines += [[0, 1, 0, *[-1] * MEMBERS]] * (len(shared.length) - len(lines))
         table = self.uploaded(torch.tensor(lines))
         shared.caches.copy_(table[:, 0])
@@ -139,8 +145,8 @@ class Seats:
 
             # What captures runs the step first: on rows that stand for nothing.
             tokens = batch.token.clone()
-            batch.caches.fill_(network.nowhere.offset(network.anchor))
-            batch.capacity.fill_(network.nowhere.capacity)
+            batch.caches.fill_(batch.work.offset(batch.work.nowhere))
+            batch.capacity.fill_(batch.work.nowhere.capacity)
             batch.length.zero_()
             batch.position.zero_()
             if shared is not None:

@@ -9,6 +9,7 @@ kernel-by-kernel step.
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -60,6 +61,21 @@ class Sizes:
         return self.heads * self.splits * (self.head_size + 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Memory of one step at a time."""
+
+    x: torch.Tensor
+    """``[1, H]``: where the token's embedding goes."""
+    qkv: torch.Tensor
+    inner: torch.Tensor
+    partial: torch.Tensor
+    counter: torch.Tensor
+    """int32 zero, left as zero."""
+    tickets: torch.Tensor
+    """int32 zeros, left as zeros."""
+
+
 class StreamedStep:
     """Gives the logits after one more token of one sequence."""
 
@@ -76,32 +92,34 @@ class StreamedStep:
         self._llama = llama
         self._sizes = sizes
         self._kernel = _compiled(self._sizes, llama.device)
-        heads, device, dtype = llama.heads, llama.device, llama.dtype
         self._table = _table(llama)
-        self._x = torch.empty(llama.hidden, dtype=dtype, device=device)
-        self._qkv = torch.empty(heads.width, dtype=dtype, device=device)
-        self._inner = torch.empty(llama.inner, dtype=dtype, device=device)
-        self._partial = torch.empty(self._sizes.partial, dtype=torch.float32, device=device)
-        self._counter = torch.zeros((), dtype=torch.int32, device=device)
-        self._tickets = torch.zeros(4 * len(llama.layers) + 1, dtype=torch.int32, device=device)
 
-    @property
-    def x(self) -> torch.Tensor:
-        """``[1, H]``: where the token's embedding goes."""
-        return self._x[None]
+    def memory(self) -> Streaming:
+        """For steps to work in."""
+        llama = self._llama
+        empty = functools.partial(torch.empty, dtype=llama.dtype, device=llama.device)
+        return Streaming(
+            x=empty(1, llama.hidden),
+            qkv=empty(llama.heads.width),
+            inner=empty(llama.inner),
+            partial=torch.empty(self._sizes.partial, dtype=torch.float32, device=llama.device),
+            counter=torch.zeros((), dtype=torch.int32, device=llama.device),
+            tickets=torch.zeros(4 * len(llama.layers) + 1, dtype=torch.int32, device=llama.device),
+        )
 
-    def __call__(self, batch: Batch, anchor: torch.Tensor) -> None:
+    def __call__(self, batch: Batch, memory: Streaming, anchor: torch.Tensor) -> None:
         """Puts the new position into the cache, and the logits into the batch.
 
         Args:
-            batch: of one row, begun: angles and places are there, and the embedding is in ``x``.
+            batch: of one row, begun: angles and places are there, and the embedding is in the memory's ``x``.
+            memory: to work in.
             anchor: which the cache's place counts from.
         """
         from cuda.bindings import driver
 
         pointers = (
-            self._table, self._x, batch.logits, batch.cosine, batch.sine, anchor, batch.caches, batch.capacity,
-            batch.here, self._qkv, self._inner, self._partial, self._counter, self._tickets,
+            self._table, memory.x, batch.logits, batch.cosine, batch.sine, anchor, batch.caches, batch.capacity,
+            batch.here, memory.qkv, memory.inner, memory.partial, memory.counter, memory.tickets,
         )  # fmt: skip
         values = (*(tensor.data_ptr() for tensor in pointers), self._llama.eps, self._llama.scale)
         types = (*[ctypes.c_void_p] * len(pointers), ctypes.c_float, ctypes.c_float)
