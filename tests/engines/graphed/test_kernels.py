@@ -14,7 +14,7 @@ from unfuse.engines.graphed.kernels import tower
 from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, Heads, decode_attention
 from unfuse.engines.graphed.kernels.launch import UNIT
 from unfuse.engines.graphed.kernels.prompt_attention import Sequences, place_keys, prompt_attention
-from unfuse.engines.graphed.kernels.rows import begin_step, gate, rms_norm, rotary_angles
+from unfuse.engines.graphed.kernels.rows import begin_step, gate, largest, rms_norm, rotary_angles
 from unfuse.engines.graphed.kernels.shared_attention import MEMBERS, SharedParts, shared_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -332,6 +332,23 @@ def test_a_step_begins_where_the_last_one_ended(dtype):
         assert position.tolist() == [8 + step, 10 + step]
         wanted = (whole(7, 9)[:, None] + step) * rates
         torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 16384, 40000])
+@pytest.mark.parametrize("ends", [(), (7,), (39, 2)], ids=str)
+def test_largest(vocabulary, ends):
+    """Logits of few bits, so that the largest is there several times: the first of them is chosen, as by torch."""
+    logits = torch.randint(-9, 9, (5, vocabulary)).float().to(DEVICE)
+    logits[2, 7] = logits[3, 39] = 20
+    logits[4] = float("-inf")
+    barred = torch.tensor([True, False, True, False, True], device=DEVICE)
+    end_ids = torch.tensor(ends, dtype=torch.int64, device=DEVICE)
+    memory = torch.full((6,), -1, device=DEVICE)
+    largest(memory[1:], logits, end_ids, barred)
+    wanted = logits.clone()
+    for row in (0, 2, 4):
+        wanted[row, end_ids] = float("-inf")
+    assert memory.tolist() == [-1, *wanted.argmax(-1).tolist()]
 
 
 @pytest.mark.parametrize("shape", [*tower.CANDIDATES, tower.IN_FLOAT32], ids=str)

@@ -48,6 +48,7 @@ class EngineArgs:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int | None = None
     enable_prompt_embeds: bool = False
     enable_prefix_caching: bool = False
     enforce_eager: bool = False

@@ -15,6 +15,7 @@ import torch
 from unfuse.engines.batching import Request, TurnByTurn, Written
 from unfuse.engines.graphed.caches import Held, Shelf
 from unfuse.engines.graphed.capture import go_to, ordinary_tensors
+from unfuse.engines.graphed.kernels.rows import largest
 from unfuse.engines.graphed.network import Network
 from unfuse.engines.graphed.prompts import PASS_ROWS, SEVERAL, Prompts, Rows
 from unfuse.engines.graphed.seats import Seats
@@ -187,8 +188,8 @@ class GraphedBatch:
         rows = [row for row, _ in chosen]
         logits = self._prompts([each for _, each in chosen])
         tokens = seats.first[self._firsts : self._firsts + len(rows)]
-        barred = seats.uploaded(torch.tensor([[row.request.sampling.ignore_eos] for row in rows]))
-        tokens.copy_(seats.largest(logits, barred))
+        barred = seats.uploaded(torch.tensor([row.request.sampling.ignore_eos for row in rows]))
+        largest(tokens, logits, self._end_ids, barred)
         for index, row in enumerate(rows):
             row.column = MOST_TOGETHER + self._firsts + index
             if row.chooser is not None:

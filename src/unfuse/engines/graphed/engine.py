@@ -22,6 +22,7 @@ from unfuse.engines.graphed.caches import Sequence, new_sequence
 from unfuse.engines.graphed.capture import Captured, go_to, ordinary_tensors
 from unfuse.engines.graphed.continuous import GraphedBatch
 from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
+from unfuse.engines.graphed.kernels.rows import largest
 from unfuse.engines.graphed.network import Network
 from unfuse.engines.graphed.prompts import Prompts, Rows
 from unfuse.engines.graphed.seats import Seats
@@ -262,11 +263,15 @@ class GraphedEngine:
             network.tune(key[0])
             batch = network.batch(key[0])
             chooser = TokenChooser(sampling, self._end_ids, device)
-            generator = None if key[1] else chooser.generator
+            greedy, barred = key[1], torch.full((key[0],), sampling.ignore_eos, device=device)
+            generator = None if greedy else chooser.generator
 
             def work() -> None:
                 network.step(batch)
-                batch.token.copy_(chooser(batch.logits))
+                if greedy:
+                    largest(batch.token, batch.logits, self._end_ids, barred)
+                else:
+                    batch.token.copy_(chooser(batch.logits))
 
             self._steps[key] = Step(batch, chooser, Captured(work, device, self._pool, generator))
         return self._steps[key]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from unfuse.engines.graphed.kernels.rows import largest
 from unfuse.engines.graphed.kernels.shared_attention import MEMBERS
 from unfuse.engines.graphed.network import Network
 from unfuse.engines.graphed.under_way import Row, groups_of
@@ -47,7 +48,7 @@ class Seats:
         self._network, self._captured, self._end_ids = network, captured, end_ids
         # Each row may share something else.
         self._shared = network.shared(MOST_TOGETHER)
-        self._barred = torch.zeros(MOST_TOGETHER, 1, dtype=torch.bool, device=device)
+        self._barred = torch.zeros(MOST_TOGETHER, dtype=torch.bool, device=device)
         self._steps: dict[tuple[int, int], Callable[[], None]] = {}
         self._seated: list[Row] = []
 
@@ -76,13 +77,6 @@ class Seats:
         """Frees the steps, which hold on to these seats."""
         self._steps.clear()
 
-    def largest(self, logits: torch.Tensor, barred: torch.Tensor) -> torch.Tensor:
-        """Tokens of the largest logits, ``[R]``; never one that ends in rows where ``barred [R, 1]``."""
-        if len(self._end_ids):
-            ends = logits[:, self._end_ids]
-            logits[:, self._end_ids] = ends.masked_fill(barred, float("-inf"))
-        return logits.argmax(-1)
-
     def uploaded(self, values: torch.Tensor) -> torch.Tensor:
         """On the device, without waiting for it."""
         device = self._network.llama.device
@@ -110,7 +104,7 @@ class Seats:
         batch.position.copy_(position)
         batch.caches.copy_(caches)
         batch.capacity.copy_(capacity)
-        self._barred[:size, 0].copy_(barred)
+        self._barred[:size].copy_(barred)
         self._seated = rows
 
     def _say_who_shares(self, rows: list[Row], groups: list[list[int]]) -> None:
@@ -136,12 +130,12 @@ class Seats:
         if key not in self._steps:
             network = self._network
             network.tune(size)
-            batch = self.batch.first(size)
+            batch, end_ids, barred = self.batch.first(size), self._end_ids, self._barred[:size]
             shared = self._shared.first(groups, network.llama.heads.kv_heads) if groups else None
 
             def work() -> None:
                 network.step(batch, shared)
-                batch.token.copy_(self.largest(batch.logits, self._barred[:size]))
+                largest(batch.token, batch.logits, end_ids, barred)
 
             # What captures runs the step first: on rows that stand for nothing.
             tokens = batch.token.clone()

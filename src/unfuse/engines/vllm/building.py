@@ -28,6 +28,10 @@ _LEFT_SHARE: Final = 0.15
 """The same on one that has few: of what is free."""
 _WORK: Final = 2 << 30
 """Bytes that vLLM itself computes in."""
+_SMALL: Final = 1 / 8
+"""Of what is free: a cache that needs no measuring."""
+_PAGE: Final = 16
+"""Positions that vLLM hands out together."""
 _SMALLEST_HEAD: Final = 32
 """Of vLLM's Triton attention, which float32 takes; below, one is compiled for each shape."""
 _PASS: Final = 8192
@@ -73,7 +77,6 @@ def build(
                 max_model_len=-1,
                 max_num_seqs=capacity,
                 max_num_batched_tokens=_PASS,
-                gpu_memory_utilization=_share(shape, weights, device, capacity),
                 enable_prompt_embeds=True,
                 enable_prefix_caching=True,
                 enforce_eager=enforce_eager,
@@ -82,6 +85,7 @@ def build(
                 use_tqdm_on_load=False,
                 distributed_executor_backend="uni",
                 seed=0,
+                **memory(shape, weights, device, capacity),
                 **offer.arguments,
             )
             config = arguments.create_engine_config()
@@ -139,16 +143,32 @@ def _make_room(weights: Mapping[str, nn.Parameter], device: torch.device) -> Non
         torch.cuda.empty_cache()
 
 
-def _share(shape: Mapping[str, Any], weights: Mapping[str, nn.Parameter], device: torch.device, capacity: int) -> float:
-    """Of the device's memory, what vLLM may take: as much as it can use, and no more than is free."""
+def memory(
+    shape: Mapping[str, Any], weights: Mapping[str, nn.Parameter], device: torch.device, capacity: int
+) -> dict[str, Any]:
+    """Of the device's memory, what vLLM may take: as much as it can use, and no more than is free.
+
+    How much of it the cache may be is for vLLM to measure, but where there is room for all that it can ever need: the
+    measuring fails where a model is so small that memory which others give back meanwhile is more than it takes.
+
+    Args:
+        shape: of the model, as ``text_config`` gives it.
+        weights: as ``text_weights`` gives them.
+        device: where.
+        capacity: requests that are written at the same time.
+
+    Returns:
+        Arguments of vLLM's engine.
+    """
     if device.type != "cuda":
-        return 0.5
+        return {"gpu_memory_utilization": 0.5}
     free, total = torch.cuda.mem_get_info(device)
     heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
     width = next(iter(weights.values())).element_size()
     position = 2 * shape["num_hidden_layers"] * heads * _head_size(shape) * width
-    wanted = _bytes(weights) + capacity * shape["max_position_embeddings"] * position + _WORK
-    return float(min(free - min(_LEFT, free * _LEFT_SHARE), wanted) / total)
+    cache = capacity * (shape["max_position_embeddings"] + _PAGE) * position
+    share = min(free - min(_LEFT, free * _LEFT_SHARE), _bytes(weights) + cache + _WORK) / total
+    return {"gpu_memory_utilization": float(share), "kv_cache_memory_bytes": cache if cache <= _SMALL * free else None}
 
 
 def _head_size(shape: Mapping[str, Any]) -> int:

@@ -176,3 +176,36 @@ def begin_step(
         H=h, HALF=half, BLOCK=triton.next_power_of_2(h), HALF_BLOCK=triton.next_power_of_2(half),
         num_warps=8, **overlap(x),
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize_on_alignment=["token", "barred"])
+def _largest(token, logits, end_ids, barred, ENDS: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    no_end = tl.load(barred + row)
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    where = tl.arange(0, BLOCK)
+    for begin in range(0, V, BLOCK):
+        at = begin + tl.arange(0, BLOCK)
+        value = tl.load(logits + row.to(tl.int64) * V + at, mask=at < V, other=float("-inf"))
+        for end in tl.static_range(ENDS):
+            value = tl.where(no_end & (at == tl.load(end_ids + end)), float("-inf"), value)
+        where = tl.where(value > best, at, where)
+        best = tl.maximum(value, best)
+    # Of equal ones the first, as everywhere: logits of few bits are often equal.
+    chosen = tl.min(tl.where(best == tl.max(best, axis=0), where, V), axis=0)
+    tl.store(token + row, chosen.to(tl.int64))
+
+
+def largest(token: torch.Tensor, logits: torch.Tensor, end_ids: torch.Tensor, barred: torch.Tensor) -> None:
+    """The token of each row's largest logit; of several equal ones the first.
+
+    Args:
+        token: int64 ``[R]``, out.
+        logits: float32 ``[R, V]``.
+        end_ids: int64 ``[E]``, tokens that end an answer.
+        barred: bool ``[R]``, rows that take none of those.
+    """
+    rows, v = logits.shape
+    block = min(16384, triton.next_power_of_2(v))
+    warps = min(32, max(1, block // 512))
+    launch(_largest, (rows,), token, logits, end_ids, barred, ENDS=len(end_ids), V=v, BLOCK=block, num_warps=warps)
