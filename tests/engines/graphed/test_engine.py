@@ -267,9 +267,9 @@ def test_an_answer_under_way_outlives_a_close(model, tmp_path):
     wanted = [list(eager.decode(eager.prefill(each, sampling), 8)) for each in (one, other)]
     first = engine.decode(engine.prefill(one, sampling), 8)
     written = [[next(first), next(first)], []]
-    place = weakref.ref(engine._network.work)
+    place, asked = weakref.ref(engine._network.work), engine.prefill(other, sampling)
     engine.close()
-    second = engine.decode(engine.prefill(other, sampling), 8)
+    second = engine.decode(asked, 8)
     for _ in range(3):
         written[1].append(next(second))
         written[0].append(next(first))
