@@ -232,7 +232,7 @@ def held_bytes():
 
 
 def test_a_closed_engine_holds_the_weights_only(tmp_path):
-    """Not even until the collector of cycles comes."""
+    """Not even until the collector of cycles comes; one that is dropped holds nothing either."""
     model, sampling = language(), Sampling()
     find_llama(model)
     gc.collect()
@@ -253,10 +253,17 @@ def test_a_closed_engine_holds_the_weights_only(tmp_path):
         assert held_bytes() - before > 64 * 2**20
         engine.close()
         left = held_bytes() - before
+        del batch
+        again = engine.decode(engine.prefill(prompt(model, 5), sampling), 3)
+        next(again)
+        assert held_bytes() - before > 64 * 2**20
+        del again, engine
+        dropped = held_bytes() - before
     finally:
         gc.enable()
     # End tokens, angles and where weights are, the seed of what is drawn.
     assert left < 16 * 2**10, left
+    assert dropped < 16 * 2**10, dropped
 
 
 def test_an_answer_under_way_outlives_a_close(model, tmp_path):

@@ -222,8 +222,6 @@ class GraphedEngine:
         """
         for batch in list(self._batches):
             batch.close()
-        for seats in self._seats:
-            seats.close()
         self._seats.clear()
         self._kept = None
         self._steps.clear()
@@ -264,12 +262,14 @@ class GraphedEngine:
             batch = network.batch(key[0])
             chooser = TokenChooser(sampling, self._end_ids, device)
             greedy, barred = key[1], torch.full((key[0],), sampling.ignore_eos, device=device)
+            # Not by way of the engine, which would then hold on to itself.
+            end_ids = self._end_ids
             generator = None if greedy else chooser.generator
 
             def work() -> None:
                 network.step(batch)
                 if greedy:
-                    largest(batch.token, batch.logits, self._end_ids, barred)
+                    largest(batch.token, batch.logits, end_ids, barred)
                 else:
                     batch.token.copy_(chooser(batch.logits))
 

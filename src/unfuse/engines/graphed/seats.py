@@ -73,10 +73,6 @@ class Seats:
         """Lets go of who was last seated, and so of their keys and values."""
         self._seated = []
 
-    def close(self) -> None:
-        """Frees the steps, which hold on to these seats."""
-        self._steps.clear()
-
     def uploaded(self, values: torch.Tensor) -> torch.Tensor:
         """On the device, without waiting for it."""
         device = self._network.llama.device
