@@ -152,7 +152,7 @@ def asked_afresh(model: StagedModel, scenes: Dataset, arguments: argparse.Namesp
         part = answered(model, scenes, arguments, times=1, questions=[question])
         wall += part["times"]["wall_s"]
         tokens |= {key.replace("#1", f"#{number}"): ids for key, ids in part["token_ids"].items()}
-    count = len(scenes.samples) * min(arguments.afresh, len(QUESTIONS))
+    count = len(scenes.samples) * arguments.afresh
     return {"samples": count, "samples_per_s": count / wall, "wall_s": wall, "token_ids": tokens}
 
 
@@ -198,13 +198,17 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["graphed", "vllm"])
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--scenes", type=int, default=50, help="of the part with many questions a scene")
-    parser.add_argument("--afresh", type=int, default=4, help="of the ten questions, asked in passes of their own too")
+    parser.add_argument(
+        "--afresh", type=int, default=4, help="questions also asked in passes of their own, with new workers each"
+    )
     parser.add_argument("--only-questions", action="store_true", help="together and afresh, and nothing else")
     parser.add_argument("--events", type=int, default=200_000, help="of each recording")
     parser.add_argument("--tokens", type=int, default=46)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--devices", type=int, default=1, help="more than one: only that comparison")
     arguments = parser.parse_args()
+    if not 1 <= arguments.afresh <= len(QUESTIONS):
+        parser.error(f"--afresh: from 1 to {len(QUESTIONS)}")
     found = Found(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found.keep("about", {"model": arguments.model, "dtype": arguments.dtype, **environment(device)})

@@ -23,7 +23,7 @@ from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unserved import Unserved
-from unfuse.engines.vllm.building import memory
+from unfuse.engines.vllm.building import memory_arguments
 from unfuse.engines.vllm.engine import VllmEngine
 from unfuse.engines.vllm.handover import text_config, text_weights
 from unfuse.errors import DeviceError, MissingPackageError
@@ -556,11 +556,14 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
         check_engine("warp")
 
 
-@pytest.mark.parametrize(("free", "positions", "measured"), [(70, 64, False), (70, 4096, True), (2, 4096, True)])
-def test_only_a_cache_that_might_not_fit_is_left_to_be_measured(monkeypatch, model, free, positions, measured):
+@pytest.mark.parametrize(
+    ("free", "positions", "measured"),
+    [(70, 64, False), (70, 1600, False), (70, 1800, True), (70, 4096, True), (2, 4096, True)],
+)
+def test_a_small_cache_is_not_left_to_be_measured(monkeypatch, model, free, positions, measured):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))
     shape = {**text_config(model), "max_position_embeddings": positions, "num_hidden_layers": 320}
-    given = memory(shape, text_weights(model), torch.device("cuda"), 64)
+    given = memory_arguments(shape, text_weights(model), torch.device("cuda"), 64)
     heads = shape["num_key_value_heads"] * shape["head_dim"]
     needed = 64 * positions * 2 * 320 * heads * 4
     assert (given["kv_cache_memory_bytes"] is None) == measured

@@ -218,7 +218,7 @@ class GraphedEngine:
     def close(self) -> None:
         """Frees graphs, kept keys and the memory that both work in; the engine can still be used, and captures again.
 
-        An answer that is still being written keeps its own step, and what that works in, until it is done.
+        An answer that ``decode`` is still writing keeps its own step, and what that works in, until it is done.
         """
         for batch in list(self._batches):
             batch.close()

@@ -155,7 +155,7 @@ class Prompts:
         self._tails.clear()
         self._texts.clear()
         self._memory = None
-        self._counted = self._counted[:, :0].clone()
+        self._counted = self._counted.new_empty(self._network.axes, 0)
 
     def _tail(self, lengths: list[int], shared: bool) -> tuple[Tail, Callable[[], None]]:
         together = 1 if len(lengths) == 1 else SEVERAL

@@ -54,9 +54,9 @@ class Seats:
 
     def prepare(self, rows: int) -> None:
         """Captures the steps that up to so many rows need, where they share nothing."""
-        largest = next(size for size in ROWS if size >= rows)
+        most = next(size for size in ROWS if size >= rows)
         for size in ROWS:
-            if size <= largest:
+            if size <= most:
                 self._step(size, 0)
 
     def step(self, rows: list[Row]) -> None:

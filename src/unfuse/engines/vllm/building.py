@@ -30,8 +30,8 @@ _WORK: Final = 2 << 30
 """Bytes that vLLM itself computes in."""
 _SMALL: Final = 1 / 8
 """Of what is free: a cache that needs no measuring."""
-_PAGE: Final = 16
-"""Positions that vLLM hands out together."""
+_PAGE: Final = 64
+"""Positions that vLLM hands out together, at most."""
 _SMALLEST_HEAD: Final = 32
 """Of vLLM's Triton attention, which float32 takes; below, one is compiled for each shape."""
 _PASS: Final = 8192
@@ -85,7 +85,7 @@ def build(
                 use_tqdm_on_load=False,
                 distributed_executor_backend="uni",
                 seed=0,
-                **memory(shape, weights, device, capacity),
+                **memory_arguments(shape, weights, device, capacity),
                 **offer.arguments,
             )
             config = arguments.create_engine_config()
@@ -143,13 +143,14 @@ def _make_room(weights: Mapping[str, nn.Parameter], device: torch.device) -> Non
         torch.cuda.empty_cache()
 
 
-def memory(
+def memory_arguments(
     shape: Mapping[str, Any], weights: Mapping[str, nn.Parameter], device: torch.device, capacity: int
 ) -> dict[str, Any]:
     """Of the device's memory, what vLLM may take: as much as it can use, and no more than is free.
 
-    How much of it the cache may be is for vLLM to measure, but where there is room for all that it can ever need: the
-    measuring fails where a model is so small that memory which others give back meanwhile is more than it takes.
+    How much of it the cache may be is for vLLM to measure, but where all that it can ever need is little beside what is
+    free: the measuring fails where a model is so small that memory which others give back meanwhile is more than it
+    takes.
 
     Args:
         shape: of the model, as ``text_config`` gives it.
@@ -166,7 +167,8 @@ def memory(
     heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
     width = next(iter(weights.values())).element_size()
     position = 2 * shape["num_hidden_layers"] * heads * _head_size(shape) * width
-    cache = capacity * (shape["max_position_embeddings"] + _PAGE) * position
+    # One more, for the page that vLLM keeps to itself.
+    cache = (capacity + 1) * (shape["max_position_embeddings"] + _PAGE) * position
     share = min(free - min(_LEFT, free * _LEFT_SHARE), _bytes(weights) + cache + _WORK) / total
     return {"gpu_memory_utilization": float(share), "kv_cache_memory_bytes": cache if cache <= _SMALL * free else None}
 
