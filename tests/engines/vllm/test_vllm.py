@@ -563,7 +563,10 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
 def test_a_small_cache_is_not_left_to_be_measured(monkeypatch, model, free, positions, measured):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))
     shape = {**text_config(model), "max_position_embeddings": positions, "num_hidden_layers": 320}
-    given = memory_arguments(shape, text_weights(model), torch.device("cuda"), 64)
+    weights = text_weights(model)
+    given = memory_arguments(shape, weights, torch.device("cuda"), 64)
+    away = {"all": torch.empty(free * 2**28, device="meta")}
+    assert memory_arguments(shape, weights | away, torch.device("cuda"), 64)["kv_cache_memory_bytes"] is None
     heads = shape["num_key_value_heads"] * shape["head_dim"]
     needed = 64 * positions * 2 * 320 * heads * 4
     assert (given["kv_cache_memory_bytes"] is None) == measured

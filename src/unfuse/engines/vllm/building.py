@@ -170,7 +170,9 @@ def memory_arguments(
     # One more, for the page that vLLM keeps to itself.
     cache = (capacity + 1) * (shape["max_position_embeddings"] + _PAGE) * position
     share = min(free - min(_LEFT, free * _LEFT_SHARE), _bytes(weights) + cache + _WORK) / total
-    return {"gpu_memory_utilization": float(share), "kv_cache_memory_bytes": cache if cache <= _SMALL * free else None}
+    # The weights may have yet to come back from the host.
+    small = cache <= _SMALL * (free - _bytes(weights))
+    return {"gpu_memory_utilization": float(share), "kv_cache_memory_bytes": cache if small else None}
 
 
 def _head_size(shape: Mapping[str, Any]) -> int:

@@ -197,7 +197,7 @@ def _largest(token, logits, end_ids, barred, ENDS: tl.constexpr, V: tl.constexpr
 
 
 def largest(token: torch.Tensor, logits: torch.Tensor, end_ids: torch.Tensor, barred: torch.Tensor) -> None:
-    """The token of each row's largest logit; of several equal ones the first, and never one that is not a number.
+    """The token of each row's largest logit; of several equal ones the first. NaN is passed over.
 
     Args:
         token: int64 ``[R]``, out.
