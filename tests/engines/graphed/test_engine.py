@@ -266,26 +266,26 @@ def test_a_closed_engine_holds_the_weights_only(tmp_path):
     assert dropped < 16 * 2**10, dropped
 
 
-def test_an_answer_under_way_outlives_a_close(model, tmp_path):
-    """It keeps what its step works in, while others begin anew."""
+def test_answers_under_way_outlive_a_close(model, tmp_path):
+    """They keep their step, which two of them take from each other, and what it works in, while another begins anew."""
     eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
     sampling = Sampling(ignore_eos=True)
-    one, other = prompt(model, 5, seed=1), prompt(model, 9, seed=2)
-    wanted = [list(eager.decode(eager.prefill(each, sampling), 8)) for each in (one, other)]
-    first = engine.decode(engine.prefill(one, sampling), 8)
-    written = [[next(first), next(first)], []]
-    place, asked = weakref.ref(engine._network.work), engine.prefill(other, sampling)
+    prompts = [prompt(model, 5 + 4 * seed, seed=seed) for seed in range(3)]
+    wanted = [list(eager.decode(eager.prefill(each, sampling), 8)) for each in prompts]
+    asked = [engine.prefill(each, sampling) for each in prompts]
+    answers = [engine.decode(each, 8) for each in asked]
+    written = [[next(answers[0]), next(answers[0])], [next(answers[1])], []]
+    place = weakref.ref(engine._network.work)
     engine.close()
-    second = engine.decode(asked, 8)
-    for _ in range(3):
-        written[1].append(next(second))
-        written[0].append(next(first))
+    for _ in range(4):
+        for tokens, answer in zip(written, answers, strict=True):
+            tokens.append(next(answer))
     assert place() is not None
     assert place() is not engine._network.work
-    written[0] += first
-    written[1] += second
+    for tokens, answer in zip(written, answers, strict=True):
+        tokens += answer
     assert written == wanted
-    del first
+    del answers, answer
     assert place() is None
 
 

@@ -338,14 +338,15 @@ def test_a_step_begins_where_the_last_one_ended(dtype):
 @pytest.mark.parametrize("ends", [(), (7,), (39, 2)], ids=str)
 def test_largest(vocabulary, ends):
     """Logits of few bits, so that the largest is there several times: the first of them is chosen, as by torch."""
-    logits = torch.randint(-9, 9, (5, vocabulary)).float().to(DEVICE)
+    logits = torch.randint(-9, 9, (6, vocabulary)).float().to(DEVICE)
     logits[2, 7] = logits[3, 39] = 20
     logits[4] = float("-inf")
-    barred = torch.tensor([True, False, True, False, True], device=DEVICE)
+    logits[5, 3] = float("nan")
+    barred = torch.tensor([True, False, True, False, True, False], device=DEVICE)
     end_ids = torch.tensor(ends, dtype=torch.int64, device=DEVICE)
-    memory = torch.full((6,), -1, device=DEVICE)
+    memory = torch.full((7,), -1, device=DEVICE)
     largest(memory[1:], logits, end_ids, barred)
-    wanted = logits.clone()
+    wanted = logits.nan_to_num(float("-inf"), neginf=float("-inf"))
     for row in (0, 2, 4):
         wanted[row, end_ids] = float("-inf")
     assert memory.tolist() == [-1, *wanted.argmax(-1).tolist()]

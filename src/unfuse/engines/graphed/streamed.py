@@ -71,7 +71,7 @@ class Streaming:
     inner: torch.Tensor
     partial: torch.Tensor
     counter: torch.Tensor
-    """int32 zero, left as zero."""
+    """int32, of meetings: begins at zero, and its top bit flips with each."""
     tickets: torch.Tensor
     """int32 zeros, left as zeros."""
 
