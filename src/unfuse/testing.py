@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,22 +100,37 @@ class FakeGpu:
         self.slow_s: dict[str, float] = {}
         self._idle_watts = idle_watts
         self._period_s = period_s
-        self._extra: list[tuple[float, float, float]] = []
+        self._works: list[tuple[float, float, float]] = []
+        """Begin in s, watts above idle, and joules above idle before it, of each work, in order."""
+        self._ends_s: list[float] = []
+        self._above_idle_j = 0.0
 
     def work(self, seconds: float, watts: float) -> None:
-        """Runs for so long at so much power, all told."""
+        """Run for so long at so much power, idle draw included."""
         start = self.clock.perf_counter()
         self.clock.sleep(seconds)
         self.worked_s += seconds
-        self._extra.append((start, self.clock.perf_counter(), watts - self._idle_watts))
+        above = watts - self._idle_watts
+        self._works.append((start, above, self._above_idle_j))
+        self._ends_s.append(self.clock.perf_counter())
+        self._above_idle_j += above * (self._ends_s[-1] - start)
+
+    def last_update_s(self) -> float:
+        """Return when the counter last moved."""
+        return self.clock.perf_counter() // self._period_s * self._period_s
 
     def energy_mj(self) -> int | Unread:
-        """As it was at the last step."""
+        """Return the energy up to the last update."""
         if self.unread is not None:
             return self.unread
-        at = self.clock.perf_counter() // self._period_s * self._period_s
+        at = self.last_update_s()
         joules = self._idle_watts * at
-        joules += sum(watts * (min(end, at) - start) for start, end, watts in self._extra if start < at)
+        done = bisect_right(self._ends_s, at)
+        if done == len(self._works):
+            joules += self._above_idle_j
+        else:  # the update fell into a work, or between two
+            start, above, before = self._works[done]
+            joules += before + above * max(0.0, at - start)
         return int(1000 * joules)
 
     def processes(self) -> tuple[GpuProcess, ...] | Unread:

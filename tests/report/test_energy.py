@@ -21,7 +21,7 @@ def test_stages_tokens_and_what_is_left_above_idle() -> None:
     rows = {name: numbers for name, *numbers in energy_rows(found)}
     # Idle for 2 s over 10 calls: 20 J of each call's 90.
     assert rows["decode"] == ["90.0", "2.0", "70.0"]
-    assert rows["a decoded token"] == ["2.00", "0.04", "1.56"]
+    assert rows["a decoded token"] == ["2.00", "0.05", "1.56"]  # the bound is rounded up
     assert rows["sum of stages"][0] == "101.0"
     assert found.output_token is not None
     assert found.output_token.joules == pytest.approx(101 / 46)
@@ -32,7 +32,7 @@ def test_a_reason_is_given_once_for_all_that_share_it() -> None:
     slow, other = "the counter is too slow", "it failed"
     line = of(missing={"load": slow, "encode": slow, "decode": other}, idle_watts=116.0)
     assert line == (
-        "Energy of one sample in J, whole board: none; idle 116 W. "
+        "Energy of one sample in J, whole board, ± a bound on what the counter's steps hide: none; idle 116 W. "
         "No number for load, encode: the counter is too slow. "
         "No number for decode: it failed."
     )

@@ -1,11 +1,18 @@
-"""Energy of a piece of work, from a counter that moves in steps.
+"""Measure the energy of a piece of work with a counter that moves in steps.
 
-The work is repeated until the window between two readings of the counter is long against its steps. A window begins
-at a change of the counter, so the reading there is exact. It ends where the work ends; the counter then lags behind
-by at most one step. That step, at the power drawn, over the number of calls, is the resolution stated beside every
-number. A window of too few steps gives no number.
+NVML's total energy is updated every 20 to 100 ms; between two updates it stands still. The true energy at a moment lies
+between the last update before that moment and the first one after it, because energy never falls. So the energy ``W``
+of the work from ``start`` to ``end`` is bounded by readings of the counter alone:
 
-What the board draws idle is part of what is measured, and measured beside it; nothing is taken off.
+    E(last update before end) - E(start)  <=  W  <=  E(first update after end) - E(start)
+
+The work starts when an update is seen, so ``E(start)`` is that update plus what the idle board drew until it was seen:
+at most the idle power times the time since the last reading without the update. The middle of the interval is the
+result and half its width the resolution: a bound for every power of the work, constant or not, every period of the
+counter and every phase. It assumes that an update is right when it appears, and that the power of the idle board did
+not rise between the two updates before ``start`` and ``start``.
+
+The energy of the idle board is part of the result and is measured beside it. Nothing is subtracted.
 """
 
 from __future__ import annotations
@@ -21,12 +28,15 @@ from unfuse.measure.nvml import Unread
 from unfuse.runs.schema import StageEnergy
 
 LEAST_STEPS: Final = 40
-"""Steps of the counter in a window: the last one, which may be missing, is then at most 2.5 % of it."""
+"""Counter steps in a window. The resolution is half a step, so at most 1.25 % of the energy of steady work."""
 LONGEST: Final = 4
-"""A window may be so many times longer than asked for where the counter is slow."""
+"""A slow counter may stretch the window to this multiple of the time asked for."""
 _IDLE_STEPS: Final = 20
 _IDLE_S: Final = 4.0
 _POLL_S: Final = 0.0005
+_ATTEMPTS: Final = 200
+_MJ: Final = 1
+"""The counter reports whole mJ, rounded down."""
 
 
 class Counter(Protocol):
@@ -58,22 +68,21 @@ class Steps:
 
 
 def counter_steps(counter: Counter, clock: Time = time) -> Steps | Unread:
-    """Watches the counter of an idle device for at most a few seconds."""
-    seen: list[tuple[float, int]] = []
+    """Watch the counter of an idle device for at most a few seconds."""
+    seen: list[_Update] = []
     until = clock.perf_counter() + _IDLE_S
     while len(seen) <= _IDLE_STEPS:
-        change = _next_change(counter, clock, until)
-        if isinstance(change, Unread):
+        update = _next_update(counter, clock, until - clock.perf_counter())
+        if isinstance(update, Unread):
             if len(seen) < 3:
-                return change
+                return update
             break
-        seen.append(change)
-    (first_s, first_mj), (last_s, last_mj) = seen[0], seen[-1]
+        seen.append(update)
     pairs = list(pairwise(seen))
     return Steps(
-        period_s=median(later - earlier for (earlier, _), (later, _) in pairs),
-        step_mj=median(later - earlier for (_, earlier), (_, later) in pairs),
-        idle_watts=(last_mj - first_mj) / 1000 / (last_s - first_s),
+        period_s=median(later.seen_s - earlier.seen_s for earlier, later in pairs),
+        step_mj=median(later.energy_mj - earlier.energy_mj for earlier, later in pairs),
+        idle_watts=(seen[-1].energy_mj - seen[0].energy_mj) / 1000 / (seen[-1].seen_s - seen[0].seen_s),
     )
 
 
@@ -86,7 +95,7 @@ def work_energy(
     seconds: float,
     clock: Time = time,
 ) -> StageEnergy | Unread:
-    """Energy of one call of ``work``.
+    """Measure the energy of one call of ``work``: the middle of an interval that holds it, and half the width.
 
     Args:
         counter: of the device that works.
@@ -103,40 +112,82 @@ def work_energy(
             f"more than {LONGEST} x --energy-seconds {seconds:g}"
         )
     wait()
-    begun = _next_change(counter, clock, clock.perf_counter() + 2 * LEAST_STEPS * steps.period_s)
-    if isinstance(begun, Unread):
-        return begun
-    begun_s, begun_mj = begun
+    patience_s = 2 * LEAST_STEPS * steps.period_s
+    aligned = _aligned_start(counter, clock, patience_s)
+    if isinstance(aligned, Unread):
+        return aligned
+    start, unseen_mj = aligned
     window, calls = max(seconds, needed), 0
-    while clock.perf_counter() - begun_s < window:
+    while clock.perf_counter() - start.seen_s < window:
         work()
         wait()
         calls += 1
-    ended_mj = counter.energy_mj()
-    taken = clock.perf_counter() - begun_s
-    if isinstance(ended_mj, Unread):
-        return ended_mj
-    joules = (ended_mj - begun_mj) / 1000
-    if joules <= 0:
-        return Unread(f"the counter did not move in {taken:.1f} s of work")
+    taken = clock.perf_counter() - start.seen_s
+    least_mj = counter.energy_mj()
+    if isinstance(least_mj, Unread):
+        return least_mj
+    end = _next_update(counter, clock, patience_s, standing_mj=least_mj)
+    if isinstance(end, Unread):
+        return end
+    low_mj = max(0.0, least_mj - start.energy_mj - _MJ - unseen_mj)
+    high_mj = end.energy_mj + _MJ - start.energy_mj
     return StageEnergy(
-        joules=joules / calls,
-        resolution_joules=joules / taken * (steps.period_s + 2 * _POLL_S) / calls,
+        joules=(low_mj + high_mj) / 2 / 1000 / calls,
+        resolution_joules=(high_mj - low_mj) / 2 / 1000 / calls,
         calls=calls,
         seconds=taken,
     )
 
 
-def _next_change(counter: Counter, clock: Time, until: float) -> tuple[float, int] | Unread:
-    """When the counter next changes, in s, and to what."""
-    before = counter.energy_mj()
-    if isinstance(before, Unread):
-        return before
-    while clock.perf_counter() < until:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Update:
+    """One update of the counter: it happened after ``unchanged_s`` and not later than ``seen_s``."""
+
+    unchanged_s: float
+    seen_s: float
+    energy_mj: int
+
+
+def _aligned_start(counter: Counter, clock: Time, patience_s: float) -> tuple[_Update, float] | Unread:
+    """Wait for an update of the idle device; return it and the most that the board drew until it was seen, in mJ."""
+    before = _next_update(counter, clock, patience_s)
+    for _ in range(_ATTEMPTS):
+        if isinstance(before, Unread):
+            return before
+        start = _next_update(counter, clock, patience_s)
+        if isinstance(start, Unread):
+            return start
+        standing_s, unseen_s = start.unchanged_s - before.seen_s, start.seen_s - start.unchanged_s
+        if standing_s >= unseen_s:
+            # Mean power of the step: its energy over the least time that it took.
+            return start, (start.energy_mj - before.energy_mj + _MJ) / standing_s * unseen_s
+        before = start  # the polling was interrupted
+    return Unread(f"the counter was never read in time: {_ATTEMPTS} updates were seen too late")
+
+
+def _next_update(
+    counter: Counter, clock: Time, patience_s: float, *, standing_mj: int | None = None
+) -> _Update | Unread:
+    """Poll until the counter moves.
+
+    Args:
+        counter: to read.
+        clock: where time comes from.
+        patience_s: a counter that stands still for so long, in s, does not move.
+        standing_mj: the reading to wait beyond; read first where it is not given.
+    """
+    until = clock.perf_counter() + patience_s
+    unchanged_s = clock.perf_counter()
+    standing = counter.energy_mj() if standing_mj is None else standing_mj
+    while not isinstance(standing, Unread):
+        asked_s = clock.perf_counter()
         now = counter.energy_mj()
         if isinstance(now, Unread):
             return now
-        if now != before:
-            return clock.perf_counter(), now
+        if now != standing:
+            return _Update(unchanged_s=unchanged_s, seen_s=clock.perf_counter(), energy_mj=now)
+        if asked_s >= until:
+            return Unread("the energy counter does not move")
+        unchanged_s = asked_s
         clock.sleep(_POLL_S)
-    return Unread("the energy counter does not move")
+    return standing

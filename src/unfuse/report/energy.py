@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from unfuse.runs.schema import Energy, Probes
 
@@ -14,7 +15,7 @@ class Joules:
 
     joules: float
     resolution_joules: float
-    """Either way, from the counter's steps alone; how much repeats differ is not in it."""
+    """Bound on the error that the counter's steps cause, either way. How much repeats differ is not part of it."""
     above_idle_joules: float | None = None
     """What is left without what the board would have drawn idle in the same time."""
 
@@ -86,7 +87,7 @@ def _sum(stages: Mapping[str, Joules]) -> Joules:
 
 
 def energy_rows(energy: EnergySummary) -> list[tuple[str, str, str, str]]:
-    """Name, joules, how far they can be off, and joules above idle, formatted."""
+    """Return name, joules, the bound on their error and joules above idle, formatted."""
     named: dict[str, Joules | None] = {
         **energy.stages,
         "sum of stages": energy.total,
@@ -107,7 +108,7 @@ def energy_line(energy: EnergySummary) -> str:
     for name, reason in energy.missing.items():
         without.setdefault(reason, []).append(name)
     missing = "".join(f" No number for {', '.join(names)}: {reason}." for reason, names in without.items())
-    return f"Energy of one sample in J, whole board: {each or 'none'}; idle {energy.idle_watts or 0:.0f} W.{missing}"
+    return f"Energy of one sample in J, whole board, ± a bound on what the counter's steps hide: {each or 'none'}; idle {energy.idle_watts or 0:.0f} W.{missing}"
 
 
 def _texts(value: Joules) -> tuple[str, str, str]:
@@ -115,5 +116,8 @@ def _texts(value: Joules) -> tuple[str, str, str]:
     digits = 1
     while value.resolution_joules and 10**-digits > value.resolution_joules and digits < 6:
         digits += 1
+    unit = 10.0**-digits
+    # Rounded outward, so that the printed interval holds the whole of the bound.
+    off = value.resolution_joules + abs(value.joules - round(value.joules, digits))
     above = "-" if value.above_idle_joules is None else f"{value.above_idle_joules:.{digits}f}"
-    return f"{value.joules:.{digits}f}", f"{value.resolution_joules:.{digits}f}", above
+    return f"{value.joules:.{digits}f}", f"{ceil(round(off / unit, 6)) * unit:.{digits}f}", above

@@ -94,7 +94,7 @@ def report_markdown(manifest: Manifest, summary: Summary) -> str:
 def _energy(summary: Summary) -> list[str]:
     energy = summary.energy
     lines = ["", f"### Energy of one sample, J ({cell(energy.source)})", ""]
-    lines += ["| | J | resolution, +- J | J above idle |", "|---|--:|--:|--:|"]
+    lines += ["| | J | off by at most, J | J above idle |", "|---|--:|--:|--:|"]
     lines += [f"| {' | '.join(map(cell, row))} |" for row in energy_rows(energy)]
     step = (
         f"Idle: {number(energy.idle_watts, 1)} W, in every J. The counter moves every "

@@ -188,12 +188,12 @@ class StageEnergy:
     """Energy of one stage of one sample, by repeating it."""
 
     joules: float
-    """Of the whole board for one call, what it draws idle among it."""
+    """Energy of the whole board for one call, idle draw included."""
     resolution_joules: float
-    """Most that ``joules`` can be off because the counter moves in steps, either way."""
+    """Bound: the steps of the counter can put ``joules`` off by at most this, either way."""
     calls: int
     seconds: float
-    """That all calls took together."""
+    """Time of all calls together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
