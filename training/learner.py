@@ -16,6 +16,7 @@ from torch.nn import functional
 from training.pixels import normalised
 from training.scenes import FRAMES, HEADS
 from unfuse.models.eventgpt import EventChatConfig, EventGPTForConditionalGeneration
+from unfuse.models.pretrained import from_pretrained
 from unfuse.samples.simulator import SHAPES
 
 _TRACK_WEIGHT = 4.0
@@ -26,7 +27,7 @@ class Learner(nn.Module):
 
     def __init__(self, checkpoint: Path, preprocessor: dict[str, list[float]], *, one_frame: bool = False):
         super().__init__()
-        config = EventChatConfig.from_pretrained(checkpoint)
+        config = from_pretrained(EventChatConfig, checkpoint)
         config.name_or_path = str(checkpoint)  # the tower is looked up beside it
         # As transformers' own annotations would have it, such a model has no `generate`.
         self.model: Any = EventGPTForConditionalGeneration(config)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from training.scenes import FRAMES, class_targets, track_targets
 from unfuse.models.eventgpt import EventGPTProcessor
 from unfuse.models.eventgpt.prompt import build_prompt, tokenize_prompt
+from unfuse.models.pretrained import from_pretrained
 from unfuse.samples.demo.dialogue import draw_turns
 from unfuse.samples.demo.scenes import Facts, Moving, demo_scene
 
@@ -29,7 +30,7 @@ class Tokens:
     """Prompts and answers to ids, each distinct text once."""
 
     def __init__(self, checkpoint: Path):
-        processor = EventGPTProcessor.from_pretrained(checkpoint)
+        processor = from_pretrained(EventGPTProcessor, checkpoint)
         self._tokenizer: Any = processor.tokenizer
         self._placeholder = (self._tokenizer.convert_tokens_to_ids("<ev_patch>"),) * (FRAMES + processor.num_patches)
         self._prompts: dict[str, list[int]] = {}

@@ -17,6 +17,7 @@ from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
 from unfuse.models.eventgpt.tower import resolve_tower
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
+from unfuse.models.pretrained import from_pretrained
 
 _RANDOM_PARAMETERS: Final = 7_080_000_000
 """LLaMA-7B, CLIP ViT-L/14, projector and adaptor, rounded up."""
@@ -29,7 +30,7 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
         CheckpointError: it is incomplete or damaged.
     """
     logging.disable_progress_bar()
-    model = EventChatModel.from_pretrained(folder, dtype=dtype)
+    model = from_pretrained(EventChatModel, folder, dtype=dtype)
     model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     front = _front(folder, model.config, model.dtype)
     rows = model.config.vocab_size
@@ -52,7 +53,7 @@ def front_of_folder(folder: Path, dtype: torch.dtype) -> EventGPTFront:
         CheckpointError: config, tokenizer or pixel settings are missing or damaged.
     """
     logging.disable_progress_bar()
-    config = EventChatConfig.from_pretrained(folder)
+    config = from_pretrained(EventChatConfig, folder)
     config.vision_config = config.vision_config or resolve_tower(config.mm_visual_tower, folder).vision_config
     return _front(folder, config, dtype)
 

@@ -37,6 +37,7 @@ from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
 from unfuse.extras import install_command
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
+from unfuse.models.pretrained import from_pretrained
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
 """By ``model_type``: families whose prompts are made here where they see CLIP's pixels."""
@@ -76,7 +77,7 @@ def front_of_folder(folder: Path, dtype: torch.dtype) -> HFFront:
     """
     logging.disable_progress_bar()
     try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: Any = from_pretrained(AutoConfig, folder)
         network = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -90,7 +91,7 @@ def _prompter(folder: Path, config: Any, network: Any) -> tuple[ClipPrompter | P
     """What makes pixels and prompts, and whether the model is shown videos."""
     kind = config.model_type
     if kind in _ADAPTERS and (settings := _clip_settings(folder)) is not None:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = from_pretrained(AutoTokenizer, folder)
         return _clip_prompter(config, tokenizer, settings, _chat_template(folder)), _ADAPTERS[kind].takes_video
     processor = _processor(folder)
     video = "video" in (network.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
@@ -202,9 +203,7 @@ def _cut(model: Any) -> tuple[LanguageModel | None, str | None]:
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        loaded: Any = from_pretrained(AutoModelForImageTextToText, folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = _short(error)
         raise CheckpointError(
@@ -268,7 +267,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _processor(folder: Path) -> Any:
     try:
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        return from_pretrained(AutoProcessor, folder)
     except ImportError as error:
         reason = _short(error)
         package = "torchvision" if "torchvision" in reason.lower() else reason

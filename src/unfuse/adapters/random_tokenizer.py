@@ -18,9 +18,10 @@ def tokenizer_with(*placeholders: str) -> Any:
 
     from unfuse.models.eventgpt import EventGPTProcessor
     from unfuse.models.eventgpt.prompt import build_prompt
+    from unfuse.models.pretrained import from_pretrained
     from unfuse.samples.demo import demo_checkpoint
 
-    tokenizer = EventGPTProcessor.from_pretrained(demo_checkpoint()).tokenizer
+    tokenizer = from_pretrained(EventGPTProcessor, demo_checkpoint()).tokenizer
     tokenizer.add_tokens(list(placeholders), special_tokens=True)
     words = dict.fromkeys(re.findall(r" ?\b[A-Za-z']+\b", re.sub(r"<\w+>", "", build_prompt(DEFAULT_QUESTION))))
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])

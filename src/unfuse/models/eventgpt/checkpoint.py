@@ -16,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
 from unfuse.errors import CheckpointError
+from unfuse.models.pretrained import refuse_kernels
 
 
 class StrictLoading:
@@ -30,6 +31,9 @@ class StrictLoading:
         """
         path = str(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
+        # With True, transformers would run a custom_generate/generate.py of the folder.
+        kwargs["trust_remote_code"] = False
+        refuse_kernels(path)
         verbosity = logging.get_verbosity()
         # The report that transformers logs says the same as the error below, and as advice.
         logging.set_verbosity_error()

@@ -19,6 +19,7 @@ from unfuse.models.eventgpt.configuration_eventgpt import EventChatConfig
 from unfuse.models.eventgpt.prompt import CHAT_TEMPLATE, EVENT_TOKEN, PATCH_TOKEN, tokenize_prompt
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, save_tokenizer
 from unfuse.models.eventgpt.tower import resolve_tower
+from unfuse.models.pretrained import from_pretrained
 
 
 def load_event_processor(path: str | Path, config: EventChatConfig) -> CLIPImageProcessorPil:
@@ -58,12 +59,18 @@ class EventGPTProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
-        """Works on the published layout, which has no preprocessor config of its own."""
+        """Load from the published layout, which has no preprocessor config of its own.
+
+        ``trust_remote_code`` is accepted and has no effect: no code of a checkpoint is run.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or asks for code of its own.
+        """
         path = pretrained_model_name_or_path
         config = kwargs.pop("config", None)
         kwargs.pop("trust_remote_code", None)
         if not isinstance(config, EventChatConfig):
-            config = AutoConfig.from_pretrained(path)
+            config = from_pretrained(AutoConfig, path)
         vision = config.vision_config or resolve_tower(config.mm_visual_tower, path).vision_config
         return cls(
             load_event_processor(path, config),

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from unfuse.errors import CheckpointError
 from unfuse.models.eventgpt.configuration_eventgpt import EventChatConfig
 from unfuse.models.eventgpt.prompt import END_TOKEN, PATCH_TOKEN, START_TOKEN
+from unfuse.models.pretrained import from_pretrained
 
 
 def load_tokenizer(path: str | Path, config: EventChatConfig, **kwargs: Any) -> Any:
@@ -20,13 +21,13 @@ def load_tokenizer(path: str | Path, config: EventChatConfig, **kwargs: Any) -> 
     A tokenizer without them would split ``<ev_start>`` into pieces silently.
 
     Raises:
-        CheckpointError: no readable tokenizer there.
+        CheckpointError: there is no readable tokenizer, or it needs code of its own.
     """
     written = _tokenizer_config(path)
     # transformers 4.37 reads an absent `legacy` as true, 5.x as false, and the ids differ.
     legacy = True if written.get("legacy") is None else bool(written["legacy"])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, legacy=legacy, **kwargs)
+        tokenizer = from_pretrained(AutoTokenizer, path, legacy=legacy, **kwargs)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             str(path),

@@ -1,0 +1,115 @@
+"""Load transformers' objects from a checkpoint folder without running code that the folder brings along.
+
+A checkpoint can name Python code in two ways: ``auto_map`` (classes in ``.py`` files of the folder or of another
+repository) and an attention or experts implementation that is a kernel on the hub. transformers runs the first after a
+prompt on stdin, ``echo y |`` included, and the second without one. All loading in this project goes through
+``from_pretrained``, which refuses both and names the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from unfuse.errors import CheckpointError
+
+_CONFIGS: Final = (
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+    "feature_extractor_config.json",
+    "generation_config.json",
+)
+_KERNEL_KEYS: Final = frozenset(
+    f"{prefix}{part}_implementation{suffix}"
+    for prefix in ("", "_")
+    for part in ("attn", "experts")
+    for suffix in ("", "_internal")
+)
+
+
+def from_pretrained(kind: Any, folder: str | Path, **kwargs: Any) -> Any:
+    """Return ``kind.from_pretrained(folder)`` with remote code refused.
+
+    An ``auto_map`` beside a class that transformers has itself is not needed and does no harm.
+
+    Args:
+        kind: a class of transformers or of this project that has ``from_pretrained``.
+        folder: the checkpoint.
+        **kwargs: passed on.
+
+    Raises:
+        CheckpointError: the checkpoint needs code of its own; the message names the file that says so.
+    """
+    refuse_kernels(folder)
+    try:
+        return kind.from_pretrained(folder, **(kwargs | {"trust_remote_code": False}))
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        path, classes = _own_code(folder, kind.__name__)
+        raise CheckpointError(
+            path,
+            found=f"code of the checkpoint's own ({classes})",
+            expected="classes that transformers brings: a checkpoint's code is never run",
+            fix="Use a checkpoint of the same model that loads without trust_remote_code",
+        ) from None
+
+
+def refuse_kernels(folder: str | Path) -> None:
+    """Raise where a config asks transformers to fetch a kernel from the hub and run it.
+
+    Raises:
+        CheckpointError: with the file, the key and the name of the kernel.
+    """
+    for path, config in _configs(folder):
+        for key, value in _entries(config):
+            if key in _KERNEL_KEYS and isinstance(value, str) and "/" in value:
+                raise CheckpointError(
+                    path,
+                    found=f"{key} {value!r}, code on the hub",
+                    expected="an implementation that transformers brings (sdpa, eager)",
+                    fix=f"Remove {key} from the file",
+                )
+
+
+def _own_code(folder: str | Path, kind: str) -> tuple[str, str]:
+    """Return the file whose ``auto_map`` is meant for a class, and what it maps to."""
+    found = [
+        (path, key, value)
+        for path, config in _configs(folder)
+        for name, mapped in _entries(config)
+        if name == "auto_map" and isinstance(mapped, dict)
+        for key, value in mapped.items()
+    ]
+    best = [entry for entry in found if entry[1] == kind] or found
+    if not best:
+        return str(folder), "an auto_map"
+    classes = ", ".join(f"{key}: {value}" for path, key, value in best if path == best[0][0])
+    return best[0][0], f"auto_map {classes}"
+
+
+def _configs(folder: str | Path) -> Iterator[tuple[str, Any]]:
+    for name in _CONFIGS:
+        path = Path(folder) / name
+        try:
+            yield str(path), json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # absent, or refused by whoever needs it
+            continue
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key and value of an object, nested ones included."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            yield from each.items()
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            waiting.extend(each)
