@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 
-# What is compiled at its first call takes longer then.
-settings.register_profile("unfuse", deadline=None)
-settings.load_profile("unfuse")
+from tests.examples import register_profiles
+
+register_profiles()
 
 if not torch.cuda.is_available():
     # Kernels then run in Triton's interpreter, one program after the other. Read where triton is imported.

@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from tests.examples import examples
 from unfuse.adapters import pixels as module
 from unfuse.adapters.pixels import ClipPixels
 from unfuse.adapters.resample import bicubic_axis
@@ -27,7 +28,7 @@ def reference(chosen, frames):
     return chosen(list(frames), return_tensors="np")["pixel_values"]
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(st.integers(5, 160), st.integers(1, 160), st.integers(16, 64), st.integers(0, 9), st.integers(0, 2**31))
 def test_every_size_gives_the_same_bits(height, width, edge, cut, seed):
     rng = np.random.default_rng(seed)

@@ -7,10 +7,10 @@ import tempfile
 import time
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.examples import examples
 from unfuse.feature_store import FeatureStore, folder
 from unfuse.features import pack
 
@@ -100,7 +100,7 @@ class Bounded(RuleBasedStateMachine):
             assert int(text) == found.entry_bytes
 
 
-Bounded.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+Bounded.TestCase.settings = examples(25, stateful_step_count=30)
 test_least_recently_used_goes_first = Bounded.TestCase
 
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tests.examples import examples
 from unfuse.report import Part, compare, comparison_markdown, print_comparison, summarise
 from unfuse.report.comparison_tables import OTHER_ENGINE, UNFAIR, remarks, tables
 from unfuse.report.statistics import ratio
@@ -62,7 +63,7 @@ def test_ratio_by_hand() -> None:
     assert ratio(a, {"x": 0.0}) is None
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(TIMES, st.floats(0.1, 10))
 def test_a_constant_factor_is_found_exactly(times: list[float], factor: float) -> None:
     b = {str(i): t for i, t in enumerate(times)}

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from tests.examples import examples
 from unfuse.adapters.registry import load
 from unfuse.errors import RunFolderError
 from unfuse.protocols import PROTOCOLS, BenchSettings, bench_several
@@ -175,7 +176,7 @@ def reads_line(document: Any) -> bool:
 @pytest.mark.parametrize(
     ("name", "kind"), [("run", Manifest), ("probes", Probes), ("comparison", ComparisonManifest)], ids=lambda x: str(x)
 )
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_schema_takes_what_the_reader_takes(made: Path, name: str, kind: type, data: st.DataObject) -> None:
     source = made if name == "comparison" else next(path.parent for path in made.glob("*decoupled*/run.json"))
@@ -183,7 +184,7 @@ def test_the_schema_takes_what_the_reader_takes(made: Path, name: str, kind: typ
     assert VALIDATORS[name].is_valid(document) == reads(kind, document), document
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_schema_takes_the_lines_that_the_reader_takes(made: Path, data: st.DataObject) -> None:
     source = data.draw(st.sampled_from(sorted(made.glob("*/samples.jsonl"))))
@@ -193,7 +194,7 @@ def test_the_schema_takes_the_lines_that_the_reader_takes(made: Path, data: st.D
     assert VALIDATORS["samples"].is_valid({**document, "line_crc32": 1}) == reads_line(document), document
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_summary_lacks_nothing(made: Path, data: st.DataObject) -> None:
     """No field of a summary of this version may be missing or unknown."""

@@ -8,9 +8,10 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from unfuse.errors import RunFolderError
 from unfuse.runs.answers_file import (
     AnswerRecord,
@@ -57,7 +58,7 @@ def test_what_is_written_is_read(path):
     assert writer.busy_s > 0
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(LINES, st.integers(0, 400))
 def test_a_torn_tail_is_passed_over_and_cut_off(tmp_path_factory, texts, cut):
     path = tmp_path_factory.mktemp("torn") / "answers.jsonl"
@@ -81,7 +82,7 @@ def test_damage_before_the_end_is_an_error(path):
         list(read_answers(path))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.booleans(), max_size=8), st.integers(0, 100))
 def test_failures_are_taken_out_and_answers_stay(tmp_path_factory, ok, cut):
     path = tmp_path_factory.mktemp("failed") / "answers.jsonl"

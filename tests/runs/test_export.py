@@ -14,9 +14,10 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from unfuse.errors import InputError, MissingPackageError, RunFolderError
 from unfuse.runs import ComparisonFolder, Manifest, RunFolder, SampleRecord, StageTime
 from unfuse.runs.export import check_export, export, to_csv, to_parquet
@@ -94,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     return lambda: root / str(len(list(root.iterdir())))
 
 
-ROUND_TRIP = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+ROUND_TRIP = examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @ROUND_TRIP

@@ -8,9 +8,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from unfuse.errors import DatasetError, FileAccessError
 from unfuse.events import event_frames, read_events
 from unfuse.samples import read_dataset
@@ -98,7 +99,7 @@ def test_one_frame_does_not_show_direction():
 
 
 @given(SEEDS)
-@settings(max_examples=40)
+@examples(40)
 def test_answers_are_sentences_of_10_to_60_tokens(seed):
     import sentencepiece
 

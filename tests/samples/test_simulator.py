@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from unfuse.errors import EventStreamError, InputError
 from unfuse.events import read_events
 from unfuse.samples.simulator import SHAPES, Camera, Flicker, Mover, Scene, driving_scene, simulate
@@ -72,7 +73,7 @@ def test_shapes_are_told_apart():
         replace(BOX, shape="cube")
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 2**32 - 1), st.floats(-200, 200), st.floats(-200, 200), st.floats(-2, 2))
 def test_the_fast_background_is_the_sum_of_its_waves(seed, pan_x, pan_y, zoom):
     """The matrix product against the waves themselves, pixel by pixel."""
@@ -109,7 +110,7 @@ def slow_rest(events, rest_us):
     return np.array(kept, np.int64).reshape(-1, 4).T
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 400), st.integers(1, 500), st.integers(0, 2**32 - 1))
 def test_rest_is_the_loop_over_events(count, rest_us, seed):
     rng = np.random.default_rng(seed)

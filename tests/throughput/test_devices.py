@@ -14,10 +14,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from tests.examples import examples
 from unfuse.errors import DeviceError, InputError
 from unfuse.report.schemas import schemas
 from unfuse.samples import Sample
@@ -199,7 +200,7 @@ def numbered(sizes):
     ]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.lists(st.integers(1, 4), max_size=30),
     st.lists(st.one_of(st.none(), st.integers(0, 12)), min_size=1, max_size=3),
@@ -218,7 +219,7 @@ def test_every_question_is_answered_once_as_long_as_one_device_lives(sizes, plan
         assert len(processes.deaths) <= len(died)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=40), st.sets(st.integers(0, 39), max_size=3), st.integers(1, 30)
 )

@@ -7,9 +7,10 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from unfuse.throughput.wire import Closed, receive, send
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8, torch.bool)
@@ -25,7 +26,7 @@ def sent(value):
     return found
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=4), st.text(), st.integers(0, 2**31))
 def test_values_with_tensors(dtype, shape, text, seed):
     tensor = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
