@@ -108,7 +108,8 @@ def energy_line(energy: EnergySummary) -> str:
     for name, reason in energy.missing.items():
         without.setdefault(reason, []).append(name)
     missing = "".join(f" No number for {', '.join(names)}: {reason}." for reason, names in without.items())
-    return f"Energy of one sample in J, whole board, ± a bound on what the counter's steps hide: {each or 'none'}; idle {energy.idle_watts or 0:.0f} W.{missing}"
+    title = "Energy of one sample in J, whole board, ± a bound on what the counter's steps hide"
+    return f"{title}: {each or 'none'}; idle {energy.idle_watts or 0:.0f} W.{missing}"
 
 
 def _texts(value: Joules) -> tuple[str, str, str]:
