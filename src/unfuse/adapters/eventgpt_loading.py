@@ -30,7 +30,7 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
         CheckpointError: it is incomplete or damaged.
     """
     logging.disable_progress_bar()
-    model = from_pretrained(EventChatModel, folder, dtype=dtype)
+    model: EventChatModel = from_pretrained(EventChatModel, folder, dtype=dtype)
     model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     front = _front(folder, model.config, model.dtype)
     rows = model.config.vocab_size
