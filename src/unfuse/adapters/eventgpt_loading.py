@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import torch
 from transformers.utils import logging
@@ -32,7 +32,7 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
     logging.disable_progress_bar()
     model: EventChatModel = from_pretrained(EventChatModel, folder, dtype=dtype)
     model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    front = _front(folder, model.config, model.dtype)
+    front = _front(folder, cast(EventChatConfig, model.config), model.dtype)
     rows = model.config.vocab_size
     if (wanted := model_vocabulary(front.tokenizer)) != rows:
         _resize(model, wanted)

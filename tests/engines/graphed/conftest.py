@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import pytest
 
 from tests.engines.graphed.small import DEVICE
-from unfuse.engines.graphed import products, ways
+from unfuse.engines.graphed import engine, products, ways
 from unfuse.engines.graphed.kernels import few_rows, matvec, tail_attention
 
 
@@ -26,6 +29,13 @@ def quicken(patch):
 
     patch.setattr(interpreter.InterpretedFunction, "__call__", call)
     patch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
+    of_scalar = cache(interpreter._get_np_dtype)  # it builds a table of all types for each operation
+
+    def numpy_type(given):
+        scalar = given.scalar
+        return np.dtype(np.uint64) if isinstance(scalar, tl.pointer_type) else of_scalar(scalar)
+
+    patch.setattr(interpreter, "_get_np_dtype", numpy_type)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +51,14 @@ def few_programs():
         patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
         patch.setattr(tail_attention, "CANDIDATES", (tail_attention.TailShape(2, 64, 8, 3),))
         patch.setattr(tail_attention, "IN_FLOAT32", tail_attention.TailShape(2, 64, 8, 3))
+        # Every engine compares itself on being made; these tests compare it themselves, on longer prompts.
+        patch.setattr(engine, "_COMPARED", 8)
         # One program for each of four key heads; the kinds with fewer share a head's positions out.
         patch.setattr(ways, "_PROGRAMS", 3)
         yield
+
+
+@pytest.fixture
+def compared_in_full(monkeypatch):
+    """An engine that is made compares itself on as many rows as outside the tests."""
+    monkeypatch.setattr(engine, "_COMPARED", few_rows.MOST_ROWS + 8)

@@ -308,6 +308,7 @@ def test_what_is_no_llama_is_refused_with_a_reason():
         find_llama(LanguageModel(sliding, model.head, sliding.embed_tokens, ()))
 
 
+@pytest.mark.usefixtures("compared_in_full")
 def test_what_looks_the_same_and_computes_something_else_is_found(monkeypatch):
     model = language()
     forward = type(model.decoder.layers[0]).forward
@@ -318,6 +319,7 @@ def test_what_looks_the_same_and_computes_something_else_is_found(monkeypatch):
         GraphedEngine(model)
 
 
+@pytest.mark.usefixtures("compared_in_full")
 def test_axes_in_another_order_are_found(monkeypatch):
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     decoder = Qwen2VLTextModel(Qwen2VLTextConfig(**SIZES, num_key_value_heads=2, rope_parameters=rope))

@@ -38,6 +38,8 @@ from unfuse.stages import Prefilled, Prompt, Sampling
 
 _APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative distance of logits from the model's own at which both compute the same."""
+_COMPARED: Final = MOST_ROWS + 8
+"""Rows of the prompts that a new engine is compared on: over the border between few and many rows."""
 _ROOM: Final = 64
 """Positions beyond a prompt's, until it is known how long an answer may be."""
 _ROOM_ON_HOST: Final = 2**30
@@ -311,7 +313,7 @@ class GraphedEngine:
         """
         language, weight = self._language, self._network.llama.embedding
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(len(weight), (MOST_ROWS + 8,), generator=generator).to(weight.device)
+        ids = torch.randint(len(weight), (_COMPARED,), generator=generator).to(weight.device)
         asked, tokens = Sampling(ignore_eos=True), ids[:3].tolist()
 
         def prompt(length: int) -> Prompt:
@@ -320,7 +322,7 @@ class GraphedEngine:
             if (axes := self._network.axes) > 1:
                 # Where all axes agree, it would not show which one turns what.
                 count = torch.arange(length, device=ids.device)
-                positions = torch.stack([count + 7 * axis * (count < MOST_ROWS // 2) for axis in range(axes)])[:, None]
+                positions = torch.stack([count + 7 * axis * (count < _COMPARED // 2) for axis in range(axes)])[:, None]
             embeds = language.embed(ids[:length])[None]
             return Prompt(inputs_embeds=embeds, token_keys=keys, position_ids=positions)
 
