@@ -69,7 +69,8 @@ def test_a_mirror_exchanges_left_and_right():
 
 
 def test_training_goes_on_where_it_was_cut_off(tmp_path, quick, monkeypatch):
-    whole = train.train(tmp_path / "whole", RECIPE, CPU, workers=0)
+    data = tmp_path / "scenes"  # simulated once for all three
+    whole = train.train(tmp_path / "whole", RECIPE, CPU, workers=0, data=data)
     keep = train._keep
 
     def cut(path, learner, optimiser, step):
@@ -78,9 +79,9 @@ def test_training_goes_on_where_it_was_cut_off(tmp_path, quick, monkeypatch):
 
     monkeypatch.setattr(train, "_keep", cut)
     with pytest.raises(KeyboardInterrupt):
-        train.train(tmp_path / "cut", RECIPE, CPU, workers=0)
+        train.train(tmp_path / "cut", RECIPE, CPU, workers=0, data=data)
     monkeypatch.setattr(train, "_keep", keep)
-    again = train.train(tmp_path / "cut", RECIPE, CPU, workers=0)
+    again = train.train(tmp_path / "cut", RECIPE, CPU, workers=0, data=data)
     one, other = (EventGPTForConditionalGeneration.from_pretrained(p).state_dict() for p in (whole, again))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
