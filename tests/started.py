@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -95,9 +97,16 @@ class Started:
         return self._process.exitcode
 
 
-def unfuse(*arguments: str, folder: Path) -> Started:
-    """The command ``unfuse`` with these arguments."""
-    return Started(_command, *arguments, folder=folder)
+def unfuse(*arguments: str, folder: Path, hold: tuple[str, int] | None = None) -> Started:
+    """The command ``unfuse`` with these arguments.
+
+    Args:
+        arguments: of the command.
+        folder: what it prints lies there.
+        hold: a method as ``module:Class.method``, and a number of calls. The next call waits for ever, so that what
+            the test does to the process comes in the middle of its work.
+    """
+    return Started(_command, hold, *arguments, folder=folder)
 
 
 def _begin(
@@ -117,8 +126,24 @@ def _begin(
     function(*arguments)
 
 
-def _command(*arguments: str) -> None:
+def _command(hold: tuple[str, int] | None, *arguments: str) -> None:
     from unfuse.cli import main
 
+    if hold is not None:
+        _hold(*hold)
     sys.argv = ["unfuse", *arguments]
     main()
+
+
+def _hold(name: str, calls: int) -> None:
+    module, _, qualified = name.partition(":")
+    owner_name, _, method = qualified.partition(".")
+    owner = getattr(importlib.import_module(module), owner_name)
+    original, counted = getattr(owner, method), itertools.count()
+
+    def held(*given: Any, **named: Any) -> Any:
+        while next(counted) >= calls:
+            time.sleep(0.01)
+        return original(*given, **named)
+
+    setattr(owner, method, held)
