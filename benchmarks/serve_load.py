@@ -166,7 +166,7 @@ async def _user(
     client: openai.AsyncOpenAI, number: int, recordings: Recordings, seen: Seen, stop: float, questions: int
 ) -> None:
     model = (await client.models.list()).data[0].id
-    while time.monotonic() < stop:
+    while True:  # once at least, however slow the machine is
         try:
             started = time.perf_counter()
             scene = await client.files.create(file=("recording.npy", recordings.next()), purpose="user_data")
@@ -178,6 +178,8 @@ async def _user(
                     break
         except Exception as error:  # noqa: BLE001  # whatever it is, it is counted and fails the run
             seen.errors[f"{type(error).__name__}: {error}"[:200]] += 1
+        if time.monotonic() > stop:
+            return
 
 
 async def _ask(client: openai.AsyncOpenAI, model: str, scene: str, question: str, seen: Seen, *, stream: bool) -> None:

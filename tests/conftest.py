@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.examples import register_profiles
+from unfuse.measure import host_time
+from unfuse.testing import FakeTime
 
 register_profiles()
 
@@ -20,10 +22,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
-CLOCK = (
-    "cli/test_live.py", "measure", "verification/test_hooks_steady.py", "verification/test_timing.py",
-)  # fmt: skip
-"""Files and folders whose tests look at a clock: another test beside them would be seen."""
 LONG = (
     "training", "engines/graphed", "throughput", "test_benchmarks.py", "cli", "protocols", "serving", "docs",
     "test_api.py", "report/html",
@@ -33,9 +31,6 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if _under(item, CLOCK):
-            item.add_marker("clock")
     items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if _under(item, (name,))), len(LONG)))
 
 
@@ -50,6 +45,14 @@ def cache(tmp_path_factory):
     os.environ["UNFUSE_CACHE"] = os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
     del os.environ["UNFUSE_CACHE"], os.environ["XDG_CACHE_HOME"]
+
+
+@pytest.fixture
+def fake_time(monkeypatch):
+    """The time of every stage clock: it moves only when a test moves it."""
+    made = FakeTime()
+    monkeypatch.setattr(host_time, "now_ns", made.perf_counter_ns)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,32 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["unfuse.cli.bench", "unfuse.cli.run", "unfuse.adapters.eventgpt_loading"])
 
 
-def wait_for(true: Callable[[], object], seconds: float = 20.0) -> None:
-    """Until something has come about."""
+PATIENCE_S = 300.0
+"""Guard against hanging: nothing that a test waits for takes so long, however busy the machine is."""
+
+
+def wait_for(true: Callable[[], object], seconds: float = PATIENCE_S) -> None:
+    """Wait until a condition holds; fail after minutes, where it never will."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not come to be"
         time.sleep(0.01)
+
+
+@contextmanager
+def not_hanging(seconds: int = int(PATIENCE_S)) -> Iterator[None]:
+    """Fail where the body takes minutes. It says nothing about speed. Main thread only."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError(f"it still runs after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Started:
@@ -46,7 +69,7 @@ class Started:
         """What it has said on stderr so far."""
         return self._printed[1].read_text() if self._printed[1].exists() else ""
 
-    def wait_until(self, come: Callable[[], object], seconds: float = 120) -> bool:
+    def wait_until(self, come: Callable[[], object], seconds: float = PATIENCE_S) -> bool:
         """Until something has come about, the process has ended, or time is up; whether it still runs."""
         deadline = time.monotonic() + seconds
         while not come() and self._process.is_alive() and time.monotonic() < deadline:
@@ -67,16 +90,23 @@ class Started:
             self._process.kill()
         self.wait()
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = PATIENCE_S) -> int:
         """Its exit code; a signal's is negative."""
         self._process.join(seconds)
         assert self._process.exitcode is not None, "it still runs"
         return self._process.exitcode
 
 
-def unfuse(*arguments: str, folder: Path) -> Started:
-    """The command ``unfuse`` with these arguments."""
-    return Started(_command, *arguments, folder=folder)
+def unfuse(*arguments: str, folder: Path, hold: tuple[str, int] | None = None) -> Started:
+    """The command ``unfuse`` with these arguments.
+
+    Args:
+        arguments: of the command.
+        folder: what it prints lies there.
+        hold: a method as ``module:Class.method``, and a number of calls. The next call waits for ever, so that what
+            the test does to the process comes in the middle of its work.
+    """
+    return Started(_command, hold, *arguments, folder=folder)
 
 
 def _begin(
@@ -96,8 +126,24 @@ def _begin(
     function(*arguments)
 
 
-def _command(*arguments: str) -> None:
+def _command(hold: tuple[str, int] | None, *arguments: str) -> None:
     from unfuse.cli import main
 
+    if hold is not None:
+        _hold(*hold)
     sys.argv = ["unfuse", *arguments]
     main()
+
+
+def _hold(name: str, calls: int) -> None:
+    module, _, qualified = name.partition(":")
+    owner_name, _, method = qualified.partition(".")
+    owner = getattr(importlib.import_module(module), owner_name)
+    original, counted = getattr(owner, method), itertools.count()
+
+    def held(*given: Any, **named: Any) -> Any:
+        while next(counted) >= calls:
+            time.sleep(0.01)
+        return original(*given, **named)
+
+    setattr(owner, method, held)

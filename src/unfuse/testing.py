@@ -41,21 +41,27 @@ class AsyncDevice:
     ``launch`` returns at once, as a kernel launch does; ``synchronize`` waits for the queue to drain.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Time = time) -> None:
+        """Starts with an empty queue.
+
+        Args:
+            clock: where time comes from. With a ``FakeTime``, ``synchronize`` moves it and nothing waits.
+        """
+        self.clock = clock
         self._drained = 0.0
 
     def launch(self, milliseconds: float) -> None:
         """Puts work on the queue."""
-        self._drained = max(self._drained, time.perf_counter()) + milliseconds / 1000
+        self._drained = max(self._drained, self.clock.perf_counter()) + milliseconds / 1000
 
     def synchronize(self) -> None:
         """Waits for the end of the queue."""
-        while (rest := self._drained - time.perf_counter()) > 0:
-            time.sleep(rest)
+        while (rest := self._drained - self.clock.perf_counter()) > 0:
+            self.clock.sleep(rest)
 
     def record(self) -> Any:
         """When the present end of the queue is reached, in seconds."""
-        return max(self._drained, time.perf_counter())
+        return max(self._drained, self.clock.perf_counter())
 
     def elapsed_ms(self, start: float, end: float) -> float:
         """Between two marks."""
@@ -71,6 +77,10 @@ class FakeTime:
     def perf_counter(self) -> float:
         """In s."""
         return self.now
+
+    def perf_counter_ns(self) -> int:
+        """In ns: the replacement of ``unfuse.measure.host_time.now_ns``."""
+        return round(self.now * 1e9)
 
     def sleep(self, seconds: float, /) -> None:
         """Moves on at once."""

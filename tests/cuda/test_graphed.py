@@ -31,6 +31,8 @@ APART = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 """Largest relative distance of features of one scene, encoded in batches of other sizes."""
 WORKSPACE = 34 << 20
 """Bytes a stream, as PyTorch gives the library on Hopper (33 MiB on an H200); engine and caller have a stream each."""
+TIMING = ("timing-additive", "hooks-agree", "steady")
+"""Checks of ``verify`` that read the clock: other work beside a test fails them."""
 CHECKS = [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]
 
 
@@ -114,13 +116,26 @@ def rows(verification):
     return {row.name: row for row in verification.results}
 
 
+def failed(found, *, timing=False):
+    return {name: row for name, row in found.items() if row.status == "fail" and (name in TIMING) == timing}
+
+
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_demo(name):
     with load("demo", device="cuda", dtype=name) as model:
         assert model.engine.name == "graphed", model.notes
         found = rows(verify_model(model, demo_sample("demo:0"), max_new_tokens=24))
-    assert {key: row for key, row in found.items() if row.status == "fail"} == {}
+    assert failed(found) == {}
     assert [key for key, row in found.items() if row.status == "skip"] == ["golden"]
+
+
+@pytest.mark.clock
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_timing_of_the_demo(name):
+    with load("demo", device="cuda", dtype=name) as model:
+        found = rows(verify_model(model, demo_sample("demo:0"), max_new_tokens=24))
+    assert failed(found, timing=True) == {}
+    assert found.keys() >= set(TIMING)
 
 
 def test_golden_checkpoint(golden_dir):
@@ -128,7 +143,7 @@ def test_golden_checkpoint(golden_dir):
     with load(str(checkpoint), device="cuda", dtype="float32") as model:
         assert model.engine.name == "graphed", model.notes
         found = rows(verify_model(model, demo_sample("demo:0"), max_new_tokens=24, reference=read_golden(golden_dir)))
-    assert {key: row for key, row in found.items() if row.status == "fail"} == {}
+    assert failed(found) == {}
     assert found["golden"].status == "pass", found["golden"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ import unfuse.measure.isolation
 import unfuse.protocols.probing
 import unfuse.verification
 from unfuse.cli import run
-from unfuse.measure.ceilings import measure_ceilings
 from unfuse.protocols import BenchSettings
 from unfuse.report.statistics import Drift, balance
 from unfuse.report.verdict import (
@@ -31,7 +30,7 @@ from unfuse.report.verdict import (
     protocol_reasons,
     reasons_against,
 )
-from unfuse.runs.schema import Probes, SampleRecord, StageTime
+from unfuse.runs.schema import Ceilings, Probes, SampleRecord, StageTime
 
 ROOT = Path(__file__).parents[2]
 HOW_TO = ROOT / "docs" / "how-to"
@@ -41,7 +40,8 @@ _NUMBER = r"[-+]?\d[\d.,]*"
 ANY = re.compile(rf"\.\.\.|(?<=VERDICT: )VALID|{_NUMBER}(?: {_NUMBER})*")
 """What a shown line need not have in common with the printed one; a run of numbers is one."""
 STANDS_FOR = {"...": ".*", "VALID": "(IN)?VALID"}
-CEILINGS = cache(measure_ceilings)
+CEILINGS = Ceilings(bytes_per_s=47e9, flops_per_s=0.204e12)
+"""Of the machine that the pages show: whether a stage is bound by memory or by arithmetic depends on them."""
 NOISY = ("timing_additive", "hooks_agree", "steady")
 
 
@@ -98,7 +98,7 @@ def folder(tmp_path, monkeypatch):
     from unfuse.samples.demo import demo_sample
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(unfuse.protocols.probing, "measure_ceilings", CEILINGS)
+    monkeypatch.setattr(unfuse.protocols.probing, "measure_ceilings", lambda *_: CEILINGS)
     for limit in ("LOAD_A_CORE", "BUSY_CPU_PCT"):  # the pages show a machine without other work
         monkeypatch.setattr(unfuse.measure.isolation, limit, float("inf"))
     monkeypatch.setattr(unfuse.api, "BenchSettings", partial(BenchSettings, noise_repeats=3))

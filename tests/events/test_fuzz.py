@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 import resource
-import time
 from collections import Counter
 
 import numpy as np
 
 from tests.events.formats import write_all
+from tests.started import not_hanging
 from unfuse.errors import InputError
 from unfuse.events import EventStream, read_events
 from unfuse.testing import synthetic_stream
 
 FILES = int(os.environ.get("UNFUSE_FUZZ_FILES", "1500"))
-SECONDS = 10.0
 MEGABYTES = 600
 
 
@@ -65,9 +64,9 @@ def test_no_damage_crashes_hangs_or_escapes_the_tree(tmp_path):
     for number in range(FILES):
         data = damaged(originals[number % len(originals)], rng)
         path.write_bytes(data)
-        start = time.monotonic()
         try:
-            stream = read_events(path)
+            with not_hanging():
+                stream = read_events(path)
         except InputError as error:
             outcomes[type(error).__name__] += 1
             lines.add(str(error).count("\n"))
@@ -75,7 +74,6 @@ def test_no_damage_crashes_hangs_or_escapes_the_tree(tmp_path):
             assert isinstance(stream, EventStream)
             assert len(stream.t) == len(stream.x) == len(stream.y) == len(stream.p) > 0
             outcomes["events"] += 1
-        assert time.monotonic() - start < SECONDS, (number, data[:40])
     assert lines == {0}, "a message is one line"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     assert grown < MEGABYTES, f"{grown:.0f} MB more"

@@ -7,11 +7,11 @@ import os
 import pickle
 import random
 import struct
-import time
 
 import numpy as np
 import pytest
 
+from tests.started import not_hanging
 from unfuse.errors import EventFileError, UnfuseError, UnsafeFileError
 from unfuse.events import read_events, write_eventgpt_npy
 from unfuse.events.pickled_arrays import load_pickled_arrays
@@ -183,11 +183,9 @@ CRASHER = VOID + b"(I3\nX\x01\x00\x00\x00|N(X\x01\x00\x00\x00at(dX\x01\x00\x00\x
     ],
 )
 def test_forged_pickles(tmp_path, name, data):
-    started = time.perf_counter()
-    with pytest.raises(EventFileError) as error:
+    with not_hanging(), pytest.raises(EventFileError) as error:
         read_events(put(tmp_path, npy(data)))
     assert "\n" not in str(error.value)
-    assert time.perf_counter() - started < 5, name
 
 
 def test_nested_references_do_not_unfold(tmp_path):
@@ -195,10 +193,8 @@ def test_nested_references_do_not_unfold(tmp_path):
     data = b"(]q\x00"
     for level in range(10):
         data += b"](" + b"h" + bytes([level]) + (b"h" + bytes([level])) * 99 + b"eq" + bytes([level + 1])
-    started = time.perf_counter()
-    with pytest.raises(UnsafeFileError, match="nested too deep or too large"):
+    with not_hanging(), pytest.raises(UnsafeFileError, match="nested too deep or too large"):
         read_events(put(tmp_path, npy(data + b"l.")))
-    assert time.perf_counter() - started < 5
 
 
 def test_shared_array_is_built_once():

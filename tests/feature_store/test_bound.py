@@ -68,7 +68,8 @@ class Bounded(RuleBasedStateMachine):
         assert (found is not None) == (number in self.used)
         if found is not None:
             assert found.digest == features(number).digest
-            assert time.time() - self.stores[by].place(found.provenance).stat().st_mtime < 60, "noted as used"
+            noted = self.stores[by].place(found.provenance).stat().st_mtime_ns
+            assert noted > (self.clock + 1) * 10**9, "noted as used: now, and not at a time of this test's own"
             self.used_now(number)
 
     @precondition(lambda self: self.used)

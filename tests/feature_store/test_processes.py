@@ -21,7 +21,7 @@ def test_a_storm_leaves_a_sound_store(tmp_path):
     """Nobody ever sees half an entry, nobody fails, the bound holds, and what killed processes left goes."""
     place = tmp_path / "store"
     done = subprocess.run(
-        [sys.executable, str(STORM), str(place)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(STORM), str(place)], capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

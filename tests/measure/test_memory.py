@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from tests.started import wait_for
 from unfuse.measure.memory import MemoryClock, MemoryTrack, memory_meter
 from unfuse.runs.schema import StageMemory
 
@@ -59,10 +60,13 @@ def test_every_stage_is_read_once():
 
 
 class Rising:
-    """Holds one byte more at each reading."""
+    """Holds one byte more at each reading, which takes 10 ms of its clock."""
 
     source = "a count"
     bytes_held = 0
+
+    def __init__(self, clock):
+        self.clock = clock
 
     def reset_peak(self):
         pass
@@ -71,30 +75,31 @@ class Rising:
         return StageMemory(peak_bytes=self.bytes_held, resident_bytes=self.bytes_held)
 
     def held(self):
+        self.clock.sleep(0.01)
         self.bytes_held += 1
         return self.bytes_held
 
 
-def test_memory_over_time():
-    with MemoryTrack(Rising(), time.perf_counter_ns()) as track:
-        time.sleep(0.1)
-        track.note()
-    times = [ms for ms, _ in track.readings]
-    assert times == sorted(times)
-    assert len(track.readings) > 5, "it is read while the body runs"
-    assert 0 <= times[0] < 50
-    assert times[-1] >= 100
-    count = len(track.readings)
-    time.sleep(0.03)
-    assert len(track.readings) == count, "nobody reads any more"
-
-
-def test_a_long_track_gives_up_every_other_reading(monkeypatch):
-    monkeypatch.setattr("unfuse.measure.memory._MOST_READINGS", 8)
+@pytest.fixture
+def rising(fake_time, monkeypatch):
     monkeypatch.setattr("unfuse.measure.memory._EVERY_S", 0.001)
-    with MemoryTrack(Rising()) as track:
-        time.sleep(0.1)
-    assert len(track.readings) < 12
+    return Rising(fake_time)
+
+
+def test_memory_over_time(rising):
+    with MemoryTrack(rising) as track:
+        wait_for(lambda: rising.bytes_held > 5)  # it is read while the body runs
+        track.note()
+    assert [held for _, held in track.readings] == list(range(1, rising.bytes_held + 1))
+    assert [ms for ms, _ in track.readings] == pytest.approx([10 * i for i in range(rising.bytes_held)])
+    assert "memory" not in [thread.name for thread in threading.enumerate()], "nobody reads any more"
+
+
+def test_a_long_track_gives_up_every_other_reading(rising, monkeypatch):
+    monkeypatch.setattr("unfuse.measure.memory._MOST_READINGS", 8)
+    with MemoryTrack(rising) as track:
+        wait_for(lambda: rising.bytes_held > 24)
+    assert 4 <= len(track.readings) < 12
 
 
 def test_what_the_process_holds_now():

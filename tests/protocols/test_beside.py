@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from functools import partial
 
 import pytest
 
@@ -22,6 +22,26 @@ from unfuse.staged_model import StagedModel
 from unfuse.testing import FakeGpu
 
 QUICK = {"max_new_tokens": 4, "num_warmups": 0, "noise_repeats": 0, "balance_seconds": 0.0, "energy_seconds": 0.0}
+
+
+class Paced(StagedModel):
+    """Each call takes 10 ms of a clock."""
+
+    def __init__(self, model, clock):
+        super().__init__("paced", model.adapter, model.engine)
+        self.clock = clock
+
+
+def _paced(name):
+    def call(self, *given, **named):
+        self.clock.sleep(0.01)
+        return getattr(StagedModel, name)(self, *given, **named)
+
+    return call
+
+
+for _name in ("load", "preprocess", "encode", "prefill", "decode", "fused"):
+    setattr(Paced, _name, _paced(_name))
 
 
 class QuietHost:
@@ -76,7 +96,8 @@ def bench(model, dataset, guard, *, output=None, protocol="decoupled", resume=Fa
 
 
 @pytest.mark.parametrize("protocol", ["decoupled", "fused"])
-def test_steps_of_typical_samples_in_no_statistic(demo_model, dataset, guard, protocol):
+def test_steps_of_typical_samples_in_no_statistic(demo_model, dataset, guard, protocol, monkeypatch):
+    monkeypatch.setattr("unfuse.protocols.steps._MOST_SECONDS", float("inf"))
     run = bench(demo_model, dataset, guard, protocol=protocol)
     steps = run.probes.steps
     assert {each.sample_id for each in steps} == {"demo:0", "demo:1"}
@@ -108,11 +129,12 @@ def test_typical_samples():
     assert typical_samples(records[-2:]) == []
 
 
-def test_energy_of_every_stage_in_records_and_report(demo_model, dataset, host, tmp_path):
-    """Constant power, real time: joules are watts by seconds."""
-    gpu = FakeGpu(idle_watts=100, period_s=0.002, clock=time)
+def test_energy_of_every_stage_in_records_and_report(demo_model, dataset, host, tmp_path, monkeypatch):
+    """Constant power: joules are watts by seconds."""
+    gpu = FakeGpu(idle_watts=100, period_s=0.002)
     guard = IsolationGuard(host=host, gpu=gpu, sleep=lambda _: None)
-    run = bench(demo_model, dataset, guard, output=tmp_path / "r", energy_seconds=0.1)
+    monkeypatch.setattr("unfuse.protocols.probing.stage_energy", partial(stage_energy, clock=gpu.clock))
+    run = bench(Paced(demo_model, gpu.clock), dataset, guard, output=tmp_path / "r", energy_seconds=0.1)
     energy = read_run(tmp_path / "r").probes.energy
     assert energy == run.probes.energy
     assert set(energy.stages) == set(STAGES)
@@ -135,9 +157,10 @@ def test_energy_of_every_stage_in_records_and_report(demo_model, dataset, host, 
 
 @pytest.mark.parametrize("protocol", ["hooked", "reencode"])
 def test_energy_of_other_protocols_is_of_their_stages(demo_model, dataset, host, protocol):
-    gpu = FakeGpu(idle_watts=100, period_s=0.001, clock=time)
+    gpu = FakeGpu(idle_watts=100, period_s=0.001)
     settings = BenchSettings(**{**QUICK, "energy_seconds": 0.05})
-    found = stage_energy(protocol, demo_model, dataset.samples[0], settings, gpu, HostTimer())
+    model = Paced(demo_model, gpu.clock)
+    found = stage_energy(protocol, model, dataset.samples[0], settings, gpu, HostTimer(), gpu.clock)
     assert set(found.stages) == set(PROTOCOL_STAGES[protocol])
 
 
@@ -164,7 +187,7 @@ def test_a_counter_too_slow_for_the_window(demo_model, dataset, gpu):
 
 
 def test_a_stage_that_fails_leaves_the_others_their_numbers(demo_model, dataset):
-    class Fails(StagedModel):
+    class Fails(Paced):
         calls = 0
 
         def encode(self, source):
@@ -173,10 +196,10 @@ def test_a_stage_that_fails_leaves_the_others_their_numbers(demo_model, dataset)
                 raise RuntimeError("CUDA error: out of memory")
             return super().encode(source)
 
-    gpu = FakeGpu(idle_watts=100, period_s=0.001, clock=time)
+    gpu = FakeGpu(idle_watts=100, period_s=0.001)
     settings = BenchSettings(**{**QUICK, "energy_seconds": 0.05})
-    model = Fails("fails", demo_model.adapter, demo_model.engine)
-    found = stage_energy("decoupled", model, dataset.samples[0], settings, gpu, HostTimer())
+    model = Fails(demo_model, gpu.clock)
+    found = stage_energy("decoupled", model, dataset.samples[0], settings, gpu, HostTimer(), gpu.clock)
     assert found.missing == {"encode": "RuntimeError: CUDA error: out of memory"}
     assert set(found.stages) == {"load", "preprocess", "prefill", "decode"}
 

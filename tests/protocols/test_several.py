@@ -137,7 +137,9 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     for _ in range(4):
         resume = ["--resume"] if (folder / "comparison.json").exists() else []
         process = started.unfuse(*arguments, *resume, folder=tmp_path)
-        time.sleep(rng.uniform(0.5, 5))
+        more = len(list(folder.rglob("samples.jsonl"))) + rng.randrange(1, 3)
+        process.wait_until(lambda more=more: len(list(folder.rglob("samples.jsonl"))) >= more)
+        time.sleep(rng.uniform(0, 0.5))  # anywhere in a model's run
         process.kill()
         for part in sorted(folder.glob("0*")) if folder.exists() else []:
             now = (part / "samples.jsonl").read_text().split("\n")[:-1]

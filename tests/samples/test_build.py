@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import h5py
@@ -16,6 +15,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from tests.started import wait_for
 from unfuse.cli import run
 from unfuse.errors import DatasetError, InputError
 from unfuse.events import event_frames, read_events, write_eventgpt_npy
@@ -107,13 +107,14 @@ def test_again_changes_nothing_and_processes_do_not_matter(tmp_path):
         write_dataset(tmp_path / "one", plan(find_recordings(tmp_path), Cut(window_us=200_000)))
 
 
-@pytest.mark.parametrize("seconds", [0.5, 2.5])
-def test_a_killed_build_is_finished_by_the_same_command(tmp_path, seconds):
+@pytest.mark.parametrize("files", [0, 3])
+def test_a_killed_build_is_finished_by_the_same_command(tmp_path, files):
+    """Killed once there is a folder, and once there are some files in it."""
     write_sequence(tmp_path)
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-m", "unfuse", "dataset", "build", str(tmp_path / "test"), str(out), "--window", "20ms"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    time.sleep(seconds)
+    wait_for(lambda: out.exists() and sum(1 for path in out.rglob("*") if path.is_file()) >= files)
     os.killpg(process.pid, 9)
     process.wait()
     assert run([*command[3:], "--workers", "1"]) == 0

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,19 @@ import httpx
 import openai
 import pytest
 
+from tests.started import PATIENCE_S, wait_for
+from unfuse.engines.batching import TurnByTurn
 from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_media
+from unfuse.serving import guard
 from unfuse.serving.server import bind, serve, url_of
 from unfuse.serving.settings import ServeSettings
 
-READY_S = 60.0
-OPENING_S = 2.0
-"""What clients of ``served`` have for a head, and for each gap."""
+from .holding import holding
+
+OPENING_S = 1000.0
+"""What clients of ``served`` have for a head, and for each gap: it passes only by ``Served.passes``."""
+TIMEOUT_S = 5000.0
+"""What a request to ``served`` may take."""
 
 
 class Served:
@@ -48,21 +53,40 @@ class Served:
         self._thread.start()
         wait_until_ready(self.url)
         self.server, self.service = parts
+        self._passed_s = 0.0
+        self._loop = self.service.engine._loop
+        real_s = self._loop.time
+        self._loop.time = lambda: real_s() + self._passed_s
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=30)
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.token or "none", max_retries=0, timeout=30)
+        # A connection that is kept could be closed by the server just as it is used again.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S, limits=limits)
+        self.openai = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=self.token or "none", max_retries=0, timeout=PATIENCE_S
+        )
 
     def close(self) -> None:
         """As SIGTERM would."""
         self.http.close()
         self.openai.close()
         self.server.should_exit = True
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=PATIENCE_S)
         assert not self._thread.is_alive()
+
+    def passes(self, seconds: float) -> None:
+        """Let time pass for the server's own limits, and for nobody else."""
+        self._passed_s += seconds
+        self._loop.call_soon_threadsafe(lambda: None)
+
+    def holds(self, raw: socket.socket) -> bool:
+        """Whether the server has this client's connection and is not closing it."""
+        port = raw.getsockname()[1]
+        connections = list(self.server.server_state.connections)
+        return any(c.client and c.client[1] == port and not c.transport.is_closing() for c in connections)
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def metric(self, name: str) -> float:
         """A sample of ``/metrics`` by its whole name, 0 where there is none."""
@@ -71,11 +95,12 @@ class Served:
 
 
 class ServedProcess:
-    """``unfuse serve`` itself."""
+    """``unfuse serve`` itself; an answer of ``holding.LONG`` tokens is held for ever."""
 
     def __init__(self, *arguments: str, env: dict[str, str] | None = None):
+        command = [sys.executable, "-m", "tests.serving.holding", "serve", "demo", "--device", "cpu", "--port", "0"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "unfuse", "serve", "demo", "--device", "cpu", "--port", "0", *arguments],
+            [*command, "--timeout-s", f"{TIMEOUT_S:g}", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -91,7 +116,7 @@ class ServedProcess:
             raise AssertionError(self.process.stderr.read())
         self.url = line.split()[2]
         wait_until_ready(self.url)
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
 
     def kill(self) -> None:
         """At once."""
@@ -102,7 +127,7 @@ class ServedProcess:
         """In good order, if it still runs; the exit code."""
         self.openai.close()
         self.process.terminate()
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=PATIENCE_S)
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
@@ -110,15 +135,22 @@ class ServedProcess:
 
 
 def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
+    def ready() -> bool:
         try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return
+            return httpx.get(f"{url}/ready", timeout=PATIENCE_S).status_code == 200
         except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("not ready")
+            return False
+
+    wait_for(ready)
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Long answers are held after some tokens until this is set."""
+    made = threading.Event()
+    monkeypatch.setattr(TurnByTurn, "step", holding(made))
+    yield made
+    made.set()
 
 
 def about(file_id: str, question: str = "What moves?") -> list[Any]:
@@ -139,13 +171,16 @@ def recording() -> Path:
 
 @pytest.fixture(scope="module")
 def served(demo_model: Any) -> Iterator[Served]:
-    """With limits small enough to be reached."""
+    """With limits of size small enough to be reached, and limits of time that only ``passes`` reaches."""
     settings = ServeSettings(
-        port=0, max_upload_bytes=8 << 20, opening_s=OPENING_S, timeout_s=20.0, max_new_tokens=32, max_concurrent=4
-    )
-    running = Served(demo_model, settings)
-    yield running
-    running.close()
+        port=0, max_upload_bytes=8 << 20, opening_s=OPENING_S, timeout_s=TIMEOUT_S, reading_s=PATIENCE_S,
+        max_new_tokens=32, max_concurrent=4,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(guard, "_LINGER_S", PATIENCE_S)
+        running = Served(demo_model, settings)
+        yield running
+        running.close()
     assert running.failure is None
 
 

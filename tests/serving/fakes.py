@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.started import PATIENCE_S
 from unfuse.engines.batching import Request, Written
 from unfuse.errors import DeviceError, FeaturesError
 from unfuse.features import Features
@@ -71,7 +72,7 @@ class FakeBatch:
 
     def step(self) -> list[Written]:
         self.threads.add(threading.current_thread().name)
-        self.gate.wait(10)
+        assert self.gate.wait(PATIENCE_S)
         time.sleep(self.step_s)
         if self.broken:
             raise RuntimeError("the device is lost")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.started import PATIENCE_S
 from unfuse.errors import DeviceError, FeaturesError
 from unfuse.serving.answer import Answer, EngineGoneError
 from unfuse.serving.engine_loop import BusyError, EngineLoop
@@ -23,7 +24,7 @@ def question(text: str = "good", tokens: int = 5) -> Answer:
     return Answer(question=text, features=features_of("a" * 64), max_new_tokens=tokens, sampling=Sampling())
 
 
-async def words(answer: Answer, seconds: float = 10.0) -> str:
+async def words(answer: Answer, seconds: float = PATIENCE_S) -> str:
     return "".join([text async for text in answer.texts(asyncio.get_running_loop().time() + seconds)])
 
 
@@ -40,7 +41,7 @@ async def looping(model: Any, *, capacity: int | None = 2, queue: int = 4) -> As
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not true():
             await asyncio.sleep(0.001)
 
@@ -106,7 +107,7 @@ def test_whoever_is_just_joining_counts() -> None:
 
             def slowly(answer: Answer) -> Any:
                 joining.set()
-                assert go.wait(10)
+                assert go.wait(PATIENCE_S)
                 return made(answer)
 
             loop._request = slowly  # type: ignore[method-assign]
@@ -209,7 +210,7 @@ def test_closing_fails_whoever_waits() -> None:
             for answer in answers:
                 with pytest.raises(EngineGoneError, match="shutting down"):
                     await words(answer)
-            for late in (lambda: loop.submit(question()), lambda: asyncio.wait_for(loop.encode(LOADED), 5)):
+            for late in (lambda: loop.submit(question()), lambda: asyncio.wait_for(loop.encode(LOADED), PATIENCE_S)):
                 with pytest.raises(EngineGoneError):
                     await late() if (found := late()) is None else await found  # type: ignore[func-returns-value]
             assert loop.failure is None
@@ -229,7 +230,7 @@ def test_a_failing_engine_tells_everybody_and_stops() -> None:
             for answer in answers:
                 loop.submit(answer)
             scene = asyncio.create_task(loop.encode(LOADED))
-            await asyncio.sleep(0.05)
+            await until(lambda: bool(model.batch.running))
             model.batch.broken = True
             model.batch.gate.set()
             for answer in answers:

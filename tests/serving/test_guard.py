@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +12,36 @@ import pytest
 from unfuse.serving.guard import Guard
 from unfuse.serving.settings import MIB, ServeSettings
 
-SETTINGS = ServeSettings(max_upload_bytes=MIB, opening_s=0.2)
+OPENING_S = 1000.0
+SETTINGS = ServeSettings(max_upload_bytes=MIB, opening_s=OPENING_S, timeout_s=5 * OPENING_S)
 ROOM = 4 * (MIB + MIB)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose time a test lets pass."""
+
+    passed_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.passed_s
+
+
+def passes(seconds: float) -> None:
+    """Lets time pass for the loop that runs."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Loop)
+    loop.passed_s += seconds
+
+
+async def nothing() -> None:
+    """Waits for ever, until all of the time that anybody has is over."""
+    passes(OPENING_S + 1)
+    await asyncio.Event().wait()
+
+
+def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(work)
 
 
 class Request:
@@ -34,11 +62,14 @@ class Request:
 
     async def receive(self) -> dict[str, Any]:
         if not self._parts:
-            await asyncio.sleep(60)
+            await self.nothing()
         part = self._parts.pop(0)
         if part is None:
-            await asyncio.sleep(60)
+            await self.nothing()
         return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
+
+    async def nothing(self) -> None:
+        await nothing()
 
     async def send(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
@@ -68,7 +99,7 @@ async def reading(scope: Any, receive: Any, send: Any) -> None:
 def run(request: Request, app: Any = reading, settings: ServeSettings = SETTINGS) -> tuple[Guard, list[int]]:
     statuses: list[int] = []
     guard = Guard(app, settings, lambda path, status: statuses.append(status))
-    asyncio.run(guard(request.scope, request.receive, request.send))
+    run_in_loop(guard(request.scope, request.receive, request.send))
     assert guard._under_way == 0, "what is over is not counted any more"
     return guard, statuses
 
@@ -111,23 +142,32 @@ def test_what_an_application_does_of_itself_is_its_own() -> None:
 def test_all_bodies_together_are_bounded() -> None:
     """Several large bodies wait for their last bytes; one more is refused, and when they are gone it is not."""
 
+    waiting = []
+
+    class Held(Request):
+        async def nothing(self) -> None:
+            waiting.append(self)
+            await asyncio.Event().wait()
+
     async def work() -> None:
-        guard = Guard(reading, ServeSettings(max_upload_bytes=MIB, opening_s=0.5), lambda *_: None)
+        guard = Guard(reading, SETTINGS, lambda *_: None)
         part = b"x" * (MIB + 1000)
-        held = [Request([part, None]) for _ in range(ROOM // len(part))]
+        held = [Held([part, None]) for _ in range(ROOM // len(part))]
         tasks = [asyncio.create_task(guard(each.scope, each.receive, each.send)) for each in held]
-        await asyncio.sleep(0.1)
+        while len(waiting) < len(held):
+            await asyncio.sleep(0)
         late = Request([part])
         await guard(late.scope, late.receive, late.send)
         assert late.status == 429
         assert late.code == "too_much_under_way"
+        passes(OPENING_S + 1)
         await asyncio.gather(*tasks)
         assert {each.code for each in held} == {"too_slow"}
         again = Request([part])
         await guard(again.scope, again.receive, again.send)
         assert again.status == 200
 
-    asyncio.run(work())
+    run_in_loop(work())
 
 
 def test_an_answer_that_is_not_taken_is_given_up() -> None:
@@ -144,7 +184,7 @@ def test_an_answer_that_is_not_taken_is_given_up() -> None:
     class Stalled(Request):
         async def send(self, message: dict[str, Any]) -> None:
             if len(self.sent) == 3:
-                await asyncio.sleep(60)
+                await nothing()
             await super().send(message)
 
     run(Stalled([b""]), endless)

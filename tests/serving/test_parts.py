@@ -6,12 +6,12 @@ import io
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.started import PATIENCE_S
 from unfuse.adapters.pieces import TextPieces
 from unfuse.errors import FileAccessError, InputError, MediaError
 from unfuse.serving import intake
@@ -254,7 +254,7 @@ def test_files_lie_in_a_private_folder_and_go() -> None:
 
 def test_what_a_killed_server_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(intake, "_YOUNG_S", 0.0)
+    monkeypatch.setattr(intake, "_YOUNG_S", -PATIENCE_S)
     code = (
         "import io, os, signal, tempfile\n"
         f"tempfile.tempdir = {str(tmp_path)!r}\n"
@@ -265,7 +265,6 @@ def test_what_a_killed_server_left_is_swept(tmp_path: Path, monkeypatch: pytest.
     subprocess.run([sys.executable, "-c", code], check=False)
     assert len(list(tmp_path.glob("unfuse-serve-*/*"))) == 2
     monkeypatch.setattr(intake.tempfile, "tempdir", str(tmp_path))
-    time.sleep(0.01)
     mine = Intake()
     other = Intake()
     assert len(list(tmp_path.iterdir())) == 2, "those of servers that run stay"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +17,23 @@ import openai
 import pytest
 import torch
 
-from tests.started import wait_for
+from tests.started import PATIENCE_S, wait_for
 from unfuse.cli import run
 from unfuse.errors import as_ours
 from unfuse.events import read_events, write_eventgpt_npy
 from unfuse.feature_store import FeatureStore
 from unfuse.serving.settings import ServeSettings
 
-from .conftest import Served, ServedProcess, about
+from .conftest import TIMEOUT_S, Served, ServedProcess, about
+from .holding import AFTER, LONG
 
 ROOT = Path(__file__).parents[2]
 
 
-def endless(client: openai.OpenAI, scene: str) -> Any:
-    """A stream that goes on for minutes."""
+def endless(client: openai.OpenAI, scene: str, tokens: int = 4000) -> Any:
+    """A stream that is held in its middle."""
     return client.chat.completions.create(
-        model="demo", messages=about(scene), max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+        model="demo", messages=about(scene), max_tokens=tokens, stream=True, extra_body={"ignore_eos": True}
     )
 
 
@@ -75,7 +77,7 @@ def test_killed_in_the_middle_of_a_stream(recording: Path, tmp_path: Path, demo_
     assert type(caught.value).__module__.split(".")[0] in ("openai", "httpx", "httpx2"), repr(caught.value)
     with pytest.raises(openai.APIConnectionError):
         served.openai.models.list()
-    assert left.wait(30)
+    assert left.wait(PATIENCE_S)
     other.join()
     served.close()
 
@@ -94,24 +96,24 @@ def test_killed_in_the_middle_of_a_stream(recording: Path, tmp_path: Path, demo_
         again.close()
 
 
-def test_told_to_end_it_finishes_what_it_began(demo_model: Any) -> None:
-    served = Served(demo_model, ServeSettings(port=0, max_new_tokens=32, timeout_s=30.0))
-    stream = served.openai.chat.completions.create(
-        model="demo", messages=about("demo:0"), max_tokens=60, stream=True, extra_body={"ignore_eos": True}
-    )
-    chunks = iter(stream)
+def test_told_to_end_it_finishes_what_it_began(demo_model: Any, release: threading.Event) -> None:
+    """The answer is held until the server has heard; only then it is written to its end."""
+    served = Served(demo_model, ServeSettings(port=0, max_new_tokens=32, timeout_s=TIMEOUT_S))
+    chunks = iter(endless(served.openai, "demo:0", tokens=LONG))
     next(chunks)
     served.server.should_exit = True
     wait_for(lambda: not _listens(served.port))
+    release.set()
     rest = list(chunks)
     assert rest[-1].choices[0].finish_reason in ("stop", "length")
+    assert len(rest) > AFTER
     served.close()
     assert served.failure is None
 
 
 def _listens(port: int) -> bool:
     try:
-        httpx.get(f"http://127.0.0.1:{port}/health")
+        httpx.get(f"http://127.0.0.1:{port}/health", timeout=PATIENCE_S)
     except httpx.TransportError:
         return False
     return True
@@ -138,8 +140,10 @@ def test_a_failing_engine_ends_the_server(
     assert (as_ours(served.failure) is None) == (kind is RuntimeError), "no memory is one line"
 
 
+@pytest.mark.usefixtures("release")
 def test_more_than_may_wait_is_refused_and_a_client_that_tries_again_is_served(demo_model: Any) -> None:
-    served = Served(demo_model, ServeSettings(port=0, max_new_tokens=8, max_concurrent=1, queue=0))
+    settings = ServeSettings(port=0, max_new_tokens=8, max_concurrent=1, queue=0, timeout_s=TIMEOUT_S)
+    served = Served(demo_model, settings)
     try:
         stream = endless(served.openai, "demo:0")
         next(iter(stream))
@@ -147,23 +151,34 @@ def test_more_than_may_wait_is_refused_and_a_client_that_tries_again_is_served(d
             served.openai.chat.completions.create(model="demo", messages=about("demo:0"))
         assert caught.value.response.headers["retry-after"] == "1"
         stream.close()
-        patient = served.openai.with_options(max_retries=5)
+        patient = served.openai.with_options(max_retries=int(PATIENCE_S))
         assert patient.chat.completions.create(model="demo", messages=about("demo:0")).choices
     finally:
         served.close()
 
 
+@pytest.mark.usefixtures("release")
 def test_what_takes_too_long_is_ended(demo_model: Any) -> None:
-    served = Served(demo_model, ServeSettings(port=0, timeout_s=1.5, max_new_tokens=8))
+    """The time passes for the server alone, while an answer is held in its middle."""
+    served = Served(demo_model, ServeSettings(port=0, timeout_s=TIMEOUT_S, max_new_tokens=8))
     try:
         messages = about("demo:0")
         served.openai.chat.completions.create(model="demo", messages=messages, max_tokens=1)
+        stream = iter(endless(served.openai, "demo:0"))
+        next(stream)
+        served.passes(TIMEOUT_S)
         with pytest.raises(openai.APIError, match="longer than this server allows"):
-            list(endless(served.openai, "demo:0"))
-        with pytest.raises(openai.InternalServerError) as caught:
-            served.openai.chat.completions.create(
-                model="demo", messages=messages, max_tokens=4000, extra_body={"ignore_eos": True}
-            )
+            list(stream)
+        wait_for(lambda: served.metric("unfuse_requests_running") == 0)
+        with ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(
+                served.openai.chat.completions.create, model="demo", messages=messages, max_tokens=4000,
+                extra_body={"ignore_eos": True},
+            )  # fmt: skip
+            wait_for(lambda: served.metric("unfuse_requests_running") == 1)
+            served.passes(TIMEOUT_S)
+            with pytest.raises(openai.InternalServerError) as caught:
+                whole.result(PATIENCE_S)
         assert caught.value.status_code == 504
         wait_for(lambda: served.metric("unfuse_requests_running") == 0)
         assert served.metric('unfuse_errors_total{code="timeout"}') == 2
@@ -173,8 +188,19 @@ def test_what_takes_too_long_is_ended(demo_model: Any) -> None:
 
 def test_under_load(tmp_path: Path) -> None:
     """The benchmark's own run, short: no error, nothing left behind, memory that stays."""
-    command = [sys.executable, "-m", "benchmarks.serve_load", "--users", "8", "--seconds", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.serve_load",
+        "--users",
+        "8",
+        "--seconds",
+        "5",
+        "--",
+        "--timeout-s",
+        "1800",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["errors"] == 0

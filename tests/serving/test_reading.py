@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.started import wait_for
+from tests.started import PATIENCE_S, wait_for
 from unfuse.errors import MediaError
 from unfuse.samples import Sample
 from unfuse.serving import reading
@@ -25,7 +24,7 @@ from unfuse.serving.reading import Readers
 
 @pytest.fixture(scope="module")
 def readers() -> Iterator[Readers]:
-    made = Readers(1, 30.0)
+    made = Readers(1, PATIENCE_S)
     yield made
     made.close()
 
@@ -72,7 +71,7 @@ def test_hdf5_through_two_processes(readers: Readers, tmp_path: Path) -> None:
 
 def test_no_secret_and_no_model_in_the_process(monkeypatch: pytest.MonkeyPatch, recording: Path) -> None:
     monkeypatch.setenv("UNFUSE_SERVE_TOKEN", "secret-secret-secret")
-    one = Readers(1, 30.0)
+    one = Readers(1, PATIENCE_S)
     try:
         one.read([recording], "events")
         process = one._free.queue[0]
@@ -92,7 +91,7 @@ def test_one_that_hangs_is_ended(recording: Path, tmp_path: Path) -> None:
     try:
         with pytest.raises(MediaError, match="took too long"):
             one.read([tmp_path / "pipe"], "events")
-        one._seconds = 30.0
+        one._seconds = PATIENCE_S
         assert one.read([recording], "events").loaded.num_events
     finally:
         one.close()
@@ -111,7 +110,7 @@ def test_one_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A picture of 60 million pixels in 60 kB, where there is room for less."""
     monkeypatch.setattr(reading, "MEMORY_BYTES", 700 << 20)
     Image.new("L", (7800, 7800)).save(tmp_path / "big.png", compress_level=1)
-    small = Readers(1, 30.0)
+    small = Readers(1, PATIENCE_S)
     try:
         with pytest.raises(MediaError, match="too much memory"):
             small.read([tmp_path / "big.png"], "image")
@@ -121,18 +120,20 @@ def test_one_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_it_ends_with_the_process_that_started_it(recording: Path) -> None:
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from unfuse.serving.reading import Readers\n"
-        f"readers = Readers(1, 30.0)\nreaders.read([Path({str(recording)!r})], 'events')\n"
+        f"readers = Readers(1, {PATIENCE_S})\nreaders.read([Path({str(recording)!r})], 'events')\n"
         "print(readers._free.queue[0]._process.pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "sys.stdin.read()\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdin is not None
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
+    parent.stdin.close()
     parent.stdout.close()
     wait_for(lambda: not _runs(pid))
 
@@ -161,9 +162,7 @@ def test_a_reader_that_talks_nonsense(said: bytes, monkeypatch: pytest.MonkeyPat
     fake.write_text(f"#!/bin/sh\nread line\nprintf '%b' {said!r}\n".replace(" b'", " '"))
     fake.chmod(0o700)
     monkeypatch.setattr(reading.sys, "executable", str(fake))
-    one = Readers(1, 5.0)
-    started = time.monotonic()
-    with pytest.raises(MediaError, match="on which its reader"):
+    one = Readers(1, PATIENCE_S)
+    with pytest.raises(MediaError, match="on which its reader (gave|ended)"):
         one.read([fake], "events")
     one.close()
-    assert time.monotonic() - started < 5

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import itertools
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.started import PATIENCE_S
 from unfuse.errors import FeaturesError, MediaError
 from unfuse.feature_store import FeatureStore
 from unfuse.serving.engine_loop import BusyError, EngineLoop
@@ -24,6 +26,8 @@ from .fakes import LOADED, FakeModel
 PICTURE = b"\x89PNG" + bytes(1000)
 SIZE = len(PICTURE) + 4 * 2 * 4
 """Of one scene: its picture and its features."""
+NUMBERS = itertools.count()
+"""Of uploads, so that each has a file of its own."""
 
 
 class FakeReaders:
@@ -31,12 +35,15 @@ class FakeReaders:
 
     def __init__(self) -> None:
         self.read_files: list[str] = []
+        self.gate = threading.Event()
+        """Unset holds every read."""
+        self.gate.set()
 
     def read(self, paths: Sequence[Path], takes: str) -> Read:
         assert takes == "events"
-        time.sleep(0.02)
         text = paths[0].read_text()
         self.read_files.append(text)
+        assert self.gate.wait(PATIENCE_S)
         if text == "unreadable":
             raise MediaError("upload", found="nothing", expected="something")
         media = text if text == "bad" else text * 64
@@ -45,7 +52,7 @@ class FakeReaders:
 
 
 def upload(folder: Path, text: str) -> Upload:
-    path = folder / f"{text}-{time.monotonic_ns()}"
+    path = folder / f"{text}-{next(NUMBERS)}"
     path.write_text(text)
     return Upload(scene_id=scene_id([text]), name=text, num_bytes=len(text), paths=(path,))
 
@@ -146,12 +153,17 @@ def test_what_fails_is_not_kept_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_client_that_leaves_does_not_take_it_from_others(tmp_path: Path) -> None:
     async def work() -> None:
         async with keeping(10 * SIZE) as (scenes, _):
+            readers: Any = scenes._readers
+            readers.gate.clear()
             first = asyncio.create_task(scenes.take(upload(tmp_path, "a")))
-            await asyncio.sleep(0.005)
+            while not readers.read_files:
+                await asyncio.sleep(0.001)
             second = asyncio.create_task(scenes.take(upload(tmp_path, "a")))
             await asyncio.sleep(0)
             first.cancel()
+            readers.gate.set()
             scene, reused = await second
+            assert first.cancelled()
             assert reused
             assert scenes.all() == [scene]
 

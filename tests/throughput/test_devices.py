@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import select
 import signal
 import socket
 import subprocess
 import threading
-import time
-from contextlib import suppress
+from collections import deque
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.examples import examples
+from tests.started import wait_for
 from unfuse.errors import DeviceError, InputError
 from unfuse.report.schemas import schemas
 from unfuse.samples import Sample
@@ -248,9 +247,8 @@ def test_a_device_whose_processes_never_answer_is_given_up(monkeypatch):
 
     def late(place, **more):
         said = receive_now(place, **more)
-        deadline = time.monotonic() + 10
-        while place is made[1].place and len(processes.deaths) < 3 and time.monotonic() < deadline:
-            time.sleep(0.001)
+        if place is made[1].place:
+            wait_for(lambda: len(processes.deaths) >= 3)
         return said
 
     monkeypatch.setattr(devices, "receive", late)
@@ -300,40 +298,90 @@ def test_a_faster_device_gets_more(monkeypatch):
     assert made[0].answered >= 20 - 4
 
 
-class Batches(Stand):
-    """Takes up as many scenes as its batch holds, one after the other, and then answers all of them together."""
+class Simulated:
+    """A device that takes up as many scenes as its batch holds, one after the other, and then answers all of them."""
 
-    def __init__(self, name, dies_after, capacity):
-        self.taken = 0
-        self._pace_s = 0.0011 if name == "d1" else 0.001
-        super().__init__(name, dies_after, capacity)
+    ahead, capacity = 39, 256
+    patience = 500
+    """Ticks after which it does not wait for a full batch."""
 
-    def _work(self):
-        self._facts = replace(self._facts, ahead=39)
-        held = []
-        with self._theirs, suppress(Closed):
-            send(self._theirs, self._facts)
-            scene = receive(self._theirs)
-            while scene is not None or held:
-                if scene is not None:
-                    self.taken += 1
-                    held.append(scene)
-                    time.sleep(self._pace_s)
-                    send(self._theirs, Begun(scene.asked[0].sample_id))
-                if len(held) == self._facts.capacity or not select.select([self._theirs], [], [], 0.05)[0]:
-                    for each in held:
-                        send(self._theirs, Answer(asked=each.asked[0], media_sha256="m", text="yes"))
-                    held = []
-                scene = receive(self._theirs)
-            send(self._theirs, DeviceResult(times=Times(wall_s=1.0), worker_deaths=0, most_held=1))
+    def __init__(self, name, pace):
+        self.pace = pace
+        self.child = devices._Child(name, SimpleNamespace(kill=lambda: None, wait=lambda timeout=None: -9), self)
+        self.inbox, self.held = [], []
+        self.taken, self.at = 0, 0
+
+    def next_at(self):
+        """When it does something next; None while it waits for its parent."""
+        if self.inbox:
+            return max(self.at, self.inbox[0][0]) + self.pace
+        return self.at + self.patience if self.held else None
+
+    def act(self, now):
+        """What it says then."""
+        self.at = now
+        scene = self.inbox.pop(0)[1] if self.inbox else None
+        if scene is not None:
+            self.taken += 1
+            self.held.append(scene)
+            yield Begun(scene.asked[0].sample_id)
+        if scene is None or len(self.held) == self.capacity:
+            for each in self.held:
+                yield Answer(asked=each.asked[0], media_sha256="m", text="yes")
+            self.held = []
+
+    def shutdown(self, how):
+        pass
+
+    def close(self):
+        pass
+
+
+class Simulation:
+    """Devices on a clock of their own, in the place of what their parent hears from: no thread, no process."""
+
+    def __init__(self, monkeypatch, paces):
+        self.now, self.made = 0, []
+        self.said = deque()
+
+        def start(name, job):
+            self.made.append(Simulated(name, paces[name]))
+            facts = DeviceFacts(
+                model={"notes": []}, environment={}, workers=1, capacity=Simulated.capacity, ahead=Simulated.ahead
+            )
+            self.said.append((self.made[-1].child, facts))
+            return self.made[-1].child
+
+        def give(device, scene):
+            if scene is devices.ENDED:
+                result = DeviceResult(times=Times(wall_s=1.0), worker_deaths=0, most_held=1)
+                self.said.append((device.child, result))
+            else:
+                device.inbox.append((self.now, scene))
+
+        monkeypatch.setattr(devices, "_start", start)
+        monkeypatch.setattr(devices, "send", give)
+        monkeypatch.setattr(devices, "queue", SimpleNamespace(SimpleQueue=lambda: self))
+        monkeypatch.setattr(DeviceProcesses, "_hear", lambda self, child: None)
+
+    def get(self):
+        while not self.said:
+            self.now, number = min((at, n) for n, each in enumerate(self.made) if (at := each.next_at()) is not None)
+            device = self.made[number]
+            self.said += [(device.child, said) for said in device.act(self.now)]
+        return self.said.popleft()
 
 
 def test_devices_of_about_one_pace_get_about_equal_shares(monkeypatch):
     """Shared out by answers, one of the two got 505 of 800."""
-    monkeypatch.setitem(globals(), "Stand", Batches)
-    processes, made = stands(monkeypatch, [None, None], capacity=256)
+    simulation = Simulation(monkeypatch, {"d0": 10, "d1": 11})
+    job = DeviceJob(
+        model="demo", device="cpu", dtype="float32", engine="eager",
+        flow=FlowSettings(max_new_tokens=1, sampling=Sampling()),
+    )  # fmt: skip
     answers = []
-    with processes:
+    with DeviceProcesses(job, ("d0", "d1")) as processes:
         processes.answer(numbered([1] * 800), answers.append)
     assert len(answers) == 800
-    assert abs(made[0].taken - made[1].taken) <= 80, [stand.taken for stand in made]
+    taken = [device.taken for device in simulation.made]
+    assert abs(taken[0] - taken[1]) <= 80, taken

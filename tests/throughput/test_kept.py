@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 
+from tests.started import PATIENCE_S
 from unfuse.errors import InputError
 from unfuse.feature_store import FeatureStore
 from unfuse.samples.demo import demo_dataset
+from unfuse.testing import FakeTime
 from unfuse.throughput.job import RunSettings, Work, answer_dataset
 from unfuse.throughput.kept import Keeper, Kept, StorePlace
 
@@ -78,17 +79,18 @@ def test_where_nothing_can_be_kept_it_is_said(demo_model, tmp_path, monkeypatch)
 
 
 def test_a_store_that_holds_the_run_back_is_the_bottleneck(demo_model, tmp_path, monkeypatch):
-    put = FeatureStore.put
+    put, clock = FeatureStore.put, FakeTime()
 
     def slow(self, features):
-        time.sleep(1.5)
+        clock.sleep(1000)  # more than the whole run takes
         put(self, features)
 
     monkeypatch.setattr(FeatureStore, "put", slow)
+    monkeypatch.setattr("unfuse.throughput.kept.time", clock)
     settings = replace(SETTINGS, store=tmp_path / "store", max_new_tokens=1)
     run = answer_dataset(demo_model, Work(demo_dataset(max_samples=2)), settings, output=tmp_path / "run")
     summary = run.summary()
-    assert summary.times.store_s >= 3
+    assert summary.times.store_s == 2000
     assert summary.bottleneck.where == "store"
     (line,) = (line for line in summary.lines() if line.startswith("Bottleneck"))
     assert line.startswith("Bottleneck: keeping scenes (store busy ")
@@ -129,7 +131,7 @@ def test_what_cannot_be_put_away_keeps_nobody_waiting(demo_model, demo_sample):
 
     encoding = threading.Thread(target=encode, daemon=True)
     encoding.start()
-    encoding.join(10)
+    encoding.join(PATIENCE_S)
     assert not encoding.is_alive()
     assert keeper.trouble == "MemoryError: no room for a copy"
 

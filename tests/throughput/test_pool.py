@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
+from tests.started import PATIENCE_S, wait_for
 from unfuse.errors import CheckpointError, UnfuseError
 from unfuse.samples import Sample
 from unfuse.samples.demo import demo_dataset
@@ -61,9 +61,7 @@ def test_no_more_is_prepared_than_there_is_room_for(threads, room):
     found = []
     with pool:
         pool.start(shared(nothing(50)))
-        deadline = time.monotonic() + 5
-        while pool._held < min(50, room + threads) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        wait_for(lambda: pool._held >= min(50, room + threads))
         assert pool._held == room + threads, "it goes ahead as far as there is room"
         while (prepared := pool.take(wait_s=None)) is not None:
             found.append(prepared.asked[0].sample_id)
@@ -101,10 +99,10 @@ def test_closing_a_pool_that_nobody_gives_scenes_ends_what_can_be_ended():
     closing = threading.Thread(target=pool.close, daemon=True)
     pool.start(source)
     closing.start()
-    closing.join(5)
+    closing.join(PATIENCE_S)
     assert not closing.is_alive()
     given.set()
-    pool._threads[0].join(5)
+    pool._threads[0].join(PATIENCE_S)
     assert not pool._threads[0].is_alive()
     assert preparer.made == 0, "the scene that came too late"
 
@@ -123,11 +121,8 @@ def test_starved_is_said_only_where_nothing_can_come():
     with pool:
         assert not pool.starved
         pool.start(source)
-        assert pool.take(wait_s=5) is not None
-        deadline = time.monotonic() + 5
-        while not pool.starved and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert pool.starved
+        assert pool.take(wait_s=PATIENCE_S) is not None
+        wait_for(lambda: pool.starved)
         assert not pool.ended
         assert pool.take() is None
         given.set()

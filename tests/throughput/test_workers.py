@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.started import wait_for
+from tests.started import PATIENCE_S, wait_for
 from unfuse.errors import CheckpointError, DeviceError
 from unfuse.samples.demo import demo_dataset
 from unfuse.throughput import workers
@@ -80,19 +81,34 @@ def test_a_scene_that_kills_two_workers_fails_alone(demo_model, host, crash):
     assert pool.deaths == 2
 
 
-def test_a_scene_that_takes_for_ever_fails_alone(demo_model, host, tmp_path):
-    """Whatever it hangs on; its worker is ended, also one that would not listen."""
-    told = tmp_path / "pid"
-    code = f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(300)"
+def test_a_scene_that_takes_for_ever_fails_alone(demo_model, host, monkeypatch):
+    """Whatever it hangs on; its worker is ended, also one that would not listen. Other scenes have all the time."""
+    pids, prepared = [], WorkerProcess.__call__
+
+    def limited(self, scene):
+        if scene.asked[0].sample_id != "demo:1":
+            return prepared(self, scene)
+        self.close()
+        self._socket = self._forked()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, workers._TIMEVAL.pack(5, 500_000))
+        pids.append(self._pid)
+        self._scene_seconds = 5.5
+        try:
+            return prepared(self, scene)
+        finally:
+            self._scene_seconds = PATIENCE_S
+
+    monkeypatch.setattr(WorkerProcess, "__call__", limited)
     scenes = demo_scenes()
-    scenes[1] = replace(scenes[1], sample=replace(scenes[1].sample, reference=Crash(code)))
-    pool = open_pool(demo_model.adapter.front, host, 2, room=2, scene_seconds=5.5)
+    hangs = Crash("import time; time.sleep(100_000)")
+    scenes[1] = replace(scenes[1], sample=replace(scenes[1].sample, reference=hangs))
+    pool = open_pool(demo_model.adapter.front, host, 2, room=2, scene_seconds=PATIENCE_S)
     found = taken(pool, scenes)
     assert found.pop("demo:1") == "it took longer than 5.5 s to load and preprocess (--scene-seconds)"
     assert len(found) == 3
     assert not any(isinstance(prompt, str) for prompt in found.values())
     assert pool.deaths == 1
-    wait_for(lambda: not Path(f"/proc/{told.read_text()}").exists())
+    wait_for(lambda: not Path(f"/proc/{pids[0]}").exists())
 
 
 def test_a_worker_that_dies_once_costs_nothing(demo_model, host, tmp_path):

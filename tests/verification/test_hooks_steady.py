@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
 from unfuse.measure.timers import HostTimer
 from unfuse.staged_model import StagedModel
-from unfuse.testing import AsyncDevice, FakeTime
+from unfuse.testing import AsyncDevice
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.steady import steady
 
@@ -19,36 +17,49 @@ def prepared(demo_model, demo_sample):
     return demo_model.preprocess(demo_model.load(demo_sample))
 
 
-def test_sound_hooks_agree(demo_model, prepared):
-    result = hooks_agree(demo_model, prepared, HostTimer(), pairs=8)
-    assert result.status == "pass", result
+class Takes:
+    """Lets each call of tower and projector take known times: of the host's clock, and of a device's queue."""
 
+    def __init__(self, model, clock, *, host_ms=1, device=None, device_ms=100):
+        def work(*_):
+            clock.sleep(host_ms / 1000)
+            if device is not None:
+                device.launch(device_ms)
 
-class Queued:
-    """Gives an asynchronous device work at every call of the tower, as its kernels would be."""
-
-    def __init__(self, model, device, milliseconds=100):
-        tower = model.adapter.vision_modules()["tower"]
-        self.handle = tower.register_forward_hook(lambda *_: device.launch(milliseconds))
+        modules = model.adapter.vision_modules().values()
+        self.handles = [module.register_forward_hook(work) for module in modules]
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.handle.remove()
+        for handle in self.handles:
+            handle.remove()
 
 
-def test_hooks_on_an_asynchronous_device_agree(demo_model, prepared):
-    device = AsyncDevice()
-    with Queued(demo_model, device):
+def test_sound_hooks_agree(demo_model, prepared, fake_time):
+    with Takes(demo_model, fake_time):
+        result = hooks_agree(demo_model, prepared, HostTimer(), pairs=8)
+    assert result.status == "pass", result
+
+
+@pytest.mark.clock
+def test_sound_hooks_agree_on_the_real_clock(demo_model, prepared):
+    result = hooks_agree(demo_model, prepared, HostTimer(), pairs=8)
+    assert result.status == "pass", result
+
+
+def test_hooks_on_an_asynchronous_device_agree(demo_model, prepared, fake_time):
+    device = AsyncDevice(fake_time)
+    with Takes(demo_model, fake_time, device=device):
         result = hooks_agree(demo_model, prepared, device, pairs=5)
     assert result.status == "pass", result
 
 
-def test_hooks_that_do_not_synchronise_are_caught(demo_model, prepared):
+def test_hooks_that_do_not_synchronise_are_caught(demo_model, prepared, fake_time):
     """The seed's hooks: a host clock around a launch."""
-    device = AsyncDevice()
-    with Queued(demo_model, device):
+    device = AsyncDevice(fake_time)
+    with Takes(demo_model, fake_time, device=device):
         result = hooks_agree(demo_model, prepared, device, pairs=5, hooks=HostTimer())
     assert result.status == "fail", result
 
@@ -57,17 +68,17 @@ class NeverWaits(AsyncDevice):
     """Marks that tell when the host came by, not when the device did."""
 
     def record(self):
-        return time.perf_counter()
+        return self.clock.perf_counter()
 
 
-def test_a_clock_that_times_launches_everywhere_is_caught(demo_model, prepared):
-    """Both sides agree, on nothing: what they saw does not fill the synchronised stage."""
-    device = NeverWaits()
-    with Queued(demo_model, device):
-        device.launch(0)
+def test_a_clock_that_times_launches_everywhere_is_caught(demo_model, prepared, fake_time):
+    """Both sides agree, on nothing: the launches that they saw do not fill the synchronised stage."""
+    device = NeverWaits(fake_time)
+    with Takes(demo_model, fake_time, device=device):
         result = hooks_agree(demo_model, prepared, device, pairs=5)
     assert result.status == "fail", result
-    assert "they fill" in result.observed
+    assert "sub-spans 1.000 [1.000, 1.000]" in result.observed
+    assert "they fill 1%" in result.observed
 
 
 class FramesOneByOne(StagedModel):
@@ -80,12 +91,14 @@ class FramesOneByOne(StagedModel):
         return super().fused(prepared, max_new_tokens)
 
 
-def test_other_work_in_the_fused_call_is_caught(demo_model, prepared):
+def test_other_work_in_the_fused_call_is_caught(demo_model, prepared, fake_time):
     model = FramesOneByOne("one by one", demo_model.adapter, demo_model.engine)
-    result = hooks_agree(model, prepared, HostTimer(), pairs=6)
+    with Takes(demo_model, fake_time):
+        result = hooks_agree(model, prepared, HostTimer(), pairs=6)
     assert result.status == "fail", result
 
 
+@pytest.mark.clock
 def test_a_model_that_stays_as_it_is_is_steady(demo_model, demo_sample):
     assert steady(demo_model, demo_sample, HostTimer()).status == "pass"
 
@@ -131,9 +144,7 @@ def once(function):
 
 
 @pytest.mark.parametrize(("scene_ms", "status"), [(0.0, "pass"), (0.3, "fail")])
-def test_a_model_that_slows_down_is_caught(demo_model, demo_sample, monkeypatch, scene_ms, status):
-    clock = FakeTime()
-    monkeypatch.setattr(time, "perf_counter_ns", lambda: round(clock.now * 1e9))
-    result = steady(Leaks(demo_model, clock, scene_ms), demo_sample, HostTimer())
+def test_a_model_that_slows_down_is_caught(demo_model, demo_sample, fake_time, scene_ms, status):
+    result = steady(Leaks(demo_model, fake_time, scene_ms), demo_sample, HostTimer())
     assert result.status == status, result
     assert result.observed.count("%") >= (3 if status == "fail" else 1)

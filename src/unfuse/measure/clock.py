@@ -22,6 +22,7 @@ from datetime import datetime
 from statistics import median
 from typing import Any, Final, Protocol
 
+from unfuse.measure import host_time
 from unfuse.measure.timers import DeviceTimer
 from unfuse.runs.schema import StageTime
 
@@ -84,7 +85,7 @@ class StageClock:
         self._open.clear()
         token = _active.set(self)
         timer.synchronize()
-        started = time.perf_counter_ns()
+        started = host_time.now_ns()
         start = timer.record()
         try:
             yield
@@ -92,18 +93,18 @@ class StageClock:
             _active.reset(token)
             end = timer.record()
             timer.synchronize()
-            host_ms = (time.perf_counter_ns() - started) / 1e6
+            host_ms = (host_time.now_ns() - started) / 1e6
             self._close(name, self._since_zero(started), host_ms, start, end)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Times a part of the current stage, without waiting for the device."""
         start = self.timer.record()
-        started = time.perf_counter_ns()
+        started = host_time.now_ns()
         try:
             yield
         finally:
-            host_ms = (time.perf_counter_ns() - started) / 1e6
+            host_ms = (host_time.now_ns() - started) / 1e6
             self._open.append(_OpenSpan(name, started, host_ms, start, self.timer.record()))
 
     def _close(self, stage: str, start_ms: float, host_ms: float, start: Any | None, end: Any | None) -> None:
@@ -177,7 +178,7 @@ def zero_of(created: str) -> int:
         created: ISO-8601 with its offset.
     """
     passed_ns = time.time_ns() - int(datetime.fromisoformat(created).timestamp() * 1e9)
-    return time.perf_counter_ns() - passed_ns
+    return host_time.now_ns() - passed_ns
 
 
 @contextmanager
@@ -212,8 +213,8 @@ def resolution_ns() -> int:
     """Smallest step seen between two readings of the host clock, in ns."""
     steps = []
     for _ in range(200):
-        first = time.perf_counter_ns()
-        while (later := time.perf_counter_ns()) == first:
+        first = host_time.now_ns()
+        while (later := host_time.now_ns()) == first:
             pass
         steps.append(later - first)
     return min(steps)
@@ -224,8 +225,8 @@ def edge_cost_ms(timer: DeviceTimer, *, repeats: int = 300) -> float:
     costs = []
     clock = StageClock(timer)
     for _ in range(repeats):
-        started = time.perf_counter_ns()
+        started = host_time.now_ns()
         with clock.stage("empty"):
             pass
-        costs.append((time.perf_counter_ns() - started) / 1e6)
+        costs.append((host_time.now_ns() - started) / 1e6)
     return median(costs)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from unfuse.measure import host_time
 from unfuse.runs.schema import StageMemory
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class MemoryTrack:
     def note(self) -> None:
         """Reads once, now."""
         with self._lock:
-            self.readings.append(((time.perf_counter_ns() - self.zero_ns) / 1e6, self.meter.held()))
+            self.readings.append(((host_time.now_ns() - self.zero_ns) / 1e6, self.meter.held()))
 
     def __enter__(self) -> MemoryTrack:
         self.note()

@@ -8,13 +8,13 @@ says why.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from unfuse import pipeline
 from unfuse.errors import UnfuseError
+from unfuse.measure import host_time
 from unfuse.measure.clock import NoClock, StageClock, paused_gc
 from unfuse.measure.timers import DeviceTimer
 from unfuse.measure.warmup import is_steady
@@ -88,8 +88,8 @@ class Pairs:
         short: list[SampleRecord] = []
         seconds = self._settings.balance_seconds
         tokens = min(_SHORT_TOKENS, self._settings.token_limit) if _slow(whole, seconds) else None
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
+        until_ns = host_time.now_ns() + seconds * 1e9
+        while host_time.now_ns() < until_ns:
             short.append(self._pair(sample, tokens))
             found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in short])
             if len(short) >= MIN_PAIRS and found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT:
@@ -144,10 +144,10 @@ class Pairs:
 
     def _timed(self, body: Callable[[], pipeline.Run]) -> tuple[pipeline.Run, StageTime]:
         self._timer.synchronize()
-        started = time.perf_counter_ns()
+        started = host_time.now_ns()
         run = body()
         self._timer.synchronize()
-        host_ms = (time.perf_counter_ns() - started) / 1e6
+        host_ms = (host_time.now_ns() - started) / 1e6
         return run, StageTime(host_ms=host_ms, start_ms=(started - self.zero_ns) / 1e6)
 
     def _run(self, one: Pass, sample: Sample, clock: StageClock | NoClock, tokens: int | None) -> pipeline.Run:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
-from tests.browsers import chromium
+from tests.browsers import chromium, new_context
 from unfuse.report.html import report_html
 from unfuse.report.reading import ReportRun, run_of
 from unfuse.runs import STAGES, Manifest, Noise, Probes, SampleRecord, StageMemory, StageTime
@@ -166,7 +166,7 @@ class Opened:
         page.on("pageerror", lambda error: self.said.append(f"uncaught: {error}"))
         page.on("request", lambda request: self.asked.append(request.url))
         page.goto(path.as_uri())
-        page.wait_for_selector("html[data-charts]", state="attached", timeout=60_000)
+        page.wait_for_selector("html[data-charts]", state="attached")
 
     @property
     def fetched(self) -> list[str]:
@@ -179,7 +179,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Opened]]:
     contexts: list[BrowserContext] = []
 
     def opened(path: Path, *, width: int = 1200, **options: Any) -> Opened:
-        context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        context = new_context(browser, viewport={"width": width, "height": 800}, **options)
         contexts.append(context)
         return Opened(context.new_page(), path)
 

@@ -1,0 +1,38 @@
+"""Long answers that wait for the test: what is done in the middle of one is done in its middle, on any machine.
+
+``python -m tests.serving.holding serve ...`` is ``unfuse serve ...`` whose long answers are held for ever.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from unfuse.engines.batching import TurnByTurn, Written
+
+LONG = 1000
+"""An answer of at least so many new tokens is held ..."""
+AFTER = 5
+"""... once it has so many."""
+
+
+def holding(release: threading.Event) -> Any:
+    """A ``TurnByTurn.step`` that writes nothing while a long answer is held; scenes are encoded meanwhile."""
+    step = TurnByTurn.step
+
+    def held(batch: TurnByTurn) -> list[Written]:
+        for name, (request, _, _) in batch._running.items():
+            if request.max_new_tokens >= LONG and batch._counts[name] >= AFTER and not release.is_set():
+                time.sleep(0.001)
+                return []
+        return step(batch)
+
+    return held
+
+
+if __name__ == "__main__":
+    from unfuse.__main__ import main
+
+    TurnByTurn.step = holding(threading.Event())  # type: ignore[method-assign]
+    main()
