@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import families
 import numpy as np
 import pytest
-import test_processors
 import torch
 import transformers as hf
 
+from tests.adapters import families
+from tests.adapters.integration import test_processors
 from unfuse.adapters.registry import load
 from unfuse.errors import CheckpointError, PromptError
 from unfuse.samples import Sample

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import families
 import pytest
 import torch
 import transformers as hf
 
+from tests.adapters import families
 from unfuse.adapters.hf import HFAdapter
 from unfuse.adapters.probe import find_language_model
 from unfuse.adapters.seam import decoder_call

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import gc
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-import families
-
+from tests.adapters import families
 from unfuse.adapters.registry import load
 from unfuse.samples.demo import demo_sample
 from unfuse.verification import checks, verify_model

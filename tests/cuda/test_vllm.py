@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-import families
-
+from tests.adapters import families
 from unfuse.adapters.registry import load
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine

@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.feature_store.conftest import scene
 from unfuse.errors import FileAccessError, InputError
 from unfuse.feature_store import FeatureStore, folder, ledger, store
 from unfuse.features import Features
-
-from .conftest import scene
 
 
 @pytest.fixture

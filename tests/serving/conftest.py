@@ -17,14 +17,13 @@ import httpx
 import openai
 import pytest
 
+from tests.serving.holding import holding
 from tests.started import PATIENCE_S, wait_for
 from unfuse.engines.batching import TurnByTurn
 from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_media
 from unfuse.serving import guard
 from unfuse.serving.server import bind, serve, url_of
 from unfuse.serving.settings import ServeSettings
-
-from .holding import holding
 
 OPENING_S = 1000.0
 """What clients of ``served`` have for a head, and for each gap: it passes only by ``Served.passes``."""

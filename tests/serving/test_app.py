@@ -12,11 +12,10 @@ import openai
 import pytest
 from PIL import Image
 
+from tests.serving.conftest import Served, about
+from tests.serving.holding import AFTER
 from tests.started import wait_for
 from unfuse.samples import Sample
-
-from .conftest import Served, about
-from .holding import AFTER
 
 QUESTION = "What moves?"
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.serving.fakes import LOADED, FakeBatch, FakeModel, features_of
 from tests.started import PATIENCE_S
 from unfuse.errors import DeviceError, FeaturesError
 from unfuse.serving.answer import Answer, EngineGoneError
 from unfuse.serving.engine_loop import BusyError, EngineLoop
 from unfuse.stages import Sampling
-
-from .fakes import LOADED, FakeBatch, FakeModel, features_of
 
 
 def question(text: str = "good", tokens: int = 5) -> Answer:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.serving.fakes import LOADED, FakeModel
 from tests.started import PATIENCE_S
 from unfuse.errors import FeaturesError, MediaError
 from unfuse.feature_store import FeatureStore
@@ -20,8 +21,6 @@ from unfuse.serving.intake import Upload, scene_id
 from unfuse.serving.reading import Read
 from unfuse.serving.scenes import Scenes
 from unfuse.stages import Loaded
-
-from .fakes import LOADED, FakeModel
 
 PICTURE = b"\x89PNG" + bytes(1000)
 SIZE = len(PICTURE) + 4 * 2 * 4

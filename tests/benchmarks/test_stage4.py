@@ -1,0 +1,28 @@
+"""Scripts of ``benchmarks/`` that take long on a GPU run through on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tests.started import Started
+
+
+def stage4(*arguments):
+    from benchmarks.stage4.__main__ import main
+
+    os.chdir(Path(__file__).parents[2])  # from where it starts others of its kind
+    sys.argv = ["stage4", *arguments]
+    main()
+
+
+def test_stage4_runs_through(tmp_path):
+    script = Started(stage4, "--quick-cpu", "--repeats", "2", "--out", str(tmp_path), folder=tmp_path)
+    assert script.wait() == 0, script.errors[-2000:]
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("**Smoke run on CPU, no measurement")
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert found["failed"] == {}
+    assert found["found"]["same tokens"] == 46

@@ -1,0 +1,76 @@
+"""Inputs of the kernels, and what a few lines of torch in float64 make of them."""
+
+from __future__ import annotations
+
+import torch
+
+from unfuse.engines.graphed.kernels import tail_attention as tails
+from unfuse.engines.graphed.kernels.decode_attention import Heads
+from unfuse.engines.graphed.kernels.launch import UNIT
+from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+DTYPES = (torch.float32, torch.bfloat16) if DEVICE.type == "cuda" else (torch.float32,)
+
+
+EPS = 1e-6
+
+
+LAYERS, LAYER = 2, 1
+
+
+def normal(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=torch.float32).to(DEVICE, dtype)
+
+
+def whole(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype, device=DEVICE)
+
+
+def close(ours, theirs):
+    """By norm, against float64: single sums differ in their order and in what they are rounded to."""
+    limit = 1e-5 if ours.dtype == torch.float32 else 2e-2
+    ours, theirs = ours.double(), theirs.double()
+    assert ours.isfinite().all()
+    assert float((ours - theirs).norm() / theirs.norm()) < limit
+
+
+def rms(x, gain):
+    x = x.double()
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * gain.double()
+
+
+def turned(x, cosine, sine):
+    low, high = x.double().chunk(2, dim=-1)
+    cosine, sine = cosine.double(), sine.double()
+    return torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=-1)
+
+
+def caches(heads, capacities, dtype):
+    anchor = normal(64, dtype=dtype)
+    buffers = [normal(LAYERS, 2, heads.kv_heads, room, heads.size, dtype=dtype) for room in capacities]
+    unit = UNIT.value * anchor.element_size()
+    return anchor, buffers, whole(*((b.data_ptr() - anchor.data_ptr()) // unit for b in buffers), dtype=torch.int64)
+
+
+HEADS = [Heads(4, 4, 16), Heads(8, 2, 32), Heads(6, 1, 24)]
+
+
+def attended(qkv, sequences, angles, heads, splits, gains=None):
+    """Attention of rows, whose keys and values are then in the caches: of few rows in so many parts, or (0) of many."""
+    out = torch.full((len(qkv), heads.heads * heads.size), float("nan"), dtype=qkv.dtype, device=DEVICE)
+    if not splits:
+        place_keys(qkv, sequences, angles, heads, LAYER, gains=gains, eps=EPS)
+        prompt_attention(out, qkv, sequences, heads, LAYER, scale=heads.size**-0.5)
+        return out
+    partial = tails.partial_size(heads, len(qkv), splits, sequences.count)
+    arrived = torch.zeros(heads.heads * sequences.count, dtype=torch.int32, device=DEVICE)
+    tails.tail_attention(
+        out, qkv, sequences, angles, heads, LAYER,
+        gains=gains, eps=EPS, scale=heads.size**-0.5, shape=tails.TailShape(splits, 64, 4, 2),
+        partial=torch.full((partial,), float("nan"), device=DEVICE), arrived=arrived,
+    )  # fmt: skip
+    assert not arrived.any()
+    return out
