@@ -155,7 +155,8 @@ def _learn(
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in cpu.items()}
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        with torch.autocast(device.type, torch.bfloat16):
+        # bfloat16 is fast on a GPU and slow on a CPU, where a smoke run needs no reduced precision.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             pixels = varied(pool.pixels[batch["scene"]], batch["mirror"], batch["inverse"])
             losses = learner(pixels, batch)
         total = losses["language"] + recipe.heads * (losses["facts"] + losses["tracks"])
