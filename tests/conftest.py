@@ -18,15 +18,15 @@ if not torch.cuda.is_available():
     # Kernels then run in Triton's interpreter, one program after the other. Read where triton is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+# Threads that wait for each other stand still where another program takes a core from one of them.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 LONG = (
-    "training", "engines/graphed", "throughput", "test_benchmarks.py", "cli", "protocols", "serving", "docs",
+    "training", "engines/graphed", "throughput", "benchmarks", "cli", "protocols", "serving", "docs",
     "test_api.py", "report/html",
 )  # fmt: skip
-"""What takes longest is begun first, so that no core waits for it at the end."""
+"""The longest tests start first, so that no core waits for them at the end."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -12,6 +12,8 @@ import pytest
 import unfuse
 
 SOURCE = Path(unfuse.__file__).parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 
 LAYERS = [
     {"errors", "extras", "stages", "cache", "checksum", "features", "feature_store", "compiled", "decoders"},
@@ -93,6 +95,31 @@ def test_every_part_has_a_layer():
 def test_modules_stay_small():
     large = {str(p.relative_to(SOURCE)): n for p in modules() if (n := len(p.read_text().splitlines())) > 400}
     assert not large
+
+
+def test_test_files_are_named_after_what_they_hold():
+    """tests/x/test_y.py holds module or package y of x; several modules together are held in a folder integration."""
+    roots = {"training": ROOT, "benchmarks": ROOT}
+    names = {path.stem for path in modules()} | {path.parent.name for path in modules()}
+    wrong = []
+    for path in TESTS.rglob("test_*.py"):
+        folder, name = path.parent.relative_to(TESTS), path.stem.removeprefix("test_")
+        if {"integration", "docs", "perfetto"} & set(folder.parts):
+            continue
+        place = roots.get(str(folder), SOURCE) / folder
+        if folder.name == "cuda":
+            right = name in names
+        else:
+            right = (place / f"{name}.py").is_file() or (place / name).is_dir() or place.name == name
+        if not right:
+            wrong.append(str(path.relative_to(TESTS)))
+    assert not wrong
+
+
+def test_examples_of_properties_follow_the_profile():
+    """A test that sets its number of examples itself would not be searched widely."""
+    others = {path for path in TESTS.rglob("*.py") if path.name not in {"examples.py", Path(__file__).name}}
+    assert not [str(path) for path in others if "settings(max_examples" in path.read_text()]
 
 
 def test_every_module_says_what_it_is():
