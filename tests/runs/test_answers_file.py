@@ -161,6 +161,18 @@ def test_answers_that_come_together_are_made_durable_together(path, monkeypatch)
     assert len(list(read_answers(path))) == answers_file._MOST_WAITING
 
 
+def test_answers_wait_for_others_within_the_window(path, monkeypatch):
+    """A window that does not end by itself is closed by the writer's end: one turn for all of its answers."""
+    from unfuse.runs import answers_file
+
+    calls, sync = [], os.fsync
+    monkeypatch.setattr(answers_file, "COMMIT_SECONDS", PATIENCE_S)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(descriptor) or sync(descriptor))
+    written(path, [record(i) for i in range(1000)])
+    assert len(calls) == 1
+    assert len(list(read_answers(path))) == 1000
+
+
 def test_a_full_disk_is_said_to_who_answers(path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
