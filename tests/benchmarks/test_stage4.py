@@ -7,12 +7,18 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from tests.engines.graphed.conftest import use_few_programs
 from tests.started import Started
 
 
 def stage4(*arguments):
     from benchmarks.stage4.__main__ import main
 
+    if not torch.cuda.is_available():
+        use_few_programs(pytest.MonkeyPatch())  # for as long as this process lives
     os.chdir(Path(__file__).parents[2])  # from where it starts others of its kind
     sys.argv = ["stage4", *arguments]
     main()

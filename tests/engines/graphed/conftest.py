@@ -38,23 +38,28 @@ def quicken(patch):
     patch.setattr(interpreter, "_get_np_dtype", numpy_type)
 
 
+def use_few_programs(patch):
+    """Let each kernel run as few programs as show every path: the interpreter runs one after the other."""
+    quicken(patch)
+    patch.setattr(matvec, "CANDIDATES", (matvec.MatvecShape(64, 64, 4, True),))
+    patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
+    patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
+    patch.setattr(tail_attention, "CANDIDATES", (tail_attention.TailShape(2, 64, 8, 3),))
+    patch.setattr(tail_attention, "IN_FLOAT32", tail_attention.TailShape(2, 64, 8, 3))
+    # Every engine compares itself on being made; these tests compare it themselves, on longer prompts.
+    patch.setattr(engine, "_COMPARED", 8)
+    # One program for each of four key heads; the kinds with fewer share a head's positions out.
+    patch.setattr(ways, "_PROGRAMS", 3)
+
+
 @pytest.fixture(scope="module")
 def few_programs():
-    """The interpreter runs one program after the other."""
+    """Run few programs of each kernel where there is no GPU."""
     if DEVICE.type == "cuda":
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        quicken(patch)
-        patch.setattr(matvec, "CANDIDATES", (matvec.MatvecShape(64, 64, 4, True),))
-        patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
-        patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
-        patch.setattr(tail_attention, "CANDIDATES", (tail_attention.TailShape(2, 64, 8, 3),))
-        patch.setattr(tail_attention, "IN_FLOAT32", tail_attention.TailShape(2, 64, 8, 3))
-        # Every engine compares itself on being made; these tests compare it themselves, on longer prompts.
-        patch.setattr(engine, "_COMPARED", 8)
-        # One program for each of four key heads; the kinds with fewer share a head's positions out.
-        patch.setattr(ways, "_PROGRAMS", 3)
+        use_few_programs(patch)
         yield
 
 
