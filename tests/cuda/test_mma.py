@@ -1,7 +1,7 @@
 """An element of an mma depends on its row of A, its column of B and its accumulator only.
 
-The decode step relies on it: a token's bits are the same whichever tokens share its pass. NVIDIA's ISA does not promise it,
-so it is tested on each GPU that the step runs on.
+The decode step relies on it: a token's bits are the same whichever tokens share its pass. NVIDIA's ISA does not promise
+it, so it is tested on each GPU that the step runs on.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ SOURCE = rb"""
 typedef unsigned int u32;
 // a [N, CHAIN, 16, 16] and b [N, CHAIN, 8, 16] in bfloat16, c [N, 16, 8] in float32; a warp per n.
 extern "C" __global__ void chains(const u32* a, const u32* b, float* c) {
-    const int lane = threadIdx.x, row = lane / 4, two = lane % 4;
-    a += (long long)blockIdx.x * CHAIN * 128, b += (long long)blockIdx.x * CHAIN * 64, c += blockIdx.x * 128;
-    float* const at[4] = {c + row * 8 + two * 2, c + row * 8 + two * 2 + 1, c + (row + 8) * 8 + two * 2, c + (row + 8) * 8 + two * 2 + 1};
-    float sum[4];
-    for (int i = 0; i < 4; ++i) sum[i] = *at[i];
-    for (int k = 0; k < CHAIN; ++k, a += 128, b += 64)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                     : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                     : "r"(a[row * 8 + two]), "r"(a[(row + 8) * 8 + two]), "r"(a[row * 8 + two + 4]), "r"(a[(row + 8) * 8 + two + 4]),
-                       "r"(b[row * 8 + two]), "r"(b[row * 8 + two + 4]));
-    for (int i = 0; i < 4; ++i) *at[i] = sum[i];
+    const int row = threadIdx.x / 4, two = threadIdx.x % 4;
+    a += (long long)blockIdx.x * CHAIN * 128, b += (long long)blockIdx.x * CHAIN * 64;
+    c += blockIdx.x * 128 + row * 8 + two * 2;
+    float sum[4] = {c[0], c[1], c[64], c[65]};
+    for (int k = 0; k < CHAIN; ++k, a += 128, b += 64) {
+        const u32 *top = a + row * 8 + two, *bottom = top + 64, *column = b + row * 8 + two;
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(top[0]), "r"(bottom[0]), "r"(top[4]), "r"(bottom[4]), "r"(column[0]), "r"(column[4]));
+    }
+    c[0] = sum[0], c[1] = sum[1], c[64] = sum[2], c[65] = sum[3];
 }
 """
 
@@ -68,7 +70,11 @@ def chains():
 
     def run(a, b, c):
         arguments = tuple(tensor.data_ptr() for tensor in (a, b, c)), (ctypes.c_void_p,) * 3
-        checked(driver.cuLaunchKernel(kernel, len(a), 1, 1, 32, 1, 1, 0, torch.cuda.current_stream().cuda_stream, arguments, 0))
+        checked(
+            driver.cuLaunchKernel(
+                kernel, len(a), 1, 1, 32, 1, 1, 0, torch.cuda.current_stream().cuda_stream, arguments, 0
+            )
+        )
         return c
 
     return run
@@ -80,7 +86,9 @@ def rest(kind, *shape):
         return torch.zeros(shape, device="cuda").bfloat16()
     noise = torch.randn(shape, device="cuda")
     scales = {"random": 1.0, "huge": 1e37, "denormal": 1e-39}
-    return (noise * scales[kind]).bfloat16() if kind in scales else torch.full(shape, torch.nan, device="cuda").bfloat16()
+    return (
+        (noise * scales[kind]).bfloat16() if kind in scales else torch.full(shape, torch.nan, device="cuda").bfloat16()
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
