@@ -275,7 +275,7 @@ struct Producer {
     __device__ __forceinline__ void open(int tag, u32 bytes) {
         // Passed an even number of times: nobody has read it yet, or everybody has.
         wait(shared.empty + place.slot, place.parity ^ 1);
-        // More copies in flight than the memory needs would only lengthen everybody's way to the L2.
+        // More copies in flight than the memory needs would only lengthen every other access to the L2.
         if (FLIGHT < STAGES) {
             if (flying == FLIGHT) wait(shared.full + landing.slot, landing.parity), landing.advance();
             else ++flying;
