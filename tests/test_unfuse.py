@@ -100,7 +100,8 @@ def test_modules_stay_small():
 def test_test_files_are_named_after_what_they_hold():
     """tests/x/test_y.py holds module or package y of x; several modules together are held in a folder integration."""
     roots = {"training": ROOT, "benchmarks": ROOT}
-    names = {path.stem for path in modules()} | {path.parent.name for path in modules()}
+    kernels = {path.stem for path in SOURCE.rglob("*.cu")}
+    names = kernels | {path.stem for path in modules()} | {path.parent.name for path in modules()}
     wrong = []
     for path in TESTS.rglob("test_*.py"):
         folder, name = path.parent.relative_to(TESTS), path.stem.removeprefix("test_")

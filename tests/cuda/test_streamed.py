@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from unfuse.engines.eager import EagerEngine
+from unfuse.engines.graphed.caches import new_sequence
 from unfuse.engines.graphed.engine import GraphedEngine
-from unfuse.engines.graphed.streamed import streamed_sizes
+from unfuse.engines.graphed.streamed import MOST_TOKENS, StreamedStep, fragment_order, streamed_sizes
 from unfuse.engines.graphed.structure import find_llama
 from unfuse.engines.language_model import LanguageModel
 from unfuse.stages import Prompt, Sampling
@@ -97,6 +100,11 @@ def engines(model, tmp_path_factory):
     many.close()
 
 
+@pytest.fixture(scope="module")
+def passes(model):
+    return Passes(model)
+
+
 def apart(mine, theirs):
     return float((mine.double() - theirs.double()).norm() / theirs.double().norm())
 
@@ -132,6 +140,72 @@ def test_what_is_written_is_what_was_scored(model, engines):
     scores = one.score(asked, tokens)
     scores[:, 1] = -torch.inf
     assert scores.argmax(-1).tolist() == tokens
+
+
+class Passes:
+    """Passes of the kernel over tokens of one sequence, whose cache and angles are noise."""
+
+    def __init__(self, model, capacity=2112):
+        torch.manual_seed(1)
+        self.llama = llama = find_llama(model)
+        self.step = StreamedStep(llama, streamed_sizes(llama))
+        self.memory = self.step.memory()
+        self.sequence = new_sequence(llama, capacity)
+        self.noise = torch.randn_like(self.sequence.buffer)
+        half = llama.heads.size // 2
+        angles = torch.rand(capacity, half, device="cuda") * 6
+        self.angles = angles.cos().bfloat16(), angles.sin().bfloat16()
+        self.embeds = torch.randn(MOST_TOKENS, llama.hidden, device="cuda").bfloat16()
+        self.order = fragment_order(llama.hidden).cuda()
+
+    def __call__(self, first, count, length):
+        """Return logits and new cache entries of ``count`` tokens; whatever a pass must write is NaN before."""
+        memory, buffer = self.memory, self.sequence.buffer
+        logits = torch.full((count, self.llama.head.weight.shape[0]), torch.nan, device="cuda")
+        for tensor in (memory.x, memory.qkv, memory.attended, memory.inner, buffer[:, :, :, length:]):
+            tensor.fill_(torch.nan)
+        memory.x[:count] = self.embeds[first : first + count, self.order]
+        memory.count.fill_(count)
+        cosine, sine = (angle[length : length + count].contiguous() for angle in self.angles)
+        whole = functools.partial(torch.tensor, dtype=torch.int32, device="cuda")
+        batch = SimpleNamespace(
+            logits=logits, cosine=cosine, sine=sine, capacity=whole([self.sequence.capacity]), here=whole([length]),
+            caches=torch.tensor([self.sequence.offset(memory.x)], device="cuda"),
+        )  # fmt: skip
+        self.step(batch, memory, memory.x)
+        torch.cuda.synchronize()
+        return logits, buffer[:, :, :, length : length + count].clone()
+
+
+def same_bits(mine, theirs):
+    whole = torch.int32 if mine.dtype == torch.float32 else torch.int16
+    return torch.equal(mine.contiguous().view(whole), theirs.contiguous().view(whole))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65, 66, 127, 128, 636, 2047 - MOST_TOKENS])
+def test_bits_do_not_depend_on_the_number_of_tokens(model, passes, length):
+    passes.sequence.buffer.copy_(passes.noise)
+    alone = [passes(token, 1, length + token) for token in range(MOST_TOKENS)]
+    logits, cached = torch.cat([each[0] for each in alone]), torch.cat([each[1] for each in alone], 3)
+    assert logits.isfinite().all()
+    for count in range(1, MOST_TOKENS + 1):
+        together = passes(0, count, length)
+        assert same_bits(together[0], logits[:count]), count
+        assert same_bits(together[1], cached[:, :, :, :count]), count
+
+
+@torch.no_grad()
+def test_a_pass_of_no_tokens_writes_nothing(passes):
+    passes.sequence.buffer.copy_(passes.noise)
+    before = passes(0, 3, 40)
+    assert before[0].isfinite().all()
+    buffer = passes.sequence.buffer.clone()
+    logits, _ = passes(0, 0, 40)
+    assert logits.shape[0] == 0
+    assert passes.memory.counter.item() in (0, -(2**31))
+    assert same_bits(passes.sequence.buffer[:, :, :, :40], buffer[:, :, :, :40])
+    assert same_bits(passes(0, 3, 40)[0], before[0])
 
 
 def test_sizes_that_do_not_fit_keep_the_many_kernels(model):

@@ -10,17 +10,17 @@ import torch
 from transformers import LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 
 from unfuse.engines.graphed import streamed
-from unfuse.engines.graphed.streamed import Sizes, streamed_sizes
+from unfuse.engines.graphed.streamed import Sizes, fragment_order, streamed_sizes
 from unfuse.engines.graphed.structure import find_llama
 from unfuse.engines.language_model import LanguageModel
 
 SOURCE = streamed._SOURCE.read_text(encoding="utf-8")
-SMALL = {"vocab_size": 11, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {"vocab_size": 11, "hidden_size": 64, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def llama(decoder):
     decoder = decoder.bfloat16()
-    head = torch.nn.Linear(16, 11, bias=False).bfloat16()
+    head = torch.nn.Linear(64, 11, bias=False).bfloat16()
     return find_llama(LanguageModel(decoder, head, decoder.embed_tokens, (1,)))
 
 
@@ -36,50 +36,65 @@ def constant(name):
 
 def test_table_is_in_the_order_of_the_source():
     found = llama(Qwen3Model(Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=8)))
-    table = streamed._table(found).tolist()
+    table, norms = streamed._table(found)
     assert len(table) == 3
-    for row, layer in zip(table, found.layers, strict=False):
-        q_gain, k_gain = layer.head_gains
+    order = fragment_order(found.hidden)
+    for index, (row, layer) in enumerate(zip(table.tolist(), found.layers, strict=False)):
+        for kept, gain in zip(norms[2 * index :], (layer.input_gain, layer.post_gain), strict=False):
+            assert torch.equal(kept, gain[order])
+        q_norm, k_norm = layer.head_gains
         wanted = {
-            "QKV_W": layer.qkv.weight, "OUT_W": layer.out.weight, "GATE_UP_W": layer.gate_up.weight,
-            "DOWN_W": layer.down.weight, "INPUT_GAIN": layer.input_gain, "POST_GAIN": layer.post_gain,
-            "Q_GAIN": q_gain, "K_GAIN": k_gain,
+            "INPUT_NORM": norms[2 * index], "POST_NORM": norms[2 * index + 1], "Q_NORM": q_norm, "K_NORM": k_norm,
         }  # fmt: skip
         at = {name: tensor.data_ptr() for name, tensor in wanted.items()}
         assert dict(zip(enum("Entry"), row, strict=True)) == dict.fromkeys(enum("Entry"), 0) | at
-    last = dict(zip(enum("Last"), table[-1], strict=False))
-    assert last == {
-        "HEAD_W": found.head.weight.data_ptr(), "HEAD_B": 0, "FINAL_GAIN": found.final_gain.data_ptr()
-    }  # fmt: skip
+    assert torch.equal(norms[-1], found.final_gain[order])
+    last = dict(zip(enum("Last"), table.tolist()[-1], strict=False))
+    assert last == {"HEAD_B": 0, "FINAL_NORM": norms[-1].data_ptr()}
 
 
-def test_sizes_are_those_that_the_source_asks_for():
-    (listed,) = re.findall(r"whoever compiles: (.*?)\. HIDDEN", SOURCE, re.DOTALL)
+def test_macros_are_those_of_the_source():
+    (listed,) = re.findall(r"Macros: (.*?)\. ", SOURCE, re.DOTALL)
     names = re.findall(r"[A-Z_]+", listed)
-    assert [field.name.upper() for field in fields(Sizes)] == names
+    assert [*(field.name.upper() for field in fields(Sizes)), "SHARED_BYTES"] == names
 
 
 def test_constants_are_the_source_s():
-    warps, block = int(constant("WARPS")), int(constant("BLOCK"))
-    assert 32 * (warps + 1) == streamed._THREADS
-    assert constant("STAGE_BYTES") == "2 * CHUNK * sizeof(bf16)"
-    assert constant("CHUNK") == "WARPS * BLOCK"
-    assert 2 * warps * block * 2 == streamed._STAGE_BYTES
+    warps = int(constant("WARPS"))
+    assert warps == streamed._WARPS
+    assert constant("LAUNCHED") == "THREADS + (SETMAXNREG ? 128 : 32)"
+    assert 32 * warps + 128 == streamed._THREADS
+    assert int(constant("SLICE")) == streamed._SLICE
+    assert int(constant("BOX")) == streamed._BOX
     assert streamed._ENTRIES == int(constant("ENTRIES")) == len(enum("Entry"))
-    assert f"{block}" in re.findall(r"are multiples of (\d+)", SOURCE)
+    assert constant("STAGE_BYTES") == "2 * ROWS * COLUMNS"
+    sizes = sizes_of(hidden=4096, layers=32, stages=12)
+    assert 2 * sizes.rows * sizes.columns == streamed._STAGE_BYTES
+    assert sizes.columns == warps * 32 * sizes.runs
+    assert "are multiples of 256" in SOURCE
 
 
-@pytest.mark.parametrize(("hidden", "layers", "stages"), [(4096, 32, 11), (256, 1, 12)])
-def test_shared_memory_is_enough_for_what_the_source_keeps_there(hidden, layers, stages):
-    sizes = Sizes(
+def sizes_of(*, hidden, layers, stages):
+    return Sizes(
         layers=layers, hidden=hidden, inner=2 * hidden, heads=2, kv_heads=2, head_size=128, vocabulary=9, head_norms=0,
         programs=132, stages=stages, splits=2,
     )  # fmt: skip
-    warps = batch = int(constant("WARPS"))
-    rings = 2 * 8 * stages + -(-stages // 4) * 16
-    sums, attention = 4 * 2 * batch * 2 * warps * 8, 4 * (3 * 128 + warps * (128 + 2))
-    kept = rings + 2 * hidden + 4 * 2 * batch + 8 * (layers + 1) * streamed._ENTRIES + 4 * warps + max(sums, attention)
-    assert sizes.shared_bytes >= stages * streamed._STAGE_BYTES + kept
+
+
+@pytest.mark.parametrize(("hidden", "layers", "stages"), [(4096, 32, 12), (256, 1, 12)])
+def test_a_block_of_hopper_has_room_for_the_ring(hidden, layers, stages):
+    """The source asserts that its structure fits into the bytes of the launch."""
+    sizes = sizes_of(hidden=hidden, layers=layers, stages=stages)
+    assert stages * streamed._STAGE_BYTES < sizes.shared_bytes <= 227 * 1024
+    assert "static_assert(STAGES * STAGE_BYTES + sizeof(Shared) <= SHARED_BYTES" in SOURCE
+
+
+def test_fragment_order_is_a_permutation_within_64_columns():
+    order = fragment_order(256)
+    assert sorted(order.tolist()) == list(range(256))
+    assert torch.equal(order // 64, torch.arange(256) // 64)
+    # The first 16 bytes: lane 0, whose words are columns 0 and 1 of the chunks of the first run.
+    assert order[:8].tolist() == [0, 1, 8, 9, 32, 33, 40, 41]
 
 
 def test_a_device_that_cannot_do_it_has_no_such_step():

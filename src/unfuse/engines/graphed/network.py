@@ -249,7 +249,7 @@ class Network:
         begin_step(
             streaming.x if streaming else memory.x, batch.cosine, batch.sine, batch.here,
             batch.token, batch.length, batch.position, batch.capacity,
-            llama.embedding, llama.rates, llama.axes, llama.rotary_scaling,
+            llama.embedding, llama.rates, llama.axes, llama.rotary_scaling, fragments=streaming is not None,
         )  # fmt: skip
         if streaming:
             assert self._streamed is not None

@@ -8,6 +8,7 @@ from torch.nn.functional import silu
 
 from tests.engines.graphed.kernels.reference import DEVICE, EPS, close, normal, rms, whole
 from unfuse.engines.graphed.kernels.rows import begin_step, gate, largest, rms_norm, rotary_angles
+from unfuse.engines.graphed.streamed import fragment_order
 
 
 def test_rms_norm(dtype):
@@ -49,6 +50,16 @@ def test_a_step_begins_where_the_last_one_ended(dtype):
         assert position.tolist() == [8 + step, 10 + step]
         wanted = (whole(7, 9)[:, None] + step) * rates
         torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_embeds_in_fragment_order(dtype):
+    embedding, rates, axes = normal(10, 192, dtype=dtype), torch.rand(6).to(DEVICE), torch.zeros_like(whole(*[0] * 6))
+    x, angles = normal(2, 192, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
+    begin_step(
+        x, *angles, whole(0, 0), whole(3, 8, dtype=torch.int64), whole(4, 7), whole(7, 9), whole(9, 8),
+        embedding, rates, axes, 1.0, fragments=True,
+    )  # fmt: skip
+    assert torch.equal(x, embedding[[3, 8]][:, fragment_order(192).to(DEVICE)])
 
 
 @pytest.mark.parametrize("vocabulary", [40, 16384, 40000])

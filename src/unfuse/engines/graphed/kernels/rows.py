@@ -117,7 +117,7 @@ def rotary_angles(
 @triton.jit
 def _begin_step(
     x, cosine, sine, here, token, length, position, capacity, embedding, rates, axes, scaling,
-    H: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    H: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, FRAGMENTS: tl.constexpr,
     OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
@@ -128,7 +128,13 @@ def _begin_step(
     _rotary_angles(cosine, sine, position, rates, axes, scaling, row, 0, HALF, HALF_BLOCK)
     at = tl.arange(0, BLOCK)
     value = tl.load(embedding + tl.load(token + row).to(tl.int64) * H + at, mask=at < H, other=0.0)
-    tl.store(x + row * H + at, value, mask=at < H)
+    place = at
+    if FRAGMENTS:
+        # The inverse of ``streamed.fragment_order``.
+        chunk = at % 64 // 8
+        word = (chunk // 2 % 2 * 4 + at % 8 // 2) * 4 + chunk // 4 * 2 + chunk % 2
+        place = at // 64 * 64 + word * 2 + at % 2
+    tl.store(x + row * H + place, value, mask=at < H)
     # A row that has ended, or stands for nothing, goes on at its last place.
     now = tl.minimum(tl.load(length + row), tl.load(capacity + row) - 1)
     tl.store(here + row, now)
@@ -152,6 +158,8 @@ def begin_step(
     rates: torch.Tensor,
     axes: torch.Tensor,
     scaling: float,
+    *,
+    fragments: bool = False,
 ) -> None:
     """Embeds one token a row, gives its angles, and moves every row's place on by one.
 
@@ -168,12 +176,13 @@ def begin_step(
         rates: as ``rotary_angles``.
         axes: as ``rotary_angles``.
         scaling: as ``rotary_angles``.
+        fragments: store x in the order of ``streamed.fragment_order``.
     """
     h, half = embedding.shape[1], cosine.shape[1]
     launch(
         _begin_step, (len(token),),
         x, cosine, sine, here, token, length, position, capacity, embedding, rates, axes, scaling,
-        H=h, HALF=half, BLOCK=triton.next_power_of_2(h), HALF_BLOCK=triton.next_power_of_2(half),
+        H=h, HALF=half, BLOCK=triton.next_power_of_2(h), HALF_BLOCK=triton.next_power_of_2(half), FRAGMENTS=fragments,
         num_warps=8, **overlap(x),
     )  # fmt: skip
 
