@@ -117,6 +117,8 @@ def _begin(
     folder: Path,
 ) -> None:
     os.setpgid(0, 0)
+    # A shell starts a background job with SIGINT ignored, which every child would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
