@@ -123,7 +123,7 @@ def test_resuming_something_else_is_refused(finished, data):
 
 
 COMMAND = [
-    "bench", *MODELS[:2], "--protocol", "all", "--max-samples", "2", "--output-length", "3", "--num-warmups", "1",
+    "bench", MODELS[0], "--protocol", "all", "--max-samples", "2", "--output-length", "3", "--num-warmups", "1",
     "--balance-seconds", "0", "--device", "cpu",
 ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
         process = started.unfuse(*arguments, *resume, folder=tmp_path)
         more = len(list(folder.rglob("samples.jsonl"))) + rng.randrange(1, 3)
         process.wait_until(lambda more=more: len(list(folder.rglob("samples.jsonl"))) >= more)
-        time.sleep(rng.uniform(0, 0.5))  # anywhere in a model's run
+        time.sleep(rng.uniform(0, 0.5))  # anywhere in a part
         process.kill()
         for part in sorted(folder.glob("0*")) if folder.exists() else []:
             now = (part / "samples.jsonl").read_text().split("\n")[:-1]
@@ -150,7 +150,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     last = started.unfuse(*arguments, *resume, folder=tmp_path)
     assert last.wait() in (0, 1), last.errors
     parts = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "frames")
-    assert len(parts) == 8
+    assert len(parts) == 4
     for part in parts:
         kept = (part / "samples.jsonl").read_text().split("\n")[:-1]
         before = reported.get(part.name, [])
@@ -158,7 +158,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
         ids = [line["sample_id"] for line in lines(part) if not line["warmup"]]
         assert ids == ["demo:0", "demo:1"], "each sample once"
     plain = unfuse.bench(
-        MODELS[:2], max_samples=2, protocol="all", device="cpu", output_length=3, num_warmups=1, balance_seconds=0.0
+        MODELS[:1], max_samples=2, protocol="all", device="cpu", output_length=3, num_warmups=1, balance_seconds=0.0
     )
     assert isinstance(plain, ComparisonRun)
     for part, whole in zip(parts, plain.result.parts, strict=True):

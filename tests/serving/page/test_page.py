@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browsers import chromium, new_context
 from tests.serving.conftest import Served
-from tests.started import PATIENCE_S
+from tests.started import PATIENCE_S, wait_for
 from unfuse.events import write_eventgpt_npy
-from unfuse.serving.page import page
 from unfuse.serving.page import page as served_page
 from unfuse.serving.settings import ServeSettings
 from unfuse.testing import synthetic_stream
@@ -189,6 +188,21 @@ def test_problems_are_said(served: Served, open_page: Open, tmp_path: Path) -> N
     assert page.evaluate("window.pwned") is None
 
 
+def test_a_problem_stays_when_the_server_answers_late(served: Served, open_page: Open) -> None:
+    """Who presses Enter before the page knows the server is told what is missing, and the message stays."""
+    page = open_page(served).page
+    held: list[Route] = []
+    page.route("**/v1/unfuse", lambda route: held.append(route))  # a builtin cannot be a handler
+    page.reload()
+    page.fill("#question", "What moves?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_have_text("Choose a recording first.")
+    wait_for(lambda: held or page.wait_for_timeout(1))
+    held[0].continue_()
+    expect(page.locator("html[data-state=ready]")).to_be_attached()
+    expect(page.locator("#problem")).to_have_text("Choose a recording first.")
+
+
 def test_a_name_is_text(served: Served, open_page: Open, recording: Path, tmp_path: Path) -> None:
     evil = tmp_path / "<img src=x onerror=window.pwned=1>.npy"
     stored = served.http.post("/v1/unfuse/demo/demo:0").json()["id"]
@@ -277,7 +291,7 @@ def test_a_script_that_is_not_the_page_s_own_does_not_run(served: Served, open_p
 
 
 def test_the_page_is_one_document() -> None:
-    made = page()
+    made = served_page()
     assert "/*STYLE*/" not in made.html
     assert "/*SCRIPT*/" not in made.html
     assert "http" not in made.html.replace("http-equiv", "")

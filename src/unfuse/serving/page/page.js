@@ -53,7 +53,7 @@
       say(error.message);
       return;
     }
-    say("");
+    /* Whatever stands there by now was said to somebody who was faster than the server. */
     at("locked").hidden = true;
     at("model").textContent =
       `${about.model} (${about.family}) on ${about.device}, ${about.dtype}, engine ${about.engine}`;
@@ -256,6 +256,7 @@
     event.preventDefault();
     token = at("token").value.trim();
     at("token").value = "";
+    say("");
     start();
   });
   at("file").addEventListener("change", (event) => {
