@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers import GenerationConfig as Generation
 
 from unfuse.adapters.registry import load
@@ -90,7 +90,6 @@ def test_nobody_can_allow_it(bait, name):
         ("config.json", AutoConfig, {"model_type": "strange"}),
         ("config.json", AutoModelForImageTextToText, {"model_type": "strange"}),
         ("tokenizer_config.json", AutoTokenizer, {"tokenizer_class": "StrangeTokenizer"}),
-        ("preprocessor_config.json", AutoImageProcessor, {"image_processor_type": "StrangeImageProcessor"}),
         ("processor_config.json", AutoProcessor, {"processor_class": "StrangeProcessor"}),
         ("preprocessor_config.json", AutoProcessor, {"processor_class": "StrangeProcessor"}),
     ],
