@@ -146,6 +146,15 @@ def test_a_kernel_on_the_hub_is_code_too(bait, key, inside):
         assert f"{folder / 'config.json'}: found {key} 'someone/kernel:run'" in str(caught.value)
 
 
+def test_a_kernel_for_one_part_of_the_model(bait):
+    folder, _ = bait(demo_checkpoint())
+    config = json.loads((folder / "config.json").read_text())
+    config["attn_implementation"] = {"": "sdpa", "vision_config": "someone/kernel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="someone/kernel.*code on the hub"):
+        load(str(folder), device="cpu")
+
+
 def test_other_errors_stay_what_they_are(tmp_path):
     with pytest.raises(OSError, match="generation_config"):
         from_pretrained(Generation, tmp_path)

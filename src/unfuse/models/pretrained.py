@@ -69,7 +69,9 @@ def refuse_kernels(folder: str | Path) -> None:
     """
     for path, config in _configs(folder):
         for key, value in _entries(config):
-            if key in _KERNEL_KEYS and isinstance(value, str) and "/" in value:
+            # One name, or one for each part of the model.
+            named = value.values() if isinstance(value, dict) else [value]
+            if key in _KERNEL_KEYS and any(isinstance(each, str) and "/" in each for each in named):
                 raise CheckpointError(
                     path,
                     found=f"{key} {value!r}, code on the hub",
