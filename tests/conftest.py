@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from tests.examples import register_profiles
+from tests.forked import fork_instead
+from tests.repeats import use_few_repeats
 from unfuse.measure import host_time
 from unfuse.testing import FakeTime
+from unfuse.throughput import devices, workers
 
 register_profiles()
 
@@ -45,6 +48,22 @@ def cache(tmp_path_factory):
     os.environ["UNFUSE_CACHE"] = os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
     del os.environ["UNFUSE_CACHE"], os.environ["XDG_CACHE_HOME"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_repeats():
+    """Few repeats by default; see the function."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_repeats(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_processes():
+    """Processes of ``unfuse run`` are forked where they have imported all; how they start has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        fork_instead(patch, workers, devices)
+        yield
 
 
 @pytest.fixture

@@ -15,8 +15,15 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["unfuse.cli.bench", "unfuse.cli.run", "unfuse.adapters.eventgpt_loading"])
+import pytest
+
+from tests.repeats import use_few_repeats
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes forked from one that has imported what most of them need, and has done nothing else."""
+FORKS.set_forkserver_preload(
+    ["unfuse.cli.bench", "unfuse.cli.run", "unfuse.adapters.eventgpt_loading", "tests.repeats", "tests.forked"]
+)
 
 
 PATIENCE_S = 300.0
@@ -54,7 +61,7 @@ class Started:
         self._printed = folder / "printed.txt", folder / "errors.txt"
         for path in self._printed:
             path.unlink(missing_ok=True)  # of an earlier one
-        self._process: ForkServerProcess = _forks.Process(
+        self._process: ForkServerProcess = FORKS.Process(
             target=_begin, args=(function, arguments, self._printed, dict(os.environ), Path.cwd())
         )
         self._process.start()
@@ -131,6 +138,7 @@ def _begin(
 def _command(hold: tuple[str, int] | None, *arguments: str) -> None:
     from unfuse.cli import main
 
+    use_few_repeats(pytest.MonkeyPatch())  # for as long as this process lives
     if hold is not None:
         _hold(*hold)
     sys.argv = ["unfuse", *arguments]

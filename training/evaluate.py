@@ -36,6 +36,8 @@ FIRST_SEED: Final = 30_000_000
 _BATCH: Final = 64
 _FUSED: Final = 100
 """Questions that the fused call is asked as well, one by one."""
+_IN_BFLOAT16: Final[int | None] = None
+"""Scenes, the first of those compared, that are asked about in bfloat16, which some CPUs compute slowly; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def evaluate(
         device: where the model runs.
         workers: processes that simulate the scenes.
         compared: scenes, the first ones, that are asked about in every other way; ``None``: all. Their scores in
-            float32 are under ``compared``.
+            float32 are under ``compared``, and of those in bfloat16 under ``beside_bfloat16``.
     """
     seeds = range(FIRST_SEED, FIRST_SEED + count)
     samples = simulate_scenes(folder, seeds, workers)
@@ -149,6 +151,10 @@ def evaluate(
         shuffled = [features[(i + 1) % len(features)] for i in range(len(features))]
         found["shuffled"] = scores(asked, answers(model, asked, shuffled))
         found["one_frame"] = scores(asked, answers(model, asked, [model.encode(_middle(model, s)) for s in samples]))
+    samples = samples[:_IN_BFLOAT16]
+    asked = [one for one in asked if one.scene < len(samples)]
+    given = given[: len(asked)]
+    found["beside_bfloat16"] = scores(asked, given)
     with unfuse.load(checkpoint, device=device, dtype="bfloat16") as model:
         half = answers(model, asked, [model.encode(sample) for sample in samples])
         found["bfloat16"] = scores(asked, half)

@@ -11,14 +11,22 @@ import pytest
 import torch
 
 from tests.engines.graphed.conftest import use_few_programs
+from tests.forked import fork_instead
 from tests.started import Started
 
 
+def quicken():
+    """For as long as this process lives."""
+    if not torch.cuda.is_available():
+        use_few_programs(pytest.MonkeyPatch())
+
+
 def stage4(*arguments):
+    from benchmarks.stage4 import measures
     from benchmarks.stage4.__main__ import main
 
-    if not torch.cuda.is_available():
-        use_few_programs(pytest.MonkeyPatch())  # for as long as this process lives
+    quicken()
+    fork_instead(pytest.MonkeyPatch(), measures, prepare=quicken)
     os.chdir(Path(__file__).parents[2])  # from where it starts others of its kind
     sys.argv = ["stage4", *arguments]
     main()

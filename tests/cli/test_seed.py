@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.cli.commands import LINE, one_line
 from unfuse.cli import seed
 from unfuse.cli.bench import run_bench
@@ -48,9 +48,7 @@ SEED_SCRIPTS = Path(__file__).parents[2] / "feasible" / "benchmark_inference"
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SEED_SCRIPTS.glob("benchmark_*.py")))
 def test_seed_scripts_run_as_written(dataset, name):
-    done = subprocess.run(
-        [sys.executable, SEED_SCRIPTS / name, "--dataset_dir", dataset], capture_output=True, text=True
-    )
+    done = forked.run([sys.executable, SEED_SCRIPTS / name, "--dataset_dir", dataset])
     assert done.returncode == 2
     assert "EventGPT-7b" in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ from unfuse.samples import Dataset
 from unfuse.samples.demo import demo_dataset
 from unfuse.staged_model import StagedModel
 
-QUICK = {"max_new_tokens": 3, "num_warmups": 1, "noise_repeats": 5, "balance_seconds": 0.0}
+QUICK = {"max_new_tokens": 3, "num_warmups": 1, "noise_repeats": 1, "balance_seconds": 0.0}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from tests import forked
 from tests.serving.holding import holding
 from tests.started import PATIENCE_S, wait_for
 from unfuse.engines.batching import TurnByTurn
@@ -98,7 +99,7 @@ class ServedProcess:
 
     def __init__(self, *arguments: str, env: dict[str, str] | None = None):
         command = [sys.executable, "-m", "tests.serving.holding", "serve", "demo", "--device", "cpu", "--port", "0"]
-        self.process = subprocess.Popen(
+        self.process = forked.Popen(
             [*command, "--timeout-s", f"{TIMEOUT_S:g}", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

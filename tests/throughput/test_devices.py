@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import threading
 from collections import deque
 from dataclasses import replace
@@ -108,7 +107,7 @@ def test_a_process_sees_its_own_gpu_only_and_no_key_at_the_terminal(monkeypatch)
         assert more["process_group"] == 0
         return SimpleNamespace()
 
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(devices.subprocess, "Popen", popen)
     job = DeviceJob(
         model="demo", device="auto", dtype="auto", engine="auto",
         flow=FlowSettings(max_new_tokens=1, sampling=Sampling()),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import unfuse
+from tests import forked
 from unfuse.engines.fused_only import FusedOnly
 from unfuse.errors import CutError, DatasetError, FileAccessError, InputError, RunFolderError
 from unfuse.report.schemas import schemas
@@ -242,9 +241,8 @@ def test_what_cannot_be_answered_is_refused_before_a_model_is_loaded(tmp_path, d
 def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
     """``kills.py`` does it, a process of its own: what it forks has loaded the model and costs no time to start."""
     folder = tmp_path / "run"
-    quiet = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    script = Path(__file__).with_name("kills.py")
-    subprocess.run([sys.executable, script, folder], check=True, env={**os.environ, **quiet})
+    done = forked.run([sys.executable, Path(__file__).with_name("kills.py"), folder])
+    assert done.returncode == 0, done.stderr
     assert by_id(folder) == by_id(undisturbed.folder)
     assert len(read_manifest(folder).resumed) >= 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,7 @@ def test_a_process_that_does_not_start(monkeypatch, tmp_path):
     script.write_text("#!/bin/sh\necho no such module\nexit 3\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(workers, "subprocess", subprocess)
     with WorkerHost("demo", "float32") as host, pytest.raises(DeviceError, match=r"no such module.*--workers 0"):
         host.worker()
 

@@ -57,6 +57,6 @@ def once(function):
 
 @pytest.mark.parametrize(("scene_ms", "status"), [(0.0, "pass"), (0.3, "fail")])
 def test_a_model_that_slows_down_is_caught(demo_model, demo_sample, fake_time, scene_ms, status):
-    result = steady(Leaks(demo_model, fake_time, scene_ms), demo_sample, HostTimer())
+    result = steady(Leaks(demo_model, fake_time, scene_ms), demo_sample, HostTimer(), runs=40)
     assert result.status == status, result
     assert result.observed.count("%") >= (3 if status == "fail" else 1)

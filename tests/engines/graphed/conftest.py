@@ -11,6 +11,8 @@ from tests.engines.graphed.small import DEVICE
 from unfuse.engines.graphed import engine, products, ways
 from unfuse.engines.graphed.kernels import few_rows, matvec, tail_attention
 
+_COMPARE = engine.GraphedEngine._compare
+
 
 def quicken(patch):
     """Leaves out what the interpreter does again and again; the kernels' own tests run without this.
@@ -47,7 +49,7 @@ def use_few_programs(patch):
     patch.setattr(tail_attention, "CANDIDATES", (tail_attention.TailShape(2, 64, 8, 3),))
     patch.setattr(tail_attention, "IN_FLOAT32", tail_attention.TailShape(2, 64, 8, 3))
     # Every engine compares itself on being made; these tests compare it themselves, on longer prompts.
-    patch.setattr(engine, "_COMPARED", 8)
+    patch.setattr(engine.GraphedEngine, "_compare", lambda _: None)
     # One program for each of four key heads; the kinds with fewer share a head's positions out.
     patch.setattr(ways, "_PROGRAMS", 3)
 
@@ -65,5 +67,5 @@ def few_programs():
 
 @pytest.fixture
 def compared_in_full(monkeypatch):
-    """An engine that is made compares itself on as many rows as outside the tests."""
-    monkeypatch.setattr(engine, "_COMPARED", few_rows.MOST_ROWS + 8)
+    """An engine that is made compares itself, as it does outside the tests."""
+    monkeypatch.setattr(engine.GraphedEngine, "_compare", _COMPARE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
+from tests import forked
 from unfuse.adapters.registry import load
 from unfuse.errors import CheckpointError
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
@@ -219,9 +219,7 @@ assert answers[0] == answers[1], answers
 
 def test_quantised_round_trip(tmp_path):
     # In a process of its own: importing torchao logs and warns about GPU libraries that are not here.
-    done = subprocess.run(
-        [sys.executable, "-c", QUANTISED, demo_checkpoint(), tmp_path / "q"], capture_output=True, text=True
-    )
+    done = forked.run([sys.executable, "-c", QUANTISED, demo_checkpoint(), tmp_path / "q"])
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from tests import forked
 from unfuse.errors import FeaturesError, PromptError
 from unfuse.models.eventgpt import EventGPTForConditionalGeneration
 from unfuse.models.eventgpt.prompt import build_prompt
@@ -98,5 +98,5 @@ def test_text_alone(processor, model):
 def test_seed_import_path():
     root = Path(__file__).parents[3]
     code = "from model.EventChatModel import EventChatModel; print(EventChatModel.visval_encode.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    done = forked.run([sys.executable, "-c", code], cwd=root)
     assert done.stdout.strip() == "visval_encode", done.stderr

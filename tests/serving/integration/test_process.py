@@ -17,6 +17,8 @@ import openai
 import pytest
 import torch
 
+from benchmarks import serve_load
+from tests import forked
 from tests.serving.conftest import TIMEOUT_S, Served, ServedProcess, about
 from tests.serving.holding import AFTER, LONG
 from tests.started import PATIENCE_S, wait_for
@@ -185,23 +187,13 @@ def test_what_takes_too_long_is_ended(demo_model: Any) -> None:
         served.close()
 
 
-def test_under_load(tmp_path: Path) -> None:
+def test_under_load(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The benchmark's own run, short: no error, nothing left behind, memory that stays."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.serve_load",
-        "--users",
-        "8",
-        "--seconds",
-        "5",
-        "--",
-        "--timeout-s",
-        "1800",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    record = json.loads(done.stdout.splitlines()[-1])
+    forked.fork_instead(monkeypatch, serve_load)
+    code = serve_load.main(["--users", "8", "--seconds", "3", "--", "--timeout-s", "1800"])
+    out = capsys.readouterr().out
+    assert code == 0, out[-2000:]
+    record = json.loads(out.splitlines()[-1])
     assert record["errors"] == 0
     assert record["times"]["whole answer"]["n"] >= 8
     assert record["times"]["whole answer"]["p99_s"] > 0

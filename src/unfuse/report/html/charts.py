@@ -350,7 +350,8 @@ def _themed(
         background="transparent",
         padding=2,
     )
-    spec: Spec = done.to_dict()
+    # Half of the time of a page would go into checking it against Vega-Lite's schema, which the tests do.
+    spec: Spec = done.to_dict(validate=False)
     spec["config"] = {"font": "system-ui, sans-serif", "view": {"stroke": None}, "axis": axis}
     spec["datasets"] = dict(data)
     return spec
