@@ -1,0 +1,26 @@
+"""What users and scripts rely on is as it was: names, arguments, options, exit codes, fields of records."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.contract.surface import PLACE, surface
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return json.loads(PLACE.read_text())
+
+
+@pytest.fixture(scope="module")
+def found():
+    return json.loads(json.dumps(surface()))
+
+
+@pytest.mark.parametrize("part", ["python", "commands", "errors", "records"])
+def test_the_surface_is_the_recorded_one(recorded, found, part):
+    assert found[part].keys() == recorded[part].keys()
+    for name, each in recorded[part].items():
+        assert found[part][name] == each, name
