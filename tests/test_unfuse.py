@@ -10,13 +10,25 @@ from pathlib import Path
 import pytest
 
 import unfuse
+from tests.contract.figures import circles, imports
 
 SOURCE = Path(unfuse.__file__).parent
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
 LAYERS = [
-    {"errors", "extras", "stages", "cache", "checksum", "features", "feature_store", "compiled", "decoders"},
+    {
+        "_version",
+        "errors",
+        "extras",
+        "stages",
+        "cache",
+        "checksum",
+        "features",
+        "feature_store",
+        "compiled",
+        "decoders",
+    },
     {"events"},
     {"samples", "runs"},
     {"measure"},
@@ -86,6 +98,12 @@ def test_imports_go_downward():
                 if there != here and RANK[there] > RANK[here]:
                     wrong.append(f"{path.relative_to(SOURCE)} imports {node.module}")
     assert not wrong
+
+
+def test_no_modules_import_each_other():
+    """Not within functions and not for types either."""
+    trees = {path: ast.parse(path.read_text()) for path in modules()}
+    assert circles(imports(SOURCE, trees)) == []
 
 
 def test_every_part_has_a_layer():

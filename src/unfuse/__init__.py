@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unfuse._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from unfuse.adapters.registry import load
     from unfuse.api import bench, run, verify
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from unfuse.samples import Sample
     from unfuse.stages import Generation, Sampling
 
-__version__ = "0.1.0"
 __all__ = ["Features", "Generation", "Sample", "Sampling", "UnfuseError", "bench", "load", "run", "verify"]
 
 _HOMES = {

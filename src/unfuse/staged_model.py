@@ -261,11 +261,11 @@ def _graphed(adapter: Adapter) -> Engine | str:
     except ImportError:
         return "triton is not installed"
     from unfuse.engines.graphed.engine import GraphedEngine
-    from unfuse.engines.unserved import Unserved
+    from unfuse.engines.unsupported import Unsupported
 
     try:
         return GraphedEngine(adapter.language, _vision(adapter))
-    except Unserved as reason:
+    except Unsupported as reason:
         return str(reason)
     except (RuntimeError, TritonError) as reason:
         # A device without the memory, a compiler without the device: the answer is worth more than its speed.
@@ -274,13 +274,13 @@ def _graphed(adapter: Adapter) -> Engine | str:
 
 def _vllm(adapter: Adapter) -> Engine | str:
     """The engine, or why it cannot be."""
-    from unfuse.engines.unserved import Unserved
+    from unfuse.engines.unsupported import Unsupported
 
     try:
         from unfuse.engines.vllm.engine import VllmEngine
 
         return VllmEngine(adapter.language, _vision(adapter))
-    except Unserved as reason:
+    except Unsupported as reason:
         return str(reason)
     except (ImportError, RuntimeError, ValueError, NotImplementedError, AssertionError) as reason:
         # Another torch than it was compiled for, sizes that no kernel of it takes, too little memory.

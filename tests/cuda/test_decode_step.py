@@ -80,14 +80,14 @@ def chains():
     return run
 
 
-def rest(kind, *shape):
+def rest(kind, *config):
     """Values of the rows and columns that must not matter."""
     if kind == "zero":
-        return torch.zeros(shape, device="cuda").bfloat16()
-    noise = torch.randn(shape, device="cuda")
+        return torch.zeros(config, device="cuda").bfloat16()
+    noise = torch.randn(config, device="cuda")
     scales = {"random": 1.0, "huge": 1e37, "denormal": 1e-39}
     return (
-        (noise * scales[kind]).bfloat16() if kind in scales else torch.full(shape, torch.nan, device="cuda").bfloat16()
+        (noise * scales[kind]).bfloat16() if kind in scales else torch.full(config, torch.nan, device="cuda").bfloat16()
     )
 
 

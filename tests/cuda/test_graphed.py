@@ -85,8 +85,8 @@ def test_a_closed_engine_leaves_nothing_on_the_device():
     gc.collect()
     others = torch.cuda.memory_allocated()
     with load("demo", device="cuda") as model:
-        network = model.adapter.model
-        weights = sum(each.nbytes for each in (*network.parameters(), *network.buffers()))
+        runner = model.adapter.model
+        weights = sum(each.nbytes for each in (*runner.parameters(), *runner.buffers()))
 
         def left():
             features = model.encode(sample)

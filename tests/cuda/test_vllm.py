@@ -71,9 +71,9 @@ KINDS = {
 
 def language(kind="llama"):
     """In float32, with heads of 64."""
-    config, network, more = KINDS[kind]
+    config, runner, more = KINDS[kind]
     torch.manual_seed(0)
-    decoder = network(config(**SIZES, **more)).cuda().eval()
+    decoder = runner(config(**SIZES, **more)).cuda().eval()
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.15)
     return LanguageModel(decoder, nn.Linear(256, 96, bias=False, device="cuda"), decoder.embed_tokens, (1,))

@@ -20,7 +20,7 @@ import pytest
 from tests import forked
 from tests.serving.holding import holding
 from tests.started import PATIENCE_S, wait_for
-from unfuse.engines.batching import TurnByTurn
+from unfuse.engines.sequential import SequentialBatch
 from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_media
 from unfuse.serving import guard
 from unfuse.serving.server import bind, serve, url_of
@@ -148,7 +148,7 @@ def wait_until_ready(url: str) -> None:
 def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Long answers are held after some tokens until this is set."""
     made = threading.Event()
-    monkeypatch.setattr(TurnByTurn, "step", holding(made))
+    monkeypatch.setattr(SequentialBatch, "step", holding(made))
     yield made
     made.set()
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tests.started import PATIENCE_S
-from unfuse.engines.batching import Request, Written
+from unfuse.engines.batching import Request, TokenOutput
 from unfuse.errors import DeviceError, FeaturesError
 from unfuse.features import Features
 from unfuse.stages import Loaded, Prompt, Provenance, Sampling
@@ -70,7 +70,7 @@ class FakeBatch:
         assert len(self.running) <= self.capacity, "the loop knows the room"
         self.most_together = max(self.most_together, len(self.running))
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[TokenOutput]:
         self.threads.add(threading.current_thread().name)
         assert self.gate.wait(PATIENCE_S)
         time.sleep(self.step_s)
@@ -80,7 +80,9 @@ class FakeBatch:
         for name, (request, count) in list(self.running.items()):
             last = count + 1 == request.max_new_tokens
             out.append(
-                Written(request_id=name, token_id=count, finished="length" if last else None, reused_prefix_tokens=3)
+                TokenOutput(
+                    request_id=name, token_id=count, finished="length" if last else None, reused_prefix_tokens=3
+                )
             )
             if last:
                 del self.running[name]

@@ -9,7 +9,8 @@ import threading
 import time
 from typing import Any
 
-from unfuse.engines.batching import TurnByTurn, Written
+from unfuse.engines.batching import TokenOutput
+from unfuse.engines.sequential import SequentialBatch
 
 LONG = 1000
 """An answer of at least so many new tokens is held ..."""
@@ -18,10 +19,10 @@ AFTER = 5
 
 
 def holding(release: threading.Event) -> Any:
-    """A ``TurnByTurn.step`` that writes nothing while a long answer is held; scenes are encoded meanwhile."""
-    step = TurnByTurn.step
+    """A ``SequentialBatch.step`` that writes nothing while a long answer is held; scenes are encoded meanwhile."""
+    step = SequentialBatch.step
 
-    def held(batch: TurnByTurn) -> list[Written]:
+    def held(batch: SequentialBatch) -> list[TokenOutput]:
         for name, (request, _, _) in batch._running.items():
             if request.max_new_tokens >= LONG and batch._counts[name] >= AFTER and not release.is_set():
                 time.sleep(0.001)
@@ -34,5 +35,5 @@ def holding(release: threading.Event) -> Any:
 if __name__ == "__main__":
     from unfuse.__main__ import main
 
-    TurnByTurn.step = holding(threading.Event())  # type: ignore[method-assign]
+    SequentialBatch.step = holding(threading.Event())  # type: ignore[method-assign]
     main()

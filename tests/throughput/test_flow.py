@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unfuse.engines.batching import Written
+from unfuse.engines.batching import TokenOutput
 from unfuse.errors import DeviceError
 from unfuse.features import Features
 from unfuse.samples import Sample
@@ -187,7 +187,7 @@ class InstantBatch:
         for request in self.requests[: self.capacity]:
             for token, finished in ((int(request.prompt), None), (7, "length")):
                 found.append(
-                    Written(
+                    TokenOutput(
                         request_id=request.request_id, token_id=token, finished=finished, reused_prefix_tokens=0
                     )
                 )  # fmt: skip

@@ -33,7 +33,7 @@ def doctor() -> int:
     """Say what this machine has, what is missing, and how to get it."""
     import torch
 
-    from unfuse import __version__
+    from unfuse._version import __version__
     from unfuse.measure.environment import PACKAGES, cpu_name, gpu_state, package_version
 
     console = Console(highlight=False, soft_wrap=True)

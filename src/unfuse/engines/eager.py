@@ -13,10 +13,11 @@ import torch
 from transformers import DynamicCache
 
 from unfuse.engines.attention import reproducible_attention
-from unfuse.engines.batching import ContinuousBatch, TurnByTurn
+from unfuse.engines.batching import ContinuousBatch
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.positions import following
 from unfuse.engines.sampling import TokenChooser
+from unfuse.engines.sequential import SequentialBatch
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 _BLOCK: Final = 64
@@ -116,7 +117,7 @@ class EagerEngine:
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
         """See ``Engine.continuous``."""
-        return TurnByTurn(self, capacity, interleave=interleave)
+        return SequentialBatch(self, capacity, interleave=interleave)
 
     @torch.no_grad()
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import unfuse
+from unfuse._version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +61,11 @@ def package_version(name: str) -> str | None:
 
 def code_version() -> dict[str, Any]:
     """Version of this package, and commit and dirty flag where it runs from a git checkout of it."""
-    root = Path(unfuse.__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     status = _git(root, "status", "--porcelain") if commit else None
     return {
-        "unfuse": unfuse.__version__,
+        "unfuse": __version__,
         "git_commit": commit,
         "git_dirty": None if status is None else bool(status),
     }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from unfuse.adapters.pieces import TextPieces
-from unfuse.engines.batching import ContinuousBatch, Request, Written
+from unfuse.engines.batching import ContinuousBatch, Request, TokenOutput
 from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.measure.clock import StageClock
@@ -275,7 +275,7 @@ class EngineLoop:
             reuse=True,
         )
 
-    def _heard(self, written: Written) -> tuple[Answer, Piece]:
+    def _heard(self, written: TokenOutput) -> tuple[Answer, Piece]:
         answer = self._running[written.request_id]
         assert answer.text is not None
         answer.last_s = time.perf_counter()

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 import torch
 
-from unfuse.engines.batching import Request, Written
+from unfuse.engines.batching import Request, TokenOutput
 from unfuse.errors import DeviceError, UnfuseError
 from unfuse.features import Features
 from unfuse.staged_model import StagedModel
@@ -309,7 +309,7 @@ class Flow:
             running = self._running.pop(requests[0].request_id)
             self._emit(Answer(asked=running.asked, media_sha256=running.media_sha256, error=reason_of(error)))
 
-    def _take_down(self, written: Written) -> None:
+    def _take_down(self, written: TokenOutput) -> None:
         running = self._running[written.request_id]
         running.token_ids.append(written.token_id)
         if written.finished is None:

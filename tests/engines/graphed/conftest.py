@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.engines.graphed.small import DEVICE
-from unfuse.engines.graphed import engine, products, ways
-from unfuse.engines.graphed.kernels import few_rows, matvec, tail_attention
+from unfuse.engines.graphed import engine, gemm, tuned_configs
+from unfuse.engines.graphed.kernels import extend_attention, gemv, skinny_gemm
 
 _COMPARE = engine.GraphedEngine._compare
 
@@ -43,15 +43,15 @@ def quicken(patch):
 def use_few_programs(patch):
     """Let each kernel run as few programs as show every path: the interpreter runs one after the other."""
     quicken(patch)
-    patch.setattr(matvec, "CANDIDATES", (matvec.MatvecShape(64, 64, 4, True),))
-    patch.setattr(few_rows, "CANDIDATES", (few_rows.FewRowsShape(64, 16, 2, 2, 4),))
-    patch.setattr(products, "LIBRARY", few_rows.CANDIDATES[0])
-    patch.setattr(tail_attention, "CANDIDATES", (tail_attention.TailShape(2, 64, 8, 3),))
-    patch.setattr(tail_attention, "IN_FLOAT32", tail_attention.TailShape(2, 64, 8, 3))
+    patch.setattr(gemv, "CANDIDATES", (gemv.GemvConfig(64, 64, 4, True),))
+    patch.setattr(skinny_gemm, "CANDIDATES", (skinny_gemm.SkinnyGemmConfig(64, 16, 2, 2, 4),))
+    patch.setattr(gemm, "LIBRARY", skinny_gemm.CANDIDATES[0])
+    patch.setattr(extend_attention, "CANDIDATES", (extend_attention.ExtendConfig(2, 64, 8, 3),))
+    patch.setattr(extend_attention, "IN_FLOAT32", extend_attention.ExtendConfig(2, 64, 8, 3))
     # Every engine compares itself on being made; these tests compare it themselves, on longer prompts.
     patch.setattr(engine.GraphedEngine, "_compare", lambda _: None)
     # One program for each of four key heads; the kinds with fewer share a head's positions out.
-    patch.setattr(ways, "_PROGRAMS", 3)
+    patch.setattr(tuned_configs, "_PROGRAMS", 3)
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,12 @@ from transformers import (
 from tests.engines.graphed.small import DEVICE, HIDDEN, KINDS, SIZES, VOCABULARY, language, prompt
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
-from unfuse.engines.graphed import answers as answers_module
+from unfuse.engines.graphed import decoding
 from unfuse.engines.graphed import engine as engine_module
-from unfuse.engines.graphed import structure
 from unfuse.engines.graphed.engine import GraphedEngine
-from unfuse.engines.graphed.structure import find_llama
+from unfuse.engines.graphed.llama import find_llama
 from unfuse.engines.language_model import LanguageModel
-from unfuse.engines.unserved import Unserved
+from unfuse.engines.unsupported import Unsupported
 from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 
@@ -170,16 +169,16 @@ def test_answers_may_be_written_by_turns(model, engine, sampling):
 
 
 def test_an_answer_may_outgrow_its_room(model, engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "_MOST_ROOM", 1)
-    monkeypatch.setattr(answers_module, "_MORE", 1)
+    monkeypatch.setattr(engine_module, "_MAX_ROOM", 1)
+    monkeypatch.setattr(decoding, "_GROWTH", 1)
     asked, sampling = prompt(model, 62), Sampling(ignore_eos=True)
     theirs = EagerEngine(model)
     wanted = list(theirs.decode(theirs.prefill(asked, sampling), 4))
     monkeypatch.setattr(engine, "_room", 1)
     mine = engine.prefill(asked, sampling)
-    assert mine.state.sequence.capacity == 64
+    assert mine.state.cache.capacity == 64
     assert list(engine.decode(mine, 4)) == wanted
-    assert mine.state.sequence.capacity == 128
+    assert mine.state.cache.capacity == 128
     assert list(engine.decode(mine, 4)) == wanted
 
 
@@ -275,13 +274,13 @@ def test_answers_under_way_outlive_a_close(model, tmp_path):
     asked = [engine.prefill(each, sampling) for each in prompts]
     answers = [engine.decode(each, 8) for each in asked]
     written = [[next(answers[0]), next(answers[0])], [next(answers[1])], []]
-    place = weakref.ref(engine._network.work)
+    place = weakref.ref(engine._runner.work)
     engine.close()
     for _ in range(4):
         for tokens, answer in zip(written, answers, strict=True):
             tokens.append(next(answer))
     assert place() is not None
-    assert place() is not engine._network.work
+    assert place() is not engine._runner.work
     for tokens, answer in zip(written, answers, strict=True):
         tokens += answer
     assert written == wanted
@@ -297,14 +296,14 @@ class Doubled(nn.Linear):
 def test_what_is_no_llama_is_refused_with_a_reason():
     model = language()
     model.decoder.layers[1].mlp.down_proj = Doubled(48, HIDDEN, bias=False, device=DEVICE)
-    with pytest.raises(Unserved, match="Doubled"):
+    with pytest.raises(Unsupported, match="Doubled"):
         GraphedEngine(model)
     model = language()
     model.decoder.layers[0].mlp.act_fn = nn.GELU()
-    with pytest.raises(Unserved, match="SiLU"):
+    with pytest.raises(Unsupported, match="SiLU"):
         GraphedEngine(model)
     sliding = MistralModel(MistralConfig(**SIZES, sliding_window=8)).to(DEVICE)
-    with pytest.raises(Unserved, match="sliding"):
+    with pytest.raises(Unsupported, match="sliding"):
         find_llama(LanguageModel(sliding, model.head, sliding.embed_tokens, ()))
 
 
@@ -315,7 +314,7 @@ def test_what_looks_the_same_and_computes_something_else_is_found(monkeypatch):
     monkeypatch.setattr(
         type(model.decoder.layers[0]), "forward", lambda self, x, *a, **k: 0.7 * forward(self, x, *a, **k)
     )
-    with pytest.raises(Unserved, match="from the model's own"):
+    with pytest.raises(Unsupported, match="from the model's own"):
         GraphedEngine(model)
 
 
@@ -327,9 +326,9 @@ def test_axes_in_another_order_are_found(monkeypatch):
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
     head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
-    found = structure.find_llama(LanguageModel(decoder, head, decoder.embed_tokens, (1,)))
+    found = find_llama(LanguageModel(decoder, head, decoder.embed_tokens, (1,)))
     monkeypatch.setattr(engine_module, "find_llama", lambda _: replace(found, axes=found.axes.flip(0)))
-    with pytest.raises(Unserved, match="from the model's own"):
+    with pytest.raises(Unsupported, match="from the model's own"):
         GraphedEngine(LanguageModel(decoder, head, decoder.embed_tokens, (1,)))
 
 

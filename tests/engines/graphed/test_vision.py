@@ -8,8 +8,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from unfuse.engines.graphed import tower_layers, vision
+from unfuse.engines.graphed.autotune import Autotuner
 from unfuse.engines.graphed.tower_layers import TowerLayers
-from unfuse.engines.graphed.tuning import Tuner
 from unfuse.engines.graphed.vision import CapturedVision
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +43,7 @@ def pixels(frames, seed=0):
 
 def captured(*modules):
     with torch.no_grad():
-        return CapturedVision({f"part{i}": m for i, m in enumerate(modules)}, Tuner(DEVICE), None)
+        return CapturedVision({f"part{i}": m for i, m in enumerate(modules)}, Autotuner(DEVICE), None)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -86,7 +86,7 @@ def test_results_are_copies_and_hooks_fire():
 def test_queries_keys_and_values_are_one_memory_and_the_model_goes_on():
     model = tower()
     own = model(pixels(1)).last_hidden_state
-    assert TowerLayers(model, Tuner(DEVICE))
+    assert TowerLayers(model, Autotuner(DEVICE))
     attention = model.encoder.layers[0].self_attn if hasattr(model, "encoder") else None
     attention = attention or model.vision_model.encoder.layers[0].self_attn
     storages = {p.weight.untyped_storage().data_ptr() for p in (attention.q_proj, attention.k_proj, attention.v_proj)}

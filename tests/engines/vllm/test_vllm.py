@@ -22,7 +22,7 @@ from unfuse.adapters.registry import check_engine, load
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
-from unfuse.engines.unserved import Unserved
+from unfuse.engines.unsupported import Unsupported
 from unfuse.engines.vllm.building import memory_arguments
 from unfuse.engines.vllm.engine import VllmEngine
 from unfuse.engines.vllm.handover import text_config, text_weights
@@ -413,7 +413,7 @@ def quantized(model):
 def test_models_of_another_kind_are_refused(change, reason, folder):
     model = language()
     model = change(model) or model
-    with pytest.raises(Unserved, match=reason):
+    with pytest.raises(Unsupported, match=reason):
         VllmEngine(model, cache=folder)
 
 
@@ -421,7 +421,7 @@ def test_positions_of_several_axes_are_refused(folder):
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     decoder = Qwen2VLTextModel(Qwen2VLTextConfig(**SIZES, num_key_value_heads=2, rope_parameters=rope))
     model = LanguageModel(decoder, nn.Linear(HIDDEN, VOCABULARY, bias=False), decoder.embed_tokens, (1,))
-    with pytest.raises(Unserved, match="none of llama, mistral, qwen2, qwen3"):
+    with pytest.raises(Unsupported, match="none of llama, mistral, qwen2, qwen3"):
         VllmEngine(model, cache=folder)
 
 
@@ -433,7 +433,7 @@ def test_weights_that_vllm_holds_in_another_form_are_refused(folder, monkeypatch
     monkeypatch.setattr(fake.Model, "load_weights", load_weights)
     model = language()
     before = model.decoder.layers[0].self_attn.q_proj.weight.data_ptr()
-    with pytest.raises(Unserved, match=r"vLLM holds model.layers.0.self_attn.k_proj.weight in another form"):
+    with pytest.raises(Unsupported, match=r"vLLM holds model.layers.0.self_attn.k_proj.weight in another form"):
         VllmEngine(model, cache=folder)
     assert model.decoder.layers[0].self_attn.q_proj.weight.data_ptr() == before
 
@@ -441,7 +441,7 @@ def test_weights_that_vllm_holds_in_another_form_are_refused(folder, monkeypatch
 def test_a_vllm_that_computes_something_else_is_refused_and_closed(folder, monkeypatch):
     own = fake.Model.logits
     monkeypatch.setattr(fake.Model, "logits", lambda self, embeds, cache: own(self, embeds * 1.5, cache))
-    with pytest.raises(Unserved, match="from the model's own"):
+    with pytest.raises(Unsupported, match="from the model's own"):
         VllmEngine(language(), cache=folder)
     assert fake.built[-1].shut
 
@@ -498,7 +498,7 @@ def adapter(model, device="cuda"):
 
 
 def test_one_at_a_time_in_a_process(model, engine, folder):
-    with pytest.raises(Unserved, match="runs another model in this process"):
+    with pytest.raises(Unsupported, match="runs another model in this process"):
         VllmEngine(language(), cache=folder)
     engine.close()
     VllmEngine(model, cache=folder).close()

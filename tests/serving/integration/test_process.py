@@ -125,14 +125,14 @@ def test_a_failing_engine_ends_the_server(
     demo_model: Any, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
 ) -> None:
     """Its state is unknown: clients get an error, and a supervisor starts a new one."""
-    from unfuse.engines.batching import TurnByTurn
+    from unfuse.engines.sequential import SequentialBatch
 
     served = Served(demo_model, ServeSettings(port=0, max_new_tokens=32))
 
     def broken(self: Any) -> Any:
         raise kind("the device is lost")
 
-    monkeypatch.setattr(TurnByTurn, "step", broken)
+    monkeypatch.setattr(SequentialBatch, "step", broken)
     reply = served.http.post("/v1/chat/completions", json={"model": "demo", "messages": about("demo:0")})
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "engine_stopped"

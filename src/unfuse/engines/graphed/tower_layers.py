@@ -14,12 +14,12 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from unfuse.engines.graphed.capture import cut, part_ends
+from unfuse.engines.graphed.autotune import Autotuner
+from unfuse.engines.graphed.cuda_graphs import split_graph, split_points
 from unfuse.engines.graphed.kernels import tower
-from unfuse.engines.graphed.kernels.tower import TowerShape, activate, layer_norm, tower_attention
-from unfuse.engines.graphed.structure import joined
-from unfuse.engines.graphed.tuning import Tuner
-from unfuse.engines.unserved import Unserved
+from unfuse.engines.graphed.kernels.tower import TowerConfig, activate, layer_norm, tower_attention
+from unfuse.engines.graphed.llama import joined
+from unfuse.engines.unsupported import Unsupported
 
 _LAYER: Final = {"self_attn", "mlp", "layer_norm1", "layer_norm2"}
 _ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "out_proj"}
@@ -64,13 +64,13 @@ class TowerLayer:
         """C."""
         return self.out.weight.shape[0]
 
-    def __call__(self, x: torch.Tensor, shape: TowerShape) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, config: TowerConfig) -> torch.Tensor:
         """``[F, P, C]`` to the same, in memory of its own."""
         flat = x.reshape(-1, self.width).contiguous()
         normed, moved = torch.empty_like(flat), torch.empty_like(flat)
         layer_norm(normed, moved, flat, *_norm(self.norms[0]), self.out.bias, self.norms[0].eps)
         attended = torch.empty_like(flat)
-        tower_attention(attended, self.qkv(normed), len(x), self.heads, self.scale, shape)
+        tower_attention(attended, self.qkv(normed), len(x), self.heads, self.scale, config)
         torch.addmm(moved, attended, self.out.weight.t(), out=moved)
         layer_norm(normed, moved, moved, *_norm(self.norms[1]), self.down.bias, self.norms[1].eps)
         inner = self.up(normed)
@@ -82,11 +82,11 @@ class TowerLayer:
 class TowerLayers:
     """All such layers of a module, and how their attention is cut for each number of images."""
 
-    def __init__(self, module: nn.Module, tuner: Tuner):
+    def __init__(self, module: nn.Module, tuner: Autotuner):
         """Joins queries, keys and values of each layer in place."""
         self._tuner = tuner
         self._layers = [layer for each in module.modules() if (layer := _found(each)) is not None]
-        self._shapes: dict[tuple[int, int], TowerShape] = {}
+        self._shapes: dict[tuple[int, int], TowerConfig] = {}
 
     def __bool__(self) -> bool:
         return bool(self._layers)
@@ -94,7 +94,7 @@ class TowerLayers:
     @contextmanager
     def own_kernels(self) -> Iterator[None]:
         """While the body runs, the layers' forwards are these."""
-        ends = part_ends(len(self._layers))
+        ends = split_points(len(self._layers))
         for index, layer in enumerate(self._layers):
             layer.module.forward = self._forward(layer, cuts=index in ends)
         try:
@@ -103,7 +103,7 @@ class TowerLayers:
             for layer in self._layers:
                 del layer.module.forward
 
-    def _shape(self, images: int, positions: int) -> TowerShape:
+    def _shape(self, images: int, positions: int) -> TowerConfig:
         """How attention of so many images is cut; tried at the first call."""
         if (images, positions) in self._shapes:
             return self._shapes[images, positions]
@@ -112,22 +112,22 @@ class TowerLayers:
         qkv = torch.zeros(images * positions, len(weight), dtype=weight.dtype, device=weight.device)
         out = qkv.new_zeros(len(qkv), first.width)
 
-        def run(shape: TowerShape) -> None:
+        def run(config: TowerConfig) -> None:
             for layer in self._layers:
-                tower_attention(out, qkv, images, heads, layer.scale, shape)
+                tower_attention(out, qkv, images, heads, layer.scale, config)
 
         key = f"{len(self._layers)} tower layers {images} x {positions} of {heads} x {first.width // heads}"
-        shapes = (tower.IN_FLOAT32,) if weight.dtype == torch.float32 else tower.CANDIDATES
-        shape = self._tuner.choose(f"{key} {weight.dtype}", shapes, run)
-        self._shapes[images, positions] = shape
-        return shape
+        configs = (tower.IN_FLOAT32,) if weight.dtype == torch.float32 else tower.CANDIDATES
+        config = self._tuner.choose(f"{key} {weight.dtype}", configs, run)
+        self._shapes[images, positions] = config
+        return config
 
     def _forward(self, layer: TowerLayer, *, cuts: bool) -> Any:
         def forward(hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> torch.Tensor:
             if attention_mask is not None or kwargs.get("output_attentions"):
-                raise Unserved("a tower's layer is given a mask or asked for its attention")
+                raise Unsupported("a tower's layer is given a mask or asked for its attention")
             if cuts:
-                cut()
+                split_graph()
             return layer(hidden_states, self._shape(*hidden_states.shape[:2]))
 
         return forward
@@ -159,7 +159,7 @@ def _found(module: Any) -> TowerLayer | None:
             scale=float(attention.scale),
             activation=activation,
         )
-    except Unserved:
+    except Unsupported:
         return None
     whole = len(layer.qkv.weight) == 3 * layer.width and layer.width % layer.heads == 0
     return layer if whole else None
@@ -172,5 +172,5 @@ def _norm(norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
 def _affine(*linears: Any) -> Affine:
     found = joined(linears)
     if found.bias is None:
-        raise Unserved("a projection without a bias")
+        raise Unsupported("a projection without a bias")
     return Affine(found.weight, found.bias)

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from unfuse.engines.graphed.capture import Captured
+from unfuse.engines.graphed.autotune import Autotuner
+from unfuse.engines.graphed.cuda_graphs import GraphedCall
 from unfuse.engines.graphed.tower_layers import TowerLayers
-from unfuse.engines.graphed.tuning import Tuner
-from unfuse.engines.unserved import Unserved
+from unfuse.engines.unsupported import Unsupported
 
 _MOST_SHAPES: Final = 8
 """Kept for a module; the one that was used longest ago goes first."""
-_APART: Final = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+_TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """Largest relative distance from the module's own output at which both compute the same."""
 _PLAIN: Final = (bool, int, float, str, type(None), torch.dtype)
 
@@ -31,7 +31,7 @@ class _Call:
     """A captured call: where its tensors are put, what runs, and where its results are."""
 
     inputs: list[torch.Tensor]
-    run: Captured
+    run: GraphedCall
     found: list[Any]
     """The one output."""
 
@@ -39,7 +39,7 @@ class _Call:
 class CapturedVision:
     """Runs vision modules as graphs; their hooks fire as ever, those of modules inside them do not."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], tuner: Tuner, pool: Any):
+    def __init__(self, modules: Mapping[str, nn.Module], tuner: Autotuner, pool: Any):
         self._modules = modules
         self._layers = {name: TowerLayers(module, tuner) for name, module in modules.items()}
         self._calls: dict[str, OrderedDict[Hashable, _Call | None]] = {name: OrderedDict() for name in modules}
@@ -106,13 +106,13 @@ class CapturedVision:
             self._note(name, error)
             return None
         layers = self._layers[name]
-        for ways in [layers, None] if layers else [None]:
+        for replaced in [layers, None] if layers else [None]:
             try:
-                run = Captured(functools.partial(work, ways), device, self._pool)
+                run = GraphedCall(functools.partial(work, replaced), device, self._pool)
                 run()
                 _require_same(found[0], theirs)
                 return _Call(inputs, run, found)
-            except (Unserved, RuntimeError) as error:
+            except (Unsupported, RuntimeError) as error:
                 self._note(name, error)
         return None
 
@@ -167,5 +167,5 @@ def _require_same(output: Any, theirs: Any) -> None:
             continue
         apart = float((mine.float() - own.float()).norm() / own.float().norm().clamp(min=1e-12))
         # Not a number is far apart.
-        if not apart <= _APART.get(own.dtype, 0.0):
-            raise Unserved(f"its graph's output is {apart:.2g} from its own")
+        if not apart <= _TOLERANCE.get(own.dtype, 0.0):
+            raise Unsupported(f"its graph's output is {apart:.2g} from its own")

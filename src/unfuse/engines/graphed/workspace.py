@@ -1,4 +1,4 @@
-"""Memory that passes of the network work in, one pass at a time."""
+"""Workspaces: the memory of one pass at a time, which captured graphs read and write at fixed addresses."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Final, Self
 
 import torch
 
-from unfuse.engines.graphed.caches import Sequence, new_sequence
-from unfuse.engines.graphed.kernels.few_rows import MOST_ROWS
-from unfuse.engines.graphed.products import Scratch
-from unfuse.engines.graphed.streamed import StreamedStep, Streaming
-from unfuse.engines.graphed.structure import Llama
+from unfuse.engines.graphed.gemm import Scratch
+from unfuse.engines.graphed.kernels.skinny_gemm import MAX_SKINNY_ROWS
+from unfuse.engines.graphed.kv_cache import KVCache, new_kv_cache
+from unfuse.engines.graphed.llama import Llama
+from unfuse.engines.graphed.megakernel import Megakernel, MegakernelWorkspace
 
 _PARTIAL: Final = 16 * 2**20
-"""float32 numbers that split products may leave: 64 MiB."""
-MOST_TOGETHER: Final = 256
-"""Rows of a decode step; beyond, more rows gain little and each holds a cache."""
+"""float32 partial sums of split-K products: 64 MiB."""
+MAX_BATCH: Final = 256
+"""Rows of a decode step. More rows gain little, and each holds a KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """What lies between the products of a layer, ``[R, ...]`` each."""
+class Activations:
+    """Activations between the matrix products of a layer, ``[R, ...]`` each."""
 
     x: torch.Tensor
     heads: torch.Tensor
@@ -32,7 +32,7 @@ class Memory:
 
     @classmethod
     def of_zeros(cls, llama: Llama, rows: int) -> Self:
-        """For so many rows. Those that stand for nothing are read too, and must be numbers."""
+        """Allocate them for so many rows. Padding rows are computed too, so they must not hold NaN."""
 
         def zeros(width: int) -> torch.Tensor:
             return torch.zeros(rows, width, dtype=llama.dtype, device=llama.device)
@@ -40,7 +40,7 @@ class Memory:
         return cls(
             x=zeros(llama.hidden),
             heads=zeros(llama.heads.width),
-            attended=zeros(llama.heads.heads * llama.heads.size),
+            attended=zeros(llama.heads.num_heads * llama.heads.head_dim),
             inner=zeros(llama.inner),
             normed=zeros(llama.hidden),
             wide=zeros(2 * llama.inner),
@@ -49,54 +49,54 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Workspace:
-    """What all passes share, since no two run at once.
+    """Memory that all passes of a model share, since no two run at the same time.
 
-    A captured pass reads and writes at fixed places, so whatever it was given (a ``Batch``, a ``Tail``) keeps this
-    alive. The network lets go of it when it is closed, and a later pass works in a new one.
+    A captured pass uses fixed addresses, so each ``DecodeBatch`` and ``ExtendBatch`` keeps its workspace alive. A model
+    runner that is closed releases its workspace; a running step keeps its own, and a later pass gets a new one.
     """
 
     llama: Llama
-    few: Memory
-    """For up to 64 rows."""
+    skinny: Activations
+    """Of passes over up to 64 rows."""
     scratch: Scratch
-    nowhere: Sequence
-    """Where rows write that stand for no sequence."""
-    streaming: Streaming | None
-    """Of the one kernel that is a step, where there is one."""
-    _wide: dict[int, Memory] = field(default_factory=dict)
+    dummy_cache: KVCache
+    """KV cache that padding rows read and write."""
+    megakernel_work: MegakernelWorkspace | None
+    """None where a decode step is several kernels."""
+    _wide: dict[int, Activations] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, llama: Llama, streamed: StreamedStep | None) -> Self:
-        """Takes the memory, in zeros."""
-        few = Memory.of_zeros(llama, MOST_ROWS)
-        arrived = max(llama.head.weight.shape[0], MOST_TOGETHER * llama.heads.heads)
+    def of(cls, llama: Llama, megakernel: Megakernel | None) -> Self:
+        """Allocate the memory, filled with zeros."""
+        skinny = Activations.of_zeros(llama, MAX_SKINNY_ROWS)
+        semaphores = max(llama.head.weight.shape[0], MAX_BATCH * llama.heads.num_heads)
         scratch = Scratch(
-            normed=few.normed,
-            wide=few.wide,
+            normed=skinny.normed,
+            wide=skinny.wide,
             partial=torch.zeros(_PARTIAL, dtype=torch.float32, device=llama.device),
-            arrived=torch.zeros(arrived, dtype=torch.int32, device=llama.device),
+            semaphores=torch.zeros(semaphores, dtype=torch.int32, device=llama.device),
         )
-        return cls(llama, few, scratch, new_sequence(llama, 1), streamed.memory() if streamed else None)
+        return cls(llama, skinny, scratch, new_kv_cache(llama, 1), megakernel.memory() if megakernel else None)
 
     @property
-    def anchor(self) -> torch.Tensor:
-        """Which places of caches count from, in passes that work here."""
-        return self.few.x
+    def base_pointer(self) -> torch.Tensor:
+        """Tensor that the kernels' cache offsets count from."""
+        return self.skinny.x
 
-    def offset(self, sequence: Sequence) -> int:
-        """Where a sequence is, for those passes."""
-        return sequence.offset(self.anchor)
+    def offset(self, cache: KVCache) -> int:
+        """Return the offset of a KV cache from the base pointer."""
+        return cache.offset(self.base_pointer)
 
-    def memory(self, rows: int) -> Memory:
-        """For about so many rows."""
-        if rows <= MOST_ROWS:
-            return self.few
+    def activations(self, rows: int) -> Activations:
+        """Return activations for at least so many rows."""
+        if rows <= MAX_SKINNY_ROWS:
+            return self.skinny
         size = row_bucket(rows)
         if size not in self._wide:
-            self._wide[size] = Memory.of_zeros(self.llama, size)
+            self._wide[size] = Activations.of_zeros(self.llama, size)
         return self._wide[size]
 
 
 def row_bucket(rows: int) -> int:
-    """Rows of the graph that serves so many sequences: a power of two."""
+    """Return the rows of the captured step that serves so many sequences: a power of two."""
     return 1 << (rows - 1).bit_length()

@@ -17,7 +17,7 @@ from torch import nn
 
 from unfuse.cache import cache_home
 from unfuse.engines.language_model import LanguageModel
-from unfuse.engines.unserved import Unserved
+from unfuse.engines.unsupported import Unsupported
 from unfuse.engines.vllm.handover import Offer, text_config, text_weights
 from unfuse.engines.vllm.watched import Watched
 from unfuse.runs.atomic import write_json_atomic
@@ -66,7 +66,7 @@ def build(
 
     device = language.device
     if device.type == "cuda" and shape["dtype"] == "float32" and _head_size(shape) < _SMALLEST_HEAD:
-        raise Unserved(f"vLLM has no attention ready for heads of {_head_size(shape)} in float32")
+        raise Unsupported(f"vLLM has no attention ready for heads of {_head_size(shape)} in float32")
     try:
         _make_room(weights, device)
         with Offer(weights) as offer:

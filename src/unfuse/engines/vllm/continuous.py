@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from unfuse.engines.batching import Request, TurnByTurn, Written
+from unfuse.engines.batching import Request, TokenOutput
+from unfuse.engines.sequential import SequentialBatch
 from unfuse.engines.vllm.prefixes import Prefix
 from unfuse.engines.vllm.requests import Landing, Requests
 from unfuse.stages import Prompt
@@ -31,7 +32,7 @@ class VllmBatch:
         interleave: bool,
         landing: Callable[[Request], Landing],
         prefix: Callable[[Prompt, bool], Prefix],
-        others: TurnByTurn,
+        others: SequentialBatch,
         refuses: Callable[[Request], bool],
     ):
         """For ``VllmEngine.continuous``.
@@ -75,7 +76,7 @@ class VllmBatch:
             else:
                 self._waiting.append((request, self._landing(request)))
 
-    def step(self) -> list[Written]:
+    def step(self) -> list[TokenOutput]:
         """See ``ContinuousBatch.step``."""
         others = self._others.step()
         self._admit()
@@ -117,9 +118,9 @@ class VllmBatch:
             if self._interleave:
                 return
 
-    def _taken(self, seconds: float) -> list[Written]:
+    def _taken(self, seconds: float) -> list[TokenOutput]:
         """What a step that took so long said to these requests."""
-        found: list[Written] = []
+        found: list[TokenOutput] = []
         prompts = tokens = 0
         for name, running in list(self._running.items()):
             for said in self._requests.take(name):
@@ -129,7 +130,7 @@ class VllmBatch:
                     tokens += 1
                 running.written += 1
                 found.append(
-                    Written(
+                    TokenOutput(
                         request_id=running.request.request_id,
                         token_id=said.token_id,
                         finished=said.finished,

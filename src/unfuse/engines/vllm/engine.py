@@ -20,13 +20,14 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from unfuse.engines.batching import ContinuousBatch, Request, TurnByTurn
+from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.eager import EagerEngine
-from unfuse.engines.graphed.tuning import Tuner
+from unfuse.engines.graphed.autotune import Autotuner
 from unfuse.engines.graphed.vision import CapturedVision
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.padding import unpadded
-from unfuse.engines.unserved import Unserved
+from unfuse.engines.sequential import SequentialBatch
+from unfuse.engines.unsupported import Unsupported
 from unfuse.engines.vllm.building import build, closed
 from unfuse.engines.vllm.continuous import VllmBatch
 from unfuse.engines.vllm.prefixes import Prefix
@@ -36,7 +37,7 @@ from unfuse.stages import Prefilled, Prompt, Sampling
 
 TOGETHER: Final = 128
 """Requests that are written at the same time: more gain little once all weights are read for so many rows."""
-_APART: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+_TOLERANCE: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative distance of logits from the model's own at which both compute the same."""
 _COMPARED: Final = (40, 48)
 """Positions of the prompts that are compared: more than a block, the second beginning with the first."""
@@ -81,7 +82,7 @@ class VllmEngine:
         if _live:
             gc.collect()  # what was left without a word
         if _live:
-            raise Unserved("vLLM runs another model in this process, which has not been closed")
+            raise Unsupported("vLLM runs another model in this process, which has not been closed")
         self._language = language
         self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
         on_gpu = language.device.type == "cuda"
@@ -96,7 +97,7 @@ class VllmEngine:
         self._batches: list[VllmBatch] = []
         self._salts = 0
         with torch.no_grad():
-            tuner = Tuner(language.device, cache)
+            tuner = Autotuner(language.device, cache)
             self._vision = CapturedVision(vision or {}, tuner, torch.cuda.graph_pool_handle() if on_gpu else None)
         self._eager = EagerEngine(language)
         """For prompts that this engine does not take."""
@@ -105,7 +106,7 @@ class VllmEngine:
         self._noted: dict[str, None] = {f"vLLM {vllm.__version__}": None}
         try:
             self._compare()
-        except Unserved:
+        except Unsupported:
             self.close()
             raise
 
@@ -182,7 +183,7 @@ class VllmEngine:
             interleave=interleave,
             landing=self._admitted,
             prefix=self._prefix,
-            others=TurnByTurn(self._eager, interleave=interleave),
+            others=SequentialBatch(self._eager, interleave=interleave),
             refuses=lambda request: self._refuses(request.prompt, request.sampling),
         )
         self._batches.append(batch)
@@ -280,8 +281,8 @@ class VllmEngine:
             own = self._eager.score(self._eager.prefill(prompt, asked), tokens)
             apart = float((mine - own).norm() / own.norm())
             # Not a number is far apart.
-            if not apart <= _APART[weight.dtype]:
-                raise Unserved(f"its logits are {apart:.2g} from the model's own")
+            if not apart <= _TOLERANCE[weight.dtype]:
+                raise Unsupported(f"its logits are {apart:.2g} from the model's own")
 
 
 def _counts(position_ids: torch.Tensor | None) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unfuse.engines.language_model import LanguageModel
-from unfuse.engines.unserved import Unserved
+from unfuse.engines.unsupported import Unsupported
 
 LOAD_FORMAT: Final = "unfuse"
 ARCHITECTURES: Final = {
@@ -42,21 +42,21 @@ def text_config(language: LanguageModel) -> dict[str, Any]:
     kind: Any = next((base for base in type(config).__mro__ if base.__module__.startswith("transformers.")), None)
     model_type = getattr(kind, "model_type", None)
     if model_type not in ARCHITECTURES:
-        raise Unserved(f"{type(decoder).__name__} is none of {', '.join(ARCHITECTURES)}")
+        raise Unsupported(f"{type(decoder).__name__} is none of {', '.join(ARCHITECTURES)}")
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        raise Unserved(f"{type(decoder).__name__} has positions of several axes")
+        raise Unsupported(f"{type(decoder).__name__} has positions of several axes")
     if getattr(config, "quantization_config", None) is not None:
-        raise Unserved("its weights are quantized")
+        raise Unsupported("its weights are quantized")
     embedding: Any = language.embed
     head: Any = language.head
     if type(embedding) is not nn.Embedding:
-        raise Unserved(f"{type(embedding).__name__} is no plain embedding")
+        raise Unsupported(f"{type(embedding).__name__} is no plain embedding")
     if type(head) is not nn.Linear:
-        raise Unserved(f"the head is {type(head).__name__}")
+        raise Unsupported(f"the head is {type(head).__name__}")
     if getattr(head, "bias", None) is not None:
-        raise Unserved("the head has a bias")
+        raise Unsupported("the head has a bias")
     if head.weight.shape != embedding.weight.shape:
-        raise Unserved(f"the head knows {len(head.weight)} tokens, the embedding {len(embedding.weight)}")
+        raise Unsupported(f"the head knows {len(head.weight)} tokens, the embedding {len(embedding.weight)}")
     known = kind().to_dict().keys() - _NOT_SHAPE
     return {
         **{key: value for key, value in config.to_dict().items() if key in known},
@@ -87,7 +87,7 @@ def text_weights(language: LanguageModel) -> dict[str, nn.Parameter]:
     if head is not embedding:
         weights[_HEAD] = head
     if len(kinds := {weight.dtype for weight in weights.values()}) > 1:
-        raise Unserved(f"weights of several kinds ({', '.join(sorted(map(str, kinds)))})")
+        raise Unsupported(f"weights of several kinds ({', '.join(sorted(map(str, kinds)))})")
     return weights
 
 
@@ -144,7 +144,7 @@ def hand_over(weights: Mapping[str, nn.Parameter], model: Any) -> None:
     model.load_weights((name, weight.detach()) for name, weight in weights.items())
     for name, view in views.items():
         if not torch.equal(view, weights[name].to(view.device)):
-            raise Unserved(f"vLLM holds {name} in another form")
+            raise Unsupported(f"vLLM holds {name} in another form")
     for name, view in views.items():
         weights[name].data = view
 
@@ -164,9 +164,9 @@ def _view(
     sizes = [len(neighbour) for neighbour in neighbours if neighbour is not None]
     # A vocabulary is filled up to a round number of rows.
     if whole is None or len(sizes) < len(parts) or sum(sizes) > len(whole):
-        raise Unserved(f"vLLM has no place for {name}")
+        raise Unsupported(f"vLLM has no place for {name}")
     first = sum(sizes[: parts.index(module)])
     view = whole.detach()[first : first + len(weights[name])]
     if view.shape != weights[name].shape:
-        raise Unserved(f"vLLM holds {name} as {list(view.shape)}, the model as {list(weights[name].shape)}")
+        raise Unsupported(f"vLLM holds {name} as {list(view.shape)}, the model as {list(weights[name].shape)}")
     return view

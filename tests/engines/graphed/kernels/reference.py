@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from unfuse.engines.graphed.kernels import tail_attention as tails
-from unfuse.engines.graphed.kernels.decode_attention import Heads
+from unfuse.engines.graphed.kernels import extend_attention as tails
+from unfuse.engines.graphed.kernels.attention_common import Heads
 from unfuse.engines.graphed.kernels.launch import UNIT
-from unfuse.engines.graphed.kernels.prompt_attention import place_keys, prompt_attention
+from unfuse.engines.graphed.kernels.prefill_attention import prefill_attention, write_kv
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -21,8 +21,8 @@ EPS = 1e-6
 LAYERS, LAYER = 2, 1
 
 
-def normal(*shape, dtype=torch.float32):
-    return torch.randn(*shape, dtype=torch.float32).to(DEVICE, dtype)
+def normal(*config, dtype=torch.float32):
+    return torch.randn(*config, dtype=torch.float32).to(DEVICE, dtype)
 
 
 def whole(*values, dtype=torch.int32):
@@ -37,40 +37,44 @@ def close(ours, theirs):
     assert float((ours - theirs).norm() / theirs.norm()) < limit
 
 
-def rms(x, gain):
+def rms(x, norm_weight):
     x = x.double()
-    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * gain.double()
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + EPS) * norm_weight.double()
 
 
-def turned(x, cosine, sine):
+def rotated(x, cosine, sine):
     low, high = x.double().chunk(2, dim=-1)
     cosine, sine = cosine.double(), sine.double()
     return torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=-1)
 
 
 def caches(heads, capacities, dtype):
-    anchor = normal(64, dtype=dtype)
-    buffers = [normal(LAYERS, 2, heads.kv_heads, room, heads.size, dtype=dtype) for room in capacities]
-    unit = UNIT.value * anchor.element_size()
-    return anchor, buffers, whole(*((b.data_ptr() - anchor.data_ptr()) // unit for b in buffers), dtype=torch.int64)
+    base_pointer = normal(64, dtype=dtype)
+    buffers = [normal(LAYERS, 2, heads.num_kv_heads, room, heads.head_dim, dtype=dtype) for room in capacities]
+    unit = UNIT.value * base_pointer.element_size()
+    return (
+        base_pointer,
+        buffers,
+        whole(*((b.data_ptr() - base_pointer.data_ptr()) // unit for b in buffers), dtype=torch.int64),
+    )
 
 
 HEADS = [Heads(4, 4, 16), Heads(8, 2, 32), Heads(6, 1, 24)]
 
 
-def attended(qkv, sequences, angles, heads, splits, gains=None):
+def attended(qkv, sequences, angles, heads, splits, norm_weights=None):
     """Attention of rows, whose keys and values are then in the caches: of few rows in so many parts, or (0) of many."""
-    out = torch.full((len(qkv), heads.heads * heads.size), float("nan"), dtype=qkv.dtype, device=DEVICE)
+    out = torch.full((len(qkv), heads.num_heads * heads.head_dim), float("nan"), dtype=qkv.dtype, device=DEVICE)
     if not splits:
-        place_keys(qkv, sequences, angles, heads, LAYER, gains=gains, eps=EPS)
-        prompt_attention(out, qkv, sequences, heads, LAYER, scale=heads.size**-0.5)
+        write_kv(qkv, sequences, angles, heads, LAYER, norm_weights=norm_weights, eps=EPS)
+        prefill_attention(out, qkv, sequences, heads, LAYER, scale=heads.head_dim**-0.5)
         return out
     partial = tails.partial_size(heads, len(qkv), splits, sequences.count)
-    arrived = torch.zeros(heads.heads * sequences.count, dtype=torch.int32, device=DEVICE)
-    tails.tail_attention(
+    semaphores = torch.zeros(heads.num_heads * sequences.count, dtype=torch.int32, device=DEVICE)
+    tails.extend_attention(
         out, qkv, sequences, angles, heads, LAYER,
-        gains=gains, eps=EPS, scale=heads.size**-0.5, shape=tails.TailShape(splits, 64, 4, 2),
-        partial=torch.full((partial,), float("nan"), device=DEVICE), arrived=arrived,
+        norm_weights=norm_weights, eps=EPS, scale=heads.head_dim**-0.5, config=tails.ExtendConfig(splits, 64, 4, 2),
+        partial=torch.full((partial,), float("nan"), device=DEVICE), semaphores=semaphores,
     )  # fmt: skip
-    assert not arrived.any()
+    assert not semaphores.any()
     return out

@@ -14,11 +14,11 @@ from tests.engines.graphed.kernels.reference import (
     close,
     normal,
     rms,
-    turned,
+    rotated,
     whole,
 )
-from unfuse.engines.graphed.kernels import decode_attention as decoding
-from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_attention
+from unfuse.engines.graphed.kernels.attention_common import partial_size
+from unfuse.engines.graphed.kernels.decode_attention import DecodeConfig, decode_attention
 
 
 @pytest.mark.parametrize("normed", [False, True])
@@ -26,29 +26,29 @@ from unfuse.engines.graphed.kernels.decode_attention import DecodeShape, decode_
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_decode_attention(dtype, heads, splits, normed):
     lengths, rooms = (5, 130, 0), (16, 140, 8)
-    anchor, buffers, where = caches(heads, rooms, dtype)
+    base_pointer, buffers, where = caches(heads, rooms, dtype)
     wanted = [buffer.double() for buffer in buffers]
-    rows, size = len(lengths), heads.size
+    rows, size = len(lengths), heads.head_dim
     qkv, angles = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
-    gains = (normal(size, dtype=dtype), normal(size, dtype=dtype))
-    out = torch.full((rows, heads.heads * size), float("nan"), dtype=dtype, device=DEVICE)
-    arrived = torch.zeros(rows * heads.kv_heads, dtype=torch.int32, device=DEVICE)
+    norm_weights = (normal(size, dtype=dtype), normal(size, dtype=dtype))
+    out = torch.full((rows, heads.num_heads * size), float("nan"), dtype=dtype, device=DEVICE)
+    semaphores = torch.zeros(rows * heads.num_kv_heads, dtype=torch.int32, device=DEVICE)
     decode_attention(
-        out, qkv, anchor, where, whole(*rooms), whole(*lengths), (cosine, sine), heads, LAYER,
-        shape=DecodeShape(splits, 32, 4, 2),
-        partial=torch.full((decoding.partial_size(heads, rows, splits),), float("nan"), device=DEVICE),
-        arrived=arrived, gains=gains if normed else None, eps=EPS, scale=size**-0.5,
+        out, qkv, base_pointer, where, whole(*rooms), whole(*lengths), (cosine, sine), heads, LAYER,
+        config=DecodeConfig(splits, 32, 4, 2),
+        partial=torch.full((partial_size(heads, rows, splits),), float("nan"), device=DEVICE),
+        semaphores=semaphores, norm_weights=norm_weights if normed else None, eps=EPS, scale=size**-0.5,
     )  # fmt: skip
     for row, length in enumerate(lengths):
-        q, k, v = qkv[row].double().split([heads.heads * size, *[heads.kv_heads * size] * 2])
+        q, k, v = qkv[row].double().split([heads.num_heads * size, *[heads.num_kv_heads * size] * 2])
         q, k, v = (part.view(-1, size) for part in (q, k, v))
         if normed:
-            q, k = rms(q, gains[0]), rms(k, gains[1])
-        q, k = turned(q, cosine[row], sine[row]), turned(k, cosine[row], sine[row])
+            q, k = rms(q, norm_weights[0]), rms(k, norm_weights[1])
+        q, k = rotated(q, cosine[row], sine[row]), rotated(k, cosine[row], sine[row])
         wanted[row][LAYER, 0, :, length], wanted[row][LAYER, 1, :, length] = k, v
         keys, values = (part[:, : length + 1].repeat_interleave(heads.group, dim=0) for part in wanted[row][LAYER])
         weights = torch.softmax(torch.einsum("hd,hsd->hs", q, keys) * size**-0.5, dim=-1)
         close(out[row], torch.einsum("hs,hsd->hd", weights, values).flatten())
         close(buffers[row], wanted[row])
-    assert not arrived.any()
+    assert not semaphores.any()

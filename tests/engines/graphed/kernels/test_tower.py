@@ -9,12 +9,12 @@ from tests.engines.graphed.kernels.reference import EPS, close, normal
 from unfuse.engines.graphed.kernels import tower
 
 
-@pytest.mark.parametrize("shape", [*tower.CANDIDATES, tower.IN_FLOAT32], ids=str)
+@pytest.mark.parametrize("config", [*tower.CANDIDATES, tower.IN_FLOAT32], ids=str)
 @pytest.mark.parametrize(("images", "positions", "heads", "size"), [(2, 65, 2, 16), (1, 130, 1, 24), (3, 16, 2, 16)])
-def test_tower_attention(dtype, images, positions, heads, size, shape):
+def test_tower_attention(dtype, images, positions, heads, size, config):
     qkv = normal(images * positions, 3 * heads * size, dtype=dtype)
     out = qkv.new_empty(len(qkv), heads * size)
-    tower.tower_attention(out, qkv, images, heads, size**-0.5, shape)
+    tower.tower_attention(out, qkv, images, heads, size**-0.5, config)
     q, k, v = qkv.double().view(images, positions, 3, heads, size).permute(2, 0, 3, 1, 4)
     attended = (q @ k.transpose(-1, -2) * size**-0.5).softmax(-1) @ v
     close(out, attended.transpose(1, 2).reshape(len(qkv), -1))
@@ -22,10 +22,10 @@ def test_tower_attention(dtype, images, positions, heads, size, shape):
 
 @pytest.mark.parametrize("width", [32, 48])
 def test_layer_norm(dtype, width):
-    x, gain, shift, bias = normal(5, width, dtype=dtype), *(normal(width, dtype=dtype) for _ in range(3))
+    x, norm_weight, shift, bias = normal(5, width, dtype=dtype), *(normal(width, dtype=dtype) for _ in range(3))
     out, moved = torch.empty_like(x), torch.empty_like(x)
-    tower.layer_norm(out, moved, x, gain, shift, bias, EPS)
-    close(out, torch.nn.functional.layer_norm(x.double(), (width,), gain.double(), shift.double(), EPS))
+    tower.layer_norm(out, moved, x, norm_weight, shift, bias, EPS)
+    close(out, torch.nn.functional.layer_norm(x.double(), (width,), norm_weight.double(), shift.double(), EPS))
     close(moved, x.double() + bias.double())
 
 

@@ -13,16 +13,17 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from unfuse.engines.graphed.kernels.attention_common import Heads, attend_block, load_block
 from unfuse.engines.graphed.kernels.launch import UNIT, launch, overlap, wide_enough
 
 if TYPE_CHECKING:
     import torch
 
-    from unfuse.engines.graphed.kernels.shared_attention import SharedParts
+    from unfuse.engines.graphed.kernels.shared_prefix_attention import SharedPrefixes
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeShape:
+class DecodeConfig:
     """How attention of a step is cut."""
 
     splits: int
@@ -34,7 +35,7 @@ class DecodeShape:
 
 
 @triton.jit
-def _head(base, gain, eps, cosine, sine, at, HALF: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr):
+def _head(base, norm_weight, eps, cosine, sine, at, HALF: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr):
     """One head's two halves, normed and turned."""
     inside = at < HALF
     low = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
@@ -42,44 +43,11 @@ def _head(base, gain, eps, cosine, sine, at, HALF: tl.constexpr, D: tl.constexpr
     if NORM:
         dtype = base.dtype.element_ty
         scale = tl.rsqrt((tl.sum(low * low, axis=0) + tl.sum(high * high, axis=0)) / D + eps)
-        low = (low * scale).to(dtype).to(tl.float32) * tl.load(gain + at, mask=inside, other=0.0).to(tl.float32)
-        high = (high * scale).to(dtype).to(tl.float32) * tl.load(gain + HALF + at, mask=inside, other=0.0).to(
+        low = (low * scale).to(dtype).to(tl.float32) * tl.load(norm_weight + at, mask=inside, other=0.0).to(tl.float32)
+        high = (high * scale).to(dtype).to(tl.float32) * tl.load(norm_weight + HALF + at, mask=inside, other=0.0).to(
             tl.float32
         )
     return low * cosine - high * sine, high * cosine + low * sine
-
-
-@triton.jit
-def load_block(
-    keys, values, start, new,
-    HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Keys, in two halves, and values of some cached positions."""
-    place = (start + tl.arange(0, BLOCK))[:, None]
-    at, wide = tl.arange(0, HALF_BLOCK)[None, :], tl.arange(0, D_BLOCK)[None, :]
-    k_at, k_mask = keys + place * D + at, (place < new) & (at < HALF)
-    low = tl.load(k_at, mask=k_mask, other=0.0)
-    high = tl.load(k_at + HALF, mask=k_mask, other=0.0)
-    return low, high, tl.load(values + place * D + wide, mask=(place < new) & (wide < D), other=0.0)
-
-
-@triton.jit
-def attend_block(
-    q_low, q_high, k_low, k_high, v, start, new, scale, best, weight, total,
-    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Goes on with a sum over positions: their largest score, their weight and what they add up to."""
-    scores = tl.dot(q_low, tl.trans(k_low), input_precision=PRECISION)
-    scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision=PRECISION)
-    scores = tl.where((start + tl.arange(0, BLOCK) < new)[None, :], scores * scale, float("-inf"))
-    higher = tl.maximum(best, tl.max(scores, axis=1))
-    # A program may have no position at all: it must not give inf - inf.
-    safe = tl.where(higher == float("-inf"), 0.0, higher)
-    old = tl.exp(best - safe)
-    p = tl.exp(scores - safe[:, None])
-    weight = weight * old + tl.sum(p, axis=1)
-    total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
-    return higher, weight, total
 
 
 @triton.jit
@@ -99,8 +67,8 @@ def _joined(base, heads, wide, wanted, best, weight, total, per_row: tl.constexp
 
 @triton.jit
 def _decode_attention(
-    out, qkv, anchor, caches, capacity, here, cosines, sines, q_gain, k_gain, partial, arrived, before, shares,
-    eps, scale, layer,
+    out, qkv, base_pointer, caches, capacity, here, cosines, sines, q_norm_weight, k_norm_weight,
+    partial, semaphores, before, shares, eps, scale, layer,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HALF_BLOCK: tl.constexpr, D_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
     SHARED_SPLITS: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
@@ -119,7 +87,7 @@ def _decode_attention(
     room = tl.load(capacity + row)
     cosine = tl.load(cosines + row * half + at, mask=inside, other=0.0).to(tl.float32)
     sine = tl.load(sines + row * half + at, mask=inside, other=0.0).to(tl.float32)
-    cache = anchor + tl.load(caches + row) * UNIT
+    cache = base_pointer + tl.load(caches + row) * UNIT
     size = room.to(tl.int64) * D
     keys = cache + (layer * (2 * KV_HEADS) + kv_head) * size
     values = keys + KV_HEADS * size
@@ -141,8 +109,8 @@ def _decode_attention(
         rms = tl.rsqrt((tl.sum(low * low, axis=1) + tl.sum(high * high, axis=1)) / D + eps)[:, None]
         low = (low * rms).to(dtype).to(tl.float32)
         high = (high * rms).to(dtype).to(tl.float32)
-        low *= tl.load(q_gain + at, mask=inside, other=0.0).to(tl.float32)[None, :]
-        high *= tl.load(q_gain + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        low *= tl.load(q_norm_weight + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+        high *= tl.load(q_norm_weight + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
     q_low = (low * cosine[None, :] - high * sine[None, :]).to(dtype)
     q_high = (high * cosine[None, :] + low * sine[None, :]).to(dtype)
 
@@ -152,7 +120,7 @@ def _decode_attention(
     if split == SPLITS - 1:
         # The new position is taken from here, not from the cache: other programs read only what was there before.
         new_low, new_high = _head(
-            mine + (HEADS + kv_head) * D, k_gain, eps, cosine, sine, at, HALF=half, D=D, NORM=NORM
+            mine + (HEADS + kv_head) * D, k_norm_weight, eps, cosine, sine, at, HALF=half, D=D, NORM=NORM
         )  # fmt: skip
         new_low, new_high = new_low.to(dtype), new_high.to(dtype)
         value = tl.load(mine + (HEADS + KV_HEADS + kv_head) * D + wide, mask=across, other=0.0)
@@ -182,11 +150,11 @@ def _decode_attention(
         tl.store(base + heads * per_row + D_BLOCK + 1, weight, mask=wanted)
         tl.store(base + heads[:, None] * per_row + wide[None, :], total, mask=wanted[:, None])
         tl.debug_barrier()
-        last = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
+        last = tl.atomic_add(semaphores + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
     if last:
         if SPLITS > 1:
             tl.debug_barrier()
-            tl.store(arrived + tl.program_id(0), 0)
+            tl.store(semaphores + tl.program_id(0), 0)
             # In the order of the splits, whoever does it: the same bits every time.
             best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
             weight = tl.zeros([GROUP_BLOCK], tl.float32)
@@ -204,35 +172,10 @@ def _decode_attention(
         tl.store(target, result, mask=(heads < GROUP)[:, None] & across[None, :])
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Sizes of a layer's attention."""
-
-    heads: int
-    kv_heads: int
-    size: int
-    """D, of one head."""
-
-    @property
-    def group(self) -> int:
-        """Query heads that share one head of keys and values."""
-        return self.heads // self.kv_heads
-
-    @property
-    def width(self) -> int:
-        """Of queries, keys and values side by side."""
-        return (self.heads + 2 * self.kv_heads) * self.size
-
-
-def partial_size(heads: Heads, rows: int, splits: int) -> int:
-    """float32 numbers of scratch."""
-    return rows * heads.heads * splits * (wide_enough(heads.size) + 4)
-
-
 def decode_attention(
     out: torch.Tensor,
     qkv: torch.Tensor,
-    anchor: torch.Tensor,
+    base_pointer: torch.Tensor,
     caches: torch.Tensor,
     capacity: torch.Tensor,
     here: torch.Tensor,
@@ -240,13 +183,13 @@ def decode_attention(
     heads: Heads,
     layer: int,
     *,
-    shape: DecodeShape,
+    config: DecodeConfig,
     partial: torch.Tensor,
-    arrived: torch.Tensor,
-    gains: tuple[torch.Tensor, torch.Tensor] | None,
+    semaphores: torch.Tensor,
+    norm_weights: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
     scale: float,
-    shared: SharedParts | None = None,
+    shared: SharedPrefixes | None = None,
 ) -> None:
     """``softmax(q K^T scale) V`` with the new position included and written to the cache.
 
@@ -255,8 +198,8 @@ def decode_attention(
     Args:
         out: ``[B, heads * D]``.
         qkv: ``[B, (heads + 2 kv_heads) * D]``, before norm and rotation.
-        anchor: any tensor of the caches' dtype, as a point to count from: a compiler trusts an offset in whole units to
-            be aligned, and an address not.
+        base_pointer: any tensor of the caches' dtype, which the caches' offsets count from. The compiler can rely on
+            the alignment of an offset in whole units, but not on that of an address.
         caches: int64 ``[B]``, where the sequences' buffers ``[layers, 2, kv_heads, capacity, D]`` begin, in units of
             ``UNIT`` numbers from the anchor.
         capacity: int32 ``[B]``, positions that each buffer has room for.
@@ -264,25 +207,25 @@ def decode_attention(
         angles: cosine and sine, ``[B, D / 2]`` each.
         heads: their numbers and size.
         layer: which layer of the buffers.
-        shape: how the work is cut.
+        config: how the work is cut.
         partial: float32 scratch of at least ``partial_size`` numbers.
-        arrived: int32 zeros ``[B * kv_heads]``; left as zeros.
-        gains: of RMS norms of queries and keys, ``[D]`` each (Qwen3); None for none.
+        semaphores: int32 zeros ``[B * kv_heads]``; left as zeros.
+        norm_weights: of RMS norms of queries and keys, ``[D]`` each (Qwen3); None for none.
         eps: of those norms.
         scale: usually ``D ** -0.5``.
-        shared: what ``shared_attention`` has left of positions before those of the buffers.
+        shared: what ``shared_prefix_attention`` has left of positions before those of the buffers.
     """
     rows = len(here)
-    q_gain, k_gain = gains or (qkv, qkv)
+    q_norm_weight, k_norm_weight = norm_weights or (qkv, qkv)
     before, shares = (shared.partial, shared.shares) if shared else (partial, here)
     launch(
-        _decode_attention, (rows * heads.kv_heads, shape.splits),
-        out, qkv, anchor, caches, capacity, here, *angles, q_gain, k_gain, partial, arrived, before, shares,
-        eps, scale, layer,
-        HEADS=heads.heads, KV_HEADS=heads.kv_heads, D=heads.size,
-        HALF_BLOCK=wide_enough(heads.size // 2), D_BLOCK=wide_enough(heads.size),
-        GROUP=heads.group, GROUP_BLOCK=wide_enough(heads.group), SPLITS=shape.splits, BLOCK=shape.positions,
-        STAGES=shape.stages, SHARED_SPLITS=shared.splits if shared else 0,
-        NORM=gains is not None,
-        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
+        _decode_attention, (rows * heads.num_kv_heads, config.splits),
+        out, qkv, base_pointer, caches, capacity, here, *angles, q_norm_weight, k_norm_weight,
+        partial, semaphores, before, shares, eps, scale, layer,
+        HEADS=heads.num_heads, KV_HEADS=heads.num_kv_heads, D=heads.head_dim,
+        HALF_BLOCK=wide_enough(heads.head_dim // 2), D_BLOCK=wide_enough(heads.head_dim),
+        GROUP=heads.group, GROUP_BLOCK=wide_enough(heads.group), SPLITS=config.splits, BLOCK=config.positions,
+        STAGES=config.stages, SHARED_SPLITS=shared.splits if shared else 0,
+        NORM=norm_weights is not None,
+        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=config.warps, **overlap(out),
     )  # fmt: skip

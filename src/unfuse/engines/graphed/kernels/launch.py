@@ -16,13 +16,13 @@ import triton.language as tl
 UNIT = tl.constexpr(8)
 """Numbers that one step of an offset into a cache stands for; 16 bytes of bfloat16, as the widest load takes."""
 LINE = tl.constexpr(128)
-"""Bytes that one ``ask_for`` brings into the device's cache."""
+"""Bytes that one ``prefetch_l2`` brings into the device's cache."""
 _HOPPER = 9
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
 
 @triton.jit
-def ask_for(at):
+def prefetch_l2(at):
     """What lies there begins to move into the cache that all programs share; not for the interpreter."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1

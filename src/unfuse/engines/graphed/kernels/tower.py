@@ -19,13 +19,13 @@ ACTIVATIONS: Final = {"quick_gelu": 0, "gelu": 1, "gelu_tanh": 2}
 
 @triton.jit
 def _layer_norm(
-    out, moved, x, gain, shift, bias, eps, C: tl.constexpr, BLOCK: tl.constexpr,
+    out, moved, x, norm_weight, shift, bias, eps, C: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < C
-    by = tl.load(gain + at, mask=inside, other=0.0).to(tl.float32)
+    by = tl.load(norm_weight + at, mask=inside, other=0.0).to(tl.float32)
     plus = tl.load(shift + at, mask=inside, other=0.0).to(tl.float32)
     more = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
     if DEPENDENT:
@@ -43,7 +43,7 @@ def layer_norm(
     out: torch.Tensor,
     moved: torch.Tensor,
     x: torch.Tensor,
-    gain: torch.Tensor,
+    norm_weight: torch.Tensor,
     shift: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
@@ -54,7 +54,7 @@ def layer_norm(
         out: ``[R, C]``, normed.
         moved: ``[R, C]``, ``x + bias``; may be ``x``.
         x: ``[R, C]``.
-        gain: ``[C]`` of the norm.
+        norm_weight: ``[C]`` of the norm.
         shift: ``[C]`` of the norm.
         bias: ``[C]`` of the product whose result will be added.
         eps: of the norm.
@@ -62,7 +62,7 @@ def layer_norm(
     rows, width = x.shape
     block = triton.next_power_of_2(width)
     launch(
-        _layer_norm, (rows,), out, moved, x, gain, shift, bias, eps,
+        _layer_norm, (rows,), out, moved, x, norm_weight, shift, bias, eps,
         C=width, BLOCK=block, num_warps=min(8, max(1, block // 256)), **overlap(x),
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def activate(x: torch.Tensor, kind: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class TowerShape:
+class TowerConfig:
     """How attention of a tower is cut."""
 
     rows: int
@@ -113,13 +113,13 @@ class TowerShape:
 
 
 CANDIDATES: Final = (
-    TowerShape(64, 64, 4, 3),
-    TowerShape(128, 64, 8, 3),
-    TowerShape(64, 64, 4, 2),
-    TowerShape(128, 64, 4, 2),
+    TowerConfig(64, 64, 4, 3),
+    TowerConfig(128, 64, 8, 3),
+    TowerConfig(64, 64, 4, 2),
+    TowerConfig(128, 64, 4, 2),
 )
-IN_FLOAT32: Final = TowerShape(64, 32, 8, 2)
-"""See ``tail_attention``."""
+IN_FLOAT32: Final = TowerConfig(64, 32, 8, 2)
+"""See ``extend_attention``."""
 
 
 @triton.jit
@@ -184,7 +184,7 @@ def _tower_attention(
 
 
 def tower_attention(
-    out: torch.Tensor, qkv: torch.Tensor, images: int, heads: int, scale: float, shape: TowerShape
+    out: torch.Tensor, qkv: torch.Tensor, images: int, heads: int, scale: float, config: TowerConfig
 ) -> None:
     """Attention of every position of an image to every other of it (after Dao, arXiv 2307.08691).
 
@@ -194,16 +194,16 @@ def tower_attention(
         images: how many.
         heads: how many; the patches of an image and its class token are one row each.
         scale: usually ``D ** -0.5``; positive.
-        shape: how the work is cut.
+        config: how the work is cut.
     """
     positions, size = len(qkv) // images, out.shape[1] // heads
-    rest = positions % shape.positions
+    rest = positions % config.positions
     launch(
-        _tower_attention, (triton.cdiv(positions, shape.rows), heads, images), out, qkv, positions,
+        _tower_attention, (triton.cdiv(positions, config.rows), heads, images), out, qkv, positions,
         # Base 2, so that the exponential is one instruction.
         scale * 1.4426950408889634,
-        HEADS=heads, D=size, D_BLOCK=wide_enough(size), ROWS=shape.rows, BLOCK=shape.positions,
+        HEADS=heads, D=size, D_BLOCK=wide_enough(size), ROWS=config.rows, BLOCK=config.positions,
         # A class token alone behind whole blocks is not worth a whole one.
-        REST=wide_enough(rest) if rest else 0, STAGES=shape.stages,
-        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=shape.warps, **overlap(out),
+        REST=wide_enough(rest) if rest else 0, STAGES=config.stages,
+        PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=config.warps, **overlap(out),
     )  # fmt: skip

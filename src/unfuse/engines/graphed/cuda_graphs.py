@@ -1,0 +1,136 @@
+"""CUDA graphs: the launches of one call, captured once and replayed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, Self
+
+import torch
+
+_MAX_LAYERS: Final = 8
+"""Layers of one graph of a split capture."""
+
+
+class GraphedCall:
+    """A function as CUDA graphs. Without a CUDA device a call runs the function itself."""
+
+    def __init__(
+        self,
+        work: Callable[[], None],
+        device: torch.device,
+        pool: Any = None,
+        generator: torch.Generator | None = None,
+    ):
+        """Run the function once, which compiles its kernels, and capture it; ``split_graph`` begins another graph.
+
+        Args:
+            work: launches kernels on tensors at fixed addresses, and does not synchronise.
+            device: the device.
+            pool: memory pool of graphs that never run at the same time.
+            generator: random generator that the function draws from.
+        """
+        self._work = work
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        if device.type != "cuda":
+            return
+        with torch.cuda.device(device):
+            stream = _capture_stream(torch.cuda.current_device())
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                work()
+            torch.cuda.current_stream().wait_stream(stream)
+            # A failed capture leaves its stream current; the context manager restores the previous one.
+            with torch.cuda.stream(stream), _Capture(stream, pool, generator) as capture:
+                work()
+            self._graphs = capture.graphs
+
+    def __call__(self) -> None:
+        """Launch the graphs; does not wait for the device."""
+        for graph in self._graphs:
+            graph.replay()
+        if not self._graphs:
+            self._work()
+
+
+def set_device(device: torch.device) -> None:
+    """Make the device current: Triton launches kernels, and events are recorded, on the current device."""
+    if device.type == "cuda" and torch.cuda.current_device() != device.index:
+        torch.cuda.set_device(device)
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave the caller's inference mode, without gradients: tensors of graphs are also written outside of it."""
+    # Leaving inference mode enables gradients, so no_grad comes second.
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@functools.cache
+def _capture_stream(index: int) -> torch.cuda.Stream:
+    """Return the one stream of all captures: cuBLAS keeps a workspace of 32 MiB for every stream that it was used on.
+
+    A function runs on this stream before it is captured. A workspace that cuBLAS allocates during a capture would lie
+    in the graphs' pool, which cannot be reused after the graphs are gone while an allocation remains.
+    """
+    return torch.cuda.Stream(index)
+
+
+class _Capture:
+    """Captures the launches of its body as one or several graphs."""
+
+    def __init__(self, stream: torch.cuda.Stream, pool: Any, generator: torch.Generator | None):
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self._stream = stream
+        self._pool = pool
+        self._generator = generator
+        self._open = ExitStack()
+
+    def begin(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        if self._generator is not None:
+            graph.register_generator_state(self._generator)
+        # Other threads may pin memory and copy during the capture.
+        self._open.enter_context(
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        )
+        self.graphs.append(graph)
+
+    def end(self) -> None:
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        self.begin()
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _current.reset(self._token)
+        self.end()
+
+
+_current: ContextVar[_Capture | None] = ContextVar("capture", default=None)
+
+
+def split_graph() -> None:
+    """End the graph that is being captured, if any, and begin the next one.
+
+    The host needs longer to launch a larger graph; the device starts on the first part while the next is launched.
+    """
+    capture = _current.get()
+    if capture is not None:
+        capture.end()
+        capture.begin()
+
+
+def split_points(layers: int) -> frozenset[int]:
+    """Return the layer counts at which to split: parts of 1, 2, 4, 8, 8, ... layers let the device start early."""
+    ends, done, size = set(), 0, 1
+    while done + size < layers:
+        done += size
+        ends.add(done)
+        size = min(2 * size, _MAX_LAYERS)
+    return frozenset(ends)

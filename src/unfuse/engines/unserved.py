@@ -1,7 +1,0 @@
-"""What an engine says of a model that it cannot run."""
-
-from __future__ import annotations
-
-
-class Unserved(Exception):  # noqa: N818 - a finding, not a fault
-    """This engine cannot run the model; the text says why."""

@@ -1,0 +1,32 @@
+"""The script that measures the package finds what it looks for."""
+
+from __future__ import annotations
+
+import ast
+
+from tests.contract.figures import circles, figures, imports
+
+
+def written(folder, **texts):
+    source = folder / "package"
+    for name, text in {"__init__": "", **texts}.items():
+        path = source / f"{name.replace('__', '/') if name != '__init__' else name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return source
+
+
+def test_modules_that_import_each_other(tmp_path):
+    late = "if TYPE_CHECKING:\n    from package.a import A\ndef f():\n    import package.c\n"
+    source = written(tmp_path, a="from package.b import f\n", b=late, c="import package.b\n", d="import package.a\n")
+    trees = {path: ast.parse(path.read_text()) for path in source.rglob("*.py")}
+    assert circles(imports(source, trees)) == [{"package.a", "package.b", "package.c"}]
+
+
+def test_long_functions_and_their_parameters(tmp_path):
+    body = "".join(f"    x{i} = {i}\n" for i in range(60))
+    text = f'class A:\n    pass\ndef long(self, a, b, c, d, e, f):\n    """Says\n\n    much."""\n{body}'
+    wide = "class A:\n    pass\ndef wide(a, b, c, *, d, e, f, g):\n    return isinstance(a, str)\n"
+    found = figures(written(tmp_path, a=text, b=wide))
+    assert (found["functions over 60 lines"], found["functions over 6 parameters"]) == (1, 1)
+    assert (found["public class names used twice"], found["isinstance(x, str)"], found["modules"]) == (1, 1, 3)

@@ -1,0 +1,85 @@
+"""Norms, gates, angles, argmax and the begin of a step against torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from tests.engines.graphed.kernels.reference import DEVICE, EPS, close, normal, rms, whole
+from unfuse.engines.graphed.kernels.argmax import argmax
+from unfuse.engines.graphed.kernels.norm_rope import begin_step, gate, rms_norm, rotary_cos_sin
+from unfuse.engines.graphed.megakernel import fragment_order
+
+
+def test_rms_norm(dtype):
+    x, norm_weight = normal(3, 40, dtype=dtype), normal(40, dtype=dtype)
+    out = torch.full_like(x, float("nan"))
+    rms_norm(out, x, norm_weight, EPS, rows=2)
+    close(out[:2], rms(x[:2], norm_weight))
+    assert out[2].isnan().all()
+
+
+def test_gate(dtype):
+    pair = normal(3, 2 * 2100, dtype=dtype)
+    out = torch.full((3, 2100), float("nan"), dtype=dtype, device=DEVICE)
+    gate(out, pair)
+    close(out, silu(pair[:, :2100].double()) * pair[:, 2100:].double())
+
+
+def test_angles_of_several_axes():
+    positions, inv_freq = whole(1, 2, 3, 40, 50, 60, 7, 8, 9).view(3, 3), torch.rand(6).to(DEVICE)
+    axes = whole(0, 0, 1, 1, 2, 2)
+    cosine, sine = torch.empty(2, 3, 6, device=DEVICE)
+    rotary_cos_sin(cosine, sine, positions, inv_freq, axes, 1.5)
+    angles = positions[axes.long()].t() * inv_freq
+    torch.testing.assert_close(cosine, angles.cos() * 1.5, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sine, angles.sin() * 1.5, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_begins_where_the_last_one_ended(dtype):
+    embedding, inv_freq, axes = normal(10, 40, dtype=dtype), torch.rand(6).to(DEVICE), torch.zeros_like(whole(*[0] * 6))
+    x, angles = normal(2, 40, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
+    here, length, position, capacity = whole(0, 0), whole(4, 7), whole(7, 9), whole(9, 8)
+    for step in range(2):
+        begin_step(
+            x, *angles, here, whole(3, 8, dtype=torch.int64), length, position, capacity, embedding, inv_freq, axes, 1.0
+        )
+        assert torch.equal(x, embedding[[3, 8]])
+        # The second row has no more room, and stays at its last place.
+        assert here.tolist() == [4 + step, 7]
+        assert position.tolist() == [8 + step, 10 + step]
+        wanted = (whole(7, 9)[:, None] + step) * inv_freq
+        torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_embeds_in_fragment_order(dtype):
+    embedding, inv_freq, axes = (
+        normal(10, 192, dtype=dtype),
+        torch.rand(6).to(DEVICE),
+        torch.zeros_like(whole(*[0] * 6)),
+    )
+    x, angles = normal(2, 192, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
+    begin_step(
+        x, *angles, whole(0, 0), whole(3, 8, dtype=torch.int64), whole(4, 7), whole(7, 9), whole(9, 8),
+        embedding, inv_freq, axes, 1.0, fragments=True,
+    )  # fmt: skip
+    assert torch.equal(x, embedding[[3, 8]][:, fragment_order(192).to(DEVICE)])
+
+
+@pytest.mark.parametrize("vocabulary", [40, 16384, 40000])
+@pytest.mark.parametrize("ends", [(), (7,), (39, 2)], ids=str)
+def test_largest(vocabulary, ends):
+    """Logits of few bits, so that the largest is there several times: the first of them is chosen, as by torch."""
+    logits = torch.randint(-9, 9, (6, vocabulary)).float().to(DEVICE)
+    logits[2, 7] = logits[3, 39] = 20
+    logits[4] = float("-inf")
+    logits[5, 3] = float("nan")
+    eos_masked = torch.tensor([True, False, True, False, True, False], device=DEVICE)
+    end_ids = torch.tensor(ends, dtype=torch.int64, device=DEVICE)
+    memory = torch.full((7,), -1, device=DEVICE)
+    argmax(memory[1:], logits, end_ids, eos_masked)
+    wanted = logits.nan_to_num(float("-inf"), neginf=float("-inf"))
+    for row in (0, 2, 4):
+        wanted[row, end_ids] = float("-inf")
+    assert memory.tolist() == [-1, *wanted.argmax(-1).tolist()]

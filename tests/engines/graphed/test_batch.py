@@ -1,0 +1,283 @@
+"""Requests that join passes and leave steps, against each answered alone."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.engines.graphed.small import DEVICE, VOCABULARY, language, prompt
+from unfuse.engines.batching import Request
+from unfuse.engines.eager import EagerEngine
+from unfuse.engines.graphed import batch as batch_module
+from unfuse.engines.graphed import slots
+from unfuse.engines.graphed.engine import GraphedEngine
+from unfuse.engines.graphed.prefill import PrefillRunner
+from unfuse.engines.graphed.prefix_cache import KVCachePool
+from unfuse.errors import DeviceError
+from unfuse.stages import Prompt, Sampling
+
+pytestmark = pytest.mark.usefixtures("few_programs")
+FREE = Sampling(ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return language()
+
+
+@pytest.fixture(scope="module")
+def engine(model, tmp_path_factory):
+    return GraphedEngine(model, tuning=tmp_path_factory.mktemp("tuning"))
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(slots, "BATCH_SIZES", (2, 4, 16))
+
+
+@pytest.fixture
+def batch(engine):
+    made = engine.continuous(4)
+    yield made
+    made.close()
+
+
+def alone(model, request):
+    eager = EagerEngine(model)
+    return list(eager.decode(eager.prefill(request.prompt, request.sampling), request.max_new_tokens))
+
+
+def written(batch, later=()):
+    ids, ends, reused = defaultdict(list), {}, {}
+    later = list(later)
+    while batch.unfinished:
+        for token in batch.step():
+            assert token.request_id not in ends
+            ids[token.request_id].append(token.token_id)
+            reused[token.request_id] = token.reused_prefix_tokens
+            if token.finished:
+                ends[token.request_id] = token.finished
+        batch.add(later[:1])
+        later = later[1:]
+    assert set(ids) == set(ends)
+    return ids, ends, reused
+
+
+def asked(model, name, length, seed, tokens, sampling=FREE, reuse=False):
+    made = prompt(model, length, seed)
+    made = replace(made, features_digest=f"scene {seed}")
+    return Request(request_id=name, prompt=made, max_new_tokens=tokens, sampling=sampling, reuse=reuse)
+
+
+def test_each_gets_the_tokens_that_it_gets_alone(model, batch):
+    lengths, tokens = (3, 40, 30, 7, 25, 70, 9), (1, 4, 7, 2, 3, 3, 5)
+    requests = [asked(model, str(n), lengths[n], n, tokens[n]) for n in range(7)]
+    batch.add(requests[:5])
+    ids, ends, reused = written(batch, requests[5:])
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    assert set(ends.values()) == {"length"}
+    assert set(reused.values()) == {0}
+    assert batch.busy_s["prefill"] > 0
+    assert batch.busy_s["decode"] > 0
+    assert batch.step() == []
+
+
+def test_an_answer_ends_with_its_end_token(batch, model):
+    requests = []
+    for seed in range(40):
+        request = asked(model, str(seed), 5, seed, 5, Sampling())
+        tokens = alone(model, request)
+        if len(tokens) < 5:
+            requests.append((request, tokens))
+        if len(requests) == 2:
+            break
+    else:
+        pytest.fail("no answer of this model ends early")
+    batch.add([request for request, _ in requests])
+    ids, ends, _ = written(batch)
+    assert ids == {request.request_id: tokens for request, tokens in requests}
+    assert set(ends.values()) == {"eos"}
+
+
+def test_sampled_rows_beside_greedy_ones(model, batch):
+    sampling = Sampling(temperature=2.0, top_p=0.8, seed=5, ignore_eos=True)
+    requests = [
+        asked(model, "sampled", 12, 1, 6, sampling),
+        asked(model, "greedy", 12, 2, 6),
+        asked(model, "other seed", 12, 1, 6, replace(sampling, seed=6)),
+    ]
+    batch.add(requests)
+    ids, _, _ = written(batch)
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    assert ids["sampled"] != ids["other seed"]
+
+
+def test_prefixes_are_reused_whoever_holds_them(model, batch):
+    def further(name, seed, text):
+        scene = asked(model, name, 40, seed, 3, reuse=True)
+        ids = torch.tensor(text, device=DEVICE)
+        longer = Prompt(
+            inputs_embeds=torch.cat([scene.prompt.inputs_embeds[:, :36], model.embed(ids)[None].detach()], dim=1),
+            token_keys=(*scene.prompt.token_keys[:36], *text),
+            features_digest=scene.prompt.features_digest,
+        )
+        return replace(scene, prompt=longer)
+
+    requests = [
+        further("a", 1, [3, 4, 5]), further("b", 1, [6, 7]), further("c", 2, [3, 4, 5]), further("d", 1, [6, 8, 9]),
+    ]  # fmt: skip
+    batch.add(requests)
+    ids, _, reused = written(batch)
+    wanted = {request.request_id: alone(model, request) for request in requests}
+    assert ids == wanted
+    assert reused == {"a": 0, "b": 36, "c": 0, "d": 36}
+    # Nobody is writing any more: what is kept serves as well.
+    batch.add([replace(requests[1], request_id="again"), replace(requests[2], request_id="other", reuse=False)])
+    ids, _, reused = written(batch)
+    assert (ids["again"], ids["other"]) == (wanted["b"], wanted["c"])
+    assert reused == {"again": 36, "other": 0}
+    assert batch._cache_pool.bytes < 5 * batch._cache_pool._size(64)
+
+
+def test_other_features_share_nothing(model, batch):
+    first = asked(model, "first", 40, 1, 2, reuse=True)
+    batch.add([first])
+    written(batch)
+    batch.add([replace(first, request_id="second", prompt=replace(first.prompt, features_digest="another"))])
+    assert written(batch)[2] == {"second": 0}
+
+
+def test_what_was_prepared_is_not_captured_again(model, batch, monkeypatch):
+    batch.prepare()
+    steps = dict(batch._slots._steps)
+    assert {size for size, _ in steps} >= {2, 4}
+    request = asked(model, "0", 6, 3, 3)
+    batch.add([request])
+    assert written(batch)[0] == {"0": alone(model, request)}
+    assert batch._slots._steps == steps
+
+
+def test_an_aborted_request_is_not_heard_of_again(model, batch):
+    batch.add([asked(model, str(n), 5, n, 6) for n in range(6)])
+    before = {token.request_id: token.token_id for token in batch.step()}
+    for name in ("0", "5", "nobody"):
+        batch.abort(name)
+    assert batch.unfinished == 4
+    ids, _, _ = written(batch)
+    assert set(ids) == {"1", "2", "3", "4"}
+    assert [before["3"], *ids["3"]] == alone(model, asked(model, "3", 5, 3, 6))
+
+
+def test_few_join_at_once_where_others_are_being_answered(model, engine, monkeypatch):
+    passes = []
+    own = PrefillRunner.__call__
+
+    def counted(self, prompts):
+        passes.append(len(prompts))
+        return own(self, prompts)
+
+    monkeypatch.setattr(PrefillRunner, "__call__", counted)
+    monkeypatch.setattr(batch_module, "MAX_PROMPTS", 2)
+    batch = engine.continuous(8, interleave=True)
+    batch.add([asked(model, str(n), 4, n, 2) for n in range(5)])
+    steps = []
+    while batch.unfinished:
+        batch.step()
+        steps.append(len(passes))
+    assert steps[:3] == [1, 2, 3]
+    batch.close()
+
+
+def test_memory_bounds_who_is_under_way(model, engine, monkeypatch):
+    batch = engine.continuous(8)
+    size = batch._cache_pool._size(64)
+    batch._cache_pool = KVCachePool(engine._runner.llama, 2 * size)
+    requests = [asked(model, str(n), 20, n, 2, reuse=True) for n in range(3)]
+    batch.add(requests)
+    most = 0
+    ids = defaultdict(list)
+    while batch.unfinished:
+        for token in batch.step():
+            ids[token.request_id].append(token.token_id)
+        most = max(most, len(batch._running))
+        assert batch._cache_pool.bytes <= 2 * size
+    assert most == 2
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    with pytest.raises(DeviceError, match="200 positions"):
+        batch.add([asked(model, "long", 100, 1, 100)])
+    assert batch.unfinished == 0
+    batch.close()
+
+
+def test_what_is_kept_goes_where_there_is_no_room_beside_it(model, batch):
+    """Else a request that begins like it would wait for others to end, for ever where there are none."""
+    batch._cache_pool = KVCachePool(batch._runner.llama, batch._cache_pool._size(64))
+    first, second = asked(model, "first", 40, 1, 2, reuse=True), asked(model, "second", 40, 1, 3, reuse=True)
+    batch.add([first, second])
+    ids = defaultdict(list)
+    for _ in range(20):
+        for token in batch.step():
+            ids[token.request_id].append(token.token_id)
+    assert not batch.unfinished
+    assert ids == {request.request_id: alone(model, request) for request in (first, second)}
+
+
+def test_prompts_that_need_more_than_their_rows_are_answered_beside(model, batch):
+    plain = asked(model, "plain", 6, 1, 4)
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool, device=DEVICE).tril()
+    other = replace(plain, request_id="masked", prompt=replace(plain.prompt, decoder_inputs={"attention_mask": mask}))
+    batch.add([plain, other])
+    ids, _, _ = written(batch)
+    assert ids == {"plain": alone(model, plain), "masked": alone(model, plain)}
+    assert max(map(max, ids.values())) < VOCABULARY
+
+
+def test_two_batches_at_once_keep_their_rows_apart(model, engine):
+    one, other = engine.continuous(2), engine.continuous(2)
+    requests = [asked(model, str(n), 6, n, 4) for n in range(2)]
+    one.add(requests[:1])
+    other.add(requests[1:])
+    ids = defaultdict(list)
+    while one.unfinished or other.unfinished:
+        for token in (*one.step(), *other.step()):
+            ids[token.request_id].append(token.token_id)
+    assert ids == {request.request_id: alone(model, request) for request in requests}
+    captured = len(engine._slots)
+    one.close()
+    third = engine.continuous(2)
+    third.add(requests[:1])
+    assert written(third)[0] == {"0": ids["0"]}
+    assert len(engine._slots) == captured, "memory that is free was not taken again"
+    other.close()
+    third.close()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_keys_of_those_who_were_answered_are_held_by_nobody(model, engine, ended):
+    """Seats stay with the engine; what they held would be taken for free memory."""
+    batch = engine.continuous(2)
+    batch.add([asked(model, str(n), 5, n, 3) for n in range(2)])
+    batch.step()
+    buffers = [weakref.ref(row.entry.cache.buffer) for row in batch._running.values()]
+    while ended and batch.unfinished:
+        batch.step()
+    assert not ended or not batch._slots._assigned
+    batch.close()
+    gc.collect()
+    assert buffers
+    assert {buffer() for buffer in buffers} == {None}
+
+
+def test_a_closed_engine_forgets_its_requests(model, tmp_path):
+    engine = GraphedEngine(model, tuning=tmp_path)
+    batch = engine.continuous()
+    batch.add([asked(model, "a", 5, 1, 4)])
+    batch.step()
+    engine.close()
+    assert batch.unfinished == 0
+    batch.close()
