@@ -122,7 +122,6 @@ def main() -> None:
         Work(data),
         RunSettings(output_length=arguments.tokens),
         output=arguments.folder / f"run-{time.strftime('%H%M%S')}",
-        placement=("auto", "auto", "auto"),
         ray=ray_settings(arguments.ray, arguments.pools, {}),
         on_answer=note,
     )

@@ -93,7 +93,7 @@ def recordings_dir(shared_dir):
 
 @pytest.fixture(scope="session")
 def demo_model():
-    from unfuse.adapters.registry import load
+    from unfuse.loading import load
 
     with load("demo", device="cpu") as model:
         yield model

@@ -34,7 +34,7 @@ LAYERS = [
     {"measure"},
     {"models", "engines", "testing"},
     {"adapters", "staged_model"},
-    {"pipeline"},
+    {"pipeline", "loading"},
     {"report"},
     {"protocols", "throughput"},
     {"verification"},
@@ -43,7 +43,6 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FUNCTION_LEVEL = {("adapters", "samples")}
 
 
 def modules():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from unfuse._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from unfuse.adapters.registry import load
     from unfuse.api import bench, run, verify
     from unfuse.errors import UnfuseError
     from unfuse.features import Features
+    from unfuse.loading import load
     from unfuse.samples import Sample
     from unfuse.stages import Generation, Sampling
 
@@ -27,7 +27,7 @@ _HOMES = {
     "Sampling": "unfuse.stages",
     "UnfuseError": "unfuse.errors",
     "bench": "unfuse.api",
-    "load": "unfuse.adapters.registry",
+    "load": "unfuse.loading",
     "run": "unfuse.api",
     "verify": "unfuse.api",
 }

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil
 
-from unfuse.adapters.registry import load
 from unfuse.errors import FeaturesError, MediaError, PromptError
 from unfuse.events import event_frames, read_events, write_eventgpt_npy
 from unfuse.features import Features
+from unfuse.loading import load
 from unfuse.measure.clock import StageClock
 from unfuse.measure.timers import HostTimer
 from unfuse.samples import Sample

@@ -11,8 +11,8 @@ import transformers as hf
 
 from tests.adapters import families
 from tests.adapters.integration import test_processors
-from unfuse.adapters.registry import load
 from unfuse.errors import CheckpointError, PromptError
+from unfuse.loading import load
 from unfuse.samples import Sample
 from unfuse.stages import Sampling
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unfuse.adapters import registry
+from unfuse import loading
 from unfuse.cli import run
 from unfuse.errors import DeviceError, PromptError, as_ours
 from unfuse.throughput import device_process
@@ -20,7 +20,7 @@ def runs_out(*_, **__):
 @pytest.mark.parametrize("verb", ["run", "ask", "bench", "verify", "serve"])
 def test_a_device_that_is_too_small_is_one_line(verb, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_adapter", runs_out)
+    monkeypatch.setattr(loading, "_adapter", runs_out)
     arguments = {"ask": ["demo:0", "What moves?"], "serve": ["demo", "--port", "0"]}.get(verb, ["demo"])
     assert run([verb, *arguments, "--device", "cpu"]) == 2
     error = capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from tests import forked
 from tests.cli.commands import LINE, one_line
 from unfuse.cli import seed
-from unfuse.cli.bench import run_bench
+from unfuse.cli.bench import show_bench
 from unfuse.cli.seed import four_stages, proper_decoupling, three_stages, verify_videollava
 from unfuse.samples.demo import demo_checkpoint
 
@@ -21,9 +21,9 @@ def soon(monkeypatch):
     """The seed's commands repeat a sample until the balance is known; a test has no use for that."""
 
     def quick(*given, settings, **more):
-        return run_bench(*given, settings={**settings, "balance_seconds": 0.2}, **more)
+        return show_bench(*given, settings={**settings, "balance_seconds": 0.2}, **more)
 
-    monkeypatch.setattr(seed, "run_bench", quick)
+    monkeypatch.setattr(seed, "show_bench", quick)
 
 
 @pytest.mark.usefixtures("soon")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.cuda.busy import busy
-from unfuse.adapters.registry import load
+from unfuse.loading import load
 from unfuse.measure.clock import StageClock
 from unfuse.measure.timers import CudaTimer
 from unfuse.samples.demo import demo_sample

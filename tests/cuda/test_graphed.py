@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.adapters import families
-from unfuse.adapters.registry import load
+from unfuse.loading import load
 from unfuse.samples.demo import demo_sample
 from unfuse.verification import checks, verify_model
 from unfuse.verification.checks import Subject

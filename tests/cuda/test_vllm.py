@@ -11,11 +11,11 @@ import transformers as hf
 from torch import nn
 
 from tests.adapters import families
-from unfuse.adapters.registry import load
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.vllm.engine import VllmEngine
+from unfuse.loading import load
 from unfuse.models.eventgpt.prompt import EVENT_INDEX
 from unfuse.samples.demo import demo_dataset, demo_sample
 from unfuse.stages import Prompt, Sampling

@@ -186,7 +186,7 @@ def test_pixel_settings_have_no_address_in_them():
 
 
 def test_a_checkpoints_own_pixel_settings_count(tmp_path):
-    from unfuse.adapters.registry import load
+    from unfuse.loading import load
 
     folder = shutil.copytree(demo_checkpoint().parent, tmp_path / "c") / demo_checkpoint().name
     with load(str(folder), device="cpu") as model:

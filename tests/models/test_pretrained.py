@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers import GenerationConfig as Generation
 
-from unfuse.adapters.registry import load
 from unfuse.errors import CheckpointError
+from unfuse.loading import load
 from unfuse.models.eventgpt import EventChatModel, EventGPTProcessor
 from unfuse.models.pretrained import from_pretrained
 from unfuse.samples.demo import demo_checkpoint

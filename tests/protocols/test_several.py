@@ -12,9 +12,9 @@ import pytest
 
 import unfuse
 from tests import started
-from unfuse.adapters.registry import load
-from unfuse.api import EQUAL_TOKENS, plan_bench
+from unfuse.api.benchmarking import EQUAL_TOKENS, plan_bench
 from unfuse.errors import DeviceError, InputError, RunFolderError
+from unfuse.loading import Placement, load
 from unfuse.protocols import BenchSettings, ComparisonRun, bench_several
 from unfuse.samples.demo import demo_dataset
 
@@ -113,7 +113,7 @@ def test_resuming_something_else_is_refused(finished, data):
     other = BenchSettings(max_new_tokens=9, output_length=3, num_warmups=1, noise_repeats=1, balance_seconds=0.0)
     with pytest.raises(RunFolderError, match="options: recorded .* now"):
         bench_several(MODELS, ["decoupled", "hooked"], load_cpu, data, other, output=folder, resume=True)
-    placement = ("cpu", "float32", "eager")
+    placement = Placement("cpu", "float32", "eager")
     with pytest.raises(RunFolderError, match="placement: recorded .* now .*float32"):
         bench_several(MODELS, PROTOCOLS, load_cpu, data, QUICK, placement=placement, output=folder, resume=True)
     with pytest.raises(RunFolderError, match="dataset: recorded"):

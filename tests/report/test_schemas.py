@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.examples import examples
-from unfuse.adapters.registry import load
 from unfuse.errors import RunFolderError
+from unfuse.loading import load
 from unfuse.protocols import PROTOCOLS, BenchSettings, bench_several
 from unfuse.report.schemas import schemas, text_of
 from unfuse.runs import Manifest, Probes, RunFolder, from_line

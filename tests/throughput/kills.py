@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from tests.started import wait_for
-from unfuse.adapters.registry import load
 from unfuse.errors import UnfuseError
+from unfuse.loading import load
 from unfuse.runs import read_manifest
 from unfuse.samples.demo import demo_dataset
 from unfuse.throughput.job import RunSettings, Work, answer_dataset

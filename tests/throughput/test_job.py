@@ -83,7 +83,7 @@ def test_a_run_says_what_it_was(undisturbed, demo_model):
 def test_the_times_of_a_run_are_those_of_its_parts(demo_model, demo_work, tmp_path, monkeypatch):
     """On a clock that only the model moves, the device is what holds the run back, and is busy all the time."""
     clock = FakeTime()
-    for module in ("throughput.job", "throughput.flow", "throughput.device", "throughput.times", "engines.batching"):
+    for module in ("throughput.job", "throughput.flow", "throughput.device", "throughput.times", "engines.sequential"):
         fake = SimpleNamespace(perf_counter=clock.perf_counter, time=time.time)
         monkeypatch.setattr(f"unfuse.{module}.time", fake)
     engine = demo_model.engine
@@ -228,7 +228,7 @@ def test_what_cannot_be_answered_is_refused_before_a_model_is_loaded(tmp_path, d
     for seconds in (0, -1, 1e-9, float("nan"), float("inf")):
         with pytest.raises(InputError, match="scene-seconds: found .*, expected 1 to 86400"):
             unfuse.run("demo", scene_seconds=seconds)
-    with pytest.raises(InputError, match="scene_seconds: found --ray beside it"):
+    with pytest.raises(InputError, match="scene-seconds: found --ray beside it"):
         unfuse.run("demo", ray="local", scene_seconds=5)
     with pytest.raises(InputError, match="--output"):
         unfuse.run("demo", resume=True)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load as tensors
 
-from unfuse.adapters.registry import load
 from unfuse.errors import FeaturesError
 from unfuse.feature_store import FeatureStore
 from unfuse.features import Features, unpack
+from unfuse.loading import load
 from unfuse.stages import Provenance
 from unfuse.verification.checks import subject
 from unfuse.verification.stored import store_hit

@@ -155,7 +155,7 @@ def test_same_output_states_a_near_tie(demo_model, demo_sample):
 
 
 def test_golden_is_caught(golden_dir, demo_model, tmp_path):
-    from unfuse.adapters.registry import load
+    from unfuse.loading import load
 
     model = load(str(golden_dir / "checkpoints" / "EventGPT-tiny"), device="cpu")
     reference = read_golden(golden_dir)

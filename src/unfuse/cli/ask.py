@@ -9,17 +9,17 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
-from unfuse.adapters.registry import DEMO, check_model, load
-from unfuse.cli.options import check_placement, open_store, placement, store_options
+from unfuse.cli.options import open_store, placement_options, store_options
 from unfuse.errors import FileAccessError, MediaError, PromptError
 from unfuse.feature_store import FeatureStore
+from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line, printable
 from unfuse.stages import DEFAULT_QUESTION
 
 
 @click.command(short_help="Ask questions about one recording, encoded once.")
 @click.option("--model", default=DEMO, help="Checkpoint folder, hub name, demo or random:SHAPE.")
-@placement
+@placement_options
 @store_options
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
@@ -28,9 +28,7 @@ from unfuse.stages import DEFAULT_QUESTION
 @click.argument("questions", nargs=-1)
 def ask(
     model: str,
-    device: str,
-    dtype: str,
-    engine: str,
+    placement: Placement,
     store: Path | None,
     store_gib: float | None,
     max_new_tokens: int | None,
@@ -45,7 +43,6 @@ def ask(
     benchmark's usual one.
     """
     ref = check_model(model)
-    check_placement(device, dtype, engine)
 
     from unfuse.samples import Dataset, Sample, clean_question
     from unfuse.samples.demo import demo_sample
@@ -62,11 +59,11 @@ def ask(
     Dataset(name=name, samples=(sample,)).check_media(events=ref.wants_events, video=not ref.wants_events)
     kept = open_store(store, store_gib)
 
-    from unfuse.api import default_tokens
+    from unfuse.api.data import default_tokens
 
     console = Console(highlight=False, soft_wrap=True)
     tokens = default_tokens(model) if max_new_tokens is None else max_new_tokens
-    with load(model, device=device, dtype=dtype, engine=engine) as loaded:
+    with placement.load(model) as loaded:
         print_line(console, f"{model} on {loaded.device}, asked about {name}")
         for note in loaded.notes:
             print_line(console, f"Note: {note}")

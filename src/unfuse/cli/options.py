@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import click
 
-from unfuse.adapters.registry import DTYPES, check_choice, check_device, check_engine
 from unfuse.errors import InputError
 from unfuse.feature_store import DEFAULT_MAX_BYTES, FeatureStore
+from unfuse.loading import Placement
 
 _GIB: Final = 2**30
 _STORE_GIB: Final = DEFAULT_MAX_BYTES // _GIB
@@ -18,15 +19,21 @@ _MAX_GIB: Final = 2.0**30
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def placement(function: _F) -> _F:
-    """``--device``, ``--dtype`` and ``--engine``."""
+def placement_options(function: _F) -> _F:
+    """Add ``--device``, ``--dtype`` and ``--engine``; the command is called with one ``placement``."""
+
+    @functools.wraps(function)
+    def command(*given: Any, device: str, dtype: str, engine: str, **more: Any) -> Any:
+        return function(*given, placement=Placement(device, dtype, engine), **more)
+
+    decorated: Any = command
     for option in (
         click.option("--engine", default="auto", help="auto (graphed on CUDA), eager, graphed or vllm."),
         click.option("--dtype", default="auto", help="auto, bfloat16, float16 or float32."),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
     ):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return cast("_F", decorated)
 
 
 def store_options(function: _F) -> _F:
@@ -52,10 +59,3 @@ def open_store(store: Path | None, store_gib: float | None) -> FeatureStore | No
     if store_gib is not None and not 0 < store_gib < _MAX_GIB:
         raise InputError("--store-gib", found=store_gib, expected="more than 0 GiB")
     return FeatureStore(store, None if store_gib is None else max(1, round(store_gib * _GIB)))
-
-
-def check_placement(device: str, dtype: str, engine: str) -> None:
-    """Refuses a typing error before anything is loaded."""
-    check_device(device)
-    check_choice("dtype", dtype, DTYPES)
-    check_engine(engine)

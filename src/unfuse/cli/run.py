@@ -15,13 +15,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unfuse.adapters.registry import DEMO, check_devices, check_model
-from unfuse.cli.options import check_placement, open_store, placement, store_options
-from unfuse.errors import DeviceError, FileAccessError, InputError
+from unfuse.cli.options import open_store, placement_options, store_options
+from unfuse.errors import FileAccessError, InputError
+from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line, printable
-from unfuse.throughput.cluster.settings import LOCAL, ray_settings
+from unfuse.throughput.cluster.settings import LOCAL
 
 if TYPE_CHECKING:
+    from unfuse.api.answering import RunJob
     from unfuse.runs.answers_file import AnswerRecord
     from unfuse.throughput.device import DeviceFacts
 
@@ -33,7 +34,7 @@ _LINE_EVERY_S: Final = 10.0
 @click.argument("model", required=False)
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
-@placement
+@placement_options
 @click.option("--devices", default=None, help="A process each: auto (all GPUs), a number, or names with commas.")
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--output-length", type=int, default=None, help="Exactly N new tokens for every sample.")
@@ -77,10 +78,8 @@ def run_verb(
     model: str | None,
     dataset: str | None,
     max_samples: int | None,
-    device: str,
+    placement: Placement,
     devices: str | None,
-    dtype: str,
-    engine: str,
     questions: Path | None,
     store: Path | None,
     store_gib: float | None,
@@ -96,56 +95,46 @@ def run_verb(
         print_line(console, "No model given: using the built-in demo model.")
         model = DEMO
     check_model(model)
-    check_placement(device, dtype, engine)
-    if devices is not None:
-        if device != "auto":
-            raise DeviceError("--devices", found=f"--device {device} beside it", expected="one of the two")
-        check_devices(devices)
     settings["store"] = open_store(store, store_gib)
-    own = {"--workers": settings["workers"], "--scene-seconds": settings["scene_seconds"]}
-    cluster = ray_settings(ray, ray_pools, own | {"--devices": devices, "--store": store})
-    asked = None if questions is None else read_questions(questions)
 
-    from unfuse.api import answers_folder, default_tokens, open_dataset
+    from unfuse.api.answering import prepare_run
 
-    folder = answers_folder(model, output, resume=resume)
-    data = open_dataset(dataset, max_samples)
-    if settings["max_new_tokens"] is None:
-        settings["max_new_tokens"] = default_tokens(model)
+    job = prepare_run(
+        model,
+        dataset,
+        questions=None if questions is None else read_questions(questions),
+        max_samples=max_samples,
+        placement=placement,
+        devices=devices,
+        output=output,
+        resume=resume,
+        ray=(ray, ray_pools),
+        settings=settings,
+    )
+    return _run_and_show(console, job, model)
 
+
+def _run_and_show(console: Console, job: RunJob, model: str) -> int:
+    from unfuse.api.answering import run_answers
     from unfuse.runs.manifest import MANIFEST_FILE
-    from unfuse.throughput.devices import find_devices
-    from unfuse.throughput.job import RunSettings, Work, answer_dataset
 
-    options = RunSettings(**settings)
-    work = Work(data, asked)
-    print_line(console, f"Loading {model} to answer {len(work.rows)} questions about {data.name} ...")
+    rows, name = len(job.work.rows), job.work.dataset.name
+    print_line(console, f"Loading {model} to answer {rows} questions about {name} ...")
     progress = _Progress(console)
     try:
         with _terminable(), progress:
-            run = answer_dataset(
-                model,
-                work,
-                options,
-                output=folder,
-                resume=resume,
-                placement=(device, dtype, engine),
-                devices=() if devices is None else find_devices(devices),
-                ray=cluster,
-                on_ready=progress.ready,
-                on_answer=progress.answer,
-            )
+            run = run_answers(job, on_ready=progress.ready, on_answer=progress.answer)
     except KeyboardInterrupt as stopped:
-        if (folder / MANIFEST_FILE).is_file():
-            again = click.get_current_context().params | {"output": str(folder), "resume": True, "model": model}
-            print_line(console, f"Stopped. {progress.answered} answers of this process are kept in {folder}.")
+        if (job.folder / MANIFEST_FILE).is_file():
+            again = click.get_current_context().params | {"output": str(job.folder), "resume": True, "model": model}
+            print_line(console, f"Stopped. {progress.answered} answers of this process are kept in {job.folder}.")
             print_line(console, f"Go on with: {_command(again)}")
         else:
             print_line(console, "Stopped before the first answer.")
         return 143 if isinstance(stopped, _TerminatedError) else 130
     for line in run.summary().lines():
         print_line(console, printable(line))
-    print_line(console, f"Answers: {folder / 'answers.jsonl'}")
+    print_line(console, f"Answers: {job.folder / 'answers.jsonl'}")
     return 1 if run.summary().failed else 0
 
 

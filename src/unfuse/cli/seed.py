@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 import click
 from rich.console import Console
 
-from unfuse.adapters.registry import check_model
-from unfuse.cli.bench import run_bench
+from unfuse.cli.bench import default_folder, show_bench
 from unfuse.cli.errors import exit_code_of
-from unfuse.cli.verify import run_verify
+from unfuse.cli.verify import show_verify
 from unfuse.errors import CheckpointError
+from unfuse.loading import Placement, check_model
 from unfuse.report import print_line
 
 _DATASET: Final = "./data/my_egpt_dsec_test/my_egpt_dsec_seq_1s"
@@ -87,9 +87,8 @@ def _proper_decoupling(protocol: str, output_length: int | None, **given: Any) -
 @click.option("--dataset_dir", default=None, help="Check on this dataset's first sample; default: the demo's.")
 def _verify_videollava(model_name: str, device: str, dataset_dir: str | None) -> int:
     """Prove that a model's stages, decoupled and hooked, are the parts of its own generate."""
-    return run_verify(
-        Console(highlight=False, soft_wrap=True), model_name, dataset_dir, placement=(device, "auto", "auto")
-    )
+    console = Console(highlight=False, soft_wrap=True)
+    return show_verify(console, model_name, dataset_dir, placement=Placement(device))
 
 
 def _models(console: Console, eventgpt: str, *, others: bool) -> tuple[str, ...]:
@@ -107,13 +106,14 @@ def _models(console: Console, eventgpt: str, *, others: bool) -> tuple[str, ...]
 def _bench(
     console: Console, models: tuple[str, ...], protocol: str, given: dict[str, Any], *, output_length: int | None = None
 ) -> int:
-    return run_bench(
+    return show_bench(
         console,
         models,
         given["dataset_dir"],
         max_samples=given["max_samples"],
-        placement=(given["device"], "auto", "auto"),
+        placement=Placement(given["device"]),
         protocol=protocol,
+        output=default_folder(models),
         settings={"output_length": output_length},
         show_answers=given["show_samples"],
     )

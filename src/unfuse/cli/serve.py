@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from unfuse.adapters.registry import DEMO, check_model, load
-from unfuse.cli.options import check_placement, open_store, placement, store_options
+from unfuse.cli.options import open_store, placement_options, store_options
 from unfuse.errors import CutError, MissingPackageError
 from unfuse.extras import install_command
+from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line
 
 _MIB = 1 << 20
@@ -18,7 +18,7 @@ _MIB = 1 << 20
 
 @click.command(short_help="Serve a model over HTTP, with a page to try it.")
 @click.argument("model", default=DEMO)
-@placement
+@placement_options
 @store_options
 @click.option("--host", default="127.0.0.1", help="Address to listen at; other than loopback only with a token.")
 @click.option("--port", type=int, default=8000, help="0 takes a free one.")
@@ -33,9 +33,7 @@ _MIB = 1 << 20
 @click.option("--queue", type=int, default=64, help="Answers that may wait; one more is refused with 429.")
 def serve(
     model: str,
-    device: str,
-    dtype: str,
-    engine: str,
+    placement: Placement,
     store: Path | None,
     store_gib: float | None,
     host: str,
@@ -54,10 +52,9 @@ def serve(
     /v1/chat/completions. Only this machine reaches it unless --host says otherwise.
     """
     check_model(model)
-    check_placement(device, dtype, engine)
     _require_packages()
 
-    from unfuse.api import default_tokens
+    from unfuse.api.data import default_tokens
     from unfuse.serving.settings import ServeSettings, read_token
 
     settings = ServeSettings(
@@ -79,7 +76,7 @@ def serve(
     console = Console(highlight=False, soft_wrap=True)
     kept = open_store(store, store_gib)
     with bind(settings) as listening:
-        loaded = load(model, device=device, dtype=dtype, engine=engine)
+        loaded = placement.load(model)
         if loaded.adapter.uncut is not None:
             raise CutError(f"model {model}", found=loaded.adapter.uncut, expected="stages that can be taken apart")
         print_line(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from unfuse.adapters.registry import DEMO, check_model, load
-from unfuse.cli.options import check_placement, placement
-from unfuse.errors import InputError
+from unfuse.cli.options import placement_options
+from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line, printable
-from unfuse.runs.verification_file import CheckRow, VerificationRecord, verification_place, write_verification
 
 if TYPE_CHECKING:
     from unfuse.staged_model import StagedModel
-    from unfuse.verification import Verification
+    from unfuse.verification import CheckResult
 
 _TOKENS = 48
 
@@ -35,67 +31,35 @@ _TOKENS = 48
     default=None,
     help="Keep the rows: in the folder of a run of this model, for its report, or in a JSON file.",
 )
-@placement
-def verify(
-    model: str | None,
-    dataset: str | None,
-    events: Path | None,
-    golden: Path | None,
-    max_new_tokens: int,
-    output: Path | None,
-    device: str,
-    dtype: str,
-    engine: str,
-) -> int:
+@placement_options
+def verify(model: str | None, dataset: str | None, placement: Placement, **given: Any) -> int:
     """Check MODEL (default: the built-in demo)."""
     console = Console(highlight=False, soft_wrap=True)
     if model is None:
         print_line(console, "No model given: using the built-in demo model.")
-    return run_verify(
-        console,
-        model or DEMO,
-        dataset,
-        events=events,
-        golden=golden,
-        max_new_tokens=max_new_tokens,
-        placement=(device, dtype, engine),
-        output=output,
-    )
+    return show_verify(console, model or DEMO, dataset, placement=placement, **given)
 
 
-def run_verify(
-    console: Console,
-    name: str,
-    dataset: str | None,
-    *,
-    events: Path | None = None,
-    golden: Path | None = None,
-    max_new_tokens: int = _TOKENS,
-    placement: tuple[str, str, str],
-    output: Path | None = None,
-) -> int:
-    """Checks the input, then the model, and prints a block a check; returns the exit code."""
-    place = verification_place(output) if output is not None else None
-    ref = check_model(name)
-    check_placement(*placement)
-    if dataset is not None and events is not None:
-        raise InputError("verify", found="--dataset and --events", expected="one of them")
-    if max_new_tokens < 1:
-        raise InputError("max-new-tokens", found=max_new_tokens, expected="at least 1")
+def show_verify(console: Console, name: str, dataset: str | None, **given: Any) -> int:
+    """Check the input, then the model, and print a block for each check; returns the exit code.
 
-    from unfuse.api import open_dataset
-    from unfuse.samples import Dataset, Sample
+    Args:
+        console: where it is printed.
+        name: of the model.
+        dataset: as for ``prepare_verify``.
+        **given: as for ``prepare_verify``.
+    """
+    check_model(name)  # before anything large is imported
 
-    if events is not None:
-        data = Dataset(name=str(events), samples=(Sample.from_events(events),))
-    else:
-        data = open_dataset(dataset, 1)
-    data.check_media(events=ref.wants_events, video=not ref.wants_events)
+    from unfuse.api.verifying import prepare_verify, run_verify
 
-    from unfuse.verification import CheckResult, verify_model
-    from unfuse.verification.golden import read_golden
+    job = prepare_verify(name, dataset, **given)
 
-    reference = read_golden(golden) if golden is not None else None
+    def tell(loaded: StagedModel) -> None:
+        precision = str(loaded.dtype).removeprefix("torch.")
+        print_line(console, f"{loaded.family} on {loaded.device}, {precision}, engine {loaded.engine.name}")
+        for note in loaded.notes:
+            print_line(console, f"Note: {printable(note)}")
 
     def show(result: CheckResult) -> None:
         print_line(console, f"{result.status.upper():5}{result.name}")
@@ -103,35 +67,9 @@ def run_verify(
         print_line(console, f"     observed   {printable(result.reason or result.observed)}")
         print_line(console, f"     tolerance  {result.tolerance}")
 
-    device, dtype, engine = placement
-    with load(name, device=device, dtype=dtype, engine=engine) as loaded:
-        precision = str(loaded.dtype).removeprefix("torch.")
-        print_line(console, f"{loaded.family} on {loaded.device}, {precision}, engine {loaded.engine.name}")
-        for note in loaded.notes:
-            print_line(console, f"Note: {printable(note)}")
-        outcome = verify_model(
-            loaded, data.samples[0], max_new_tokens=max_new_tokens, reference=reference, on_result=show
-        )
-        if place is not None:
-            write_verification(place, _record(loaded, data.samples[0].sample_id, outcome))
+    outcome = run_verify(job, on_model=tell, on_result=show)
     counts = {status: sum(r.status == status for r in outcome.results) for status in ("pass", "fail", "skip")}
     print_line(console, f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped: {name}")
-    if place is not None:
-        print_line(console, f"Rows: {printable(str(place))}")
+    if job.output is not None:
+        print_line(console, f"Rows: {printable(str(job.output))}")
     return 0 if outcome.passed else 1
-
-
-def _record(model: StagedModel, sample_id: str, outcome: Verification) -> VerificationRecord:
-    from unfuse.protocols.bench import own_command
-
-    return VerificationRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=own_command(),
-        model=model.name,
-        fingerprint=model.fingerprint,
-        device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        engine=model.engine.name,
-        sample_id=sample_id,
-        rows=tuple(CheckRow(**asdict(result)) for result in outcome.results),
-    )

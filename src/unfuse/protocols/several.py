@@ -9,12 +9,13 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from unfuse.errors import CutError, UnfuseError
+from unfuse.loading import Placement
 from unfuse.measure.environment import code_version
 from unfuse.protocols.bench import BenchRun, OnRecord, OnWarning, bench_model, own_command, read_run
 from unfuse.protocols.settings import BenchSettings
@@ -94,7 +95,7 @@ def bench_several(
     dataset: Dataset,
     settings: BenchSettings,
     *,
-    placement: Sequence[str] = (),
+    placement: Placement | None = None,
     output: Path | None = None,
     resume: bool = False,
     command: tuple[str, ...] | None = None,
@@ -110,7 +111,7 @@ def bench_several(
         load: from a name to a loaded model.
         dataset: its media have been checked.
         settings: the same for all.
-        placement: device, dtype and engine asked for, which a resumed comparison must share.
+        placement: where the models are loaded, which a resumed comparison must share.
         output: folder of all runs, written as they go on; None keeps them in memory.
         resume: continue what lies in ``output``.
         command: for the record; the process's own by default.
@@ -126,7 +127,7 @@ def bench_several(
     asked = {
         "options": asdict(settings),
         "dataset": dataset.sha256(),
-        "placement": list(placement),
+        "placement": list(astuple(placement or Placement())),
         "code": code_version(),
     }
     folder = None

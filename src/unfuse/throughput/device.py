@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from unfuse.adapters.registry import load, resolve_placement
+from unfuse.loading import load, resolve_placement
 from unfuse.measure.environment import environment
 from unfuse.protocols.bench import about
 from unfuse.staged_model import StagedModel

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Self
 
-from unfuse.adapters.registry import check_devices
 from unfuse.errors import DeviceError
+from unfuse.loading import check_devices
 from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
 from unfuse.throughput.device_process import ENDED
 from unfuse.throughput.flow import ENCODE_TOGETHER, Answer, Begun

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from unfuse.errors import DatasetError, FileAccessError, InputError
 from unfuse.feature_store import FeatureStore
+from unfuse.loading import Placement
 from unfuse.protocols.bench import own_command
 from unfuse.runs import Manifest
 from unfuse.runs.answers_file import ANSWERS_FILE, AnswerRecord, read_answers
@@ -176,7 +177,7 @@ def answer_dataset(
     *,
     output: Path,
     resume: bool = False,
-    placement: tuple[str, str, str] = ("auto", "auto", "auto"),
+    placement: Placement | None = None,
     devices: tuple[str, ...] = (),
     ray: RaySettings | None = None,
     command: tuple[str, ...] | None = None,
@@ -191,7 +192,7 @@ def answer_dataset(
         settings: options.
         output: run folder, written as the run goes on.
         resume: continue the run in ``output``; what failed there is tried again.
-        placement: device, dtype and engine, as for ``unfuse.load``.
+        placement: where the model is loaded; automatic by default.
         devices: in the place of that device, a process each, started again when it dies; then ``model`` is a name.
         ray: on a cluster, which loads the model itself.
         command: for the record; the process's own by default.
@@ -202,13 +203,13 @@ def answer_dataset(
         RunFolderError: the folder is taken, or belongs to another run.
         UnfuseError: the model or the workers do not start.
     """
-    device, dtype, engine = placement
+    where = placement or Placement()
     name = model if isinstance(model, str) else model.name
     job = DeviceJob(
         model=name,
-        device=device,
-        dtype=dtype,
-        engine=engine,
+        device=where.device,
+        dtype=where.dtype,
+        engine=where.engine,
         flow=settings.flow,
         workers=settings.workers,
         scene_seconds=SCENE_SECONDS if settings.scene_seconds is None else settings.scene_seconds,

@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a key at the terminal is for the process that started this one
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker that ended
     control = socket.socket(fileno=int(number))
-    from unfuse.adapters.registry import open_front
     from unfuse.errors import UnfuseError
+    from unfuse.loading import open_front
 
     try:
         front = open_front(model, dtype)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.adapters import families, test_prompters
 from unfuse.adapters.base import shown
-from unfuse.adapters.registry import load, open_front
 from unfuse.errors import CheckpointError, FileAccessError, MediaError
+from unfuse.loading import load, open_front
 from unfuse.samples import Sample
 from unfuse.samples.demo import demo_sample
 

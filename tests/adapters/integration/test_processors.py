@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 
 from tests.adapters import families
-from unfuse.adapters.registry import load
+from unfuse.loading import load
 from unfuse.samples import Sample
 from unfuse.stages import Sampling
 

@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from unfuse.cli.bench import run_bench
+from unfuse.api.benchmarking import prepare_bench
+from unfuse.cli.bench import run_and_show
+from unfuse.loading import Placement
 from unfuse.protocols.pairs import Pairs
 from unfuse.report import live
 
@@ -44,7 +46,7 @@ def watched(tmp_path, monkeypatch):
 
     def run():
         console = Console(file=file, width=80, height=24, force_terminal=True, _environ={"TERM": "xterm"})
-        run_bench(console, ["demo"], None, max_samples=2, placement=("cpu", "auto", "auto"), settings=SETTINGS)
+        run_and_show(console, prepare_bench(["demo"], max_samples=2, placement=Placement("cpu"), settings=SETTINGS))
         return seen, file.getvalue()
 
     return run

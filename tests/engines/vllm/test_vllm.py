@@ -18,7 +18,6 @@ from transformers import LlamaConfig, LlamaModel, Qwen2VLTextConfig, Qwen2VLText
 
 from tests.engines.graphed.small import HIDDEN, KINDS, SIZES, VOCABULARY, language, prompt
 from tests.engines.vllm import fake
-from unfuse.adapters.registry import check_engine, load
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
@@ -27,6 +26,7 @@ from unfuse.engines.vllm.building import memory_arguments
 from unfuse.engines.vllm.engine import VllmEngine
 from unfuse.engines.vllm.handover import text_config, text_weights
 from unfuse.errors import DeviceError, MissingPackageError
+from unfuse.loading import check_engine, load
 from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 
@@ -549,7 +549,7 @@ def test_a_model_that_vllm_does_not_know_is_eagers():
 
 
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("unfuse.adapters.registry.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("unfuse.loading.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r'no package vllm.*pip install "unfuse\[vllm\]"'):
         load("demo", engine="vllm")
     with pytest.raises(DeviceError, match="auto, eager, graphed, vllm"):

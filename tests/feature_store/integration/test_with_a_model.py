@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from unfuse.adapters import media
-from unfuse.adapters.registry import load
 from unfuse.errors import MediaError
 from unfuse.events import TimeWindow
 from unfuse.feature_store import FeatureStore
+from unfuse.loading import load
 from unfuse.samples import Sample
 from unfuse.samples.demo import demo_sample as demo
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
 from tests import forked
-from unfuse.adapters.registry import load
 from unfuse.errors import CheckpointError
+from unfuse.loading import load
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.tower import resolve_tower
 from unfuse.samples.demo import demo_checkpoint

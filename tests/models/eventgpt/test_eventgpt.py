@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from unfuse.adapters.base import Shown
 from unfuse.adapters.eventgpt import EventGPTAdapter
-from unfuse.adapters.registry import load
+from unfuse.loading import load
 from unfuse.models.eventgpt import EventChatModel, EventGPTForConditionalGeneration, EventGPTProcessor
 from unfuse.models.eventgpt.prompt import build_prompt, tokenize_prompt
 from unfuse.samples import Sample

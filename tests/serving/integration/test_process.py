@@ -22,6 +22,7 @@ from tests import forked
 from tests.serving.conftest import TIMEOUT_S, Served, ServedProcess, about
 from tests.serving.holding import AFTER, LONG
 from tests.started import PATIENCE_S, wait_for
+from unfuse import loading
 from unfuse.cli import run
 from unfuse.errors import as_ours
 from unfuse.events import read_events, write_eventgpt_npy
@@ -210,7 +211,7 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("a model is loaded before the arguments are checked")
 
-    monkeypatch.setattr(sys.modules["unfuse.cli.serve"], "load", load)
+    monkeypatch.setattr(loading, "load", load)
 
 
 @pytest.mark.usefixtures("_nothing_is_loaded")
@@ -239,7 +240,7 @@ def test_a_model_that_cannot_be_cut_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = SimpleNamespace(adapter=SimpleNamespace(uncut="no place to cut"))
-    monkeypatch.setattr(sys.modules["unfuse.cli.serve"], "load", lambda *_, **__: whole)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: whole)
     assert run(["serve", "--port", "0"]) == 2
     assert "no place to cut" in capsys.readouterr().err
 

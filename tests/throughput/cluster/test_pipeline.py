@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from unfuse.errors import CheckpointError, DeviceError, InputError, MissingPackageError
+from unfuse.loading import Placement
 from unfuse.runs import read_manifest
 from unfuse.runs.answers_file import read_answers
 from unfuse.samples import Dataset
@@ -118,7 +119,7 @@ def test_no_such_model_there(ray, demo_work, tmp_path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         answer_dataset(
             str(tmp_path / "model"), demo_work, SETTINGS, output=tmp_path / "run", ray=RaySettings(),
-            placement=("cpu", "auto", "auto"),
+            placement=Placement("cpu"),
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from unfuse.adapters.registry import load
 from unfuse.errors import CheckpointError, DeviceError, UnfuseError
+from unfuse.loading import load
 from unfuse.measure.environment import environment, package_version
 from unfuse.protocols.bench import about
 from unfuse.throughput.cluster.connection import connected

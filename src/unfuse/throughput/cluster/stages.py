@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unfuse.adapters.registry import load, open_front
 from unfuse.errors import CheckpointError
+from unfuse.loading import load, open_front
 from unfuse.staged_model import StagedModel
 from unfuse.throughput.cluster.rows import (
     Row,

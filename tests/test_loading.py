@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from unfuse.adapters import eventgpt_loading
-from unfuse.adapters.registry import check_model, load
 from unfuse.errors import CheckpointError, DeviceError
+from unfuse.loading import check_model, load
 
 
 def test_real_size_needs_its_memory(monkeypatch):

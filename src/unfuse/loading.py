@@ -1,7 +1,7 @@
 """From a model's name to a loaded model.
 
-``check`` reads names and small JSON files only and imports no torch, so that a typing error costs no waiting;
-``load`` then builds the model.
+``ModelRef`` and ``Placement`` are parsed from names and small JSON files, without importing torch, so a typing error is
+reported at once. ``load`` then builds the model.
 """
 
 from __future__ import annotations
@@ -135,6 +135,32 @@ def check_engine(engine: str) -> None:
             expected="it, to run Stage 4",
             fix=f"run: {install_command('unfuse[vllm]')}",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model runs, as the user asks for it.
+
+    Raises:
+        DeviceError: no such device, dtype or engine.
+        MissingPackageError: the engine's package is not installed.
+    """
+
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``"""
+    dtype: str = "auto"
+    """``auto``, ``bfloat16``, ``float16`` or ``float32``"""
+    engine: str = "auto"
+    """``auto``, ``eager``, ``graphed`` or ``vllm``"""
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_engine(self.engine)
+
+    def load(self, name: str) -> StagedModel:
+        """Load a model there; see ``load``."""
+        return load(name, device=self.device, dtype=self.dtype, engine=self.engine)
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> StagedModel:
