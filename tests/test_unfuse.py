@@ -19,6 +19,7 @@ ROOT = TESTS.parent
 LAYERS = [
     {
         "_version",
+        "unavailable",
         "errors",
         "extras",
         "stages",

@@ -15,6 +15,7 @@ from unfuse.errors import CutError, DeviceError, PromptError
 from unfuse.features import Features
 from unfuse.samples import Sample
 from unfuse.stages import Generation, Loaded, Prefilled, Prepared, Sampling
+from unfuse.unavailable import Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -246,34 +247,32 @@ def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
         return EagerEngine(adapter.language), ()
     wanted = "vllm" if name == "vllm" else "graphed"
     if adapter.device.type != "cuda":
-        engine: Engine | str = f"it needs a CUDA device, and the model is on {adapter.device}"
+        engine: Engine | Unavailable = Unavailable(f"it needs a CUDA device, and the model is on {adapter.device}")
     else:
         engine = _vllm(adapter) if wanted == "vllm" else _graphed(adapter)
-    if isinstance(engine, str):
-        return EagerEngine(adapter.language), (f"engine eager in the place of {wanted}: {engine}",)
+    if isinstance(engine, Unavailable):
+        return EagerEngine(adapter.language), (f"engine eager in the place of {wanted}: {engine.reason}",)
     return engine, ()
 
 
-def _graphed(adapter: Adapter) -> Engine | str:
-    """The engine, or why it cannot be."""
+def _graphed(adapter: Adapter) -> Engine | Unavailable:
     try:
         from triton.errors import TritonError
     except ImportError:
-        return "triton is not installed"
+        return Unavailable("triton is not installed")
     from unfuse.engines.graphed.engine import GraphedEngine
     from unfuse.engines.unsupported import Unsupported
 
     try:
         return GraphedEngine(adapter.language, _vision(adapter))
     except Unsupported as reason:
-        return str(reason)
+        return Unavailable(str(reason))
     except (RuntimeError, TritonError) as reason:
         # A device without the memory, a compiler without the device: the answer is worth more than its speed.
         return _unbuilt(reason)
 
 
-def _vllm(adapter: Adapter) -> Engine | str:
-    """The engine, or why it cannot be."""
+def _vllm(adapter: Adapter) -> Engine | Unavailable:
     from unfuse.engines.unsupported import Unsupported
 
     try:
@@ -281,15 +280,15 @@ def _vllm(adapter: Adapter) -> Engine | str:
 
         return VllmEngine(adapter.language, _vision(adapter))
     except Unsupported as reason:
-        return str(reason)
+        return Unavailable(str(reason))
     except (ImportError, RuntimeError, ValueError, NotImplementedError, AssertionError) as reason:
         # Another torch than it was compiled for, sizes that no kernel of it takes, too little memory.
         return _unbuilt(reason)
 
 
-def _unbuilt(reason: Exception) -> str:
+def _unbuilt(reason: Exception) -> Unavailable:
     line = next(iter(str(reason).strip().splitlines()), "")
-    return f"it could not be built ({type(reason).__name__}: {line})"
+    return Unavailable(f"it could not be built ({type(reason).__name__}: {line})")
 
 
 def _vision(adapter: Adapter) -> Mapping[str, nn.Module]:

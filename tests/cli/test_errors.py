@@ -60,4 +60,4 @@ def test_a_devices_process_says_it_too(bug, monkeypatch):
             device_process.main(["3"])
         return
     assert device_process.main(["3"]) == 2
-    assert "none left (CUDA out of memory" in said[0]
+    assert "none left (CUDA out of memory" in said[0].reason

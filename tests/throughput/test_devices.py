@@ -29,6 +29,7 @@ from unfuse.throughput.job import RunSettings, Work, answer_dataset
 from unfuse.throughput.scenes import Asked, Scene
 from unfuse.throughput.times import Times
 from unfuse.throughput.wire import Closed, receive, send
+from unfuse.unavailable import Unavailable
 
 
 def test_two_processes_answer_as_one_does_and_one_that_is_killed_loses_nothing(
@@ -146,7 +147,7 @@ class Stand:
             try:
                 if isinstance(self._left, str):
                     if self._left:
-                        send(self._theirs, self._left)
+                        send(self._theirs, Unavailable(self._left))
                     return
                 send(self._theirs, self._facts)
                 while (scene := receive(self._theirs)) is not None:

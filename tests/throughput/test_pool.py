@@ -13,6 +13,7 @@ from unfuse.samples.demo import demo_dataset
 from unfuse.throughput.job import shared
 from unfuse.throughput.pool import InThisProcess, Pool
 from unfuse.throughput.scenes import Asked, PreparedScene, Scene, questions_of, scenes_of
+from unfuse.unavailable import Unavailable
 
 
 def taken(pool, scenes):
@@ -40,7 +41,9 @@ class Slow:
         self.made += 1
         if self.made == self.fails_at:
             raise CheckpointError("no more")
-        return PreparedScene(asked=scene.asked, prompts=("no",) * len(scene.asked), load_s=0.5, preprocess_s=0.25)
+        return PreparedScene(
+            asked=scene.asked, prompts=(Unavailable("no"),) * len(scene.asked), load_s=0.5, preprocess_s=0.25
+        )
 
     def interrupt(self):
         self.interrupted = True

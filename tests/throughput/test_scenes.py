@@ -92,9 +92,9 @@ def test_what_is_wrong_with_a_scene_stays_with_it(demo_model, demo_sample, tmp_p
     front = demo_model.adapter.front
     asked = (Asked(sample_id="long", question="why? " * 3000), Asked(sample_id="short", question="Why?"))
     prepared = prepare(front, Scene(sample=demo_sample, asked=asked))
-    assert "expected at most 2048" in prepared.prompts[0]
+    assert "expected at most 2048" in prepared.prompts[0].reason
     assert prepared.pixels is prepared.prompts[1]
     gone = replace(demo_sample, event_data=tmp_path / "gone.npy")
     prepared = prepare(front, Scene(sample=gone, asked=asked))
-    assert all("gone.npy" in reason for reason in prepared.prompts)
+    assert all("gone.npy" in each.reason for each in prepared.prompts)
     assert prepared.pixels is None

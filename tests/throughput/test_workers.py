@@ -18,6 +18,7 @@ from unfuse.throughput import workers
 from unfuse.throughput.job import shared
 from unfuse.throughput.scenes import Asked, failed_scene, prepare, questions_of, scenes_of
 from unfuse.throughput.workers import WorkerHost, WorkerProcess, open_pool
+from unfuse.unavailable import Unavailable
 
 
 class Crash:
@@ -76,9 +77,9 @@ def test_a_scene_that_kills_two_workers_fails_alone(demo_model, host, crash):
     scenes[1] = replace(scenes[1], sample=replace(scenes[1].sample, reference=crash))
     pool = open_pool(demo_model.adapter.front, host, 2, room=2)
     found = taken(pool, scenes)
-    assert found.pop("demo:1") == "its worker process died of it 2 times"
+    assert found.pop("demo:1").reason == "its worker process died of it 2 times"
     assert len(found) == 3
-    assert not any(isinstance(prompt, str) for prompt in found.values())
+    assert not any(isinstance(prompt, Unavailable) for prompt in found.values())
     assert pool.deaths == 2
 
 
@@ -105,9 +106,9 @@ def test_a_scene_that_takes_for_ever_fails_alone(demo_model, host, monkeypatch):
     scenes[1] = replace(scenes[1], sample=replace(scenes[1].sample, reference=hangs))
     pool = open_pool(demo_model.adapter.front, host, 2, room=2, scene_seconds=PATIENCE_S)
     found = taken(pool, scenes)
-    assert found.pop("demo:1") == "it took longer than 5.5 s to load and preprocess (--scene-seconds)"
+    assert found.pop("demo:1").reason == "it took longer than 5.5 s to load and preprocess (--scene-seconds)"
     assert len(found) == 3
-    assert not any(isinstance(prompt, str) for prompt in found.values())
+    assert not any(isinstance(prompt, Unavailable) for prompt in found.values())
     assert pool.deaths == 1
     wait_for(lambda: not Path(f"/proc/{pids[0]}").exists())
 
@@ -117,7 +118,7 @@ def test_a_worker_that_dies_once_costs_nothing(demo_model, host, tmp_path):
     scenes[2] = replace(scenes[2], sample=replace(scenes[2].sample, reference=killed_once(tmp_path / "died")))
     pool = open_pool(demo_model.adapter.front, host, 1, room=2)
     found = taken(pool, scenes)
-    assert not any(isinstance(prompt, str) for prompt in found.values())
+    assert not any(isinstance(prompt, Unavailable) for prompt in found.values())
     assert (len(found), pool.deaths) == (4, 1)
 
 
@@ -138,12 +139,12 @@ def test_a_worker_hears_how_a_decoder_of_its_own_has_ended(host, tmp_path):
 def test_a_host_that_was_killed_is_started_again(host, demo_model):
     worker = WorkerProcess(host, pinned=False)
     scene = demo_scenes(1)[0]
-    assert not isinstance(worker(scene).prompts[0], str)
+    assert not isinstance(worker(scene).prompts[0], Unavailable)
     host._process.kill()
     host._process.wait()
-    assert not isinstance(worker(scene).prompts[0], str), "the worker has outlived it"
+    assert not isinstance(worker(scene).prompts[0], Unavailable), "the worker has outlived it"
     other = WorkerProcess(host, pinned=False)
-    assert not isinstance(other(scene).prompts[0], str)
+    assert not isinstance(other(scene).prompts[0], Unavailable)
     worker.close()
     other.close()
 
@@ -171,4 +172,4 @@ def test_workers_by_default():
 
 def test_a_failed_scene_has_a_reason_for_every_question():
     asked = tuple(Asked(sample_id=str(i), question="?") for i in range(3))
-    assert failed_scene(asked, "why").prompts == ("why",) * 3
+    assert failed_scene(asked, "why").prompts == (Unavailable("why"),) * 3

@@ -18,6 +18,7 @@ from unfuse.throughput.device import DeviceRunner
 from unfuse.throughput.flow import Answer, Begun
 from unfuse.throughput.scenes import PreparedScene, Scene, reason_of
 from unfuse.throughput.wire import Closed, receive, send
+from unfuse.unavailable import Unavailable
 
 ENDED: Final = None
 """In the place of a scene: there will be no more."""
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
             ours = as_ours(error)
             if ours is None:
                 raise
-            send(place, reason_of(ours))
+            send(place, Unavailable(reason_of(ours)))
             return ours.exit_code
     return 0
 

@@ -31,6 +31,7 @@ from unfuse.throughput.device_process import ENDED
 from unfuse.throughput.flow import ENCODE_TOGETHER, Answer, Begun
 from unfuse.throughput.scenes import Scene
 from unfuse.throughput.wire import Closed, receive, send
+from unfuse.unavailable import Unavailable
 
 _CUDA: Final = re.compile(r"cuda:(\d+)")
 _FRUITLESS: Final = 3
@@ -216,7 +217,7 @@ class DeviceProcesses:
         if isinstance(said, DeviceFacts):
             child.facts = said
             return
-        reason = said if isinstance(said, str) else f"its process ended ({_end(child)})"
+        reason = said.reason if isinstance(said, Unavailable) else f"its process ended ({_end(child)})"
         raise DeviceError(f"device {child.name}: {reason}")
 
     def _share(self, work: _Work) -> None:
@@ -239,7 +240,7 @@ class DeviceProcesses:
             return
         child.alive = False
         code = _end(child)
-        reason = said if isinstance(said, str) else code
+        reason = said.reason if isinstance(said, Unavailable) else code
         had = list(child.given.items())
         child.given, child.waiting = {}, set()
         if child.suspects and len(had) == 1:

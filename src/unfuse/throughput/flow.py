@@ -27,6 +27,7 @@ from unfuse.stages import Prepared, Sampling, StopReason
 from unfuse.throughput.pool import PoolTimes
 from unfuse.throughput.scenes import Asked, PreparedScene, reason_of
 from unfuse.throughput.times import Stopwatch, Times
+from unfuse.unavailable import Unavailable
 
 ENCODE_TOGETHER: Final = 8
 """Scenes encoded in one call: enough that a tower of CLIP's size is limited by its arithmetic."""
@@ -77,7 +78,7 @@ class _Encoded:
     features: Features
     uploaded: Prepared | None
     """The prompt that brought the pixels, on the device."""
-    left: deque[tuple[Asked, Prepared | str]]
+    left: deque[tuple[Asked, Prepared | Unavailable]]
 
 
 @dataclass(slots=True)
@@ -230,7 +231,9 @@ class Flow:
         elif scene.pixels is not None:
             self._fresh.append(scene)
         else:
-            self._refuse(scene, _paired(scene))
+            for asked, prompt in _paired(scene):
+                assert isinstance(prompt, Unavailable)
+                self._refuse(scene, [asked], prompt.reason)
         self.most_held = max(self.most_held, self._ahead + self._unencoded)
 
     def _worth_encoding(self) -> bool:
@@ -251,8 +254,8 @@ class Flow:
         with self._encoding.running():
             found = features_of(self._model, uploaded)
         for scene, prepared, features in zip(scenes, uploaded, found, strict=True):
-            if isinstance(features, str):
-                self._refuse(scene, [(asked, features) for asked in scene.asked])
+            if isinstance(features, Unavailable):
+                self._refuse(scene, scene.asked, features.reason)
                 continue
             if self._keep is not None:
                 self._keep(features)
@@ -266,13 +269,13 @@ class Flow:
             asked, prompt = scene.left.popleft()
             if not scene.left:
                 self._encoded.popleft()
-            if isinstance(prompt, str):
-                self._refuse(scene.scene, [(asked, prompt)])
+            if isinstance(prompt, Unavailable):
+                self._refuse(scene.scene, [asked], prompt.reason)
                 continue
             try:
                 requests.append(self._request(scene, asked, prompt))
             except UnfuseError as error:
-                self._refuse(scene.scene, [(asked, reason_of(error))])
+                self._refuse(scene.scene, [asked], reason_of(error))
         self._add(requests)
 
     def _request(self, scene: _Encoded, asked: Asked, prompt: Prepared) -> Request:
@@ -329,10 +332,9 @@ class Flow:
             )
         )
 
-    def _refuse(self, scene: PreparedScene, reasons: Iterable[tuple[Asked, Prepared | str]]) -> None:
-        for asked, reason in reasons:
-            assert isinstance(reason, str)
-            self._emit(Answer(asked=asked, media_sha256=scene.media_sha256, error=reason))
+    def _refuse(self, scene: PreparedScene, asked: Iterable[Asked], reason: str) -> None:
+        for each in asked:
+            self._emit(Answer(asked=each, media_sha256=scene.media_sha256, error=reason))
 
 
 def _encoded(scene: PreparedScene, features: Features, uploaded: Prepared | None) -> _Encoded:
@@ -340,17 +342,17 @@ def _encoded(scene: PreparedScene, features: Features, uploaded: Prepared | None
     return _Encoded(scene, named, uploaded, deque(_paired(scene)))
 
 
-def features_of(model: StagedModel, prepared: Sequence[Prepared]) -> list[Features | str]:
-    """Stage 3 of several scenes together: of each its features, or the reason why there are none."""
+def features_of(model: StagedModel, prepared: Sequence[Prepared]) -> list[Features | Unavailable]:
+    """Run Stage 3 of several scenes together; a scene that fails alone is ``Unavailable``."""
     try:
         return [*model.encode_batch(prepared)]
     except (UnfuseError, torch.OutOfMemoryError) as error:
         if len(prepared) == 1:
-            return [reason_of(error)]
+            return [Unavailable(reason_of(error))]
     return [each for one in prepared for each in features_of(model, [one])]
 
 
-def _paired(scene: PreparedScene) -> list[tuple[Asked, Prepared | str]]:
+def _paired(scene: PreparedScene) -> list[tuple[Asked, Prepared | Unavailable]]:
     return list(zip(scene.asked, scene.prompts, strict=True))
 
 

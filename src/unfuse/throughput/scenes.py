@@ -16,6 +16,7 @@ from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.samples import Sample, clean_question
 from unfuse.stages import Loaded, Prepared
+from unfuse.unavailable import Unavailable
 
 Known = Callable[[str], Features | None]
 """Features of these media by their hash, where they have been encoded before; on the CPU."""
@@ -83,8 +84,8 @@ class PreparedScene:
     """A scene after stages 1 and 2, on the CPU."""
 
     asked: tuple[Asked, ...]
-    prompts: tuple[Prepared | str, ...]
-    """Of each question; in its place the reason why it cannot be asked."""
+    prompts: tuple[Prepared | Unavailable, ...]
+    """One for each question."""
     media_sha256: str = ""
     features: Features | None = None
     """Found where they were kept; then no prompt has pixels."""
@@ -101,7 +102,7 @@ class PreparedScene:
 
 def failed_scene(asked: Sequence[Asked], reason: str) -> PreparedScene:
     """A scene of which nothing can be asked."""
-    return PreparedScene(asked=tuple(asked), prompts=(reason,) * len(asked))
+    return PreparedScene(asked=tuple(asked), prompts=(Unavailable(reason),) * len(asked))
 
 
 def prepare(front: Front, scene: Scene, known: Known | None = None) -> PreparedScene:
@@ -127,7 +128,7 @@ def prepare(front: Front, scene: Scene, known: Known | None = None) -> PreparedS
 
 def prompts_of(
     front: Front, asked: Iterable[Asked], loaded: Loaded | None, scene: Shown | None = None
-) -> tuple[Prepared | str, ...]:
+) -> tuple[Prepared | Unavailable, ...]:
     """Stage 2 of every question; in the place of one that cannot be asked the reason.
 
     Args:
@@ -136,7 +137,7 @@ def prompts_of(
         loaded: what they are about. The first prompt that can be made brings its pixels.
         scene: in the place of ``loaded`` where it has been encoded.
     """
-    prompts: list[Prepared | str] = []
+    prompts: list[Prepared | Unavailable] = []
     for each in asked:
         try:
             if scene is None:
@@ -146,7 +147,7 @@ def prompts_of(
             else:
                 prompts.append(front.tokenize(each.question, scene))
         except Exception as error:  # noqa: BLE001 - whatever one question does, the others go on
-            prompts.append(reason_of(error))
+            prompts.append(Unavailable(reason_of(error)))
     return tuple(prompts)
 
 

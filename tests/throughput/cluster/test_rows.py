@@ -16,6 +16,7 @@ from unfuse.stages import Loaded, Prepared, Provenance
 from unfuse.throughput.cluster import rows
 from unfuse.throughput.flow import Answer
 from unfuse.throughput.scenes import Asked, PreparedScene, Scene, prepare
+from unfuse.unavailable import Unavailable
 
 pytest.importorskip("pyarrow")
 
@@ -65,9 +66,9 @@ def test_pictures():
     assert [each.tolist() for each in found.frames] == [each.tolist() for each in loaded.frames]
     assert not any(each.flags.writeable for each in found.frames)
     assert replace(found, frames=[]) == replace(loaded, frames=[])
-    row = travelled(rows.loaded_row(ASKED, "no such file"))
-    assert rows.loaded_of(row) == (ASKED, "no such file")
-    assert rows.prepared_of(row).prompts == ("no such file", "no such file")
+    row = travelled(rows.loaded_row(ASKED, Unavailable("no such file")))
+    assert rows.loaded_of(row) == (ASKED, Unavailable("no such file"))
+    assert rows.prepared_of(row).prompts == (Unavailable("no such file"),) * 2
 
 
 def prompt(**more):
@@ -89,12 +90,14 @@ def test_prompts_and_a_reason_among_them():
     whole = torch.arange(40, dtype=torch.bfloat16).view(2, 20)
     pixels = whole[:, :12].view(2, 12)
     first = replace(prompt(), pixel_values=pixels, inputs={"pixel_values": pixels, "grid": whole[0, :3].long()})
-    scene = PreparedScene(asked=(*ASKED, *ASKED), prompts=(first, "too long", prompt(), prompt()), media_sha256="ab")
+    scene = PreparedScene(
+        asked=(*ASKED, *ASKED), prompts=(first, Unavailable("too long"), prompt(), prompt()), media_sha256="ab"
+    )
     row = travelled(rows.prepared_row(scene))
     assert sum("pixel" in name for name in row.tensors) == 3, "pixels that are an input as well go once"
     found = rows.prepared_of(row)
     assert found.asked == scene.asked
-    assert found.prompts[1] == "too long"
+    assert found.prompts[1] == Unavailable("too long")
     assert found.pixels is found.prompts[0]
     assert found.prompts[0].inputs["pixel_values"] is found.prompts[0].pixel_values, "uploaded once, too"
     for one, other in zip(scene.prompts, found.prompts, strict=True):
@@ -116,7 +119,7 @@ def test_features_with_deeper_layers():
     kept = rows.without_pixels(first, features)
     assert list(kept.inputs) == ["mm_token_type_ids"]
     assert not kept.pixel_values.numel()
-    scene = PreparedScene(asked=ASKED, prompts=(kept, "no"), media_sha256="ab", features=features)
+    scene = PreparedScene(asked=ASKED, prompts=(kept, Unavailable("no")), media_sha256="ab", features=features)
     found = rows.prepared_of(travelled(rows.prepared_row(scene))).features
     assert found.provenance == source
     assert found.layout == features.layout

@@ -31,6 +31,7 @@ from unfuse.throughput.device import DeviceFacts, DeviceJob, DeviceResult
 from unfuse.throughput.flow import Answer
 from unfuse.throughput.scenes import Scene
 from unfuse.throughput.times import PoolUse, Times
+from unfuse.unavailable import Unavailable
 
 _ROWS_TOGETHER: Final = 8
 """Scenes that travel together: enough that Ray's part of a task is small, few enough that little is run again."""
@@ -80,8 +81,8 @@ class RayPipeline:
                 .options(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=1)
                 .remote(job)
             )
-        if isinstance(told, str):
-            raise CheckpointError(told)
+        if isinstance(told, Unavailable):
+            raise CheckpointError(told.reason)
         model, place, capacity = told
         pools = {name: str(size) for name, size in self._sizes.items()}
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
@@ -248,7 +249,7 @@ class _Costs:
         )
 
 
-def _described(job: DeviceJob) -> tuple[dict[str, Any], dict[str, Any], int] | str:
+def _described(job: DeviceJob) -> tuple[dict[str, Any], dict[str, Any], int] | Unavailable:
     """In a process of the cluster: the model, the machine, and how many questions it answers at a time."""
     try:
         with load(job.model, device=job.device, dtype=job.dtype, engine=job.engine) as model:
@@ -258,7 +259,7 @@ def _described(job: DeviceJob) -> tuple[dict[str, Any], dict[str, Any], int] | s
             finally:
                 batch.close()
     except UnfuseError as error:
-        return str(error)
+        return Unavailable(str(error))
 
 
 @contextmanager

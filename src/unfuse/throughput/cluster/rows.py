@@ -20,6 +20,7 @@ from unfuse.samples import Sample
 from unfuse.stages import Loaded, Prepared, Provenance
 from unfuse.throughput.flow import Answer
 from unfuse.throughput.scenes import Asked, PreparedScene, Scene, failed_scene
+from unfuse.unavailable import Unavailable
 
 _PATHS: Final = ("event_data", "video", "video_frames", "image")
 
@@ -86,21 +87,21 @@ def scene_of(row: Row) -> Scene:
     return Scene(sample=sample, asked=_asked(row.facts))
 
 
-def loaded_row(asked: Sequence[Asked], loaded: Loaded | str) -> Row:
+def loaded_row(asked: Sequence[Asked], loaded: Loaded | Unavailable) -> Row:
     """A scene after stage 1, or why there is none."""
-    if isinstance(loaded, str):
-        return Row({"failed": loaded, **_asked_facts(asked)})
+    if isinstance(loaded, Unavailable):
+        return Row({"failed": loaded.reason, **_asked_facts(asked)})
     names = ("media", "media_sha256", "question", "num_events", "notes")
     facts = {name: getattr(loaded, name) for name in names}
     frames = {f"frame.{i}": torch.tensor(np.asarray(frame)) for i, frame in enumerate(loaded.frames)}
     return Row({"loaded": facts, **_asked_facts(asked)}, frames)
 
 
-def loaded_of(row: Row) -> tuple[tuple[Asked, ...], Loaded | str]:
+def loaded_of(row: Row) -> tuple[tuple[Asked, ...], Loaded | Unavailable]:
     """Of what ``loaded_row`` made."""
     asked = _asked(row.facts)
     if "failed" in row.facts:
-        return asked, str(row.facts["failed"])
+        return asked, Unavailable(str(row.facts["failed"]))
     facts = {**row.facts["loaded"], "notes": tuple(row.facts["loaded"]["notes"])}
     frames = [tensor.numpy() for tensor in _numbered(row.tensors, "frame")]
     for frame in frames:
@@ -113,8 +114,8 @@ def prepared_row(scene: PreparedScene) -> Row:
     facts: dict[str, Any] = {**_asked_facts(scene.asked), "media_sha256": scene.media_sha256, "prompts": []}
     tensors: dict[str, torch.Tensor] = {}
     for number, prompt in enumerate(scene.prompts):
-        if isinstance(prompt, str):
-            facts["prompts"].append(prompt)
+        if isinstance(prompt, Unavailable):
+            facts["prompts"].append({"failed": prompt.reason})
             continue
         named = {f"input.{name}": tensor for name, tensor in prompt.inputs.items()}
         named |= {"ids": prompt.input_ids, "pixels": prompt.pixel_values}
@@ -135,7 +136,7 @@ def prepared_of(row: Row) -> PreparedScene:
     if "failed" in facts:
         return failed_scene(_asked(facts), facts["failed"])
     prompts = tuple(
-        prompt if isinstance(prompt, str) else _prompt(prompt, row.tensors, number)
+        Unavailable(prompt["failed"]) if "failed" in prompt else _prompt(prompt, row.tensors, number)
         for number, prompt in enumerate(facts["prompts"])
     )
     features = None

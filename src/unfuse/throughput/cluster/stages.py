@@ -37,6 +37,7 @@ from unfuse.throughput.flow import Answer, Flow, FlowSettings, features_of
 from unfuse.throughput.pool import PoolTimes
 from unfuse.throughput.scenes import Asked, PreparedScene, prompts_of, reason_of
 from unfuse.throughput.times import Stopwatch
+from unfuse.unavailable import Unavailable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +100,7 @@ class Load(_Actor):
             try:
                 made.append(loaded_row(scene.asked, self._front.load(scene.sample)))
             except Exception as error:  # noqa: BLE001 - whatever one scene does, the others go on
-                made.append(loaded_row(scene.asked, reason_of(error)))
+                made.append(loaded_row(scene.asked, Unavailable(reason_of(error))))
         self._busy += time.perf_counter() - begun
         return self._with_times(made, rows)
 
@@ -120,7 +121,7 @@ class Preprocess(_Actor):
         made = []
         for row in rows:
             asked, loaded = loaded_of(row)
-            if isinstance(loaded, str):
+            if isinstance(loaded, Unavailable):
                 made.append(loaded_row(asked, loaded))
                 continue
             prompts = prompts_of(self._front, asked, loaded)
@@ -150,12 +151,14 @@ class Encode(_Actor):
             found = features_of(self._model, [prompt for _, prompt in uploaded]) if uploaded else []
         for (index, _), features in zip(uploaded, found, strict=True):
             scene = scenes[index]
-            if isinstance(features, str):
+            if isinstance(features, Unavailable):
                 # A prompt that could not be made keeps its own reason.
-                prompts = tuple(each if isinstance(each, str) else features for each in scene.prompts)
+                prompts = tuple(each if isinstance(each, Unavailable) else features for each in scene.prompts)
                 scenes[index] = replace(scene, prompts=prompts)
                 continue
-            kept = tuple(each if isinstance(each, str) else without_pixels(each, features) for each in scene.prompts)
+            kept = tuple(
+                each if isinstance(each, Unavailable) else without_pixels(each, features) for each in scene.prompts
+            )
             scenes[index] = replace(scene, features=features.to("cpu"), prompts=kept)
         self._busy = self._watch.seconds()
         return self._with_times([prepared_row(scene) for scene in scenes], rows)
