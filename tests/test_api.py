@@ -30,6 +30,11 @@ def test_bad_arguments(arguments, words):
         unfuse.bench(**arguments)
 
 
+def test_models_may_come_from_a_generator():
+    with pytest.raises(InputError, match="demo twice"):
+        unfuse.bench(name for name in ("demo", "demo"))
+
+
 def test_settings_are_checked():
     with pytest.raises(PromptError):
         BenchSettings(temperature=-1)

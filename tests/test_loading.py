@@ -9,7 +9,7 @@ import torch
 
 from unfuse.adapters import eventgpt_loading
 from unfuse.errors import CheckpointError, DeviceError
-from unfuse.loading import check_model, load
+from unfuse.loading import Placement, check_devices, check_model, load
 
 
 def test_real_size_needs_its_memory(monkeypatch):
@@ -66,3 +66,13 @@ def test_a_repositorys_code_is_never_run(tmp_path):
         load(str(tmp_path), device="cpu")
     assert len(str(caught.value)) < 500
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), 0, None, b"cpu", "cuda:", "cpu\n"], ids=repr)
+def test_what_is_no_name_of_a_device_is_refused(device):
+    """From Python it may be anything; nothing is loaded for it."""
+    for refuses in (lambda: load("demo", device=device), lambda: Placement(device)):
+        with pytest.raises(DeviceError, match="device: found .*, expected auto, cpu, cuda or cuda:N"):
+            refuses()
+    with pytest.raises(DeviceError, match="devices: found .*, expected auto, a number of GPUs"):
+        check_devices(device if device is not None else 2)

@@ -96,7 +96,8 @@ def check_device(device: str) -> None:
     Raises:
         DeviceError: not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    if not _DEVICE.fullmatch(device):
+    # From Python it may be anything, a torch.device for one.
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise DeviceError("device", found=repr(device), expected="auto, cpu, cuda or cuda:N")
 
 
@@ -106,7 +107,7 @@ def check_devices(devices: str) -> None:
     Raises:
         DeviceError: not ``auto``, a number, or names with commas between.
     """
-    if not _DEVICES.fullmatch(devices):
+    if not isinstance(devices, str) or not _DEVICES.fullmatch(devices):
         raise DeviceError("devices", found=repr(devices), expected="auto, a number of GPUs, or names: cuda:0,cuda:1")
 
 

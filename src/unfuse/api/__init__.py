@@ -59,7 +59,7 @@ def bench(
         RunFolderError: the folder is taken, or belongs to another run.
     """
     job = prepare_bench(
-        [models] if isinstance(models, (str, StagedModel)) else models,
+        [models] if isinstance(models, (str, StagedModel)) else list(models),
         dataset,
         protocol=protocol,
         max_samples=max_samples,
