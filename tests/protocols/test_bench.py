@@ -8,7 +8,12 @@ from dataclasses import replace
 import pytest
 
 from unfuse.errors import RunFolderError
-from unfuse.protocols import BenchSettings, bench_model
+from unfuse.measure import warmup
+from unfuse.measure.timers import HostTimer
+from unfuse.protocols import BenchSettings, bench_model, pairs
+from unfuse.protocols.decoupled import DECOUPLED
+from unfuse.protocols.pairs import Pairs
+from unfuse.runs.schema import StageTime
 from unfuse.samples import Dataset
 from unfuse.samples.demo import demo_dataset
 from unfuse.staged_model import StagedModel
@@ -48,6 +53,23 @@ def test_new_input_shapes_are_warmed_again(demo_model, dataset):
     mixed = Dataset(name="mixed", samples=(dataset.samples[0], longer))
     run = bench_model(demo_model, mixed, BenchSettings(**QUICK))
     assert {r.sample_id for r in run.records if r.warmup} == {"demo:0", "demo:1"}
+
+
+def test_a_shape_is_repeated_until_its_time_is_steady(demo_model, dataset, monkeypatch):
+    """With the rule itself, which the other tests replace, and times that settle at the fourth repeat."""
+    settling = iter([90.0, 60.0, 30.0, 10.0, 10.0, *[10.0] * 100])
+    staged = Pairs._staged
+
+    def timed(pairs_, sample, tokens=None):
+        record = staged(pairs_, sample, tokens)
+        return replace(record, stages={"load": StageTime(host_ms=next(settling))})
+
+    monkeypatch.setattr(pairs, "is_steady", warmup.is_steady)
+    monkeypatch.setattr(Pairs, "_staged", timed)
+    measuring = Pairs(DECOUPLED, demo_model, HostTimer(), BenchSettings(**QUICK))
+    first = [record.total_host_ms for record in measuring.measure(dataset.samples[0]) if record.warmup]
+    assert first == [90.0, 60.0, 30.0, 10.0, 10.0]
+    assert not [record for record in measuring.measure(dataset.samples[0]) if record.warmup], "it is warm"
 
 
 def test_nothing_is_reused_unless_asked_for(demo_model, dataset):
