@@ -185,12 +185,13 @@ class PrefillRunner:
         """Return the tensors of a pass and the function that launches it."""
         runner, sequences = self._runner, 1 if len(lengths) == 1 else MAX_PROMPTS
         bucket = extend_bucket(sum(lengths))
-        runner.tune_extend(bucket, sequences)
         if bucket > (_LONGEST_CAPTURED if sequences == 1 else MAX_SKINNY_ROWS):
+            runner.tune_extend(bucket, sequences)
             batch = runner.extend_batch(bucket, shared=shared) if sequences == 1 else self._packed_batch(bucket, shared)
             return batch, functools.partial(runner.extend, batch)
         key = bucket, sequences, shared
         if key not in self._captured:
+            runner.tune_extend(bucket, sequences)
             batch = runner.extend_batch(bucket, sequences, shared=shared)
             extend = functools.partial(runner.extend, batch)
             self._captured[key] = batch, GraphedCall(extend, runner.llama.device, self._pool)
