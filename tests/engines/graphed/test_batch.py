@@ -259,7 +259,7 @@ def test_two_batches_at_once_keep_their_rows_apart(model, engine):
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_keys_of_those_who_were_answered_are_held_by_nobody(model, engine, ended):
-    """Seats stay with the engine; what they held would be taken for free memory."""
+    """Slots stay with the engine; the KV caches that they held would be taken for free memory."""
     batch = engine.continuous(2)
     batch.add([asked(model, str(n), 5, n, 3) for n in range(2)])
     batch.step()

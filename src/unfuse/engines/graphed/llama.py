@@ -103,7 +103,7 @@ def find_llama(language: LanguageModel) -> Llama:
     The model's own modules keep working: their weights become views of the joined memory, so nothing is held twice.
 
     Raises:
-        Unserved: it is no LLaMA, or one in a form that is not served.
+        Unsupported: it is no LLaMA, or one in a form that is not served.
     """
     decoder: Any = language.decoder
     name = type(decoder).__name__

@@ -154,7 +154,7 @@ class Megakernel:
             sizes: from ``megakernel_sizes``.
 
         Raises:
-            Unserved: there is no compiler, or it refuses.
+            Unsupported: there is no compiler, or it refuses.
         """
         self._llama = llama
         self._sizes = sizes
@@ -328,7 +328,7 @@ def _compiled(sizes: Sizes, llama: Llama) -> Any:
     """Return the kernel, ready for launches.
 
     Raises:
-        Unserved: there is no compiler, or it refuses.
+        Unsupported: there is no compiler, or it refuses.
     """
     try:
         from cuda.bindings import driver, nvrtc

@@ -160,7 +160,7 @@ def _require_same(output: Any, theirs: Any) -> None:
     """Holds what the graph gave against the module's own forward.
 
     Raises:
-        Unserved: it is something else.
+        Unsupported: it is something else.
     """
     for mine, own in zip(*(pytree.tree_leaves(each) for each in (output, theirs)), strict=True):
         if not isinstance(own, torch.Tensor) or not own.is_floating_point():

@@ -56,7 +56,7 @@ def build(
         cache: folder for the model's shape; by default in the user's cache.
 
     Raises:
-        Unserved: vLLM would not compute the same.
+        Unsupported: vLLM would not compute the same.
     """
     shape, weights = text_config(language), text_weights(language)
     _set_defaults()

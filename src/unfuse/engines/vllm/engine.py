@@ -77,7 +77,7 @@ class VllmEngine:
             cache: folder of what is kept between runs; by default in the user's cache.
 
         Raises:
-            Unserved: vLLM does not know the model, computes something else, or runs another one in this process.
+            Unsupported: vLLM does not know the model, computes something else, or runs another one in this process.
         """
         if _live:
             gc.collect()  # what was left without a word
@@ -269,7 +269,7 @@ class VllmEngine:
         """Holds vLLM against the model's own forward, on rows that mean nothing.
 
         Raises:
-            Unserved: it computes something else.
+            Unsupported: it computes something else.
         """
         weight = self._language.embed.weight
         assert isinstance(weight, torch.Tensor)

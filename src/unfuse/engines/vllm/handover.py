@@ -35,7 +35,7 @@ def text_config(language: LanguageModel) -> dict[str, Any]:
     """``config.json`` of the language side alone.
 
     Raises:
-        Unserved: vLLM would not compute the same.
+        Unsupported: vLLM would not compute the same.
     """
     decoder: Any = language.decoder
     config: Any = getattr(decoder, "config", None)
@@ -76,7 +76,7 @@ def text_weights(language: LanguageModel) -> dict[str, nn.Parameter]:
     """The language side's parameters by the names of a checkpoint.
 
     Raises:
-        Unserved: they are not all of one dtype.
+        Unsupported: they are not all of one dtype.
     """
     named = language.decoder.named_parameters()
     weights = {f"model.{name}": parameter for name, parameter in named if name.startswith(_TEXT)}
@@ -137,7 +137,7 @@ def hand_over(weights: Mapping[str, nn.Parameter], model: Any) -> None:
         model: of vLLM's; gives ``load_weights`` and ``packed_modules_mapping``.
 
     Raises:
-        Unserved: vLLM holds one of them differently.
+        Unsupported: vLLM holds one of them differently.
     """
     held = dict(model.named_parameters())
     views = {name: _view(name, weights, held, model.packed_modules_mapping) for name in weights}
@@ -155,7 +155,7 @@ def _view(
     """Where vLLM holds a weight: alone, or as some rows of a joined matrix.
 
     Raises:
-        Unserved: nowhere.
+        Unsupported: nowhere.
     """
     *path, module, kind = name.split(".")
     place, parts = next(((joined, parts) for joined, parts in packed.items() if module in parts), (module, [module]))
