@@ -1,1 +1,1 @@
-"""What was measured, and the scripts that did."""
+"""Scripts of measurements, and their results."""

@@ -1,4 +1,4 @@
-"""How simulated recordings compare with real ones: the table of docs/demo.md.
+"""Compare simulated recordings with real recordings: the table of docs/demo.md.
 
 python benchmarks/event_rates.py RECORDING.npy ...
 """
@@ -19,7 +19,7 @@ COLUMNS = ("events a us", "rising %", "pixels that fire %", "shortest interval u
 
 
 def numbers(stream: EventStream) -> NDArray[np.float64]:
-    """One value a column."""
+    """Return one value per column."""
     pixel = stream.y.astype(np.int64) * 640 + stream.x
     order = np.lexsort((stream.t, pixel))
     intervals = np.diff(stream.t[order])[np.diff(pixel[order]) == 0]
@@ -28,7 +28,7 @@ def numbers(stream: EventStream) -> NDArray[np.float64]:
 
 
 def main(recordings: list[str]) -> None:
-    """Prints lowest, median and highest of each set."""
+    """Print lowest, median and highest of each set."""
     demo = [demo_scene(seed) for seed in range(40)]
     sets = {
         "real": [read_events(path) for path in recordings],

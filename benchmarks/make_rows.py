@@ -1,4 +1,4 @@
-"""Makes an instruction-set folder of N rows from a few recordings, each used in turn, for a timed run.
+"""Make an instruction-set folder of N rows from a few recordings, each used in turn, for a timed run.
 
 python benchmarks/make_rows.py OUT --count 20 [--mp4] recording.npy ...
 """
@@ -20,7 +20,7 @@ SENSOR = (480, 640)
 
 
 def main() -> None:
-    """Copies the recordings and writes the rows."""
+    """Copy the recordings and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("recordings", type=Path, nargs="+")
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def write_video(recording: Path, target: Path) -> None:
-    """Event frames of equal event count as an H.264 file at the sensor's size."""
+    """Write event frames of equal event count as an H.264 file of the sensor's size."""
     import av
 
     with av.open(str(target), "w") as container:

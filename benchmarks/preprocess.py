@@ -1,4 +1,4 @@
-"""Five event frames to CLIP's pixels at 336: ``CLIPImageProcessor`` (Pillow) against ``ClipPixels``.
+"""Compare ``CLIPImageProcessor`` (Pillow) with ``ClipPixels``: five event frames to CLIP's pixels at 336.
 
 Both on one core, in turn, on the same frames; the pixels are compared before anything is printed.
 
@@ -24,7 +24,7 @@ _REPEATS = 40
 
 
 def main() -> None:
-    """Makes, compares, prints."""
+    """Compute, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--events", type=Path, help="a recording; default: synthetic")
     arguments = parser.parse_args()
@@ -38,10 +38,10 @@ def main() -> None:
     for _ in range(_REPEATS):
         start = time.perf_counter_ns()
         processor(frames, return_tensors="np")
-        middle = time.perf_counter_ns()
+        between = time.perf_counter_ns()
         fast(frames)
-        times["CLIPImageProcessor"].append((middle - start) / 1e6)
-        times["ClipPixels"].append((time.perf_counter_ns() - middle) / 1e6)
+        times["CLIPImageProcessor"].append((between - start) / 1e6)
+        times["ClipPixels"].append((time.perf_counter_ns() - between) / 1e6)
     for name, values in times.items():
         print(f"{name:<20} {median(values):8.2f} ms for {len(frames)} frames")
     slow, quick = (median(values) for values in times.values())

@@ -1,4 +1,4 @@
-"""Frames from events: the published way, one Python loop over events, against ``event_frames``.
+"""Compare ``event_frames`` with the published rasteriser, one Python loop over events.
 
 Both draw the same recording in the same run; the frames are compared before anything is printed.
 
@@ -24,7 +24,7 @@ Frames = list[NDArray[np.uint8]]
 
 
 def by_loop(stream: EventStream) -> Frames:
-    """The published algorithm: each event paints its pixel, in order."""
+    """Draw frames by the published algorithm: each event paints its pixel, in order."""
     frames = []
     for run in split_equal_count(stream, 5):
         frame = np.full((int(run.y.max()) + 1, int(run.x.max()) + 1, 3), 255, dtype=np.uint8)
@@ -35,7 +35,7 @@ def by_loop(stream: EventStream) -> Frames:
 
 
 def timed(draw: Callable[[EventStream], Frames], stream: EventStream, repeats: int) -> tuple[Frames, float]:
-    """The frames and the median time in ms, after one warm-up."""
+    """Return the frames and the median time in ms, after one warm-up."""
     frames = draw(stream)
     times = []
     for _ in range(repeats):
@@ -46,7 +46,7 @@ def timed(draw: Callable[[EventStream], Frames], stream: EventStream, repeats: i
 
 
 def main() -> None:
-    """Draws, compares, prints."""
+    """Draw, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--events", type=Path, help="a recording; default: synthetic")
     parser.add_argument("--num-events", type=int, default=10_000_000, help="size of the synthetic one")

@@ -1,4 +1,4 @@
-"""The system's Chromium, in which pages are opened."""
+"""The system's Chromium, for tests of pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE_MS = 1000 * PATIENCE_S
 
 
 def new_context(browser: Browser, **options: Any) -> BrowserContext:
-    """A window that waits for minutes, where playwright's own patience ends after 30 s."""
+    """Return a context that waits for minutes instead of playwright's 30 s."""
     context = browser.new_context(**options)
     context.set_default_timeout(PATIENCE_MS)
     return context
@@ -29,7 +29,7 @@ def new_context(browser: Browser, **options: Any) -> BrowserContext:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Without one the tests are skipped, but not where all is tested."""
+    """Start Chromium; without it skip the test, or fail in CI."""
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:

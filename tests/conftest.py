@@ -1,4 +1,4 @@
-"""Fixtures of all tests: reference material where it is there, and the demo model."""
+"""Fixtures of all tests: reference material if present, and the demo model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from tests.examples import register_profiles
 from tests.forked import fork_instead
 from tests.repeats import use_few_repeats
+from unfuse import processes
 from unfuse.measure import host_time
 from unfuse.testing import FakeTime
-from unfuse.throughput import devices, workers
 
 register_profiles()
 
 if not torch.cuda.is_available():
-    # Kernels then run in Triton's interpreter, one program after the other. Read where triton is imported.
+    # Kernels run in Triton's interpreter, one program after the other. Set before triton is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Threads that wait for each other stand still where another program takes a core from one of them.
+# Threads that wait for each other stall when another program takes a core from one of them.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 LONG = (
-    "training", "engines/graphed", "throughput", "benchmarks", "cli", "protocols", "serving", "docs",
+    "training", "engines/graphed", "batch_inference", "benchmarks", "cli", "benchmarking", "serving", "docs",
     "test_api.py", "report/html",
 )  # fmt: skip
 """The longest tests start first, so that no core waits for them at the end."""
@@ -38,12 +38,12 @@ def pytest_collection_modifyitems(items):
 
 
 def _under(item, names):
-    return any(place in (item.path, *item.path.parents) for place in (Path(__file__).parent / name for name in names))
+    return any(path in (item.path, *item.path.parents) for path in (Path(__file__).parent / name for name in names))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """A cache folder of this session's own, so that the demo is built by the code under test."""
+    """Use a new cache folder for this session, so that the code under test builds the demo."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["UNFUSE_CACHE"] = os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
@@ -52,7 +52,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def few_repeats():
-    """Few repeats by default; see the function."""
+    """Repeat measurements rarely by default."""
     with pytest.MonkeyPatch.context() as patch:
         use_few_repeats(patch)
         yield
@@ -60,15 +60,15 @@ def few_repeats():
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_processes():
-    """Processes of ``unfuse run`` are forked where they have imported all; how they start has tests of its own."""
+    """Fork the processes of ``unfuse run`` after their imports; other tests cover their start."""
     with pytest.MonkeyPatch.context() as patch:
-        fork_instead(patch, workers, devices)
+        fork_instead(patch, processes, programs=("unfuse.batch_inference.",))
         yield
 
 
 @pytest.fixture
 def fake_time(monkeypatch):
-    """The time of every stage clock: it moves only when a test moves it."""
+    """Time of every stage clock, moved only by the test."""
     made = FakeTime()
     monkeypatch.setattr(host_time, "now_ns", made.perf_counter_ns)
     return made

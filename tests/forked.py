@@ -1,8 +1,7 @@
-"""``python -m module`` in a process that is forked where the imports have ended: they are most of a start's time.
+"""Run ``python -m module`` in a process forked after the imports, which take most of the time of a start.
 
-``Popen`` stands in for ``subprocess.Popen`` where a test, or the code that it tries, starts such a process. Only an
-interpreter of its own has limits on its address space, options of its own, and modules that are not yet imported: what
-depends on these starts one.
+``Popen`` replaces ``subprocess.Popen`` where a test, or the tested code, starts such a process. Tests that depend on a
+limited address space, interpreter options or modules that are not yet imported start a new interpreter.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -27,22 +25,22 @@ from tests.started import FORKS
 
 
 class _Passed:
-    """A file descriptor on its way to the process."""
+    """A file descriptor that is passed to the process."""
 
     def __init__(self, number: int):
         self.number = number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (DupFd(self.number),)  # type: ignore[no-untyped-call]
+        return _received, (DupFd(self.number),)  # type: ignore[no-untyped-call]
 
 
-def _arrived(passed: Any) -> int:
+def _received(passed: Any) -> int:
     number: int = passed.detach()
     return number
 
 
 class Popen:
-    """What is used of ``subprocess.Popen``, for ``[sys.executable, "-m", module, ...]``, a script or ``-c code``."""
+    """Replacement of ``subprocess.Popen`` for ``[sys.executable, "-m", module, ...]``, a script or ``-c code``."""
 
     def __init__(
         self,
@@ -63,8 +61,8 @@ class Popen:
         assert executable == sys.executable
         self._text = text
         passed: dict[int, _Passed] = {number: _Passed(number) for number in pass_fds}
-        ours: list[int] = []  # to be closed once it has them
-        kept: list[IO[Any] | None] = []
+        ours: list[int] = []  # closed once the process has them
+        streams: list[IO[Any] | None] = []
         for number, given in enumerate((stdin, stdout, stderr)):
             file: IO[Any] | None = None
             if given == subprocess.PIPE:
@@ -80,13 +78,13 @@ class Popen:
             else:
                 theirs = number if given is None else given if isinstance(given, int) else given.fileno()
             passed[number] = _Passed(theirs)
-            kept.append(file)
-        self.stdin, self.stdout, self.stderr = kept
+            streams.append(file)
+        self.stdin, self.stdout, self.stderr = streams
         environment = dict(os.environ if env is None else env)
-        place = Path.cwd() if cwd is None else Path(cwd)
+        folder = Path.cwd() if cwd is None else Path(cwd)
         self._process = FORKS.Process(
             target=_run,
-            args=(rest, passed, environment, place, process_group is not None or start_new_session, prepare),
+            args=(rest, passed, environment, folder, process_group is not None or start_new_session, prepare),
         )
         self._process.start()
         for number in ours:
@@ -94,21 +92,21 @@ class Popen:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Process id."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        """As ``poll``."""
+        """Exit code, as ``poll`` returns it."""
         return self.poll()
 
     def poll(self) -> int | None:
-        """Its exit code, a signal's negative; None while it runs."""
+        """Return the exit code, negative for a signal; None while the process runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code; ``subprocess.TimeoutExpired`` where it still runs."""
+        """Return the exit code; raise ``subprocess.TimeoutExpired`` if the process still runs."""
         self._process.join(timeout)
         code = self.poll()
         if code is None:
@@ -116,16 +114,16 @@ class Popen:
         return code
 
     def send_signal(self, number: int) -> None:
-        """If it still runs."""
+        """Send a signal if the process still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """``kill -9``."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def __enter__(self) -> Self:
@@ -143,25 +141,42 @@ class Popen:
 def run(
     command: Sequence[str | os.PathLike[str]], *, timeout: float | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """``subprocess.run`` with its output captured as text."""
+    """Run as ``subprocess.run``, with the output captured as text."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         code = Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, **options).wait(timeout)
-        said = []
+        outputs = []
         for file in (out, err):
             file.seek(0)
-            said.append(file.read().decode())
-    return subprocess.CompletedProcess(command, code, *said)
+            outputs.append(file.read().decode())
+    return subprocess.CompletedProcess(command, code, *outputs)
 
 
-def fork_instead(patch: pytest.MonkeyPatch, *modules: ModuleType, prepare: Callable[[], object] | None = None) -> None:
-    """Have these modules start processes so, in which ``prepare`` is called first."""
+def fork_instead(
+    patch: pytest.MonkeyPatch,
+    *modules: ModuleType,
+    prepare: Callable[[], object] | None = None,
+    programs: tuple[str, ...] = ("",),
+) -> None:
+    """Make these modules start forked processes.
+
+    Args:
+        patch: restores the modules.
+        modules: import ``subprocess``.
+        prepare: called first in each process.
+        programs: prefixes of the names of modules that run in forked processes; others run in a new interpreter.
+    """
 
     def run_captured(command: Sequence[str], *, capture_output: bool, text: bool, check: bool, **options: Any) -> Any:
         assert (capture_output, text, check) == (True, True, False)
         return run(command, prepare=prepare, **options)
 
+    def started(command: Sequence[str], **options: Any) -> Any:
+        if command[1] == "-m" and not command[2].startswith(programs):
+            return subprocess.Popen(command, **options)
+        return Popen(command, prepare=prepare, **options)
+
     forking = ModuleType("subprocess")
-    forking.__dict__.update(subprocess.__dict__, Popen=partial(Popen, prepare=prepare), run=run_captured)
+    forking.__dict__.update(subprocess.__dict__, Popen=started, run=run_captured)
     for module in modules:
         patch.setattr(module, "subprocess", forking)
 

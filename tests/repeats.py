@@ -1,6 +1,6 @@
-"""Benchmarks and checks of a few repeats: most tests look at what is said of numbers, not at how sure they are.
+"""Benchmarks and checks with few repeats: most tests check the use of numbers, not their precision.
 
-Repeats that a test asks for are the ones it gets.
+A test that sets a number of repeats gets it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from unfuse.protocols import BenchSettings, pairs
+from unfuse.benchmarking import BenchSettings, pairs
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.steady import steady
 from unfuse.verification.timing import timing_additive
 
 
 def use_few_repeats(patch: pytest.MonkeyPatch) -> None:
-    """Let a benchmark and the checks that read the clock repeat a sample as often as shows every path."""
+    """Make benchmarks and clock checks repeat a sample only as often as every code path needs."""
     patch.setitem(BenchSettings.__init__.__kwdefaults__, "noise_repeats", 1)
     patch.setattr(pairs, "is_steady", lambda totals_ms, minimum: len(totals_ms) >= minimum)
     for check, option, count in ((timing_additive, "pairs", 2), (hooks_agree, "pairs", 2), (steady, "runs", 10)):

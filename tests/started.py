@@ -1,4 +1,4 @@
-"""Processes that begin where the imports have ended: killed at a moment of their work, not of their start."""
+"""Processes forked after the imports, so that a test kills them during their work and not during their start."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ import pytest
 from tests.repeats import use_few_repeats
 
 FORKS = multiprocessing.get_context("forkserver")
-"""Processes forked from one that has imported what most of them need, and has done nothing else."""
+"""Context of processes forked from a server that has only imported what most of them need."""
 FORKS.set_forkserver_preload(
     ["unfuse.cli.bench", "unfuse.cli.run", "unfuse.adapters.eventgpt_loading", "tests.repeats", "tests.forked"]
 )
 
 
 PATIENCE_S = 300.0
-"""Guard against hanging: nothing that a test waits for takes so long, however busy the machine is."""
+"""Guard against hanging: longer than anything that a test waits for, on a busy machine too."""
 
 
 def wait_for(true: Callable[[], object], seconds: float = PATIENCE_S) -> None:
-    """Wait until a condition holds; fail after minutes, where it never will."""
+    """Wait until a condition holds; fail after minutes."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "it did not come to be"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.01)
 
 
 @contextmanager
 def not_hanging(seconds: int = int(PATIENCE_S)) -> Iterator[None]:
-    """Fail where the body takes minutes. It says nothing about speed. Main thread only."""
+    """Fail if the body takes minutes; no test of speed. Main thread only."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"it still runs after {seconds} s")
@@ -55,68 +55,68 @@ def not_hanging(seconds: int = int(PATIENCE_S)) -> Iterator[None]:
 
 
 class Started:
-    """A function in a process, the leader of a group of its own; what it prints goes into files."""
+    """A function in a process that leads a new process group; its output goes into files."""
 
     def __init__(self, function: Callable[..., object], *arguments: Any, folder: Path) -> None:
         self._printed = folder / "printed.txt", folder / "errors.txt"
         for path in self._printed:
-            path.unlink(missing_ok=True)  # of an earlier one
+            path.unlink(missing_ok=True)  # of an earlier process
         self._process: ForkServerProcess = FORKS.Process(
-            target=_begin, args=(function, arguments, self._printed, dict(os.environ), Path.cwd())
+            target=_run, args=(function, arguments, self._printed, dict(os.environ), Path.cwd())
         )
         self._process.start()
 
     @property
     def out(self) -> str:
-        """What it has printed so far."""
+        """Output so far."""
         return self._printed[0].read_text() if self._printed[0].exists() else ""
 
     @property
     def errors(self) -> str:
-        """What it has said on stderr so far."""
+        """Output on stderr so far."""
         return self._printed[1].read_text() if self._printed[1].exists() else ""
 
-    def wait_until(self, come: Callable[[], object], seconds: float = PATIENCE_S) -> bool:
-        """Until something has come about, the process has ended, or time is up; whether it still runs."""
+    def wait_until(self, condition: Callable[[], object], seconds: float = PATIENCE_S) -> bool:
+        """Wait for a condition, the end of the process or the time limit; return whether the process still runs."""
         deadline = time.monotonic() + seconds
-        while not come() and self._process.is_alive() and time.monotonic() < deadline:
+        while not condition() and self._process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         return self._process.is_alive()
 
     def send(self, number: signal.Signals) -> None:
-        """To the process alone."""
+        """Send a signal to the process only."""
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        """``kill -9``, with every process that it has started."""
+        """Kill the process and every process that it has started (SIGKILL)."""
         assert self._process.pid is not None
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # not yet the leader of its group, or at its end already
+        except ProcessLookupError:  # it does not lead its group yet, or has ended
             self._process.kill()
         self.wait()
 
     def wait(self, seconds: float = PATIENCE_S) -> int:
-        """Its exit code; a signal's is negative."""
+        """Return the exit code, negative for a signal."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, "it still runs"
+        assert self._process.exitcode is not None, "the process still runs"
         return self._process.exitcode
 
 
 def unfuse(*arguments: str, folder: Path, hold: tuple[str, int] | None = None) -> Started:
-    """The command ``unfuse`` with these arguments.
+    """Start the command ``unfuse`` with these arguments.
 
     Args:
         arguments: of the command.
-        folder: what it prints lies there.
-        hold: a method as ``module:Class.method``, and a number of calls. The next call waits for ever, so that what
-            the test does to the process comes in the middle of its work.
+        folder: holds the output.
+        hold: a method as ``module:Class.method``, and a number of calls. The next call waits for ever, so that the test
+            acts during the work.
     """
     return Started(_command, hold, *arguments, folder=folder)
 
 
-def _begin(
+def _run(
     function: Callable[..., object],
     arguments: tuple[Any, ...],
     printed: tuple[Path, Path],
@@ -151,9 +151,9 @@ def _hold(name: str, calls: int) -> None:
     owner = getattr(importlib.import_module(module), owner_name)
     original, counted = getattr(owner, method), itertools.count()
 
-    def held(*given: Any, **named: Any) -> Any:
+    def wait(*given: Any, **named: Any) -> Any:
         while next(counted) >= calls:
             time.sleep(0.01)
         return original(*given, **named)
 
-    setattr(owner, method, held)
+    setattr(owner, method, wait)

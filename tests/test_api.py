@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import unfuse
+from unfuse.benchmarking import BenchSettings
 from unfuse.errors import InputError, PromptError
-from unfuse.protocols import BenchSettings
 
 
 def test_public_bench_and_verify(demo_model):

@@ -48,8 +48,8 @@ def test_extras_that_are_named_exist(capsys):
     for package, extra in named.items():
         assert any(re.match(rf"{package}\b", requirement) for requirement in EXTRAS[extra]), (package, extra)
     assert run(["doctor"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n{package:<12} " in said for package in named)
+    output = capsys.readouterr().out
+    assert all(f"\n{package:<12} " in output for package in named)
 
 
 def test_pip_takes_an_extra_from_what_is_installed():

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from unfuse.adapters import eventgpt_loading
+from unfuse.adapters.random_weights import RandomShape
 from unfuse.errors import CheckpointError, DeviceError
 from unfuse.loading import Placement, check_devices, check_model, load
 
 
 def test_real_size_needs_its_memory(monkeypatch):
-    monkeypatch.setattr(eventgpt_loading, "_RANDOM_PARAMETERS", 10**15)
+    shape = RandomShape(eventgpt_loading.random_config, 10**15)
+    monkeypatch.setitem(eventgpt_loading.RANDOM_SHAPES, "eventgpt-7b", shape)
     with pytest.raises(DeviceError, match=r"GiB free on cpu, expected .* GiB for its weights in bfloat16"):
         load("random:eventgpt-7b", device="cpu", dtype="bfloat16")
 
@@ -25,7 +27,8 @@ def test_real_size_is_what_it_says():
     config = eventgpt_loading.random_config()
     with torch.device("meta"):
         model = EventChatModel(config)
-    assert 0.995 < sum(p.numel() for p in model.parameters()) / eventgpt_loading._RANDOM_PARAMETERS <= 1
+    parameters = sum(p.numel() for p in model.parameters())
+    assert 0.995 < parameters / eventgpt_loading.RANDOM_SHAPES["eventgpt-7b"].parameters <= 1
     assert model.num_patches == 577
 
 

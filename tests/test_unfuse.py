@@ -1,4 +1,4 @@
-"""The package as a whole: names, layers, imports."""
+"""The package as a whole: names, layers, imports, size and structure of code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 import unfuse
-from tests.contract.figures import circles, imports
+from tests.contract.figures import (
+    LONGEST_FUNCTION,
+    circles,
+    functions_of,
+    imports,
+    is_idle_read,
+    is_string_or_result,
+    length,
+    parse,
+    repeated_classes,
+)
 
 SOURCE = Path(unfuse.__file__).parent
 TESTS = Path(__file__).resolve().parent
@@ -19,35 +29,43 @@ ROOT = TESTS.parent
 LAYERS = [
     {
         "_version",
+        "atomic_files",
         "unavailable",
         "errors",
         "extras",
         "stages",
-        "cache",
+        "user_cache",
         "checksum",
         "features",
-        "feature_store",
         "compiled",
+        "speculation",
         "decoders",
+        "processes",
     },
     {"events"},
-    {"samples", "runs"},
+    {"samples", "records"},
     {"measure"},
     {"models", "engines", "testing"},
     {"adapters", "staged_model"},
-    {"pipeline", "loading"},
+    {"pipeline", "loading", "feature_store", "scheduler"},
     {"report"},
-    {"protocols", "throughput"},
+    {"benchmarking", "batch_inference"},
     {"verification"},
     {"api"},
     {"serving"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+DESCRIBES_ALL_FILES = "unfuse.report.schemas"
+"""The only module that imports upward."""
 
 
 def modules():
     return sorted(SOURCE.rglob("*.py"))
+
+
+def rank(module):
+    return RANK[module.split(".")[1]]
 
 
 def part(path):
@@ -74,36 +92,31 @@ def test_import_does_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("package", ["unfuse.report", "unfuse.runs", "unfuse.events", "unfuse.samples"])
-def test_no_torch_where_none_is_needed(package):
+@pytest.mark.parametrize("package", ["unfuse.report", "unfuse.records", "unfuse.events", "unfuse.samples"])
+def test_packages_without_torch(package):
     subprocess.run([sys.executable, "-c", f"import sys, {package}; assert 'torch' not in sys.modules"], check=True)
 
 
-def test_no_command_waits_for_statistics():
-    """They take a second to load, which ``unfuse --help`` has no use for."""
+def test_commands_do_not_load_statistics():
+    """They take a second to load, and ``unfuse --help`` does not need them."""
     code = "import sys, unfuse.cli; assert not {'torch', 'scipy.stats', 'altair'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_imports_go_downward():
-    """At the top of a module; what is imported inside a function loads late, and may."""
-    wrong = []
-    for path in modules():
-        here = part(path)
-        if here == "__init__":
-            continue
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unfuse."):
-                there = node.module.split(".")[1]
-                if there != here and RANK[there] > RANK[here]:
-                    wrong.append(f"{path.relative_to(SOURCE)} imports {node.module}")
-    assert not wrong
+    """Also within functions and for types."""
+    upward = {
+        f"{importer} imports {imported}"
+        for importer, names in imports(SOURCE, parse(SOURCE)).items()
+        for imported in names
+        if "." in importer and "." in imported and rank(imported) > rank(importer) and importer != DESCRIBES_ALL_FILES
+    }
+    assert upward == set()
 
 
 def test_no_modules_import_each_other():
-    """Not within functions and not for types either."""
-    trees = {path: ast.parse(path.read_text()) for path in modules()}
-    assert circles(imports(SOURCE, trees)) == []
+    """Neither within functions nor for types."""
+    assert circles(imports(SOURCE, parse(SOURCE))) == []
 
 
 def test_every_part_has_a_layer():
@@ -115,8 +128,41 @@ def test_modules_stay_small():
     assert not large
 
 
-def test_test_files_are_named_after_what_they_hold():
-    """tests/x/test_y.py holds module or package y of x; several modules together are held in a folder integration."""
+def test_functions_stay_short():
+    """Kernels are exempt: their compiler takes one function."""
+    kernels = SOURCE / "engines" / "graphed" / "kernels"
+    found = {
+        f"{path.relative_to(ROOT)} {function.name}"
+        for folder in (SOURCE, ROOT / "training", ROOT / "benchmarks", ROOT / "docs" / "_ext")
+        for path, tree in parse(folder).items()
+        if not path.is_relative_to(kernels)
+        for function in functions_of(tree)
+        if length(function) > LONGEST_FUNCTION
+    }
+    assert found == set()
+
+
+def test_a_public_class_name_is_used_once():
+    assert repeated_classes(parse(SOURCE)) == {}
+
+
+def test_a_reason_is_no_string():
+    """A result that may be missing is ``X | Unavailable``, which no caller can take for a result."""
+    assert _modules_with(is_string_or_result) == set()
+
+
+def test_no_property_is_read_for_its_error():
+    """A check is a method with a name."""
+    assert _modules_with(is_idle_read) == set()
+
+
+def _modules_with(holds):
+    trees = parse(SOURCE).items()
+    return {str(path.relative_to(SOURCE)) for path, tree in trees if any(map(holds, ast.walk(tree)))}
+
+
+def test_test_files_are_named_after_the_tested_module():
+    """tests/x/test_y.py tests module or package y of x; a folder integration tests several modules together."""
     roots = {"training": ROOT, "benchmarks": ROOT}
     kernels = {path.stem for path in SOURCE.rglob("*.cu")}
     names = kernels | {path.stem for path in modules()} | {path.parent.name for path in modules()}
@@ -125,23 +171,23 @@ def test_test_files_are_named_after_what_they_hold():
         folder, name = path.parent.relative_to(TESTS), path.stem.removeprefix("test_")
         if {"contract", "docs", "integration", "perfetto"} & set(folder.parts):
             continue
-        place = roots.get(str(folder), SOURCE) / folder
+        tested = roots.get(str(folder), SOURCE) / folder
         if folder.name == "cuda":
             right = name in names
         else:
-            right = (place / f"{name}.py").is_file() or (place / name).is_dir() or place.name == name
+            right = (tested / f"{name}.py").is_file() or (tested / name).is_dir() or tested.name == name
         if not right:
             wrong.append(str(path.relative_to(TESTS)))
     assert not wrong
 
 
 def test_examples_of_properties_follow_the_profile():
-    """A test that sets its number of examples itself would not be searched widely."""
+    """A test that sets its number of examples itself would escape a wide search."""
     others = {path for path in TESTS.rglob("*.py") if path.name not in {"examples.py", Path(__file__).name}}
     assert not [str(path) for path in others if "settings(max_examples" in path.read_text()]
 
 
-def test_every_module_says_what_it_is():
+def test_every_module_has_a_docstring():
     assert not [path for path in modules() if not ast.get_docstring(ast.parse(path.read_text()))]
 
 

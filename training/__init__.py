@@ -1,1 +1,1 @@
-"""How the demo model is made: tokenizer, scenes on a device, training, evaluation."""
+"""Training of the demo model: tokenizer, scenes on a device, training, evaluation, model card."""

@@ -1,4 +1,4 @@
-"""The demo model's shape, as the published checkpoint layout writes it: all but the weights."""
+"""Architecture of the demo model in the published checkpoint layout, without weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ IMAGE: Final = 112
 
 
 def write_layout(folder: Path, tokenizer_model: bytes) -> Path:
-    """Writes the checkpoint's and the tower's folder beside each other, without weights; the checkpoint's path."""
+    """Write the folders of checkpoint and tower beside each other, without weights; return the checkpoint's path."""
     checkpoint, tower = folder / CHECKPOINT, folder / TOWER
-    for place in (checkpoint, tower):
-        place.mkdir(parents=True, exist_ok=True)
+    for path in (checkpoint, tower):
+        path.mkdir(parents=True, exist_ok=True)
     pieces = int(sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model).get_piece_size())
     (checkpoint / "tokenizer.model").write_bytes(tokenizer_model)
     _json(checkpoint / "config.json", _model_config(pieces + len(_TOKENS)))

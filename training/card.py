@@ -1,4 +1,4 @@
-"""Writes the model card and its picture from what training and evaluation left behind: no number is typed.
+"""Write the model card and its figure from the records of training and evaluation: no number is typed.
 
 python -m training.card training/record src/unfuse/samples/demo/model/EventGPT-demo/README.md
 """
@@ -30,26 +30,27 @@ _ABOUT: Final = {
 }
 
 
-def card(
-    log: list[dict[str, Any]],
-    control: list[dict[str, Any]],
-    found: dict[str, Any],
-    cameras: Counter[str],
-    weights: Path,
-) -> str:
-    """The card as Markdown.
+def card(log: list[dict[str, Any]], control: list[dict[str, Any]], found: dict[str, Any], weights: Path) -> str:
+    """Return the card as Markdown.
 
     Args:
-        log: of the training.
-        control: of the training on one frame.
-        found: what ``training.evaluate`` wrote.
-        cameras: how often each camera motion occurs in the scenes of the control's exam.
+        log: entries of the training.
+        control: entries of the training on one frame.
+        found: results of ``training.evaluate``.
         weights: the checkpoint's tensors.
     """
-    recipe = log[0]["recipe"]
-    steps = [entry for entry in log if entry["event"] == "step"]
-    simulated = sum(float(entry["note"].split()[-2]) for entry in log if entry["event"] == "scenes")
     lines = [
+        *_introduction(weights),
+        *_answers(found),
+        *_control(control),
+        "",
+        *_recipe(log),
+    ]
+    return "\n".join(lines)
+
+
+def _introduction(weights: Path) -> list[str]:
+    return [
         "---",
         "license: apache-2.0",
         "pipeline_tag: image-text-to-text",
@@ -65,6 +66,11 @@ def card(
         f"{_parameters(weights)} parameters, {weights.stat().st_size / 2**20:.1f} MiB in bfloat16; five frames of 112 "
         f"pixels, 70 positions a scene. `model.safetensors` has SHA-256 `{_sha256(weights)}`.",
         "",
+    ]
+
+
+def _answers(found: dict[str, Any]) -> list[str]:
+    lines = [
         "## What it answers",
         "",
         f"Scenes of new seeds ({found['scenes'][0]} to {found['scenes'][1] - 1}), simulated by numpy, written as "
@@ -83,7 +89,8 @@ def card(
             f"{found['constant_guess_pct'][name]:.1f} % | {_pct(found['one_frame']['attributes'][name])} |"
         )
     exact = found["float32"]["exact"]
-    lines += [
+    return [
+        *lines,
         "",
         f"Every attribute of an answer right: {exact['right']} of {exact['asked']}, {_pct(exact)} "
         f"[{exact['low_pct']:.1f}, {exact['high_pct']:.1f}]. All answers ended by themselves: "
@@ -97,8 +104,14 @@ def card(
         "",
         "A frame shows the axis along which a shape moves, and not which way: one in two is right without the others.",
         "",
-        *_control(control, cameras),
-        "",
+    ]
+
+
+def _recipe(log: list[dict[str, Any]]) -> list[str]:
+    recipe = log[0]["recipe"]
+    steps = [entry for entry in log if entry["event"] == "step"]
+    simulated = sum(float(entry["note"].split()[-2]) for entry in log if entry["event"] == "scenes")
+    return [
         "## How it was made",
         "",
         "```",
@@ -114,16 +127,16 @@ def card(
         "each frame; they are not part of the checkpoint.",
         "",
     ]
-    return "\n".join(lines)
 
 
-def _control(log: list[dict[str, Any]], cameras: Counter[str]) -> list[str]:
-    """What a model learns that has never seen more than one frame."""
+def _control(log: list[dict[str, Any]]) -> list[str]:
+    """Describe the accuracy of a model trained on one frame."""
+    cameras = Counter(demo_scene(seed)[1].camera for seed in range(VALIDATION_SEEDS, VALIDATION_SEEDS + HELD_OUT))
     recipe, answers = log[0]["recipe"], next(entry for entry in log if entry["event"] == "answers")
 
     def share(name: str) -> str:
-        right, asked = answers[name]
-        return f"{right} of {asked}, {100 * right / asked:.1f} %"
+        right, total = answers[name]
+        return f"{right} of {total}, {100 * right / total:.1f} %"
 
     scenes = cameras.total()
     blind = scenes - (cameras["left"] + cameras["right"]) / 2
@@ -136,7 +149,7 @@ def _control(log: list[dict[str, Any]], cameras: Counter[str]) -> list[str]:
 
 
 def draw_curve(log: list[dict[str, Any]], target: Path) -> None:
-    """Losses over the steps."""
+    """Draw the losses over the steps."""
     from matplotlib.figure import Figure
 
     steps = [entry for entry in log if entry["event"] == "step"]
@@ -175,12 +188,11 @@ def _sha256(path: Path) -> str:
 @click.argument("record", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 def main(record: Path, target: Path) -> None:
-    """Writes TARGET, the card beside the weights, from the logs and the evaluation in RECORD."""
+    """Write TARGET, the card beside the weights, from the logs and the evaluation in RECORD."""
     log = [json.loads(line) for line in (record / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     control = [json.loads(line) for line in (record / "control.jsonl").read_text(encoding="utf-8").splitlines()]
     found = json.loads((record / "evaluation.json").read_text(encoding="utf-8"))
-    cameras = Counter(demo_scene(seed)[1].camera for seed in range(VALIDATION_SEEDS, VALIDATION_SEEDS + HELD_OUT))
-    target.write_text(card(log, control, found, cameras, target.with_name("model.safetensors")), encoding="utf-8")
+    target.write_text(card(log, control, found, target.with_name("model.safetensors")), encoding="utf-8")
     draw_curve(log, record / "curve.png")
 
 

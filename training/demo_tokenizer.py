@@ -1,4 +1,4 @@
-"""Trains the demo model's sentencepiece tokenizer on its own dialogue; run it to remake the shipped file.
+"""Train the demo model's sentencepiece tokenizer on its own dialogue, and write the file that ships.
 
 python -m training.demo_tokenizer src/unfuse/samples/demo/tokenizer.model
 """
@@ -20,7 +20,7 @@ _SCENES = range(10_000_000, 10_000_400)
 
 
 def sentences() -> Iterator[str]:
-    """What is asked and answered about scenes that are in no other set."""
+    """Yield questions and answers about scenes that are in no other set."""
     for seed in _SCENES:
         for turn in turns(demo_scene(seed)[1]):
             yield f"USER: \n{turn.question} ASSISTANT: {turn.answer}"
@@ -28,7 +28,7 @@ def sentences() -> Iterator[str]:
 
 
 def main(target: Path) -> None:
-    """Writes the model file."""
+    """Write the model file."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=sentences(),

@@ -1,7 +1,7 @@
-"""The event simulator for many scenes at once on a GPU: the same events as ``unfuse.samples.simulator``, as frames.
+"""Simulate events of many scenes at once on a GPU, equal to those of ``unfuse.samples.simulator``, and form frames.
 
-It follows that code step by step; a test holds the two equal event for event when both are given the same chance. Left
-alone it draws its own chance on the device, from the seeds of the scenes.
+The code follows the numpy simulator step by step. With equal randomness both give equal events, which a test holds.
+By default the randomness is drawn on the device, from the seeds of the scenes.
 
 Shape letters: B scenes, M shapes in front, S side of a shape's window, H, W sensor, N events.
 """
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from unfuse.samples.simulator import SHAPES, Chance, Mover, Scene
+from unfuse.samples.simulator import SHAPES, Mover, Randomness, SimulatedScene
 from unfuse.samples.simulator.pixels import LOWEST_THRESHOLD
 from unfuse.samples.simulator.render import BACKGROUND, EPSILON, TONE, draw_texture
 
 _NONE, _OFF, _ON = 0, 1, 2
-"""What a pixel of a frame shows."""
+"""Codes of a pixel of a frame."""
 
 Tensor = torch.Tensor
 
@@ -28,7 +28,7 @@ Tensor = torch.Tensor
 class Batch:
     """Scenes of one size, duration and step, as tensors on a device."""
 
-    scenes: tuple[Scene, ...]
+    scenes: tuple[SimulatedScene, ...]
     texture: Tensor
     """``[B, 6, 4]``"""
     rising: Tensor
@@ -45,27 +45,28 @@ class Batch:
         return len(self.scenes), height, width
 
 
-def given(scenes: Sequence[Scene], chances: Sequence[Chance], device: torch.device, dtype: torch.dtype) -> Batch:
-    """A batch with chance drawn elsewhere."""
+def batch_with(
+    scenes: Sequence[SimulatedScene], randomness: Sequence[Randomness], device: torch.device, dtype: torch.dtype
+) -> Batch:
+    """Return a batch with randomness drawn by the numpy simulator."""
     width, height = scenes[0].size
 
     def stacked(name: str) -> Tensor:
-        return torch.stack([torch.from_numpy(getattr(chance, name)) for chance in chances]).to(device, dtype)
+        return torch.stack([torch.from_numpy(getattr(each, name)) for each in randomness]).to(device, dtype)
 
+    noise = [
+        ((scene * height + y) * width + x, t, p) for scene, (t, y, x, p) in enumerate(each.noise for each in randomness)
+    ]
     index, t, p = (
-        torch.cat([torch.from_numpy(part) for part in parts]).to(device)
-        for parts in zip(
-            *(((i * height + c.noise[1]) * width + c.noise[2], c.noise[0], c.noise[3]) for i, c in enumerate(chances)),
-            strict=True,
-        )
+        torch.cat([torch.from_numpy(part) for part in parts]).to(device) for parts in zip(*noise, strict=True)
     )
     return Batch(
         tuple(scenes), stacked("texture"), stacked("rising"), stacked("falling"), stacked("start"), (index, t, p)
     )
 
 
-def drawn(scenes: Sequence[Scene], device: torch.device, dtype: torch.dtype) -> Batch:
-    """A batch with chance drawn on the device; the first scene's seed is that of all."""
+def draw_batch(scenes: Sequence[SimulatedScene], device: torch.device, dtype: torch.dtype) -> Batch:
+    """Return a batch with randomness drawn on the device; the first scene's seed seeds all."""
     import numpy as np
 
     width, height = scenes[0].size
@@ -96,22 +97,22 @@ def drawn(scenes: Sequence[Scene], device: torch.device, dtype: torch.dtype) -> 
 
 
 def simulate_batch(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Events of all scenes, sorted by scene, time, row, column.
+    """Return the events of all scenes, sorted by scene, time, row, column.
 
     Returns:
         Scene and pixel in one index ``(b H + y) W + x``, time in us, polarity; int64 ``[N]`` each.
     """
     first = batch.scenes[0]
-    picture = _Picture(batch)
-    before = picture.log_intensity(0.0)
+    renderer = _BatchRenderer(batch)
+    before = renderer.log_intensity(0.0)
     memory = before + batch.start
     leak = torch.tensor([scene.camera.leak_hz for scene in batch.scenes], dtype=before.dtype, device=before.device)
     columns = []
     for begin in range(0, first.duration_us, first.step_us):
         step = min(first.step_us, first.duration_us - begin)
-        now = picture.log_intensity((begin + step) / 1e6)
+        now = renderer.log_intensity((begin + step) / 1e6)
         memory -= (leak * step / 1e6)[:, None, None] * batch.rising
-        columns.append(_crossings(before, now, memory, batch.rising, batch.falling, begin, step))
+        columns.append(_crossings(_Step(before, now, begin, step), memory, batch.rising, batch.falling))
         before = now
     index, t, p = (torch.cat(parts) for parts in zip(*columns, batch.noise, strict=True))
     pixels = math.prod(batch.shape[1:])
@@ -119,16 +120,16 @@ def simulate_batch(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     key = (index // pixels * (first.duration_us + 1) + t) * pixels + index % pixels
     order = key.sort(stable=True).indices
     index, t, p = index[order], t[order], p[order]
-    keep = _rested(index, t, first.camera.refractory_us)
+    keep = _outside_refractory(index, t, first.camera.refractory_us)
     return index[keep], t[keep], p[keep]
 
 
 def frames_of(index: Tensor, p: Tensor, shape: tuple[int, int, int], num_frames: int = 5) -> Tensor:
-    """EventGPT's frames on the whole sensor: runs of equal count, each pixel shows its last event.
+    """Return EventGPT's frames on the whole sensor: runs of equal count, where each pixel shows its last event.
 
     Args:
-        index: of events sorted as ``simulate_batch`` gives them.
-        p: their polarity.
+        index: events as ``simulate_batch`` sorts them.
+        p: polarity of the events.
         shape: B, H, W.
         num_frames: runs a scene.
 
@@ -141,22 +142,22 @@ def frames_of(index: Tensor, p: Tensor, shape: tuple[int, int, int], num_frames:
     starts = counts.cumsum(0) - counts
     rank = torch.arange(len(index), device=index.device) - starts[scene]
     run = (rank // (counts // num_frames).clamp(1)[scene]).clamp(max=num_frames - 1)
-    place = (scene * num_frames + run) * height * width + index % (height * width)
-    # The largest rank is the last event, in whatever order the device gets to them.
+    target = (scene * num_frames + run) * height * width + index % (height * width)
+    # The largest rank is the last event, whatever the order in which the device writes.
     last = torch.full((scenes * num_frames * height * width,), -1, dtype=torch.int64, device=index.device)
-    last.scatter_reduce_(0, place, 2 * rank + p, "amax")
-    shown = torch.where(last < 0, _NONE, torch.where(last % 2 == 1, _ON, _OFF))
-    return shown.to(torch.uint8).view(scenes, num_frames, height, width)
+    last.scatter_reduce_(0, target, 2 * rank + p, "amax")
+    codes = torch.where(last < 0, _NONE, torch.where(last % 2 == 1, _ON, _OFF))
+    return codes.to(torch.uint8).view(scenes, num_frames, height, width)
 
 
 def colours(frames: Tensor) -> Tensor:
-    """``[..., H, W]`` of codes to RGB uint8 ``[..., 3, H, W]``: white, blue for falling, red for rising."""
+    """Convert codes ``[..., H, W]`` to RGB uint8 ``[..., 3, H, W]``: white, blue for falling, red for rising."""
     white, off, on = (frames == code for code in (_NONE, _OFF, _ON))
     return 255 * torch.stack([white | on, white, white | off], dim=-3).to(torch.uint8)
 
 
-class _Picture:
-    """The scenes' intensities."""
+class _BatchRenderer:
+    """Renders the intensities of all scenes at a time."""
 
     def __init__(self, batch: Batch):
         dtype, device = batch.rising.dtype, batch.rising.device
@@ -200,7 +201,7 @@ class _Picture:
         self._rows = torch.arange(len(scenes), device=device)[:, None, None]
 
     def log_intensity(self, seconds: float) -> Tensor:
-        """``[B, H, W]``."""
+        """Return the natural logarithm of the intensity, ``[B, H, W]``."""
         image = self._background(seconds)
         if self._fronts:
             self._draw(image, seconds)
@@ -240,8 +241,8 @@ class _Picture:
             image[at] = behind + cover[:, m] * (level[:, m, None, None] - behind)
 
 
-def _lamps(scene: Scene) -> list[Mover]:
-    """Lamps as shapes that stand still; their swing is added in time."""
+def _lamps(scene: SimulatedScene) -> list[Mover]:
+    """Return lamps as shapes without motion; their swing is added in time."""
     return [
         Mover(shape="disc", position=light.position, velocity=(0, 0), radius=light.radius, intensity=light.intensity)
         for light in scene.flickers
@@ -264,11 +265,19 @@ def _outside(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
     return found
 
 
-def _crossings(
-    before: Tensor, now: Tensor, memory: Tensor, rising: Tensor, falling: Tensor, start_us: int, step_us: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step's events; moves ``memory`` along."""
-    change = now - memory
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Log intensity ``[B, H, W]`` at the begin and the end of a time step."""
+
+    before: Tensor
+    after: Tensor
+    start_us: int
+    length_us: int
+
+
+def _crossings(step: _Step, memory: Tensor, rising: Tensor, falling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the events of one step, and move ``memory`` to the crossed thresholds."""
+    change = step.after - memory
     pixel = ((change >= rising) | (change <= -falling)).flatten().nonzero().squeeze(1)
     change = change.flatten()[pixel]
     up = change > 0
@@ -277,33 +286,33 @@ def _crossings(
     height = torch.where(up, level, -level)
     owner = torch.repeat_interleave(repeats)
     ordinal = torch.arange(len(owner), device=owner.device) - (repeats.cumsum(0) - repeats)[owner] + 1
-    held = memory.flatten()[pixel]
-    reached = held[owner] + ordinal * height[owner]
-    low, high = before.flatten()[pixel][owner], now.flatten()[pixel][owner]
+    remembered = memory.flatten()[pixel]
+    reached = remembered[owner] + ordinal * height[owner]
+    low, high = step.before.flatten()[pixel][owner], step.after.flatten()[pixel][owner]
     moved = torch.where(high == low, torch.ones_like(low), high - low)
-    t = start_us + ((reached - low) / moved).clamp(0.0, 1.0) * step_us
-    memory.view(-1)[pixel] = held + repeats * height
+    t = step.start_us + ((reached - low) / moved).clamp(0.0, 1.0) * step.length_us
+    memory.view(-1)[pixel] = remembered + repeats * height
     return pixel[owner], t.long(), up[owner].long()
 
 
-def _rested(index: Tensor, t: Tensor, rest_us: int) -> Tensor:
-    """Which events stay, given in time's order within each pixel."""
-    if not rest_us or not len(index):
+def _outside_refractory(index: Tensor, t: Tensor, refractory_us: int) -> Tensor:
+    """Return which events stay; they come in the order of time within each pixel."""
+    if not refractory_us or not len(index):
         return torch.ones_like(index, dtype=torch.bool)
     grouped = index.sort(stable=True)
     order, pixel = grouped.indices, grouped.values
     t = t[order]
     early = torch.zeros_like(pixel, dtype=torch.bool)
-    early[1:] = (pixel[1:] == pixel[:-1]) & (t[1:] - t[:-1] < rest_us)
+    early[1:] = (pixel[1:] == pixel[:-1]) & (t[1:] - t[:-1] < refractory_us)
     keep = ~early
-    place = torch.arange(len(t), device=t.device)
-    first = torch.where(early, 0, place).cummax(0).values
-    suspects = early.nonzero().squeeze(1)
-    rank = suspects - first[suspects]
+    position = torch.arange(len(t), device=t.device)
+    first = torch.where(early, 0, position).cummax(0).values
+    candidates = early.nonzero().squeeze(1)
+    rank = candidates - first[candidates]
     last = t.clone()
     for nth in range(1, int(rank.max()) + 1 if len(rank) else 1):
-        here = suspects[rank == nth]
-        kept = here[t[here] - last[first[here]] >= rest_us]
-        keep[kept] = True
-        last[first[kept]] = t[kept]
+        members = candidates[rank == nth]
+        retained = members[t[members] - last[first[members]] >= refractory_us]
+        keep[retained] = True
+        last[first[retained]] = t[retained]
     return torch.empty_like(keep).index_copy_(0, order, keep)

@@ -1,4 +1,4 @@
-"""Questions about scenes that were not learned from, while training: what is asked, answered and right."""
+"""Measure the accuracy on held-out scenes during training."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from unfuse.samples.demo.scenes import demo_scene
 _BATCH: Final = 256
 _LONGEST: Final = 64
 
-_Asked = tuple[int, Turn]
-"""Row of the pool, and what is asked about it."""
+_RowTurn = tuple[int, Turn]
+"""Row of the pool, and one question about its scene."""
 
 
 def head_accuracy(learner: Learner, pool: Pool, device: torch.device) -> dict[str, float]:
-    """Share of scenes that each auxiliary head judges rightly."""
-    wanted = torch.tensor([class_targets(demo_scene(seed)[1]) for seed in pool.seeds], device=device)
-    with _as_is(learner):
+    """Return the share of scenes that each auxiliary head classifies correctly."""
+    targets = torch.tensor([class_targets(demo_scene(seed)[1]) for seed in pool.seeds], device=device)
+    with _evaluating(learner):
         found = torch.cat([learner.facts(part) for part in pool.pixels.split(_BATCH)])
-    shares = (found == wanted).float().mean(0).tolist()
+    shares = (found == targets).float().mean(0).tolist()
     return {name: round(share, 4) for (name, _), share in zip(HEADS, shares, strict=True)}
 
 
 def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.device) -> dict[str, list[int]]:
-    """Attributes right and asked, by kind of question and attribute: one phrasing of each kind a scene."""
+    """Count right and all attributes, by kind of question and attribute: one phrasing of each kind a scene."""
     right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    asked: dict[int, list[_Asked]] = defaultdict(list)
+    by_length: dict[int, list[_RowTurn]] = defaultdict(list)
     for row, seed in enumerate(pool.seeds):
         for turn in one_of_each(demo_scene(seed)[1], seed):
-            asked[len(tokens.prompt(turn.question))].append((row, turn))
-    with _as_is(learner):
+            by_length[len(tokens.prompt(turn.question))].append((row, turn))
+    with _evaluating(learner):
         features = torch.cat([learner.features(part) for part in pool.pixels.split(_BATCH)])
-        for part in _parts(asked.values()):
+        for part in _batches(by_length.values()):
             ids = torch.tensor([tokens.prompt(turn.question) for _, turn in part], device=device)
             scenes = features[torch.tensor([row for row, _ in part], device=device)]
             new = learner.model.generate(
@@ -55,15 +55,15 @@ def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.
 
 
 @contextmanager
-def _as_is(learner: Learner) -> Iterator[None]:
-    """Nothing is learned, and nothing compiled: shapes vary here."""
+def _evaluating(learner: Learner) -> Iterator[None]:
+    """Disable gradients and compilation: shapes vary here."""
     learner.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         yield
     learner.train()
 
 
-def _parts(groups: Iterable[Sequence[_Asked]]) -> Iterator[Sequence[_Asked]]:
+def _batches(groups: Iterable[Sequence[_RowTurn]]) -> Iterator[Sequence[_RowTurn]]:
     for rows in groups:
         for start in range(0, len(rows), _BATCH):
             yield rows[start : start + _BATCH]

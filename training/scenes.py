@@ -1,4 +1,4 @@
-"""The scenes that the model learns from: simulated once on the device, kept in parts on disk, held in its memory."""
+"""Training scenes: simulated once on the device, stored in parts on disk, held in device memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.device_simulator import colours, drawn, frames_of, simulate_batch
-from training.pixels import cropped
-from unfuse.samples.demo.scenes import CAMERAS, DIRECTIONS, PLACES, Facts, demo_scene
-from unfuse.samples.simulator import SHAPES, Scene
+from training.device_simulator import colours, draw_batch, frames_of, simulate_batch
+from training.pixels import resize_and_crop
+from unfuse.samples.demo.scenes import CAMERAS, DIRECTIONS, PLACES, SceneFacts, demo_scene
+from unfuse.samples.simulator import SHAPES, SimulatedScene
 
 _PART: Final = 4096
-"""Scenes in one file."""
+"""Scenes per file."""
 _BATCH: Final = 128
 
 TRAINING_SEEDS: Final = 0
 VALIDATION_SEEDS: Final = 20_000_000
 HELD_OUT: Final = 512
-"""Scenes of the exams during training."""
+"""Number of scenes of the exams during training."""
 FRAMES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Scenes as the tower sees them."""
+    """Scenes as input of the tower."""
 
     seeds: range
     pixels: torch.Tensor
@@ -37,13 +37,13 @@ class Pool:
 
 
 def make_pool(folder: Path, seeds: range, device: torch.device, log: Callable[[str], None]) -> Pool:
-    """Simulates what is not yet in the folder and reads all of it.
+    """Simulate the scenes that the folder lacks, and read all.
 
     Args:
-        folder: where the parts are kept; a part is whole or absent.
-        seeds: one a scene.
-        device: where to simulate and hold them.
-        log: told of each part.
+        folder: holds the parts; a part is complete or absent.
+        seeds: one per scene.
+        device: where scenes are simulated and held.
+        log: called for each simulated part.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -55,7 +55,10 @@ def make_pool(folder: Path, seeds: range, device: torch.device, log: Callable[[s
             continue
         start = time.perf_counter()
         pixels = torch.cat(
-            [simulated(range(i, min(i + _BATCH, part.stop)), device) for i in range(part.start, part.stop, _BATCH)]
+            [
+                simulate_pixels(range(i, min(i + _BATCH, part.stop)), device)
+                for i in range(part.start, part.stop, _BATCH)
+            ]
         )
         partial = path.with_suffix(".partial")
         save_file({"pixels": pixels.cpu()}, partial)
@@ -65,15 +68,15 @@ def make_pool(folder: Path, seeds: range, device: torch.device, log: Callable[[s
     return Pool(seeds, torch.cat(parts))
 
 
-def simulated(seeds: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Pixels of a few scenes, uint8 ``[B, F, 3, 112, 112]``."""
-    batch = drawn([demo_scene(seed)[0] for seed in seeds], device, torch.float32)
+def simulate_pixels(seeds: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Simulate a few scenes; return their pixels, uint8 ``[B, F, 3, 112, 112]``."""
+    batch = draw_batch([demo_scene(seed)[0] for seed in seeds], device, torch.float32)
     index, _, p = simulate_batch(batch)
-    return cropped(colours(frames_of(index, p, batch.shape, FRAMES)))
+    return resize_and_crop(colours(frames_of(index, p, batch.shape, FRAMES)))
 
 
-def class_targets(facts: Facts) -> list[int]:
-    """What the auxiliary heads are to say of a scene, one class a head, in the order of ``HEADS``."""
+def class_targets(facts: SceneFacts) -> list[int]:
+    """Return the classes of a scene, one per auxiliary head, in the order of ``HEADS``."""
     by_shape = {mover.shape: mover for mover in facts.movers}
     directions = [1 + DIRECTIONS.index(by_shape[s].direction) if s in by_shape else 0 for s in SHAPES]
     places = [1 + PLACES.index(by_shape[s].place) if s in by_shape else 0 for s in SHAPES]
@@ -91,11 +94,11 @@ HEADS: Final = (
 """Name and number of classes of each auxiliary head."""
 
 
-def track_targets(scene: Scene, *, mirrored: bool = False) -> list[list[float]]:
-    """Of each frame and shape: 1 if it is there, and its centre and radius in units of the picture's height.
+def track_targets(scene: SimulatedScene, *, mirrored: bool = False) -> list[list[float]]:
+    """Return for each frame and shape: 1 if present, then centre and radius in units of the picture's height.
 
     Returns:
-        ``[F][S * 4]``; frames of equal count are taken as frames of equal time, which is near enough to learn from.
+        ``[F][S * 4]``; frames of equal event count are treated as frames of equal time, a sufficient approximation.
     """
     height = scene.size[1]
     rows = []

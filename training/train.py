@@ -1,4 +1,4 @@
-"""Trains the demo model, from nothing to the checkpoint folder that ships: one command, resumed by running it again.
+"""Train the demo model from scratch to the checkpoint folder that ships; the same command resumes an interrupted call.
 
 python -m training.train OUT
 """
@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 from training.architecture import TOWER, write_layout
 from training.exam import answer_accuracy, head_accuracy
 from training.learner import Learner
-from training.pixels import varied
+from training.pixels import augment
 from training.scenes import HELD_OUT, TRAINING_SEEDS, VALIDATION_SEEDS, Pool, make_pool
 from training.turns import Steps, Tokens
 from unfuse.samples.demo import tokenizer_model
@@ -32,42 +33,42 @@ _LOG_EVERY: Final = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything that the weights depend on, besides the code."""
+    """Settings that the weights depend on, besides the code."""
 
     seed: int = 0
     scenes: int = 49_152
-    """Different scenes to learn from."""
+    """Number of different training scenes."""
     steps: int = 8_000
     scenes_a_step: int = 192
     row_length: int = 320
-    """Tokens of a scene's row: the prompt's beginning once and as many questions with answers as fit."""
+    """Tokens of a scene's row: the prompt's beginning once, then as many questions with answers as fit."""
     learning_rate: float = 1e-3
     warm_up: int = 300
     weight_decay: float = 0.05
     heads: float = 0.5
     """Weight of the auxiliary losses."""
     one_frame: bool = False
-    """A control: the middle frame five times, from which motion cannot be read."""
+    """Negative control: the middle frame five times, which shows no motion."""
 
 
 _DEFAULT: Final = Recipe()
 
 
 class Log:
-    """``log.jsonl``, and a line on the terminal."""
+    """Writes entries to ``log.jsonl`` and to the terminal."""
 
     def __init__(self, path: Path):
         self._path = path
 
     def __call__(self, **entry: Any) -> None:
-        """Appends one entry."""
+        """Append one entry."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         click.echo(" ".join(f"{name}={value}" for name, value in entry.items()))
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to nothing."""
+    """Return the learning rate: linear warm-up, then half a cosine down to 0."""
     if step < recipe.warm_up:
         return recipe.learning_rate * (step + 1) / recipe.warm_up
     done = (step - recipe.warm_up) / max(recipe.steps - recipe.warm_up, 1)
@@ -75,14 +76,14 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def train(out: Path, recipe: Recipe, device: torch.device, workers: int, data: Path | None = None) -> Path:
-    """Trains, or goes on where an earlier call was cut off.
+    """Train, or continue an interrupted call.
 
     Args:
         out: folder of the checkpoint, the state and the log.
-        recipe: what to do.
-        device: where.
+        recipe: settings that the weights depend on.
+        device: where the model is trained and the scenes are simulated.
         workers: processes that draw questions.
-        data: folder of the simulated scenes, if not in ``out``.
+        data: folder of the simulated scenes; by default in ``out``.
 
     Returns:
         The checkpoint's folder.
@@ -93,52 +94,47 @@ def train(out: Path, recipe: Recipe, device: torch.device, workers: int, data: P
     checkpoint = write_layout(out, tokenizer_model())
     scenes = data or out / "scenes"
 
-    def told(line: str) -> None:
+    def log_scenes(line: str) -> None:
         log(event="scenes", note=line)
 
-    held_out = make_pool(scenes, range(VALIDATION_SEEDS, VALIDATION_SEEDS + HELD_OUT), device, told)
-    pool = make_pool(scenes, range(TRAINING_SEEDS, TRAINING_SEEDS + recipe.scenes), device, told)
+    held_out = make_pool(scenes, range(VALIDATION_SEEDS, VALIDATION_SEEDS + HELD_OUT), device, log_scenes)
+    pool = make_pool(scenes, range(TRAINING_SEEDS, TRAINING_SEEDS + recipe.scenes), device, log_scenes)
     torch.manual_seed(recipe.seed)
     preprocessor = json.loads((out / TOWER / "preprocessor_config.json").read_text())
     learner = Learner(checkpoint, preprocessor, one_frame=recipe.one_frame).to(device)
-    # Norms and biases do not decay.
-    decays = [p for p in learner.parameters() if p.ndim > 1]
-    stays = [p for p in learner.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decays, "weight_decay": recipe.weight_decay}, {"params": stays, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        fused=device.type == "cuda",
-    )
+    optimiser = _optimiser(learner, recipe, device)
     if device.type == "cuda":
         learner.compile_layers()
-    done = _restore(out / "state.pt", learner, optimiser, device)
+    trainer = Trainer(recipe, learner, optimiser, pool, held_out, log, out / "state.pt")
+    done = trainer.restore()
     if done:
         log(event="resumed", step=done)
     tokens = Tokens(checkpoint)
-    _learn(learner, optimiser, recipe, pool, held_out, tokens, done, log, out, checkpoint, workers)
+    trainer.run(_batches(recipe, checkpoint, pool, done, workers), done)
     log(event="exam", step=recipe.steps, heads=head_accuracy(learner, held_out, device))
     log(event="answers", step=recipe.steps, **answer_accuracy(learner, held_out, tokens, device))
     learner.model.to(torch.bfloat16).save_pretrained(checkpoint)
-    write_layout(out, tokenizer_model())  # the published layout again, where saving wrote more
+    write_layout(out, tokenizer_model())  # the published layout again, because saving changed its files
     log(event="end", step=recipe.steps, checkpoint=checkpoint.name)
     return checkpoint
 
 
-def _learn(
-    learner: Learner,
-    optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
-    pool: Pool,
-    held_out: Pool,
-    tokens: Tokens,
-    done: int,
-    log: Log,
-    out: Path,
-    checkpoint: Path,
-    workers: int,
-) -> None:
-    device = pool.pixels.device
+def _optimiser(learner: Learner, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay of norms and biases."""
+    matrices = [p for p in learner.parameters() if p.ndim > 1]
+    vectors = [p for p in learner.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        fused=device.type == "cuda",
+    )
+
+
+def _batches(
+    recipe: Recipe, checkpoint: Path, pool: Pool, done: int, workers: int
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """Return the batches of the steps after ``done``."""
     steps = Steps(
         checkpoint,
         pool.seeds,
@@ -147,52 +143,74 @@ def _learn(
         steps=recipe.steps,
         seed=recipe.seed,
     )
-    loader = DataLoader(
-        Subset(steps, range(done, recipe.steps)), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
-    )
-    start = time.perf_counter()
-    for step, cpu in enumerate(loader, start=done):
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in cpu.items()}
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, step)
+    rest = Subset(steps, range(done, recipe.steps))
+    return DataLoader(rest, batch_size=None, num_workers=workers, pin_memory=pool.pixels.device.type == "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """Optimises the learner, and saves its state from time to time."""
+
+    recipe: Recipe
+    learner: Learner
+    optimiser: torch.optim.Optimizer
+    pool: Pool
+    held_out: Pool
+    log: Log
+    state: Path
+    """File of learner, optimiser and step."""
+
+    def run(self, batches: Iterable[dict[str, torch.Tensor]], done: int) -> None:
+        """Take the steps after ``done``, one a batch."""
+        device = self.pool.pixels.device
+        start = time.perf_counter()
+        for step, cpu in enumerate(batches, start=done):
+            losses = self._step(step, {name: tensor.to(device, non_blocking=True) for name, tensor in cpu.items()})
+            now = step + 1
+            last = now == self.recipe.steps
+            if now % _LOG_EVERY == 0 or last:
+                values = {name: round(float(loss.detach()), 4) for name, loss in losses.items()}
+                self.log(event="step", step=now, seconds=round(time.perf_counter() - start, 1), **values)
+            if now % _STATE_EVERY == 0 or last:
+                self._save(now)
+            if now % _EXAM_EVERY == 0 and not last:
+                self.log(event="exam", step=now, heads=head_accuracy(self.learner, self.held_out, device))
+
+    def _step(self, step: int, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take one step; return the losses by name."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, step)
         # bfloat16 is fast on a GPU and slow on a CPU, where a smoke run needs no reduced precision.
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            pixels = varied(pool.pixels[batch["scene"]], batch["mirror"], batch["inverse"])
-            losses = learner(pixels, batch)
-        total = losses["language"] + recipe.heads * (losses["facts"] + losses["tracks"])
-        optimiser.zero_grad()
+        device = self.pool.pixels.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            pixels = augment(self.pool.pixels[batch["scene"]], batch["mirror"], batch["inverse"])
+            losses: dict[str, torch.Tensor] = self.learner(pixels, batch)
+        total = losses["language"] + self.recipe.heads * (losses["facts"] + losses["tracks"])
+        self.optimiser.zero_grad()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        optimiser.step()
-        now = step + 1
-        if now % _LOG_EVERY == 0 or now == recipe.steps:
-            shown = {name: round(float(loss.detach()), 4) for name, loss in losses.items()}
-            log(event="step", step=now, seconds=round(time.perf_counter() - start, 1), **shown)
-        if now % _STATE_EVERY == 0 or now == recipe.steps:
-            _keep(out / "state.pt", learner, optimiser, now)
-        if now % _EXAM_EVERY == 0 and now < recipe.steps:
-            log(event="exam", step=now, heads=head_accuracy(learner, held_out, device))
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
+        self.optimiser.step()
+        return losses
 
+    def _save(self, step: int) -> None:
+        partial = self.state.with_suffix(".partial")
+        state = {"step": step, "learner": self.learner.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save(state, partial)
+        partial.rename(self.state)
 
-def _keep(path: Path, learner: Learner, optimiser: torch.optim.Optimizer, step: int) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save({"step": step, "learner": learner.state_dict(), "optimiser": optimiser.state_dict()}, partial)
-    partial.rename(path)
-
-
-def _restore(path: Path, learner: Learner, optimiser: torch.optim.Optimizer, device: torch.device) -> int:
-    """The step that is next."""
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    learner.load_state_dict(state["learner"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    def restore(self) -> int:
+        """Load the saved state, if any; return the number of steps done."""
+        if not self.state.is_file():
+            return 0
+        state = torch.load(self.state, map_location=self.pool.pixels.device, weights_only=True)
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"])
 
 
 def _commit() -> str:
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    found = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     return found.stdout.strip() or "unknown"
 
 
@@ -209,10 +227,10 @@ def _name(device: torch.device) -> str:
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of simulated scenes, made where absent.")
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--workers", default=12, show_default=True)
-def main(
+def main(  # noqa: PLR0913  # click passes one argument per option
     out: Path, steps: int, scenes: int, seed: int, one_frame: bool, data: Path | None, device: str, workers: int
 ) -> None:
-    """Trains the demo model into the folder OUT; run again, it goes on where it was cut off."""
+    """Train the demo model into the folder OUT; a second call continues an interrupted one."""
     recipe = Recipe(seed=seed, steps=steps, scenes=scenes, one_frame=one_frame)
     train(out, recipe, torch.device(device), workers, data)
 

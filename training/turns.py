@@ -1,4 +1,4 @@
-"""Questions and answers as token ids, drawn in worker processes, the same for the same step."""
+"""Draw questions and answers as token ids in worker processes, reproducibly for each step."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from unfuse.models.eventgpt import EventGPTProcessor
 from unfuse.models.eventgpt.prompt import build_prompt, tokenize_prompt
 from unfuse.models.pretrained import from_pretrained
 from unfuse.samples.demo.dialogue import draw_turns
-from unfuse.samples.demo.scenes import Facts, Moving, demo_scene
+from unfuse.samples.demo.scenes import MoverFacts, SceneFacts, demo_scene
 
 _IGNORED: Final = -100
 _MOST_TURNS: Final = 9
 _MIRRORED: Final = {"left": "right", "right": "left"}
 _CARELESS: Final = 0.15
-"""Share of questions in small letters, and of those without a mark at the end."""
+"""Share of questions in lower case, and share without final punctuation."""
 
 
 class Tokens:
-    """Prompts and answers to ids, each distinct text once."""
+    """Tokenizes prompts and answers, each distinct text once."""
 
     def __init__(self, checkpoint: Path):
         processor = from_pretrained(EventGPTProcessor, checkpoint)
@@ -37,7 +37,7 @@ class Tokens:
         self._answers: dict[str, list[int]] = {}
 
     def prompt(self, question: str) -> list[int]:
-        """With the placeholder once per feature position."""
+        """Return the ids of a prompt, with the placeholder once per feature position."""
         if question not in self._prompts:
             self._prompts[question] = tokenize_prompt(
                 build_prompt(question), self._tokenizer, placeholder=self._placeholder
@@ -46,29 +46,29 @@ class Tokens:
 
     @cached_property
     def shared(self) -> list[int]:
-        """What the prompts of all questions begin with."""
+        """Shared beginning of the prompts of all questions."""
         pairs = zip(self.prompt("What moves?"), self.prompt("Describe this scene."), strict=False)
         return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def answer(self, text: str) -> list[int]:
-        """With the end token."""
+        """Return the ids of an answer with the end token."""
         if text not in self._answers:
             ids = self._tokenizer(text, add_special_tokens=False).input_ids
             self._answers[text] = [*ids, self._tokenizer.eos_token_id]
         return self._answers[text]
 
     def text(self, ids: list[int]) -> str:
-        """Up to the end token."""
+        """Return the text up to the end token."""
         end = self._tokenizer.eos_token_id
-        kept = ids[: ids.index(end)] if end in ids else ids
-        return str(self._tokenizer.decode(kept, skip_special_tokens=True)).strip()
+        before_end = ids[: ids.index(end)] if end in ids else ids
+        return str(self._tokenizer.decode(before_end, skip_special_tokens=True)).strip()
 
 
 class Steps(Dataset[dict[str, torch.Tensor]]):
-    """Item ``i`` is the batch of step ``i``: which scenes, what is asked and answered, what the heads are to say.
+    """Data set whose item ``i`` is the batch of step ``i``: scenes, questions, answers and targets of the heads.
 
-    All questions about a scene stand in one row behind the prompt's common beginning, as many as fit. ``turn`` says to
-    which of them a position belongs, so that none sees another, and positions count as if each stood alone.
+    All questions about a scene share one row after the prompt's shared beginning, as many as fit. ``turn`` numbers the
+    question of each position, so that no question attends to another; positions count as if each question were alone.
     """
 
     def __init__(self, checkpoint: Path, seeds: range, *, scenes: int, length: int, steps: int, seed: int):
@@ -87,7 +87,7 @@ class Steps(Dataset[dict[str, torch.Tensor]]):
         rng = np.random.default_rng([self._seed, step])
         chosen = rng.choice(len(self._seeds), self._scenes, replace=False)
         size = self._scenes, self._length
-        # A mirrored scene and one of opposite contrast are scenes too, and cost nothing to make.
+        # Mirroring a scene and inverting its contrast augments the data at no cost.
         mirror, inverse = rng.integers(0, 2, (2, self._scenes)).astype(bool)
         ids, turn, position = (np.zeros(size, np.int64) for _ in range(3))
         labels = np.full(size, _IGNORED)
@@ -104,15 +104,15 @@ class Steps(Dataset[dict[str, torch.Tensor]]):
             position[row, :end] = np.arange(end)
             number = 1
             for drawn in draw_turns(facts, rng, _MOST_TURNS):
-                asked = self._tokens.prompt(_careless(drawn.question, rng))[len(shared) :]
-                answered = self._tokens.answer(drawn.answer)
-                length = len(asked) + len(answered)
+                question = self._tokens.prompt(_careless(drawn.question, rng))[len(shared) :]
+                answer = self._tokens.answer(drawn.answer)
+                length = len(question) + len(answer)
                 if end + length <= self._length:
-                    here = slice(end, end + length)
-                    ids[row, here] = asked + answered
-                    labels[row, end + len(asked) : end + length] = answered
-                    turn[row, here] = number
-                    position[row, here] = len(shared) + np.arange(length)
+                    span = slice(end, end + length)
+                    ids[row, span] = question + answer
+                    labels[row, end + len(question) : end + length] = answer
+                    turn[row, span] = number
+                    position[row, span] = len(shared) + np.arange(length)
                     end, number = end + length, number + 1
             turn[row, end:] = number
         arrays = {"scene": chosen, "input_ids": ids, "labels": labels, "turn": turn, "position": position}
@@ -123,14 +123,15 @@ class Steps(Dataset[dict[str, torch.Tensor]]):
         }
 
 
-def _mirrored(facts: Facts) -> Facts:
+def _mirrored(facts: SceneFacts) -> SceneFacts:
     movers = tuple(
-        Moving(m.shape, _MIRRORED.get(m.direction, m.direction), _MIRRORED.get(m.place, m.place)) for m in facts.movers
+        MoverFacts(m.shape, _MIRRORED.get(m.direction, m.direction), _MIRRORED.get(m.place, m.place))
+        for m in facts.movers
     )
     return replace(facts, movers=movers, camera=_MIRRORED.get(facts.camera, facts.camera))
 
 
 def _careless(question: str, rng: np.random.Generator) -> str:
-    small, unmarked = rng.uniform(size=2) < _CARELESS
-    question = question.lower() if small else question
-    return question.rstrip("?.") if unmarked else question
+    lower, unpunctuated = rng.uniform(size=2) < _CARELESS
+    question = question.lower() if lower else question
+    return question.rstrip("?.") if unpunctuated else question

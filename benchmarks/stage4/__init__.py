@@ -1,1 +1,1 @@
-"""Engine ``graphed`` beside its baselines, in one run."""
+"""Measure engine ``graphed`` beside its baselines, in one run."""

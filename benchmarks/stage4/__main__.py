@@ -1,7 +1,7 @@
-"""EventGPT-7B's shape on one GPU: engine ``graphed`` beside Hugging Face's own ways and the device's floors.
+"""Measure EventGPT-7B's architecture on one GPU: engine ``graphed`` beside Hugging Face and the device's floors.
 
-All in one run, on random weights made on the device (timings only): 5 frames at 336, 636 positions, 46 new tokens.
-Start-up comes first, in its own processes, then what is ours, then the baselines: one that fails says so in its cell.
+One run on random weights made on the device (timings only): 5 frames at 336, 636 positions, 46 new tokens. Start-up
+comes first, in separate processes, then engine graphed, then the baselines. A failed part has its reason in its cell.
 
     python -m benchmarks.stage4 --out FOLDER       the table, and every raw value as JSON
     python -m benchmarks.stage4 --quick-cpu        a tiny model on the CPU: only whether the script runs
@@ -21,14 +21,14 @@ from benchmarks.stage4.case import GREEDY, NEW_TOKENS, make_case, staged
 from benchmarks.stage4.measures import (
     measure_answers,
     measure_floors,
+    measure_graphed,
     measure_hugging_face,
-    measure_ours,
     measure_start_up,
     measure_static,
     measure_truth,
     start_up,
 )
-from benchmarks.stage4.record import Bench, tidy
+from benchmarks.stage4.record import Bench, release_memory
 from benchmarks.stage4.table import report
 
 GIB = 2**30
@@ -36,21 +36,21 @@ GIB = 2**30
 
 @torch.no_grad()
 def measure(bench: Bench, smoke: bool, out: Path | None) -> str:
-    """Everything, in an order in which nothing disturbs what comes after it."""
+    """Measure everything, in an order in which no part disturbs a later part."""
     measure_start_up(bench, smoke)
     case = make_case(smoke)
     measure_floors(bench, case)
-    bench.say(f"{bench.about['ceilings']}; next: engine graphed, with what the start-up left on disk")
-    tidy()
+    bench.log(f"{bench.about['ceilings']}; next: engine graphed, with what the start-up left on disk")
+    release_memory()
     if not smoke:
         torch.cuda.reset_peak_memory_stats()
     weights = sum(tensor.nbytes for tensor in (*case.model.parameters(), *case.model.buffers()))
 
-    def above(cache: int = 0, **kinds: str) -> None:
-        """GiB that the allocator says, above the weights and a cache."""
+    def record_memory(cache: int = 0, **kinds: str) -> None:
+        """Record the allocator's GiB above the weights and a cache."""
         if not smoke:
-            held = {name: getattr(torch.cuda, kind)() for name, kind in kinds.items()}
-            bench.found.update({name.replace("_", " "): (n - weights - cache) / GIB for name, n in held.items()})
+            sizes = {name: getattr(torch.cuda, kind)() for name, kind in kinds.items()}
+            bench.found.update({name.replace("_", " "): (n - weights - cache) / GIB for name, n in sizes.items()})
 
     models = {name: staged(case.adapter, name) for name in ("graphed", "eager")}
     graphed, eager = models["graphed"], models["eager"]
@@ -58,26 +58,26 @@ def measure(bench: Bench, smoke: bool, out: Path | None) -> str:
     prompt = case.adapter.prompt(case.prepared, features, digest=False)
     list(graphed.engine.decode(graphed.engine.prefill(prompt, GREEDY), NEW_TOKENS))
     needed = case.position_bytes * (case.length + NEW_TOKENS)
-    above(needed, peak_reserved="max_memory_reserved", peak_allocated="max_memory_allocated")
+    record_memory(needed, peak_reserved="max_memory_reserved", peak_allocated="max_memory_allocated")
     gc.collect()
-    above(at_rest="memory_allocated")
+    record_memory(at_rest="memory_allocated")
 
     measure_answers(bench, case, graphed, features, prompt, "graphed")
-    measure_ours(bench, case, graphed, features)
+    measure_graphed(bench, case, graphed, features)
     report(bench, case, out)
     with bench.attempt("truth"):
         bench.require(seconds=30)
         measure_truth(bench, case, models, prompt)
     bench.notes += [note for note in graphed.notes if note not in case.adapter.notes]
-    above(before_close="memory_allocated")
+    record_memory(before_close="memory_allocated")
     graphed.close()
-    tidy()
-    above(left_allocated="memory_allocated", left_reserved="memory_reserved")
+    release_memory()
+    record_memory(left_allocated="memory_allocated", left_reserved="memory_reserved")
     if not smoke:
-        # What the library of matrix products keeps for each stream is the process's; told apart from the engine's own.
+        # cuBLAS keeps a workspace per stream for the whole process, which is not the engine's memory.
         with bench.attempt("library"):
             torch._C._cuda_clearCublasWorkspaces()
-            above(left_without_library="memory_allocated")
+            record_memory(left_without_library="memory_allocated")
     report(bench, case, out)
 
     measure_answers(bench, case, eager, features, prompt, "eager")
@@ -90,11 +90,11 @@ def measure(bench: Bench, smoke: bool, out: Path | None) -> str:
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="folder for table.md and table.json")
     parser.add_argument("--repeats", type=int, default=10, help="of each measurement, after warm-ups")
-    parser.add_argument("--budget", type=float, default=480, help="seconds; a part that would go beyond is not begun")
+    parser.add_argument("--budget", type=float, default=480, help="seconds; no part starts that would exceed it")
     parser.add_argument("--quick-cpu", action="store_true", help="smoke run of a tiny model")
     parser.add_argument("--only", choices=["startup"], help="one start of the engine (the script's own child process)")
     arguments = parser.parse_args()
@@ -105,7 +105,7 @@ def main() -> None:
             start_up(arguments.quick_cpu)
         return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        # Read when an engine is made, here and in the child processes.
+        # Read when an engine is created, here and in the child processes.
         os.environ |= {"UNFUSE_CACHE": f"{folder}/unfuse", "TRITON_CACHE_DIR": f"{folder}/triton"}
         print(measure(Bench(arguments.repeats, arguments.budget), arguments.quick_cpu, arguments.out))
 

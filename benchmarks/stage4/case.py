@@ -1,4 +1,4 @@
-"""The model and what it is given."""
+"""Model and input of the measurements."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig
 
-from unfuse.adapters.base import Shown
+from unfuse.adapters.base import SceneInfo
 from unfuse.adapters.eventgpt import EventGPTAdapter
-from unfuse.adapters.eventgpt_front import EventGPTFront
 from unfuse.adapters.eventgpt_loading import random_config
+from unfuse.adapters.eventgpt_preprocessor import EventGPTPreprocessor
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.prompt import EVENT_INDEX
 from unfuse.staged_model import StagedModel, pick_engine
 from unfuse.stages import Prepared, Sampling
 
 FRAMES, NEW_TOKENS, FEW, MANY = 5, 46, 2, 34
-BEFORE, AFTER, ASKED = 35, 19, 24
-"""Text before the scene, after it, and after it in a second question."""
+IDS_BEFORE, IDS_AFTER, QUESTION_IDS = 35, 19, 24
+"""Text ids before the scene, after it, and after it in a second question."""
 GREEDY = Sampling(ignore_eos=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """The model and what it is given: EventGPT-7B in bfloat16 on the GPU, or a tiny float32 model on the CPU."""
+    """Model and input: EventGPT-7B in bfloat16 on the GPU, or a tiny float32 model on the CPU."""
 
     smoke: bool
     adapter: EventGPTAdapter
@@ -47,14 +47,14 @@ class Case:
 
     @property
     def position_bytes(self) -> int:
-        """Keys and values of one position."""
+        """Bytes of keys and values of one position."""
         config = self.model.config
         size = 2 * config.num_key_value_heads * config.head_dim * self.adapter.dtype.itemsize
         return int(config.num_hidden_layers * size)
 
 
 def make_case(smoke: bool) -> Case:
-    """Makes the model where it runs, and noise for it to look at."""
+    """Create the model on its device, and noise as its input."""
     config = random_config()
     if smoke:
         tower = CLIPVisionConfig(
@@ -75,30 +75,30 @@ def make_case(smoke: bool) -> Case:
     model.generation_config.eos_token_id = config.eos_token_id
     no_text = types.SimpleNamespace(decode=lambda *_, **__: "")
     config.vision_config = model.config.vision_config
-    adapter = EventGPTAdapter(model, EventGPTFront(config, no_text, None, dtype), fingerprint="random")
+    adapter = EventGPTAdapter(model, EventGPTPreprocessor(config, no_text, None, dtype), fingerprint="random")
     compiler: dict[str, Any] = {"backend": "eager"} if smoke else {"mode": "reduce-overhead"}
-    prepared = make_prepared(adapter, make_ids(0, AFTER, config.vocab_size), pixels)
+    prepared = make_prepared(adapter, make_ids(0, IDS_AFTER, config.vocab_size), pixels)
     compiler |= {"fullgraph": True, "dynamic": False}
     return Case(smoke, adapter, prepared, (2, 3) if smoke else (16, 64), compiler)
 
 
 def make_ids(seed: int, after: int, vocabulary: int) -> tuple[int, ...]:
-    """A prompt's ids: the same before the scene, others from the first one after it on."""
+    """Return a prompt's ids: equal before the scene, different from the first id after it."""
     generator, most = torch.Generator(), vocabulary - 8
-    head = torch.randint(5, most, (BEFORE,), generator=generator.manual_seed(10**6)).tolist()
+    head = torch.randint(5, most, (IDS_BEFORE,), generator=generator.manual_seed(10**6)).tolist()
     rest = torch.randint(5, most, (after - 1,), generator=generator.manual_seed(seed)).tolist()
     return (*head, EVENT_INDEX, 5 + seed, *rest)
 
 
 def make_prepared(adapter: EventGPTAdapter, ids: tuple[int, ...], pixels: torch.Tensor) -> Prepared:
-    """What ``preprocess`` gives, without text or pictures."""
-    scene = Shown(media_sha256="0" * 64, num_frames=FRAMES, media_tokens=FRAMES + adapter.model.num_patches)
-    return adapter.upload(replace(adapter.front.prepared(ids, scene, ""), pixel_values=pixels))
+    """Return the output of ``preprocess``, without text or pictures."""
+    scene = SceneInfo(media_sha256="0" * 64, num_frames=FRAMES, media_tokens=FRAMES + adapter.model.num_patches)
+    return adapter.upload(replace(adapter.preprocessor.prepared(ids, scene, ""), pixel_values=pixels))
 
 
 def staged(adapter: EventGPTAdapter, name: str) -> StagedModel:
-    """The model under an engine; ``eager`` stands in for ``graphed`` in the smoke run only."""
+    """Return the model under an engine; ``eager`` replaces ``graphed`` in the smoke run only."""
     engine, notes, *_ = pick_engine(name, adapter)
     if engine.name != name and adapter.device.type == "cuda":
-        raise SystemExit(f"engine {name} cannot be had: {'; '.join(notes)}")
+        raise SystemExit(f"engine {name} is not available: {'; '.join(notes)}")
     return StagedModel("random", adapter, engine, notes)

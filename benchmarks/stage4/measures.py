@@ -1,4 +1,4 @@
-"""Each part of the table, measured."""
+"""Measure each part of the table."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import nn
 from transformers import StaticCache
 
 from benchmarks.stage4.case import (
-    ASKED,
     FEW,
     FRAMES,
     GREEDY,
     MANY,
     NEW_TOKENS,
+    QUESTION_IDS,
     Case,
     make_case,
     make_ids,
     make_prepared,
     staged,
 )
-from benchmarks.stage4.record import Bench, wait
-from unfuse.adapters.fused import generate_fused
+from benchmarks.stage4.record import Bench, wait_for_device
+from unfuse.adapters.fused_generate import generate_fused
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
@@ -41,45 +41,45 @@ from unfuse.stages import Prompt
 
 
 def start_up(smoke: bool) -> None:
-    """In a process of its own: prints the seconds of the engine's construction and of the first answer."""
+    """Print the seconds of the engine's construction and of the first answer; runs in a separate process."""
     case = make_case(smoke)
-    wait()
-    begun = time.perf_counter()
+    wait_for_device()
+    started = time.perf_counter()
     model = staged(case.adapter, "graphed")
-    made = time.perf_counter()
+    built = time.perf_counter()
     model.decode(model.prefill(case.prepared, model.encode(case.prepared), GREEDY), NEW_TOKENS)
-    print(json.dumps([made - begun, time.perf_counter() - made]))
+    print(json.dumps([built - started, time.perf_counter() - built]))
 
 
 def measure_start_up(bench: Bench, smoke: bool) -> None:
-    """Twice with the same folders of what is compiled and tuned, which are empty at first."""
+    """Start twice with the same folders of compiled and tuned kernels, which are empty at first."""
     command = [sys.executable, "-m", __package__, "--only", "startup", *(["--quick-cpu"] if smoke else [])]
     for name in ("cold start", "warm start"):
         with bench.attempt(name):
-            bench.say(f"{name}, in a process of its own")
+            bench.log(f"{name}, in a separate process")
             done = subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, timeout=240, check=False)
             if done.returncode:
                 raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
-            made, answered = json.loads(done.stdout.splitlines()[-1])
-            bench.found |= {name: made + answered, f"{name}: engine": made, f"{name}: first answer": answered}
-            bench.say(f"{name}: {made:.1f} s and {answered:.1f} s")
+            build, answer = json.loads(done.stdout.splitlines()[-1])
+            bench.found |= {name: build + answer, f"{name}: engine": build, f"{name}: first answer": answer}
+            bench.log(f"{name}: {build:.1f} s and {answer:.1f} s")
 
 
-def products(*modules: nn.Module) -> int:
-    """Weights that a row is multiplied with."""
+def multiplied_weights(*modules: nn.Module) -> int:
+    """Count the weights that multiply one row."""
     parts = (part for module in modules for part in module.modules())
     return sum(part.weight.numel() for part in parts if isinstance(part, (nn.Linear, nn.Conv2d)))
 
 
 def measure_floors(bench: Bench, case: Case) -> None:
-    """The least time of each part: weights and cache read once, or all products made, whichever takes longer."""
+    """Record the least time of each part: all bytes read once or all products computed, whichever takes longer."""
     ceilings = measure_ceilings(case.adapter.device, case.adapter.dtype)
     assert ceilings is not None, "no memory for the ceilings"
     shown = f"{ceilings.bytes_per_s / 1e12:.2f} TB/s, {ceilings.flops_per_s / 1e12:.0f} TFLOP/s"
     bench.about = {**environment(case.adapter.device), "triton": package_version("triton"), "ceilings": shown}
     model, config, tower = case.model, case.model.config, case.model.config.vision_config
-    network, head, patches, length = model.model, products(model.lm_head), model.num_patches, case.length
-    decoder, width = products(network.layers), config.num_attention_heads * config.head_dim
+    network, head, patches, length = model.model, multiplied_weights(model.lm_head), model.num_patches, case.length
+    decoder, width = multiplied_weights(network.layers), config.num_attention_heads * config.head_dim
 
     def floor(name: str, weights: int, flops: float, cache: float = 0) -> None:
         moved = weights * case.adapter.dtype.itemsize + cache
@@ -88,10 +88,13 @@ def measure_floors(bench: Bench, case: Case) -> None:
     for name, rows, tokens in (("decode", 1, NEW_TOKENS), *((f"batch {n}", n, FEW + MANY) for n in case.batches)):
         cache = rows * case.position_bytes * (length + tokens / 2)
         floor(name, decoder + head, 2 * rows * (decoder + head), cache)
-    for name, rows in (("prefill", length), ("second", ASKED)):
+    for name, rows in (("prefill", length), ("second", QUESTION_IDS)):
         attention = 4 * config.num_hidden_layers * width * rows * (2 * length - rows + 1) / 2
         floor(name, decoder + head, 2 * rows * decoder + 2 * head + attention, length * case.position_bytes)
-    every, pooled = products(network.visual_tower, network.visual_projector), products(network.feature_adaptor)
+    every, pooled = (
+        multiplied_weights(network.visual_tower, network.visual_projector),
+        multiplied_weights(network.feature_adaptor),
+    )
     attention = 4 * FRAMES * patches**2 * tower.hidden_size * tower.num_hidden_layers
     floor("encode", every + pooled, 2 * FRAMES * patches * every + 2 * (FRAMES + patches) * pooled + attention)
     parts = [bench.found[f"floor {name}"] for name in ("encode", "prefill", "decode")]
@@ -99,7 +102,7 @@ def measure_floors(bench: Bench, case: Case) -> None:
 
 
 def measure_answers(bench: Bench, case: Case, model: StagedModel, features: Features, prompt: Prompt, of: str) -> None:
-    """Stages 3 and 4 under an engine, whose name begins those of the times."""
+    """Measure Stages 3 and 4 under the engine ``of``, which prefixes the names of the times."""
     with bench.attempt(f"{of} encode"):
         bench.timed(f"{of} encode", lambda: model.encode(case.prepared))
     with bench.attempt(f"{of} prefill"):
@@ -110,21 +113,24 @@ def measure_answers(bench: Bench, case: Case, model: StagedModel, features: Feat
         bench.step(f"{of} decode", f"{of} decode, all", steps=NEW_TOKENS - 1)
     with bench.attempt(f"{of} second"):
         vocabulary, none = case.model.config.vocab_size, case.prepared.pixel_values[:0]
-        # Their token ids are there, as the target has it: what makes them is Stage 2.
+        # Token ids are ready, as the target assumes: Stage 2 makes them.
         questions = [
-            make_prepared(case.adapter, make_ids(seed, ASKED, vocabulary), none) for seed in range(1, bench.repeats + 4)
+            make_prepared(case.adapter, make_ids(seed, QUESTION_IDS, vocabulary), none)
+            for seed in range(1, bench.repeats + 4)
         ]
         model.prefill(case.prepared, features, GREEDY, reuse=True)
 
         def second() -> None:
             found = model.prefill(questions.pop(), features, GREEDY, reuse=True)
-            assert found.prompt_tokens - found.reused_prefix_tokens == ASKED, "another part of the prompt was reused"
+            assert found.prompt_tokens - found.reused_prefix_tokens == QUESTION_IDS, (
+                "another part of the prompt was reused"
+            )
 
         bench.timed(f"{of} second", second)
 
 
-def measure_ours(bench: Bench, case: Case, model: StagedModel, features: Features) -> None:
-    """Whole answers, and several together."""
+def measure_graphed(bench: Bench, case: Case, model: StagedModel, features: Features) -> None:
+    """Measure whole answers, and batches."""
 
     def whole() -> None:
         encoded = model.encode(case.prepared)
@@ -142,9 +148,9 @@ def measure_ours(bench: Bench, case: Case, model: StagedModel, features: Feature
 
 
 def measure_truth(bench: Bench, case: Case, models: dict[str, StagedModel], prompt: Prompt) -> None:
-    """Tokens of both engines, and how far features and logits are from those of the same weights in float32."""
-    written = {n: list(m.engine.decode(m.engine.prefill(prompt, GREEDY), NEW_TOKENS)) for n, m in models.items()}
-    forced, other = written["eager"], written["graphed"]
+    """Compare the tokens of both engines, and the errors of features and logits against float32."""
+    tokens = {n: list(m.engine.decode(m.engine.prefill(prompt, GREEDY), NEW_TOKENS)) for n, m in models.items()}
+    forced, other = tokens["eager"], tokens["graphed"]
     same = next((i for i, (a, b) in enumerate(zip(forced, other, strict=True)) if a != b), NEW_TOKENS)
     bench.found["same tokens"] = same
     scores = {n: m.engine.score(m.engine.prefill(prompt, GREEDY), forced) for n, m in models.items()}
@@ -167,7 +173,7 @@ def measure_truth(bench: Bench, case: Case, models: dict[str, StagedModel], prom
 
 
 def measure_hugging_face(bench: Bench, case: Case, prompt: Prompt) -> None:
-    """``generate`` from features in place and from pixels, and the published loop over frames."""
+    """Measure ``generate`` from features and from pixels, and the published loop over frames."""
     model, network = case.model, case.model.model
     mask = torch.ones(1, case.length, dtype=torch.long, device=case.adapter.device)
     inputs = {"inputs_embeds": prompt.inputs_embeds, "attention_mask": mask}
@@ -192,15 +198,15 @@ def measure_hugging_face(bench: Bench, case: Case, prompt: Prompt) -> None:
 
 
 def measure_static(bench: Bench, case: Case, prompt: Prompt, rows: int) -> None:
-    """Compiled steps over a static cache, without a look at the tokens between them."""
+    """Measure compiled steps over a static cache, without reading tokens between them."""
     network, head, name = case.model.model, case.model.lm_head, f"static {rows}"
-    # A whole number of 64 positions, which attention likes.
+    # A multiple of 64 positions, for which attention kernels are fast.
     cache: Any = StaticCache(config=case.model.config, max_cache_len=-(-(case.length + NEW_TOKENS) // 64) * 64)
 
     def step(**given: torch.Tensor) -> torch.Tensor:
         hidden = network(**given, past_key_values=cache, use_cache=True).last_hidden_state
-        chosen: torch.Tensor = head(hidden[:, -1]).argmax(-1, keepdim=True)
-        return chosen
+        token: torch.Tensor = head(hidden[:, -1]).argmax(-1, keepdim=True)
+        return token
 
     with bench.attempt(name):
         bench.require(seconds=45)

@@ -1,1 +1,1 @@
-"""Files to answers: a whole dataset through engines ``graphed`` and ``vllm`` beside the seed's loop."""
+"""Measure files to answers: a whole dataset under engines ``graphed`` and ``vllm`` beside the seed's loop."""

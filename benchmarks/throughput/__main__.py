@@ -1,11 +1,11 @@
-"""Files to answers at EventGPT-7B's shape: ``unfuse run`` under each engine beside the seed's loop, all in one run.
+"""Measure files to answers with EventGPT-7B's architecture: ``unfuse run`` under each engine beside the seed's loop.
 
-Random weights made on the device (timings only), recordings of random events on the disk: 5 frames at 336, 46 new
-tokens an answer. Each engine answers the whole dataset twice; the second time counts, when all is compiled.
+One run on random weights made on the device (timings only) and recordings of random events on disk: 5 frames at 336, 46
+new tokens per answer. Each engine answers the whole dataset twice; the second time counts, when all is compiled.
 
-    python -m benchmarks.throughput --out FOLDER                       engines graphed and vllm, many questions a scene
+    python -m benchmarks.throughput --out FOLDER                    engines graphed and vllm, many questions per scene
     python -m benchmarks.throughput --out FOLDER --only-questions --dtype float32    whether sharing changes a token
-    python -m benchmarks.throughput --out FOLDER --devices 2           one GPU, then two, a process each
+    python -m benchmarks.throughput --out FOLDER --devices 2           one GPU, then two, one process each
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ QUESTIONS = tuple(
 
 
 @dataclass
-class Found:
-    """Everything that was measured, by name."""
+class Measurements:
+    """Results by name, written as soon as they are known."""
 
     arguments: argparse.Namespace
-    begun: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.perf_counter)
     values: dict[str, Any] = field(default_factory=dict)
 
-    def say(self, text: str) -> None:
-        """A line of progress."""
-        print(f"{time.perf_counter() - self.begun:6.1f} s  {text}", file=sys.stderr, flush=True)
+    def log(self, text: str) -> None:
+        """Print a line of progress."""
+        print(f"{time.perf_counter() - self.started:6.1f} s  {text}", file=sys.stderr, flush=True)
 
-    def keep(self, name: str, value: Any) -> None:
-        """Kept at once: a later part may fail."""
+    def record(self, name: str, value: Any) -> None:
+        """Record a result and write all: a later part may fail."""
         self.values[name] = value
         if self.arguments.out:
             self.arguments.out.mkdir(parents=True, exist_ok=True)
@@ -62,43 +62,42 @@ class Found:
             (self.arguments.out / "table.md").write_text(table(self.values), encoding="utf-8")
 
     def attempt(self, name: str, work: Callable[[], Any]) -> Any:
-        """Measures one part; where it fails, notes why and goes on."""
+        """Measure one part; record the reason of a failure and continue."""
         try:
             value = work()
         except Exception as error:  # noqa: BLE001  # one part must not cost the others
             value = {"failed": f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"}
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.keep(name, value)
-        self.say(f"{name}: {json.dumps(value)[:300]}")
+        self.record(name, value)
+        self.log(f"{name}: {json.dumps(value)[:300]}")
         return value
 
 
 def seeds_loop(model: StagedModel, samples: tuple[Sample, ...], tokens: int) -> dict[str, Any]:
-    """One sample after the other through load, preprocess and the model's own ``generate``."""
+    """Run one sample after the other through load, preprocess and the model's own ``generate``."""
     greedy = Sampling(ignore_eos=True)
     seconds = []
     for sample in samples:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         model.fused(model.preprocess(model.load(sample)), tokens, greedy)
-        seconds.append(time.perf_counter() - begun)
-    # The first one warms up.
-    kept = seconds[1:]
-    return {"samples_per_s": len(kept) / sum(kept), "seconds": seconds}
+        seconds.append(time.perf_counter() - started)
+    warm = seconds[1:]
+    return {"samples_per_s": len(warm) / sum(warm), "seconds": seconds}
 
 
-def seed_part(found: Found, dataset: Dataset) -> None:
-    """The baseline, with weights of its own that are gone afterwards."""
-    arguments = found.arguments
+def seed_part(measured: Measurements, dataset: Dataset) -> None:
+    """Measure the baseline, with separate weights that are released afterwards."""
+    arguments = measured.arguments
     eager = unfuse.load(arguments.model, device=arguments.device, dtype=arguments.dtype, engine="eager")
-    found.attempt("seed", lambda: seeds_loop(eager, dataset.samples[:6], arguments.tokens))
+    measured.attempt("seed", lambda: seeds_loop(eager, dataset.samples[:6], arguments.tokens))
     eager.close()
 
 
-def answered(
+def answer_dataset(
     model: StagedModel | str, dataset: Dataset, arguments: argparse.Namespace, *, times: int = 2, **more: Any
 ) -> dict[str, Any]:
-    """The dataset's answers, several times over; of the last time, counts and rates."""
+    """Answer the dataset several times; return counts, rates and tokens of the last time."""
     for _ in range(times):
         with tempfile.TemporaryDirectory() as folder:
             run = unfuse.run(
@@ -112,55 +111,57 @@ def answered(
     return {**summary.to_dict(), "lines": summary.lines(), "token_ids": {k: list(v or ()) for k, v in texts.items()}}
 
 
-def engine_part(found: Found, name: str, dataset: Dataset) -> None:
-    """One engine on the whole dataset, and on many questions a scene."""
-    arguments = found.arguments
+def engine_part(measured: Measurements, name: str, dataset: Dataset) -> None:
+    """Measure one engine on the whole dataset, and on many questions per scene."""
+    arguments = measured.arguments
     model = unfuse.load(arguments.model, device=arguments.device, dtype=arguments.dtype, engine=name)
     try:
         if model.engine.name != name:
-            found.keep(name, {"failed": "; ".join(model.notes)})
+            measured.record(name, {"failed": "; ".join(model.notes)})
             return
         if not arguments.only_questions:
-            result = found.attempt(name, lambda: answered(model, dataset, arguments))
+            result = measured.attempt(name, lambda: answer_dataset(model, dataset, arguments))
             result.pop("token_ids", None)
             if isinstance(result.get("failed"), str):
                 return
         if name == arguments.engines[0]:
-            questions_part(found, model, Dataset(name=dataset.name, samples=dataset.samples[: arguments.scenes]))
+            questions_part(measured, model, Dataset(name=dataset.name, samples=dataset.samples[: arguments.scenes]))
     finally:
         model.close()
 
 
-def questions_part(found: Found, model: StagedModel, scenes: Dataset) -> None:
-    """Many questions a scene: together, in passes of their own, and one by one."""
-    arguments = found.arguments
-    together = found.attempt("questions together", lambda: answered(model, scenes, arguments, questions=QUESTIONS))
-    afresh = found.attempt("questions afresh", lambda: asked_afresh(model, scenes, arguments))
-    if "token_ids" in together and "token_ids" in afresh:
-        same = [together["token_ids"][key] == ids for key, ids in afresh["token_ids"].items()]
-        found.keep("same answers", {"same": sum(same), "of": len(same)})
-    for part in (together, afresh):
+def questions_part(measured: Measurements, model: StagedModel, scenes: Dataset) -> None:
+    """Measure many questions per scene: together, uncached in separate passes, and one by one."""
+    arguments = measured.arguments
+    together = measured.attempt(
+        "questions together", lambda: answer_dataset(model, scenes, arguments, questions=QUESTIONS)
+    )
+    uncached = measured.attempt("questions uncached", lambda: answer_uncached(model, scenes, arguments))
+    if "token_ids" in together and "token_ids" in uncached:
+        same = [together["token_ids"][key] == ids for key, ids in uncached["token_ids"].items()]
+        measured.record("same answers", {"same": sum(same), "of": len(same)})
+    for part in (together, uncached):
         part.pop("token_ids", None)
     if not arguments.only_questions:
-        found.attempt("questions one by one", lambda: asked_one_by_one(model, scenes, arguments))
+        measured.attempt("questions one by one", lambda: answer_one_by_one(model, scenes, arguments))
 
 
-def asked_afresh(model: StagedModel, scenes: Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every question in a pass of its own, so that nothing is shared: the same machinery without reuse."""
+def answer_uncached(model: StagedModel, scenes: Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Answer every question in a separate pass, so that nothing is shared: the same code without reuse."""
     wall, tokens = 0.0, dict[str, Any]()
-    for number, question in enumerate(QUESTIONS[: arguments.afresh], start=1):
-        part = answered(model, scenes, arguments, times=1, questions=[question])
+    for number, question in enumerate(QUESTIONS[: arguments.uncached], start=1):
+        part = answer_dataset(model, scenes, arguments, times=1, questions=[question])
         wall += part["times"]["wall_s"]
         tokens |= {key.replace("#1", f"#{number}"): ids for key, ids in part["token_ids"].items()}
-    count = len(scenes.samples) * arguments.afresh
+    count = len(scenes.samples) * arguments.uncached
     return {"samples": count, "samples_per_s": count / wall, "wall_s": wall, "token_ids": tokens}
 
 
-def asked_one_by_one(model: StagedModel, scenes: Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Encode and ask, question after question, as a loop over ``generate`` does it; a few scenes are enough."""
+def answer_one_by_one(model: StagedModel, scenes: Dataset, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Encode and answer question after question, as a loop over ``generate`` does; a few scenes are enough."""
     greedy = Sampling(ignore_eos=True)
     few = scenes.samples[:2]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for sample in few:
         for question in QUESTIONS:
             features = model.encode(model.preprocess(model.load(sample)))
@@ -168,28 +169,28 @@ def asked_one_by_one(model: StagedModel, scenes: Dataset, arguments: argparse.Na
                 clean_question(question), features, max_new_tokens=arguments.tokens, sampling=greedy, reuse=False
             )
     count = len(few) * len(QUESTIONS)
-    return {"samples": count, "samples_per_s": count / (time.perf_counter() - begun)}
+    return {"samples": count, "samples_per_s": count / (time.perf_counter() - started)}
 
 
-def devices_part(found: Found, dataset: Dataset) -> None:
-    """The same dataset on one device and on several, a process each; start-up is not counted."""
-    arguments = found.arguments
+def devices_part(measured: Measurements, dataset: Dataset) -> None:
+    """Measure the same dataset on one device and on several, one process each, without start-up."""
+    arguments = measured.arguments
     engine = arguments.engines[0]
     several = arguments.devices
     names = [f"cuda:{index}" for index in range(several)] if torch.cuda.is_available() else ["cpu"] * several
     for count in (1, several):
         devices = ",".join(names[:count])
-        found.attempt(f"{count} devices", functools.partial(_on, devices, dataset, arguments, engine))
+        measured.attempt(f"{count} devices", functools.partial(_answer_on, devices, dataset, arguments, engine))
 
 
-def _on(devices: str, dataset: Dataset, arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
-    result = answered(arguments.model, dataset, arguments, devices=devices, dtype=arguments.dtype, engine=engine)
+def _answer_on(devices: str, dataset: Dataset, arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
+    result = answer_dataset(arguments.model, dataset, arguments, devices=devices, dtype=arguments.dtype, engine=engine)
     del result["token_ids"]
     return result
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="folder for table.md and table.json")
     parser.add_argument("--model", default="random:eventgpt-7b")
@@ -197,32 +198,35 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="float32 tells near ties from other tokens")
     parser.add_argument("--engines", nargs="+", default=["graphed", "vllm"])
     parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--scenes", type=int, default=50, help="of the part with many questions a scene")
+    parser.add_argument("--scenes", type=int, default=50, help="number of scenes with many questions")
     parser.add_argument(
-        "--afresh", type=int, default=4, help="questions also asked in passes of their own, with new workers each"
+        "--uncached",
+        type=int,
+        default=4,
+        help="questions that are also answered in separate passes, with new workers",
     )
-    parser.add_argument("--only-questions", action="store_true", help="together and afresh, and nothing else")
-    parser.add_argument("--events", type=int, default=200_000, help="of each recording")
+    parser.add_argument("--only-questions", action="store_true", help="measure questions together and uncached only")
+    parser.add_argument("--events", type=int, default=200_000, help="events of each recording")
     parser.add_argument("--tokens", type=int, default=46)
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--devices", type=int, default=1, help="more than one: only that comparison")
+    parser.add_argument("--devices", type=int, default=1, help="above 1: compare 1 device with this number only")
     arguments = parser.parse_args()
-    if not 1 <= arguments.afresh <= len(QUESTIONS):
-        parser.error(f"--afresh: from 1 to {len(QUESTIONS)}")
-    found = Found(arguments)
+    if not 1 <= arguments.uncached <= len(QUESTIONS):
+        parser.error(f"--uncached: from 1 to {len(QUESTIONS)}")
+    measured = Measurements(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found.keep("about", {"model": arguments.model, "dtype": arguments.dtype, **environment(device)})
+    measured.record("about", {"model": arguments.model, "dtype": arguments.dtype, **environment(device)})
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_recordings(Path(folder), arguments.samples, arguments.events)
-        found.say(f"{arguments.samples} recordings written")
+        measured.log(f"{arguments.samples} recordings written")
         if arguments.devices > 1:
-            devices_part(found, dataset)
+            devices_part(measured, dataset)
         else:
             if not arguments.only_questions:
-                seed_part(found, dataset)
+                seed_part(measured, dataset)
             for name in arguments.engines:
-                engine_part(found, name, dataset)
-    print(table(found.values))
+                engine_part(measured, name, dataset)
+    print(table(measured.values))
 
 
 if __name__ == "__main__":

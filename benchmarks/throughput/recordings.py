@@ -1,4 +1,4 @@
-"""Recordings of random events in the published layout."""
+"""Write recordings of random events in the published layout."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from unfuse.testing import synthetic_stream
 
 
 def write_recordings(folder: Path, samples: int, events: int) -> Dataset:
-    """So many recordings of 50 ms at 640 x 480, each another, and their question; as a dataset."""
-    place = folder / "event_npy" / "random"
-    place.mkdir(parents=True)
+    """Write different recordings of 50 ms at 640 x 480 with a question each; return the dataset."""
+    recordings = folder / "event_npy" / "random"
+    recordings.mkdir(parents=True)
     rows = []
     for index in range(samples):
-        write_eventgpt_npy(place / f"{index:06d}.npy", synthetic_stream(events, seed=index, size=(640, 480)))
+        write_eventgpt_npy(recordings / f"{index:06d}.npy", synthetic_stream(events, seed=index, size=(640, 480)))
         turns = [{"from": "human", "value": "<event>\nWhat are the key elements in this scene?"}]
         rows.append({"id": f"{index:06d}", "event_data": f"random/{index:06d}.npy", "conversations": turns})
     (folder / MANIFEST_NAME).write_text(json.dumps(rows), encoding="utf-8")

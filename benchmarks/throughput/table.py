@@ -1,12 +1,13 @@
-"""What was measured, as Markdown."""
+"""Format the results as Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 
 def table(values: dict[str, Any]) -> str:
-    """A row a way of answering; what failed says why."""
+    """Return the table: one row per way of answering, with the reason of a failure."""
     about = values.get("about", {})
     device = about.get("device_name") or about.get("cpu") or "CPU"
     lines = [f"{about.get('model')} on {device}; torch {about.get('packages', {}).get('torch')}.", ""]
@@ -20,24 +21,29 @@ def table(values: dict[str, Any]) -> str:
             continue
         rate = part["samples_per_s"]
         ratio = f"{rate / base:.1f}" if base else ""
-        lines.append(f"| {name} | {rate:.2f} | {ratio} | {_where(part)} |")
+        lines.append(f"| {name} | {rate:.2f} | {ratio} | {_stage_times(part)} |")
+    lines += [line for note in _notes(values) for line in ("", note)]
+    return "\n".join(lines) + "\n"
+
+
+def _notes(values: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each comparison that was measured."""
     together, same = values.get("questions together", {}), values.get("same answers", {})
-    for other in ("questions afresh", "questions one by one"):
+    for other in ("questions uncached", "questions one by one"):
         if "samples_per_s" in together and "samples_per_s" in values.get(other, {}):
             ratio = together["samples_per_s"] / values[other]["samples_per_s"]
-            lines += ["", f"Ten questions of each scene together: {ratio:.2f} times as fast as {other}."]
+            yield f"Ten questions of each scene together: {ratio:.2f} times as fast as {other}."
     if same:
-        lines += ["", f"Of {same['of']} answers, {same['same']} have the very tokens of the pass without reuse."]
+        yield f"Of {same['of']} answers, {same['same']} have the same tokens as the pass without reuse."
     counts = sorted(
         int(name.split()[0]) for name in values if name.endswith(" devices") and "samples_per_s" in values[name]
     )
     if len(counts) > 1:
         one, many = (values[f"{count} devices"]["samples_per_s"] for count in (counts[0], counts[-1]))
-        lines += ["", f"{counts[-1]} devices: {many / one:.2f} times {counts[0]}."]
-    return "\n".join(lines) + "\n"
+        yield f"{counts[-1]} devices: {many / one:.2f} times {counts[0]}."
 
 
-def _where(part: dict[str, Any]) -> str:
+def _stage_times(part: dict[str, Any]) -> str:
     times = part.get("times")
     if not times:
         return ""

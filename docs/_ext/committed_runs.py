@@ -1,15 +1,15 @@
-"""Committed runs as directives read them: from the records, so that a page is never older than its run."""
+"""Read committed runs from their records, so that a page is never older than its run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from unfuse.records import Manifest, RunFolder, SampleRecord
 from unfuse.report import Summary, summarise
-from unfuse.runs import Manifest, RunFolder, SampleRecord
 
 
 def read(folder: Path) -> tuple[Manifest, list[SampleRecord], Summary]:
-    """A run that has ended.
+    """Read a finished run.
 
     Raises:
         RunFolderError: there is none, or it is damaged.
@@ -20,5 +20,5 @@ def read(folder: Path) -> tuple[Manifest, list[SampleRecord], Summary]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What a page depends on that shows the run."""
+    """Return the files on which a page with the run depends."""
     return sorted(path for path in folder.rglob("*.json*") if path.is_file())

@@ -1,8 +1,8 @@
-"""How this package's docstrings and annotations are read.
+"""Resolve this package's docstrings and annotations for autodoc.
 
-Modules import what they only annotate with under ``TYPE_CHECKING``, so that nothing heavy loads early. autodoc then
-sees ``Features`` where it knows ``unfuse.Features``: a short name leads to the one documented object that has it. Names
-of other packages stay text, for their pages are elsewhere.
+Modules import names of annotations under ``TYPE_CHECKING``, so that nothing heavy loads early. autodoc then sees
+``Features`` where it knows ``unfuse.Features``, so a short name links to the only documented object of that name. Names
+of other packages stay text, because their pages are elsewhere.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _OTHERS: Final = (
     "collections", "contextlib", "nn", "np", "numpy", "os", "pathlib", "torch", "transformers",
     "CLIPVisionConfig", "NDArray", "Path", "PathLike",
 )  # fmt: skip
-"""What a name of another package begins with."""
+"""Beginnings of names of other packages."""
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement) -> Element | None:
-    """A link to the only documented object of that last name; the bare text for a name of another package."""
+    """Link to the only documented object of that last name; names of other packages stay text."""
     if node.get("refdomain") != "py":
         return None
     target = str(node["reftarget"])
@@ -41,19 +41,19 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Tex
     return make_refnode(app.builder, str(node["refdoc"]), docname, anchor, content, target)
 
 
-def say_no_type(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keeps napoleon from taking "F frames: read-only" for a type and a text: attributes have annotations."""
+def add_no_type(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep napoleon from parsing "F frames: read-only" as type and text: attributes have annotations."""
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # an empty comment: napoleon looks at the first line only
 
 
-def leave_out(app: Sphinx, what: str, name: str, obj: Any, options: Any, args: str | None, ret: str | None) -> Any:
-    """No signature for a dataclass: its fields are listed below, each with its type, default and text."""
+def leave_out_signature(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> Any:
+    """Leave out the signature of a dataclass: its fields are listed below, each with type, default and text."""
     return ("", None) if what == "class" and is_dataclass(obj) else None
 
 
 def draw_dashes(app: Sphinx, doctree: Element) -> None:
-    """Between a parameter and its text; smart quotes would do it, and to ``--output`` as well."""
+    """Draw a dash between a parameter and its text; smart quotes would also change ``--output``."""
     for node in list(doctree.findall(Text)):
         if node == " -- ":
             node.parent.replace(node, Text(" \N{EN DASH} "))
@@ -63,6 +63,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("missing-reference", resolve)
     app.connect("doctree-read", draw_dashes)
-    app.connect("autodoc-process-signature", leave_out)
-    app.connect("autodoc-process-docstring", say_no_type, priority=400)  # before napoleon's 500
+    app.connect("autodoc-process-signature", leave_out_signature)
+    app.connect("autodoc-process-docstring", add_no_type, priority=400)  # before napoleon's 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -23,7 +23,7 @@ class RealRun(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """A frame of the page that holds the report."""
+        """Return a frame of the page that holds the report."""
         folder = Path(self.env.srcdir) / self.arguments[0]
         for path in committed_runs.files_of(folder):
             self.env.note_dependency(str(path))
@@ -32,8 +32,8 @@ class RealRun(SphinxDirective):
         page.write_text(report_html(read_runs([folder]), command=()), encoding="utf-8")
         title = f"Report of {folder.name}"
         frame = f'<iframe class="report" src="{page.name}" title="{escape(title)}" loading="lazy"></iframe>'
-        alone = f'<p><a href="{page.name}">The report by itself</a></p>'
-        return [nodes.raw("", alone + frame, format="html")]
+        link = f'<p><a href="{page.name}">The report by itself</a></p>'
+        return [nodes.raw("", link + frame, format="html")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,7 +1,7 @@
-"""``stage-bars FOLDER``: where the time goes, one bar a model, drawn from a committed comparison's records.
+"""``stage-bars FOLDER``: time per stage, one bar per model, drawn from a committed comparison's records.
 
-Bars are elements of the page, not a picture: they take its width on a phone and its colours in the dark, and what they
-show can be read aloud.
+Bars are elements of the page, not an image: they fit a phone's width and the dark theme, and a screen reader reads
+their values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import committed_runs
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from unfuse.runs import STAGES, SampleRecord, read_comparison
+from unfuse.records import STAGES, SampleRecord, read_comparison
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -30,18 +30,18 @@ class Bar:
     """One model's run."""
 
     model: str
-    shown: str
-    """What it was given, in words."""
+    inputs: str
+    """Input and output in words."""
     stage_ms: dict[str, float]
-    """Median host time of each stage: the bar's pieces."""
+    """Median host time of each stage, one segment each."""
     total_ms: float
-    """Median of the samples' sums."""
+    """Median of the stage sums of the samples."""
     llm_pct: float
     """Share of Stage 4, prefill and decode."""
 
 
 def bars_of(comparison: Path) -> list[Bar]:
-    """A bar for each model that the comparison measured stage by stage."""
+    """Return a bar for each model that the comparison measured stage by stage."""
     parts = [part for part in read_comparison(comparison).parts if part.protocol == _PROTOCOL]
     return [_bar(comparison / part.folder) for part in parts if part.status == "ended"]
 
@@ -52,20 +52,20 @@ def _bar(folder: Path) -> Bar:
     measured = [record for record in all_records if record.status == "ok" and not record.warmup]
     return Bar(
         model=str(manifest.model["name"]),
-        shown=_shown(measured[0]),
+        inputs=_inputs(measured[0]),
         stage_ms={stage: found.p50 for stage in STAGES if (found := summary.stages_host[stage]) is not None},
         total_ms=summary.total.p50,
         llm_pct=summary.shares_pct["prefill"] + summary.shares_pct["decode"],
     )
 
 
-def _shown(record: SampleRecord) -> str:
+def _inputs(record: SampleRecord) -> str:
     frames = "1 frame" if record.num_frames == 1 else f"{record.num_frames} frames"
     return f"{frames} of {_MEDIA[record.media or '']}, {record.output_tokens} tokens out"
 
 
 def html_of(bars: Sequence[Bar]) -> str:
-    """The figure without its caption."""
+    """Return the figure without its caption."""
     longest = max(sum(bar.stage_ms.values()) for bar in bars)
     key = "".join(f'<li><i class="{stage}"></i>{stage}</li>' for stage in STAGES)
     rows = "".join(_row(bar, longest) for bar in bars)
@@ -73,15 +73,15 @@ def html_of(bars: Sequence[Bar]) -> str:
 
 
 def _row(bar: Bar, longest: float) -> str:
-    said = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in bar.stage_ms.items())
-    pieces = "".join(
+    label = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in bar.stage_ms.items())
+    segments = "".join(
         f'<i class="{stage}" style="width:{100 * ms / longest:.3f}%" title="{stage} {ms:.1f} ms"></i>'
         for stage, ms in bar.stage_ms.items()
     )
     return (
-        f"<p><b>{escape(bar.model)}</b> <span>{escape(bar.shown)}</span> "
+        f"<p><b>{escape(bar.model)}</b> <span>{escape(bar.inputs)}</span> "
         f"<span>{bar.total_ms:.0f} ms, LLM {bar.llm_pct:.0f} %</span></p>"
-        f'<div role="img" aria-label="{escape(bar.model)}: {said}">{pieces}</div>'
+        f'<div role="img" aria-label="{escape(bar.model)}: {label}">{segments}</div>'
     )
 
 
@@ -92,7 +92,7 @@ class StageBars(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        """A figure."""
+        """Return a figure."""
         folder = Path(self.env.srcdir) / self.arguments[0]
         for path in committed_runs.files_of(folder):
             self.env.note_dependency(str(path))

@@ -1,11 +1,10 @@
-"""Checksums of tensors, computed where the tensors are.
+"""Checksums of tensors, computed on their device.
 
 Seen as 64-bit words w_i (zero-padded), a tensor's checksum is ``sum(m(w_i) * (2 i + 1)) mod 2**64``, where m mixes a
-word's bits and gives no two words the same result: ``m(w) = y ^ (y >> 32)``, ``y = (w ^ (w >> 32)) * C`` with C =
-0x9E3779B97F4A7C15. Odd weights are invertible, so any single changed word changes it; without the mixing, words that
-differ in their highest bit could change places unseen. It finds mistakes, not forgeries. A 13 GB model takes well under
-a second on a GPU and needs no copy to the host; on a CPU a compiled loop reads 9 GB/s where torch's operations, one
-after the other, read 0.6.
+word's bits by a bijection: ``m(w) = y ^ (y >> 32)``, ``y = (w ^ (w >> 32)) * C`` with C = 0x9E3779B97F4A7C15. Odd
+weights are invertible, so any single changed word changes the checksum. Without the mixing, exchanging two words that
+differ in their highest bit would not change it. The checksum detects mistakes, not forgeries. A 13 GB model takes well
+under a second on a GPU and needs no copy to the host. On a CPU a compiled loop reads 9 GB/s, torch's operations 0.6.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK_WORDS: Final = 1 << 18
-"""What is worked on at a time fits into the caches of a CPU."""
+"""Words of a chunk, which fits into the caches of a CPU."""
 _LOW: Final = 2**32 - 1
 _ODD: Final = 0x9E3779B97F4A7C15
 _ODD_WORD: Final = np.uint64(_ODD)
@@ -30,7 +29,7 @@ _HALF: Final = np.uint64(32)
 
 
 def tensor_checksum(tensor: torch.Tensor) -> int:
-    """Order-sensitive 64-bit checksum of a tensor's bytes; shape and dtype do not enter."""
+    """Return the order-sensitive 64-bit checksum of a tensor's bytes; shape and dtype do not matter."""
     import torch
 
     data = tensor.detach().contiguous().flatten().view(torch.uint8)
@@ -39,12 +38,12 @@ def tensor_checksum(tensor: torch.Tensor) -> int:
     if data.storage_offset() % 8:
         data = data.clone()
     if not data.is_cpu:
-        return sum_where_it_is(data.view(torch.int64))
+        return checksum_by_torch(data.view(torch.int64))
     return int(_sum_loop()(data.numpy().view(np.uint64)))
 
 
-def sum_where_it_is(words: torch.Tensor) -> int:
-    """The formula by torch's operations, on any device: the slow one on a CPU."""
+def checksum_by_torch(words: torch.Tensor) -> int:
+    """Compute the checksum by torch's operations, on any device; slow on a CPU."""
     import torch
 
     total = torch.zeros((), dtype=torch.int64, device=words.device)
@@ -71,11 +70,11 @@ def _sum_words(words: NDArray[np.uint64]) -> int:
         mixed = (words[i] ^ (words[i] >> _HALF)) * _ODD_WORD
         total += (mixed ^ (mixed >> _HALF)) * weight
         weight += step
-    return total  # type: ignore[return-value]  # a Python integer when it comes back from machine code
+    return total  # type: ignore[return-value]  # numba returns a Python integer
 
 
 def digest_tensors(named: Iterable[tuple[str, torch.Tensor]], *extra: str) -> str:
-    """SHA-256 over names, dtypes, shapes and checksums, in the order given, and over ``extra``."""
+    """Return the SHA-256 of ``extra``, and of names, dtypes, shapes and checksums in the given order."""
     digest = hashlib.sha256()
     for text in extra:
         digest.update(text.encode() + b"\0")

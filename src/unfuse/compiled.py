@@ -1,4 +1,4 @@
-"""Python loops compiled to machine code, for the few that numpy has no word for."""
+"""Compiles Python loops that numpy cannot express to machine code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def compiled(function: _F) -> _F:
-    """Compiled at its first call and kept on disk where there is a place to; runs without the interpreter's lock."""
+    """Compile a function at its first call, and cache it on disk if possible. It runs without the GIL."""
     try:
         fast: _F = numba.njit(function, cache=True, nogil=True)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+    except RuntimeError:  # neither the package's folder nor the user's cache is writable
         fast = numba.njit(function, nogil=True)
     return fast

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from unfuse.atomic_files import complete_file
 from unfuse.checksum import digest_tensors
 from unfuse.errors import FeaturesError, FileAccessError
 from unfuse.stages import Provenance
@@ -88,24 +88,15 @@ class Features:
             yield f"layer.{index}", layer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, whole or not at all.
+        """Write one safetensors file, completely or not at all.
 
         Raises:
             FileAccessError: the file cannot be written.
         """
-        target = Path(path)
         data = pack(self)
         try:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(name).replace(target)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            with complete_file(Path(path), durable=True) as partial:
+                partial.write_bytes(data)
         except OSError as error:
             raise FileAccessError(str(path), found=error.strerror, expected="a writable place") from None
 

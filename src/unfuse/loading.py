@@ -21,7 +21,7 @@ from unfuse.extras import install_command
 if TYPE_CHECKING:
     import torch
 
-    from unfuse.adapters.base import Adapter, Front
+    from unfuse.adapters.base import Adapter, FamilyLoader, Preprocessor
     from unfuse.staged_model import StagedModel
 
 DEMO: Final = "demo"
@@ -34,10 +34,10 @@ _RANDOM_MODELS: Final = {
     "llava-tiny": "llava",
     "video-llava-tiny": "video_llava",
 }
-"""Shapes that can be made with random weights, and their ``model_type``."""
+"""``model_type`` of each model that can be made with random weights."""
 _VISION_SIDES: Final = ("vision_config", "vision_tower_config", "image_config", "perceiver_config", "mm_vision_config")
 _NOT_NEEDED: Final = ["*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "original/*", "consolidated*"]
-"""Of a hub repository: other formats, and code, which is never run."""
+"""Files of a hub repository that are not downloaded: other formats, and code, which is never run."""
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 _DEVICES: Final = re.compile(r"auto|[1-9]\d?|(cpu|cuda|cuda:\d+)(,(cpu|cuda|cuda:\d+))*")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
@@ -46,24 +46,24 @@ _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRef:
-    """A model's name, understood."""
+    """A parsed model name."""
 
     name: str
     kind: Literal["demo", "random", "folder", "hub"]
     model_type: str | None = None
-    """As ``config.json`` has it; None for a hub name, whose config is not here yet."""
+    """From ``config.json``; None for a hub name, whose config is not downloaded yet."""
 
     @property
     def wants_events(self) -> bool:
-        """Whether it is shown events; every other family is shown video or image where a sample has it."""
+        """Whether the model takes events. Every other family takes the video or image of a sample, if it has one."""
         return self.model_type == _EVENTGPT
 
 
 def check_model(name: str) -> ModelRef:
-    """Understands a MODEL argument.
+    """Parse a MODEL argument.
 
     Raises:
-        CheckpointError: no such folder, no checkpoint in it, or a family that has no adapter.
+        CheckpointError: there is no such folder or no checkpoint in it, or no adapter supports its family.
     """
     if name == DEMO:
         return ModelRef(name=name, kind="demo", model_type=_EVENTGPT)
@@ -91,28 +91,28 @@ def check_model(name: str) -> ModelRef:
 
 
 def check_device(device: str) -> None:
-    """Refuses what cannot be a device.
+    """Check the name of a device.
 
     Raises:
         DeviceError: not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    # From Python it may be anything, a torch.device for one.
+    # A Python caller may pass another type, for example a torch.device.
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise DeviceError("device", found=repr(device), expected="auto, cpu, cuda or cuda:N")
 
 
 def check_devices(devices: str) -> None:
-    """Refuses what cannot be several devices.
+    """Check a list of devices.
 
     Raises:
-        DeviceError: not ``auto``, a number, or names with commas between.
+        DeviceError: not ``auto``, a number, or comma-separated names.
     """
     if not isinstance(devices, str) or not _DEVICES.fullmatch(devices):
         raise DeviceError("devices", found=repr(devices), expected="auto, a number of GPUs, or names: cuda:0,cuda:1")
 
 
 def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuses a dtype or engine that does not exist.
+    """Check that a value is one of the allowed values.
 
     Raises:
         DeviceError: with the allowed values.
@@ -122,7 +122,7 @@ def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_engine(engine: str) -> None:
-    """Refuses an engine that does not exist, or whose package is not here.
+    """Check that an engine exists and its package is installed.
 
     Raises:
         DeviceError: no such engine.
@@ -140,7 +140,7 @@ def check_engine(engine: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where and how a model runs, as the user asks for it.
+    """Device, dtype and engine of a model, as the user names them.
 
     Raises:
         DeviceError: no such device, dtype or engine.
@@ -160,12 +160,12 @@ class Placement:
         check_engine(self.engine)
 
     def load(self, name: str) -> StagedModel:
-        """Load a model there; see ``load``."""
+        """Load a model; see ``load``."""
         return load(name, device=self.device, dtype=self.dtype, engine=self.engine)
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> StagedModel:
-    """Loads a model with its stages apart.
+    """Load a model whose stages can be called separately.
 
     Args:
         name: a checkpoint folder, a hub name, ``demo``, or ``random:`` and one of ``eventgpt-7b``, ``llava-1.5-7b``,
@@ -181,84 +181,81 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
     """
     ref = check_model(name)
     check_engine(engine)
-    place, precision = resolve_placement(device, dtype)
+    torch_device, torch_dtype = resolve_placement(device, dtype)
 
     from unfuse.staged_model import StagedModel, pick_engine
 
-    adapter = _adapter(ref, place, precision)
-    picked, why = pick_engine(engine, adapter)
-    return StagedModel(name, adapter, picked, why)
+    adapter = _adapter(ref, torch_device, torch_dtype)
+    chosen, notes = pick_engine(engine, adapter)
+    return StagedModel(name, adapter, chosen, notes)
 
 
-def open_front(name: str, dtype: str) -> Front:
-    """Stages 1 and 2 of a model without its network, for a process of its own.
+def open_preprocessor(name: str, dtype: str) -> Preprocessor:
+    """Open the preprocessor of a model, without its weights, for a process of its own.
 
     Args:
         name: as for ``load``.
-        dtype: what the model computes in: ``bfloat16``, ``float16`` or ``float32``.
+        dtype: dtype of the model: ``bfloat16``, ``float16`` or ``float32``.
 
     Raises:
         CheckpointError: no such model, or its config, tokenizer or pixel settings cannot be read.
     """
     import torch
 
-    place = _place(check_model(name))
-    precision = _torch_dtype(dtype, torch.device("cpu"))
-    if place.model_type == _EVENTGPT:
+    checkpoint = _checkpoint(check_model(name))
+    loader, precision = _family_loader(checkpoint.model_type), _torch_dtype(dtype, torch.device("cpu"))
+    if checkpoint.folder is None:
+        return loader.random_preprocessor(name.removeprefix(RANDOM), precision)
+    return loader.preprocessor_of_folder(checkpoint.folder, precision)
+
+
+def _adapter(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Adapter:
+    checkpoint = _checkpoint(ref)
+    loader = _family_loader(checkpoint.model_type)
+    if checkpoint.folder is None:
+        return loader.load_random(ref.name.removeprefix(RANDOM), device, dtype)
+    return loader.load_folder(checkpoint.folder, device, dtype, checkpoint.notes)
+
+
+def _family_loader(model_type: str | None) -> FamilyLoader:
+    """Return the module that builds adapters of a family."""
+    if model_type == _EVENTGPT:
         from unfuse.adapters import eventgpt_loading
 
-        if place.folder is None:
-            return eventgpt_loading.random_front(precision)
-        return eventgpt_loading.front_of_folder(place.folder, precision)
+        return eventgpt_loading
     from unfuse.adapters import hf_loading
 
-    if place.folder is None:
-        return hf_loading.random_front(name.removeprefix(RANDOM), precision)
-    return hf_loading.front_of_folder(place.folder, precision)
-
-
-def _adapter(ref: ModelRef, device: torch.device, precision: torch.dtype) -> Adapter:
-    place = _place(ref)
-    if place.model_type == _EVENTGPT:
-        from unfuse.adapters import eventgpt_loading
-
-        if place.folder is None:
-            return eventgpt_loading.load_random(device, precision)
-        return eventgpt_loading.load_folder(place.folder, device, precision, place.notes)
-    from unfuse.adapters import hf_loading
-
-    if place.folder is None:
-        return hf_loading.load_random_hf(ref.name.removeprefix(RANDOM), device, precision)
-    return hf_loading.load_hf_folder(place.folder, device, precision, place.notes)
+    return hf_loading
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a model lies."""
+class _Checkpoint:
+    """Files of a model on this machine."""
 
     folder: Path | None
-    """None for random weights."""
+    """Checkpoint folder; None for random weights."""
     model_type: str | None
     notes: tuple[str, ...] = ()
 
 
-def _place(ref: ModelRef) -> _Place:
+def _checkpoint(ref: ModelRef) -> _Checkpoint:
+    """Find a model's folder; download it if it is on the hub."""
     if ref.kind == "demo":
         from unfuse.samples.demo import demo_checkpoint
 
-        return _Place(
+        return _Checkpoint(
             demo_checkpoint(), ref.model_type, ("demo model: trained on simulated scenes, knows nothing else",)
         )
     if ref.kind == "folder":
-        return _Place(Path(ref.name), ref.model_type)
+        return _Checkpoint(Path(ref.name), ref.model_type)
     if ref.kind == "hub":
         folder = _downloaded(ref)
-        return _Place(folder, _model_type(folder))
-    return _Place(None, ref.model_type)
+        return _Checkpoint(folder, _model_type(folder))
+    return _Checkpoint(None, ref.model_type)
 
 
 def _model_type(folder: Path) -> str:
-    """Of a checkpoint folder.
+    """Return the ``model_type`` of a checkpoint folder.
 
     Raises:
         CheckpointError: no config, or a model without a vision side.
@@ -295,15 +292,15 @@ def _downloaded(ref: ModelRef) -> Path:
 
 
 def resolve_placement(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype as ``load`` takes them, and what ``auto`` stands for here.
+    """Return the device and dtype that ``load`` uses; ``auto`` depends on the machine.
 
     Raises:
-        DeviceError: no such device or dtype here.
+        DeviceError: no such device or dtype.
     """
     check_device(device)
     check_choice("dtype", dtype, DTYPES)
-    place = _torch_device(device)
-    return place, _torch_dtype(dtype, place)
+    torch_device = _torch_device(device)
+    return torch_device, _torch_dtype(dtype, torch_device)
 
 
 def _torch_device(device: str) -> torch.device:
@@ -311,23 +308,23 @@ def _torch_device(device: str) -> torch.device:
 
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device(device)
-    if place.type == "cuda":
+    found = torch.device(device)
+    if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (place.index or 0) >= count:
+        if (found.index or 0) >= count:
             raise DeviceError(
                 f"device {device!r}",
                 found=f"{count} CUDA devices",
                 expected="one that exists",
                 fix="use --device cpu",
             )
-    return place
+    return found
 
 
-def _torch_dtype(dtype: str, place: torch.device) -> torch.dtype:
+def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype:
     import torch
 
     if dtype == "auto":
-        dtype = "bfloat16" if place.type == "cuda" else "float32"
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
     found: torch.dtype = getattr(torch, dtype)
     return found

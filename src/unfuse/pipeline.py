@@ -1,7 +1,7 @@
 """READ FIRST. From a sample to an answer through the five stages, under one clock.
 
-Whatever the model and whatever the clock, a run is these lines. The unstaged end-to-end call is the same function with
-a clock that has no edges.
+These lines are a run for every model and every clock. The unstaged end-to-end call is this function with a clock that
+has no edges.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from unfuse.features import Features
 from unfuse.measure.clock import Clock
-from unfuse.runs.schema import FUSED_STAGE
+from unfuse.records.schema import FUSED_STAGE
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Generation, Loaded, Prepared, Sampling
@@ -18,13 +18,13 @@ from unfuse.stages import Generation, Loaded, Prepared, Sampling
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What one pass through the stages gave."""
+    """Values of one pass through the stages."""
 
     loaded: Loaded
     prepared: Prepared
     generation: Generation
     features: Features | None = None
-    """None where the fused call was run."""
+    """None after the fused call."""
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     max_new_tokens: int,
     reuse: bool = False,
 ) -> Run:
-    """One sample, one question, every stage once."""
+    """Run every stage once on one sample."""
     with clock.stage("load"):
         loaded = model.load(sample)
     with clock.stage("preprocess"):
@@ -58,7 +58,7 @@ def run_fused(
     sampling: Sampling,
     max_new_tokens: int,
 ) -> Run:
-    """The same with everything after ``preprocess`` in the model's own ``generate``: the 3-stage view."""
+    """Run the 3-stage view: the model's own ``generate`` after ``preprocess``."""
     with clock.stage("load"):
         loaded = model.load(sample)
     with clock.stage("preprocess"):

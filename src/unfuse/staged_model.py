@@ -1,4 +1,4 @@
-"""A loaded model with its stages apart: what ``unfuse.load`` gives."""
+"""A loaded model with separate stages: the result of ``unfuse.load``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from unfuse.adapters.base import Adapter
-from unfuse.adapters.pieces import TextPieces
+from unfuse.adapters.detokenizer import IncrementalDetokenizer
 from unfuse.engines import ENGINES, Engine
 from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.fused_only import FusedOnly
@@ -27,8 +27,8 @@ _GREEDY = Sampling()
 class StagedModel:
     """The five stages of one model as separate calls.
 
-    ``generate`` and ``stream`` keep the keys and values of the scene they were last asked about: a further question on
-    the same features prefills its own text only. The stage calls themselves reuse nothing.
+    ``generate`` and ``stream`` cache the keys and values of the last scene: a further question on the same features
+    prefills its own text only. ``prefill`` reuses nothing unless ``reuse=True``.
     """
 
     def __init__(self, name: str, adapter: Adapter, engine: Engine, notes: tuple[str, ...] = ()):
@@ -39,43 +39,43 @@ class StagedModel:
 
     @property
     def family(self) -> str:
-        """The adapter's family name."""
+        """Family name of the adapter."""
         return self.adapter.family
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the config, every tensor and the pixels' settings."""
+        """SHA-256 of config, all tensors and pixel settings."""
         return self.adapter.fingerprint
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of a report must know of the model and the engine."""
+        """Notes for a report about the model and the engine."""
         return (*self.adapter.notes, *self._notes, *self.engine.notes)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.adapter.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Data type of the computation."""
         return self.adapter.dtype
 
     def load(self, sample: Sample) -> Loaded:
-        """Stage 1: bytes on disk to frames."""
+        """Run stage 1: bytes on disk to frames."""
         return self.adapter.load(sample)
 
     def media_sha256(self, sample: Sample) -> str:
-        """Hash of what ``load`` would show, at the price of hashing the files: nothing is decoded or drawn."""
+        """Return the hash of the media that ``load`` would return; hashes files and decodes nothing."""
         return self.adapter.media_sha256(sample)
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
-        """Stage 2: pixel values on the device and token ids; ``question`` stands for the sample's own."""
+        """Run stage 2: pixel values on the device and token ids; ``question`` replaces the sample's own."""
         return self.adapter.preprocess(loaded, question)
 
     def encode(self, source: Sample | Prepared) -> Features:
-        """Stage 3 from prepared inputs; stages 1 to 3 from a sample."""
+        """Run stage 3 on prepared inputs, or stages 1 to 3 on a sample."""
         if isinstance(source, Sample):
             source = self.preprocess(self.load(source))
         _require_pixels(source)
@@ -83,7 +83,7 @@ class StagedModel:
             return self.adapter.encode(source)
 
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """Stage 3 of several samples: in one batch those that the family's tower takes so."""
+        """Run stage 3 of several samples, in one batch if the family's tower accepts it."""
         for one in prepared:
             _require_pixels(one)
         with self.engine.encoding():
@@ -92,16 +92,16 @@ class StagedModel:
     def prefill(
         self, prepared: Prepared, features: Features, sampling: Sampling = _GREEDY, *, reuse: bool = False
     ) -> Prefilled:
-        """Stage 4, first half: the prompt's keys and values, and the first token.
+        """Run the first half of stage 4: the prompt's keys and values, and the first token.
 
         Raises:
-            FeaturesError: the features are another model's.
+            FeaturesError: the features belong to another model.
         """
         prompt = self.adapter.prompt(prepared, features, digest=reuse)
         return self.engine.prefill(prompt, sampling, reuse=reuse)
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int = 512) -> Generation:
-        """Stage 4, second half: every later token."""
+        """Run the second half of stage 4: all later tokens."""
         _require_tokens(max_new_tokens)
         token_ids = tuple(self.engine.decode(prefilled, max_new_tokens))
         return self.answer(token_ids, prefilled.prompt_tokens, prefilled.reused_prefix_tokens)
@@ -115,13 +115,13 @@ class StagedModel:
         sampling: Sampling = _GREEDY,
         reuse: bool = True,
     ) -> Generation:
-        """Stage 4 alone: an answer about features encoded before."""
+        """Run stage 4 alone: answer a question about encoded features."""
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
         return self.decode(self.prefill(prepared, features, sampling, reuse=reuse), max_new_tokens)
 
     def fused(self, prepared: Prepared, max_new_tokens: int = 512, sampling: Sampling = _GREEDY) -> Generation:
-        """The model's own ``generate`` from pixels: what the stages are the parts of."""
+        """Run the model's own ``generate`` from pixels, without stages."""
         _require_tokens(max_new_tokens)
         answer = self.adapter.fused_generate([prepared], max_new_tokens=max_new_tokens, sampling=sampling)[0]
         return self.answer(answer.token_ids, prepared.text_tokens + prepared.media_tokens)
@@ -134,7 +134,7 @@ class StagedModel:
         max_new_tokens: int = 512,
         sampling: Sampling = _GREEDY,
     ) -> list[Generation]:
-        """Stage 4 of several prompts together, padded to one length: question i is about features i."""
+        """Run stage 4 of several prompts together, padded to one length; question i is about features i."""
         _require_tokens(max_new_tokens)
         if not questions or len(questions) != len(features):
             raise PromptError("batch", found=f"{len(questions)} questions", expected=f"{len(features)}, one a scene")
@@ -154,10 +154,10 @@ class StagedModel:
         sampling: Sampling = _GREEDY,
         reuse: bool = False,
     ) -> Request:
-        """A question about features, as ``continuous`` takes it: its words, or what stage 2 made of them.
+        """Return a request for ``continuous``; the question is text, or its prepared prompt.
 
         Raises:
-            FeaturesError: the features are another model's.
+            FeaturesError: the features belong to another model.
         """
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features) if isinstance(question, str) else question
@@ -170,11 +170,11 @@ class StagedModel:
         )
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
-        """Stage 4 of requests that come and go, written together; see ``Engine.continuous``."""
+        """Return a continuous batch; see ``Engine.continuous``."""
         return self.engine.continuous(capacity, interleave=interleave)
 
     def answer(self, token_ids: tuple[int, ...], prompt_tokens: int, reused_prefix_tokens: int = 0) -> Generation:
-        """Tokens that an engine wrote, as an answer."""
+        """Return the answer with these tokens."""
         ended = bool(token_ids) and token_ids[-1] in self.adapter.end_ids
         return Generation(
             token_ids=token_ids,
@@ -193,11 +193,11 @@ class StagedModel:
         sampling: Sampling = _GREEDY,
         reuse: bool = True,
     ) -> Iterator[str]:
-        """The answer's text as it is written; the pieces joined are ``generate``'s text."""
+        """Yield the answer's text while it is generated; the pieces joined are the text of ``generate``."""
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
         prefilled = self.prefill(prepared, features, sampling, reuse=reuse)
-        pieces = TextPieces(self.adapter.decode_text)
+        pieces = IncrementalDetokenizer(self.adapter.decode_text)
         for token in self.engine.decode(prefilled, max_new_tokens):
             if piece := pieces.add(token):
                 yield piece
@@ -205,7 +205,7 @@ class StagedModel:
             yield rest
 
     def close(self) -> None:
-        """Frees what the engine holds."""
+        """Free the engine's memory."""
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -228,19 +228,18 @@ def _require_tokens(max_new_tokens: int) -> None:
 
 
 def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
-    """The engine of that name, and what is to be said of the choice.
+    """Return the engine of that name, with notes about the choice.
 
-    ``auto`` is ``graphed`` on a CUDA device and ``eager`` elsewhere. Where ``graphed`` or ``vllm`` cannot serve the
-    model or the device, ``eager`` takes its place, and the reason is among the notes. None is needed where nothing can
-    be cut.
+    ``auto`` is ``graphed`` on a CUDA device and ``eager`` elsewhere. If ``graphed`` or ``vllm`` does not support the
+    model or the device, ``eager`` replaces it, and a note has the reason. A model that is not splittable has no engine.
 
     Raises:
         DeviceError: no such engine.
     """
     if name not in ENGINES:
         raise DeviceError("engine", found=repr(name), expected=", ".join(ENGINES))
-    if adapter.uncut is not None:
-        return FusedOnly(adapter.uncut), ()
+    if adapter.unsplittable is not None:
+        return FusedOnly(adapter.unsplittable.reason), ()
     from unfuse.engines.eager import EagerEngine
 
     if name == "eager" or (name == "auto" and adapter.device.type != "cuda"):
@@ -268,7 +267,7 @@ def _graphed(adapter: Adapter) -> Engine | Unavailable:
     except Unsupported as reason:
         return Unavailable(str(reason))
     except (RuntimeError, TritonError) as reason:
-        # A device without the memory, a compiler without the device: the answer is worth more than its speed.
+        # Too little memory, or a device that Triton does not support: a slow answer is better than none.
         return _unbuilt(reason)
 
 
@@ -282,7 +281,7 @@ def _vllm(adapter: Adapter) -> Engine | Unavailable:
     except Unsupported as reason:
         return Unavailable(str(reason))
     except (ImportError, RuntimeError, ValueError, NotImplementedError, AssertionError) as reason:
-        # Another torch than it was compiled for, sizes that no kernel of it takes, too little memory.
+        # A torch that vLLM was not compiled for, sizes without a kernel, or too little memory.
         return _unbuilt(reason)
 
 
@@ -295,4 +294,4 @@ def _vision(adapter: Adapter) -> Mapping[str, nn.Module]:
     try:
         return adapter.vision_modules()
     except CutError:
-        return {}  # encoded in the model's own way
+        return {}  # the model's own encoder runs

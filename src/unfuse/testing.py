@@ -1,4 +1,4 @@
-"""Public fakes for tests: a synthetic recording, a device whose work is asynchronous, a GPU whose power is known."""
+"""Public fakes for tests: a synthetic event stream, an asynchronous device, a clock, and a GPU of known power."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from unfuse.events import EventStream
-from unfuse.measure.energy import Time
-from unfuse.measure.nvml import GpuProcess, Unread
+from unfuse.measure.energy import SystemTime
+from unfuse.measure.nvml import GpuProcess
+from unfuse.unavailable import Unavailable
 
 
 def synthetic_stream(
     num_events: int = 5_000, *, seed: int = 0, size: tuple[int, int] = (64, 48), duration_us: int = 50_000
 ) -> EventStream:
-    """Random events, sorted by time, with pixels that fire many times.
+    """Return random events, sorted by time, with many events per pixel.
 
     Args:
-        num_events: how many.
+        num_events: number of events.
         seed: the same seed gives the same events.
         size: sensor (width, height).
         duration_us: times lie in ``[0, duration_us)``.
@@ -36,74 +37,74 @@ def synthetic_stream(
 
 
 class AsyncDevice:
-    """A ``DeviceTimer`` for a device that exists only as a queue of work and runs beside the host.
+    """A ``DeviceTimer`` of a device that is only a queue of work.
 
-    ``launch`` returns at once, as a kernel launch does; ``synchronize`` waits for the queue to drain.
+    ``launch`` returns at once, as a kernel launch does; ``synchronize`` waits until the queue is empty.
     """
 
-    def __init__(self, clock: Time = time) -> None:
-        """Starts with an empty queue.
+    def __init__(self, clock: SystemTime = time) -> None:
+        """Start with an empty queue.
 
         Args:
-            clock: where time comes from. With a ``FakeTime``, ``synchronize`` moves it and nothing waits.
+            clock: the clock. With a ``FakeTime``, ``synchronize`` advances it and does not wait.
         """
         self.clock = clock
         self._drained = 0.0
 
     def launch(self, milliseconds: float) -> None:
-        """Puts work on the queue."""
+        """Append work to the queue."""
         self._drained = max(self._drained, self.clock.perf_counter()) + milliseconds / 1000
 
     def synchronize(self) -> None:
-        """Waits for the end of the queue."""
+        """Wait until the queue is empty."""
         while (rest := self._drained - self.clock.perf_counter()) > 0:
             self.clock.sleep(rest)
 
     def record(self) -> Any:
-        """When the present end of the queue is reached, in seconds."""
+        """Return the time in seconds at which the present queue is empty."""
         return max(self._drained, self.clock.perf_counter())
 
     def elapsed_ms(self, start: float, end: float) -> float:
-        """Between two marks."""
+        """Return the milliseconds between two results of ``record``."""
         return (end - start) * 1000
 
 
 class FakeTime:
-    """A clock that moves only when it is told to."""
+    """A clock that only ``sleep`` advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def perf_counter(self) -> float:
-        """In s."""
+        """Return the time in s."""
         return self.now
 
     def perf_counter_ns(self) -> int:
-        """In ns: the replacement of ``unfuse.measure.host_time.now_ns``."""
+        """Return the time in ns; replaces ``unfuse.measure.host_time.now_ns``."""
         return round(self.now * 1e9)
 
     def sleep(self, seconds: float, /) -> None:
-        """Moves on at once."""
+        """Advance the clock, without waiting."""
         self.now += seconds
 
 
 class FakeGpu:
-    """A ``Gpu`` that draws known power and counts its energy in steps, in a time of its own unless it is given one."""
+    """A ``Gpu`` of known power, whose energy counter advances in steps."""
 
     name = "a fake GPU"
 
-    def __init__(self, *, idle_watts: float = 80.0, period_s: float = 0.05, clock: Time | None = None):
-        """Idles at first.
+    def __init__(self, *, idle_watts: float = 80.0, period_s: float = 0.05, clock: SystemTime | None = None):
+        """Start idle.
 
         Args:
-            idle_watts: drawn at all times but in ``work``.
-            period_s: of the counter.
-            clock: where time comes from; one that only ``work`` and waiting move by default.
+            idle_watts: power outside of ``work``.
+            period_s: period of the counter.
+            clock: the clock; by default one that only ``work`` and waiting advance.
         """
-        self.clock: Time = clock or FakeTime()
+        self.clock: SystemTime = clock or FakeTime()
         self.worked_s = 0.0
-        self.unread: Unread | None = None
-        """What every reading gives, if it is set."""
+        self.unread: Unavailable | None = None
+        """Result of every reading, if it is set."""
         self.running: tuple[GpuProcess, ...] = ()
         self.busy_pct = 0
         self.slow: tuple[str, ...] = ()
@@ -111,12 +112,12 @@ class FakeGpu:
         self._idle_watts = idle_watts
         self._period_s = period_s
         self._works: list[tuple[float, float, float]] = []
-        """Begin in s, watts above idle, and joules above idle before it, of each work, in order."""
+        """Start in s, watts above idle, and earlier joules above idle, of each work in order."""
         self._ends_s: list[float] = []
         self._above_idle_j = 0.0
 
     def work(self, seconds: float, watts: float) -> None:
-        """Run for so long at so much power, idle draw included."""
+        """Run for some time at a power that includes idle power."""
         start = self.clock.perf_counter()
         self.clock.sleep(seconds)
         self.worked_s += seconds
@@ -129,7 +130,7 @@ class FakeGpu:
         """Return when the counter last moved."""
         return self.clock.perf_counter() // self._period_s * self._period_s
 
-    def energy_mj(self) -> int | Unread:
+    def energy_mj(self) -> int | Unavailable:
         """Return the energy up to the last update."""
         if self.unread is not None:
             return self.unread
@@ -138,23 +139,23 @@ class FakeGpu:
         done = bisect_right(self._ends_s, at)
         if done == len(self._works):
             joules += self._above_idle_j
-        else:  # the update fell into a work, or between two
+        else:  # the update was during a work, or between two
             start, above, before = self._works[done]
             joules += before + above * max(0.0, at - start)
         return int(1000 * joules)
 
-    def processes(self) -> tuple[GpuProcess, ...] | Unread:
-        """``running``."""
+    def processes(self) -> tuple[GpuProcess, ...] | Unavailable:
+        """Return ``running``."""
         return self.unread or self.running
 
-    def utilisation_pct(self) -> int | Unread:
-        """``busy_pct``."""
+    def utilisation_pct(self) -> int | Unavailable:
+        """Return ``busy_pct``."""
         return self.unread or self.busy_pct
 
-    def slowed_by(self) -> tuple[str, ...] | Unread:
-        """``slow``."""
+    def throttle_reasons(self) -> tuple[str, ...] | Unavailable:
+        """Return ``slow``."""
         return self.unread or self.slow
 
-    def slowed_s(self) -> Mapping[str, float] | Unread:
-        """``slow_s``."""
+    def throttled_s(self) -> Mapping[str, float] | Unavailable:
+        """Return ``slow_s``."""
         return self.unread or dict(self.slow_s)

@@ -1,6 +1,6 @@
 """Tiny random models of each family, and processors that build their tensors without torchvision.
 
-Every builder gives a model and a ``Prompter`` that does what the family's own processor does with the ids: the number
+Every builder gives a model and a ``Processor`` that does what the family's own processor does with the ids: the number
 and order of placeholders, row and column tokens, type ids, grids.
 """
 
@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 
 from unfuse.adapters.hf import HFAdapter
-from unfuse.adapters.probe import find_language_model
+from unfuse.adapters.split_check import find_language_model
 from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.staged_model import StagedModel, pick_engine
 from unfuse.stages import Loaded
@@ -63,7 +63,7 @@ def mrope_text(**more):
 
 
 class Built:
-    """A prompter for tests: words are byte ids below 100."""
+    """A processor for tests: words are byte ids below 100."""
 
     def __init__(self, media, *, video=False):
         self._media = media
@@ -73,7 +73,7 @@ class Built:
         tensors = self._media(frames) if frames else {"media_ids": []}
         return self._joined(tensors, question)
 
-    def further(self, frame_sizes, media_tokens, question):
+    def text_inputs(self, frame_sizes, media_tokens, question):
         return self.inputs([np.zeros((*size, 3), np.uint8) for size in frame_sizes], question)
 
     def _joined(self, tensors, question):
@@ -326,7 +326,7 @@ class Family:
 
     name: str
     staged: StagedModel
-    prompter: Built
+    processor: Built
 
     @property
     def adapter(self):
@@ -343,7 +343,7 @@ class Family:
 def build(name, *, device="cpu", dtype=torch.float32, engine="eager"):
     """The family's tiny model with an engine."""
     torch.manual_seed(7)
-    model, prompter = FAMILIES[name]()
+    model, processor = FAMILIES[name]()
     with torch.no_grad():
         for key, weight in model.named_parameters():
             # Wide enough that other features and other words give other answers.
@@ -356,6 +356,6 @@ def build(name, *, device="cpu", dtype=torch.float32, engine="eager"):
     model.generation_config.pad_token_id = 0
     language = find_language_model(model)
     make = VideoLlavaAdapter if name == "video_llava" else HFAdapter
-    adapter = make(model, prompter, "a fingerprint", language=language, takes_video=prompter.video)
+    adapter = make(model, processor, "a fingerprint", language=language, takes_video=processor.video)
     chosen, notes = pick_engine(engine, adapter)
-    return Family(name, StagedModel(name, adapter, chosen, notes=notes), prompter)
+    return Family(name, StagedModel(name, adapter, chosen, notes=notes), processor)

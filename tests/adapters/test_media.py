@@ -17,7 +17,7 @@ from unfuse.adapters.media import (
     load_event_frames,
     load_frames,
     middle,
-    shown_sha256,
+    selected_frames_sha256,
 )
 from unfuse.errors import FileAccessError, MediaError, MissingPackageError
 from unfuse.samples import Sample
@@ -182,7 +182,9 @@ def test_the_hash_is_had_without_decoding(every_medium, pick, monkeypatch):
     }
     for name in ("read_image", "read_events", "event_frames", "count_frames", "read_frames"):
         monkeypatch.setattr(media, name, lambda *_, **__: pytest.fail("something was decoded"))
-    assert {k: shown_sha256(s, pick) for k, s in every_medium.items()} == {k: f.media_sha256 for k, f in loaded.items()}
+    assert {k: selected_frames_sha256(s, pick) for k, s in every_medium.items()} == {
+        k: f.media_sha256 for k, f in loaded.items()
+    }
     assert {k: event_frames_sha256(every_medium[k]) for k in events} == events
     assert len({*events.values(), *(found.media_sha256 for found in loaded.values())}) == len(events) + len(loaded)
 

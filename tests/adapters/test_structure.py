@@ -8,14 +8,15 @@ import transformers as hf
 
 from tests.adapters import families
 from unfuse.adapters.hf import HFAdapter
-from unfuse.adapters.probe import find_language_model
-from unfuse.adapters.seam import decoder_call
+from unfuse.adapters.split_check import find_language_model
+from unfuse.adapters.split_point import run_to_decoder
 from unfuse.adapters.structure import find_decoder, find_projectors, find_towers
+from unfuse.benchmarking import PROTOCOLS, BenchSettings, ModelSource, bench_model, bench_several
 from unfuse.errors import CutError, UnfuseError
-from unfuse.protocols import PROTOCOLS, BenchSettings, bench_model, bench_several
 from unfuse.report.comparison_tables import remarks
 from unfuse.samples import Dataset, Sample
 from unfuse.staged_model import StagedModel, pick_engine
+from unfuse.unavailable import Unavailable
 
 PARTS = {
     "llava": (["vision_tower"], ["multi_modal_projector"]),
@@ -79,17 +80,17 @@ class Stateful(hf.LlavaForConditionalGeneration):
 
 def staged(kind):
     torch.manual_seed(0)
-    source, prompter = families.llava()
+    source, processor = families.llava()
     model = kind(source.config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight) * 0.2)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     try:
-        language, reason = find_language_model(model), None
+        language = find_language_model(model)
     except UnfuseError as error:
-        language, reason = None, str(error)
-    adapter = HFAdapter(model, prompter, "f", language=language, uncut=reason)
+        language = Unavailable(str(error))
+    adapter = HFAdapter(model, processor, "f", language=language)
     return StagedModel("model", adapter, *pick_engine("auto", adapter))
 
 
@@ -97,9 +98,9 @@ def staged(kind):
     ("kind", "reason"),
     [(Biased, "other logits than the whole"), (Stateful, "fails by itself (RuntimeError: no state)")],
 )
-def test_what_cannot_be_cut_says_why_and_still_runs_fused_and_hooked(kind, reason):
+def test_an_unsplittable_model_has_a_reason_and_runs_fused_and_hooked(kind, reason):
     model = staged(kind)
-    assert reason in model.adapter.uncut
+    assert reason in model.adapter.unsplittable.reason
     frames = tuple(torch.randint(0, 255, (30, 30, 3), dtype=torch.uint8).numpy() for _ in range(2))
     data = Dataset(name="two", samples=tuple(Sample(sample_id=str(i), frames=frames) for i in range(2)))
     settings = BenchSettings(max_new_tokens=3, num_warmups=1, noise_repeats=5, balance_seconds=0)
@@ -112,7 +113,8 @@ def test_what_cannot_be_cut_says_why_and_still_runs_fused_and_hooked(kind, reaso
         assert all(record.output_tokens == 3 for record in run.records)
     with pytest.raises(CutError, match="Use --protocol fused"):
         model.engine.decode(None, 1)
-    every = bench_several(["model"], list(PROTOCOLS), lambda _: model, data, settings).result
+    source = ModelSource(names=("model",), load=lambda _: model)
+    every = bench_several(source, list(PROTOCOLS), data, settings).result
     assert [part.protocol for part in every.parts if part.refused] == ["decoupled", "reencode"]
     assert [part.summary.num_ok for part in every.parts if not part.refused] == [2, 2]
     assert any(reason in line for line in remarks(every))
@@ -125,7 +127,7 @@ def test_encoder_decoders_are_refused():
         find_language_model(model)
 
 
-def test_models_without_a_seam_are_refused():
+def test_models_without_a_split_point_are_refused():
     with pytest.raises(CutError, match="get_image_features"):
         find_language_model(hf.LlamaForCausalLM(families.text()).eval())
 
@@ -137,4 +139,4 @@ def test_a_device_out_of_memory_is_no_fault_of_the_features():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        decoder_call(model, find_decoder(model), starve, {})
+        run_to_decoder(model, find_decoder(model), starve, {})

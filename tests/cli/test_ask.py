@@ -22,7 +22,7 @@ def test_ask(capsys):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("film.mp4", ["a picture or a video", "events", "demo sees nothing else", "--model"]),
+        ("film.mp4", ["a picture or a video", "events", "the only input of demo", "--model"]),
         ("frames", ["a folder", "events"]),
         ("nowhere.mp4", ["no such file"]),
     ],

@@ -13,8 +13,8 @@ from tests.cli.commands import LINE, QUICK, one_line, rows_of, write_rows
 from unfuse.__main__ import main as entry_point
 from unfuse.cli import run
 from unfuse.measure.isolation import IsolationGuard, LinuxHost
-from unfuse.measure.nvml import Unread
 from unfuse.testing import FakeGpu
+from unfuse.unavailable import Unavailable
 
 
 def lines_of(folder):
@@ -65,9 +65,9 @@ def test_demo_by_default(capsys):
 def test_strict_and_profile(monkeypatch, capsys):
     """A machine that is not free is refused in one line; a free one is measured, with a profile where one is wanted."""
     gpu, host = FakeGpu(), LinuxHost()
-    host.load_average, host.times = lambda: 0.0, lambda: Unread("not looked at")
+    host.load_average, host.times = lambda: 0.0, lambda: Unavailable("not looked at")
     guard = IsolationGuard(host=host, gpu=gpu, sleep=lambda _: None)
-    monkeypatch.setattr("unfuse.protocols.bench.guard_for", lambda _: guard)
+    monkeypatch.setattr("unfuse.benchmarking.bench.guard_for", lambda _: guard)
     command = ["bench", "demo", "--max-samples", "1", "--output", "r", "--energy-seconds", "0", *QUICK]
     gpu.slow = ("power brake",)
     assert run([*command, "--strict"]) == 1
@@ -77,7 +77,7 @@ def test_strict_and_profile(monkeypatch, capsys):
     run([*command, "--strict", "--profile"])
     out = capsys.readouterr().out
     assert "Isolation: nothing found; 4 of 5 rules; not looked at: cpu-busy (not looked at)." in out
-    assert "Energy: not measured (not asked for: --energy-seconds 0)." in out
+    assert "Energy: not measured (not requested: --energy-seconds 0)." in out
     assert "Profile: profile.json" in out
     assert "Trace: r/trace.json (open it at ui.perfetto.dev)" in out
     assert (Path("r") / "profile.json").stat().st_size > 10_000
@@ -125,7 +125,7 @@ def test_killed_and_resumed(dataset, tmp_path):
     command = ["bench", "demo", "--dataset", str(dataset), "--output", "r"]
     command += ["--max-new-tokens", "40", "--balance-seconds", "0", "--device", "cpu"]
     # Held before the fifth sample at the latest, so that it cannot have come to its end.
-    process = started.unfuse(*command, folder=tmp_path, hold=("unfuse.protocols.pairs:Pairs.measure", 4))
+    process = started.unfuse(*command, folder=tmp_path, hold=("unfuse.benchmarking.pairs:Pairs.measure", 4))
     assert process.wait_until(lambda: process.out.count("Sample ") >= 2), process.errors
     process.kill()
     kept = (tmp_path / "r" / "samples.jsonl").read_bytes()
@@ -159,8 +159,8 @@ def test_several_models(dataset, tmp_path, capsys):
     command = ["bench", "demo", "random:llava-tiny", "--dataset", str(dataset), "--max-samples", "2"]
     code = run([*command, "--output", "both", "--num-warmups", "1", "--balance-seconds", "0", "--output-length", "3"])
     out = capsys.readouterr().out
-    assert "Every model writes 3 new tokens a sample: equal work." in out
-    assert "What makes the comparison unfair" in out
+    assert "Every model writes 3 new tokens per sample." in out
+    assert "Differences in work between the models" in out
     assert f"VERDICT: {'VALID' if code == 0 else 'INVALID'}" in out
     assert (tmp_path / "both" / "comparison.json").is_file()
     assert run([*command, "--output", "both"]) == 2

@@ -38,7 +38,7 @@ def test_help_is_not_cut_off(capsys):
         (["demo", "--temperature", "-1"], ["temperature"]),
         (["demo", "--energy-seconds", "-1"], ["energy-seconds", "at least 0"]),
         (["demo", "--protocol", "psychic"], ["psychic", "decoupled"]),
-        (["demo", "--resume"], ["--output"]),
+        (["demo", "--resume"], ["resume", "no output"]),
         (["demo", "--resume", "--output", "none"], ["none", "run"]),
     ],
 )

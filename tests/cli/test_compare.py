@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unfuse.cli import run
-from unfuse.runs import STAGES, Manifest, RunFolder, SampleRecord, StageTime
+from unfuse.records import STAGES, Manifest, RunFolder, SampleRecord, StageTime
 
 
 def write(path, decode_ms, *, samples=12, engine="eager", failed=0, ended=True, noise=None):
@@ -108,7 +108,7 @@ def test_what_could_not_be_seen_fails_the_build(runs, tmp_path, capsys):
 
 def test_what_noise_hides_is_said(runs, capsys):
     assert run(["compare", *reversed(runs), "--noise-threshold", "12", "--fail-on-regression", "5"]) == 0
-    assert "Changes up to 12 % are not called changes here: of 5 % nothing is said." in capsys.readouterr().err
+    assert "Changes up to 12 % count as noise here, so 5 % cannot be judged." in capsys.readouterr().err
     assert run(["compare", *reversed(runs), "--fail-on-regression", "5"]) == 0
     assert "nothing is said" not in capsys.readouterr().err
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 
 from unfuse import loading
+from unfuse.batch_inference import device_process
+from unfuse.batch_inference.wire import receive
 from unfuse.cli import run
 from unfuse.errors import DeviceError, PromptError, as_ours
-from unfuse.throughput import device_process
+from unfuse.processes import Channel
 
 TOO_SMALL = "CUDA out of memory. Tried to allocate 172.00 MiB. GPU 0 has a total capacity of 11.90 GiB of which 41 MiB"
 
@@ -43,21 +47,13 @@ def test_a_devices_process_says_it_too(bug, monkeypatch):
     def goes_wrong(*_):
         raise AssertionError("our own") if bug else torch.OutOfMemoryError(TOO_SMALL)
 
-    class Place:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-    said = []
-    monkeypatch.setattr(device_process.socket, "socket", lambda fileno: Place())
     monkeypatch.setattr(device_process.signal, "signal", lambda *_: None)
     monkeypatch.setattr(device_process, "_serve", goes_wrong)
-    monkeypatch.setattr(device_process, "send", lambda _, text: said.append(text))
-    if bug:
-        with pytest.raises(AssertionError, match="our own"):
-            device_process.main(["3"])
-        return
-    assert device_process.main(["3"]) == 2
-    assert "none left (CUDA out of memory" in said[0].reason
+    ours, theirs = socket.socketpair()
+    with Channel(ours) as channel:
+        if bug:
+            with pytest.raises(AssertionError, match="our own"):
+                device_process.main([str(theirs.detach())])
+            return
+        assert device_process.main([str(theirs.detach())]) == 2
+        assert "none left (CUDA out of memory" in receive(channel).reason

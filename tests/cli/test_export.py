@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unfuse.cli import run
-from unfuse.runs import Manifest, RunFolder, SampleRecord
+from unfuse.records import Manifest, RunFolder, SampleRecord
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from unfuse.cli import run
-from unfuse.runs import read_manifest
-from unfuse.runs.verification_file import CheckRow, VerificationRecord, verification_place, write_verification
+from unfuse.records import read_manifest
+from unfuse.records.verification_file import CheckResult, VerificationRecord, verification_path, write_verification
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -30,7 +30,12 @@ def test_one_run_has_it_in_its_folder(folder, capsys):
     assert run(["report", str(folder)]) == 0
     assert f"1 run, 1.0 MiB: {folder / 'report.html'}" in capsys.readouterr().out
     text = (folder / "report.html").read_text()
-    for words in ("Work and ceilings not recorded", "Memory not recorded", "No pictures were kept", "Not verified"):
+    for words in (
+        "Work and ceilings not recorded",
+        "Memory not recorded",
+        "The run holds no pictures for",
+        "Not verified",
+    ):
         assert words in text
     assert run(["report", str(folder)]) == 0, "made again, it takes the old one's place"
 
@@ -53,7 +58,7 @@ def test_a_comparison(capsys):
     text = Path("all.html").read_text()
     assert text.count("INVALID, as it must be") == 3, "the controls"
     assert "all 20 samples have 46 output tokens" in text
-    assert "What makes the comparison unfair" in text
+    assert "Differences in work between the models" in text
     assert text.count("unfuse bench random:eventgpt-7b random:video-llava-7b") == 1, "one command made them all"
 
 
@@ -90,10 +95,10 @@ def rows_of(folder, **changes):
         engine=model["engine"],
         sample_id="a",
         rows=(
-            CheckRow(name="backward-compatible", status="fail", expected="this", observed="that", tolerance="exact"),
+            CheckResult(name="backward-compatible", status="fail", expected="this", observed="that", tolerance="exact"),
         ),
     )
-    write_verification(verification_place(folder), replace(record, **changes))
+    write_verification(verification_path(folder), replace(record, **changes))
 
 
 def test_verified_rows_are_shown_with_the_run_of_these_weights(folder):

@@ -12,7 +12,7 @@ import pytest
 
 from tests import started
 from unfuse.cli import run
-from unfuse.runs.answers_file import read_answers
+from unfuse.records.answers_file import read_answers
 
 QUICK = ["--max-new-tokens", "4", "--workers", "0", "--device", "cpu"]
 
@@ -66,10 +66,10 @@ def test_a_failed_sample_is_shown_and_is_exit_code_1(tmp_path, capsys):
         (["nonsense"], "no such folder"),
         (["--device", "gpu"], "auto, cpu"),
         (["--questions", "none.txt"], "none.txt"),
-        (["--questions", "empty.txt"], "one a line"),
+        (["--questions", "empty.txt"], "one question a line"),
         (["--dataset", "nowhere"], "no such folder"),
         (["--capacity", "0"], "at least 1"),
-        (["--resume"], "--output"),
+        (["--resume"], "no output"),
         (["--max-samples", "0"], "at least 1"),
         (["--temperature", "-1"], "temperature"),
     ],
@@ -91,7 +91,7 @@ def test_stopped_by_the_user(number, code, tmp_path):
     given = ["run", "demo", "--questions", str(asked), "--output", str(out), "--capacity", "1"]
     given += ["--max-samples", "2", "--workers", "0", "--device", "cpu"]
     answers = out / "answers.jsonl"
-    process = started.unfuse(*given, folder=tmp_path, hold=("unfuse.throughput.flow:Flow._take_down", 100))
+    process = started.unfuse(*given, folder=tmp_path, hold=("unfuse.engines.sequential:SequentialBatch._next", 100))
     assert process.wait_until(lambda: answers.exists() and answers.stat().st_size), process.errors
     process.send(number)
     assert process.wait() == code

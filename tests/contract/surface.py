@@ -1,7 +1,7 @@
 """The public surface as data: Python names with their arguments, commands with their options, errors with exit codes.
 
-``python -m tests.contract.surface`` writes it to ``surface.json``, against which the tests hold the package. Write it
-again only when the surface is meant to change; CHANGELOG.md then says so.
+``python -m tests.contract.surface`` writes it to ``surface.json``, with which the tests compare the package. Write it
+again only when the surface should change, and note the change in CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PLACE = Path(__file__).with_name("surface.json")
 
 
 def surface() -> dict[str, Any]:
-    """Everything, in the order of names."""
+    """Return everything, in the order of names."""
     return {
         "python": {name: _python(getattr(unfuse, name)) for name in sorted(unfuse.__all__)},
         "commands": dict(sorted(_commands(cli, "unfuse"))),
@@ -52,7 +52,7 @@ def _python(found: Any) -> Any:
 
 
 def _arguments(function: Any) -> list[str]:
-    """Names with the kind of each and its default, without types, which may become more exact."""
+    """Return names with kind and default, without types, which may become more exact."""
     found = []
     for each in inspect.signature(function).parameters.values():
         default = "" if each.default is each.empty else f" = {each.default!r}"

@@ -141,7 +141,7 @@ class StoppedError(Exception):
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
-    """An empty folder but for one that is taken; jobs are collected and not run."""
+    """Collect jobs instead of running them, in a folder with one occupied run folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "letter.txt").write_text("mine")
@@ -158,11 +158,11 @@ def jobs(tmp_path, monkeypatch):
     return made
 
 
-def told(job):
-    """Fields of a job; of its work, the questions."""
+def fields_of(job):
+    """Return the fields of a job, with the questions of its work."""
     values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in FOLDERS}
     if "work" in values:
-        values["work"] = [(sample, asked.question) for sample, asked in values["work"].rows]
+        values["work"] = [(sample, question.text) for sample, question in values["work"].rows]
     return values
 
 
@@ -174,7 +174,7 @@ def test_an_option_gives_the_same_job(jobs, verb, arguments, keywords):
     with pytest.raises(StoppedError):
         run([verb, *arguments])
     ours, theirs = jobs
-    assert told(ours) == told(theirs)
+    assert fields_of(ours) == fields_of(theirs)
     if "output" in keywords:
         assert {getattr(job, name) for job in jobs for name in FOLDERS if hasattr(job, name)} == {Path("elsewhere")}
 
@@ -184,8 +184,9 @@ def test_an_option_is_refused_with_the_same_message(jobs, capsys, verb, argument
     with pytest.raises(UnfuseError) as caught:
         getattr(unfuse, verb)(**keywords)
     assert run([verb, *arguments]) == caught.value.exit_code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"error: {caught.value}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {caught.value}"
+    fault = str(caught.value).partition(", expected ")[0]
+    assert "--" not in fault, "Python spells options without dashes; only the way out is a command line"
     assert not jobs
 
 

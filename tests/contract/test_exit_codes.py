@@ -37,10 +37,10 @@ WRONG = {
 def test_what_is_wrong_in_a_call_is_exit_code_2_and_one_line(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(arguments) == 2
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    lines = [line for line in said.err.splitlines() if line.startswith(("error: ", "Error: "))]
-    assert len(lines) == 1, said.err
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if line.startswith(("error: ", "Error: "))]
+    assert len(lines) == 1, captured.err
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 

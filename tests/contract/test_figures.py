@@ -1,4 +1,4 @@
-"""The script that measures the package finds what it looks for."""
+"""The script that measures the package, on small packages with the defects that it counts."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def test_long_functions_and_their_parameters(tmp_path):
     found = figures(written(tmp_path, a=text, b=wide))
     assert (found["functions over 60 lines"], found["functions over 6 parameters"]) == (1, 1)
     assert (found["public class names used twice"], found["isinstance(x, str)"], found["modules"]) == (1, 1, 3)
+
+
+def test_results_and_reads_that_hide_a_refusal(tmp_path):
+    returns = "def a() -> int | str | None: ...\ndef b() -> str | None: ...\nc: str | Path\nd: int | str = 3\n"
+    reads = "def d(x):\n    _ = x.y\n    _ = x.y()\n    z = x.y\n    return z\n"
+    found = figures(written(tmp_path, a=returns, b=reads))
+    assert found["results or a reason as a string"] == 2
+    assert found["attributes read for their side effect"] == 1

@@ -1,4 +1,4 @@
-"""What users and scripts rely on is as it was: names, arguments, options, exit codes, fields of records."""
+"""The public surface does not change: names, arguments, options, exit codes, fields of records."""
 
 from __future__ import annotations
 

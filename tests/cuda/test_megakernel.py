@@ -169,7 +169,8 @@ class Passes:
         cosine, sine = (angle[length : length + count].contiguous() for angle in self.angles)
         whole = functools.partial(torch.tensor, dtype=torch.int32, device="cuda")
         batch = SimpleNamespace(
-            logits=logits, cosine=cosine, sine=sine, capacity=whole([self.sequence.capacity]), here=whole([length]),
+            logits=logits, cosine=cosine, sine=sine, capacity=whole([self.sequence.capacity]),
+            write_position=whole([length]),
             caches=torch.tensor([self.sequence.offset(memory.x)], device="cuda"),
         )  # fmt: skip
         self.step(batch, memory, memory.x)
@@ -203,7 +204,7 @@ def test_a_pass_of_no_tokens_writes_nothing(passes):
     buffer = passes.sequence.buffer.clone()
     logits, _ = passes(0, 0, 40)
     assert logits.shape[0] == 0
-    assert passes.memory.counter.item() in (0, -(2**31))
+    assert passes.memory.barrier_counter.item() in (0, -(2**31))
     assert same_bits(passes.sequence.buffer[:, :, :, :40], buffer[:, :, :, :40])
     assert same_bits(passes(0, 3, 40)[0], before[0])
 

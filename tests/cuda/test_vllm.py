@@ -166,7 +166,7 @@ def test_timing_of_the_demo(name):
     assert found.keys() >= set(TIMING)
 
 
-def test_small_heads_in_float32_are_eagers():
+def test_small_heads_in_float32_run_on_eager():
     family = families.build("llava", device="cuda", dtype=torch.float32, engine="vllm")
     assert any("no attention ready for heads of 16 in float32" in note for note in family.staged.notes)
 
@@ -185,7 +185,7 @@ def test_golden_checkpoint(golden_dir, uncompiled):
         assert results["golden"].status == "pass", results["golden"]
 
 
-def test_weights_are_held_once_and_memory_comes_back(uncompiled):
+def test_weights_are_stored_once_and_memory_is_freed(uncompiled):
     gc.collect()
     torch.cuda.empty_cache()
     with load("random:llava-tiny", device="cuda", dtype="bfloat16", engine="eager"):

@@ -8,7 +8,7 @@ import pytest
 from unfuse.decoders import dsec
 from unfuse.errors import EventFileError, EventStreamError, MissingPackageError
 from unfuse.events import TimeWindow, read_events
-from unfuse.events.readers import child
+from unfuse.events.readers import decoder_client
 from unfuse.testing import synthetic_stream
 
 h5py = pytest.importorskip("h5py")
@@ -91,10 +91,10 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "hdf5plugin.py").write_text("raise ImportError('none', name='hdf5plugin')\n")
     monkeypatch.syspath_prepend(tmp_path / "none")
-    child._stop()
+    decoder_client._slot.close()
     with pytest.raises(MissingPackageError, match=r"no package hdf5plugin.*unfuse\[dsec\]"):
         read_events(path)
-    child._stop()
+    decoder_client._slot.close()
 
 
 def test_an_index_of_other_events_is_refused(tmp_path):

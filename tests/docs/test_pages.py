@@ -6,29 +6,27 @@ anything. Lines may be left out between two that are shown.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import unfuse.benchmarking.probing
 import unfuse.measure.isolation
-import unfuse.protocols.probing
 import unfuse.verification
+from unfuse.benchmarking import BenchSettings
 from unfuse.cli import run
-from unfuse.protocols import BenchSettings
-from unfuse.report.statistics import Drift, balance
-from unfuse.report.verdict import (
-    balance_warnings,
-    drift_warnings,
-    first_warnings,
-    noise_warnings,
-    protocol_reasons,
-    reasons_against,
-)
-from unfuse.runs.schema import Ceilings, Probes, SampleRecord, StageTime
+from unfuse.measure.isolation import CpuTimes, IsolationGuard
+from unfuse.measure.nvml import GpuProcess
+from unfuse.records.schema import Ceilings, Finding, Isolation, Manifest, Noise, Probes, SampleRecord, StageTime
+from unfuse.report.isolation import RULES
+from unfuse.report.measured_run import MeasuredRun
+from unfuse.report.rules import judge
 
 ROOT = Path(__file__).parents[2]
 HOW_TO = ROOT / "docs" / "how-to"
@@ -96,7 +94,7 @@ def folder(tmp_path, monkeypatch):
     from unfuse.samples.demo import demo_sample
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(unfuse.protocols.probing, "measure_ceilings", lambda *_: CEILINGS)
+    monkeypatch.setattr(unfuse.benchmarking.probing, "measure_ceilings", lambda *_: CEILINGS)
     for limit in ("LOAD_A_CORE", "BUSY_CPU_PCT"):  # the pages show a machine without other work
         monkeypatch.setattr(unfuse.measure.isolation, limit, float("inf"))
     monkeypatch.setitem(BenchSettings.__init__.__kwdefaults__, "noise_repeats", 3)  # the fewest that have a spread
@@ -137,41 +135,113 @@ def test_the_comparison_with_what_is_shown_can_fail():
     assert missing(["sums 85.9, -81.1 ms; in 95 % of 0.1 .. 2.2"], "sums 5, +1.1 ms; in 99 % of 7.1 .. 3.25") is None
 
 
-def _record(name, **fields):
+def _record(name, *, load_ms=10.0, decode_ms=10.0, **fields):
     stages = {stage: StageTime(host_ms=10.0) for stage in ("load", "preprocess", "encode", "prefill", "decode")}
+    stages |= {"load": StageTime(host_ms=load_ms), "decode": StageTime(host_ms=decode_ms)}
     return SampleRecord(
         **{"sample_id": name, "status": "ok", "stages": stages, "output_tokens": 4, "num_frames": 5, **fields}
     )
 
 
+def _fused(name):
+    stages = {stage: StageTime(host_ms=10.0) for stage in ("load", "preprocess", "encode", "fused_generate")}
+    return replace(_record(name), stages=stages)
+
+
+def judged(records, *, protocol="decoupled", num_samples=2, at_start=(), **probes):
+    manifest = Manifest(
+        run_id="r", created="2026-01-23T00:00:00+00:00", command=(), protocol=protocol, config={}, model={},
+        dataset={"num_samples": num_samples}, environment={"isolation": {"findings": at_start}},
+    )  # fmt: skip
+    return judge(MeasuredRun(manifest=manifest, records=records, probes=Probes(**probes)))
+
+
 def every_reason():
-    ok, few = _record("a"), balance([(1.0, 1.0)])
-    gap = balance([(1.0, 1.2)] * 30)
-    return [
-        *reasons_against([], few, 8),
-        *reasons_against([ok, _record("b", status="failed", error="e")], few, 8),
-        *reasons_against([_record("c", output_tokens=0), _record("d", e2e_same_tokens=False)], gap, 2),
-        *protocol_reasons("reencode", Probes(encoder_calls_after_encode=2), [ok]),
-        *protocol_reasons("decoupled", Probes(encoder_calls_after_encode=2), [ok]),
-        *protocol_reasons("hooked", Probes(), [ok]),
+    ok = _record("a")
+    verdicts = [
+        judged([], num_samples=8),
+        judged([ok, _record("b", status="failed", error="e")], num_samples=8),
+        judged([_record("c", output_tokens=0), _record("d", e2e_same_tokens=False)]),
+        judged([_record(f"e{i}", e2e_host_ms=60.0) for i in range(30)]),
+        judged([_fused("f")], protocol="reencode", encoder_calls_after_encode=2),
+        judged([ok], encoder_calls_after_encode=2),
+        judged([_fused("g")], protocol="hooked"),
     ]
+    return {reason for verdict in verdicts for reason in verdict.reasons}
+
+
+class _BusyHost:
+    """A ``Host`` with a high load, whose processes always compute."""
+
+    cores = 4
+
+    def __init__(self):
+        self._ticks = 0.0
+
+    def load_average(self):
+        return 9.1
+
+    def times(self):
+        self._ticks += 1.0
+        return CpuTimes(at_s=self._ticks, busy_s=4 * self._ticks, own_s=0.0)
+
+    def own_pids(self):
+        return frozenset({1})
+
+    def process_name(self, pid):
+        return f"p{pid}"
+
+
+class _BusyGpu:
+    """A ``Gpu`` that another process uses, with a reduced clock."""
+
+    def __init__(self):
+        self._throttled_s = 0.0
+
+    def throttle_reasons(self):
+        return ("a power cap",)
+
+    def throttled_s(self):
+        self._throttled_s += 1.0
+        return {"heat": self._throttled_s}
+
+    def processes(self):
+        return (GpuProcess(pid=1, used_bytes=None), GpuProcess(pid=2, used_bytes=2**30))
+
+    def utilisation_pct(self):
+        return 80
+
+
+def _disturbed():
+    """Return verdicts with every finding of isolation: at the start, between the samples and at the end."""
+    clock = itertools.count()
+    guard = IsolationGuard(host=_BusyHost(), gpu=_BusyGpu(), sleep=lambda _: None, now=lambda: float(next(clock)))
+    start, later = guard.check_at_start(), guard.check()
+    assert {each.rule for each in start.findings} == set(RULES)
+    texts = tuple(f"{each.rule}: {each.detail}" for each in later.findings)
+    for each, text in zip(later.findings, texts, strict=True):
+        yield judged([_record("d", disturbances=(text,))], at_start=[asdict(f) for f in start.findings])
+        yield judged([_record("d")], isolation=Isolation(findings=(Finding(rule=each.rule, detail=each.detail),)))
 
 
 def every_warning():
-    drift = Drift(change_pct=4.0, ci_low_pct=3.1, ci_high_pct=4.9)
-    wide = balance([(1.0, 1.0 + 0.1 * (i % 5)) for i in range(8)])
-    return [
-        *noise_warnings(18.0, 1),
-        *balance_warnings(wide),
-        *first_warnings([9.0, 1.0, 1.0, 1.0, 1.0]),
-        *drift_warnings("decode", drift),
+    drifting = [_record(f"a{i}", load_ms=1e5, decode_ms=1000.0 + i) for i in range(100)]
+    wide = tuple(50.0 * (1.0 + 0.1 * (i % 5)) for i in range(8))
+    repeats = Noise(sample_id="a", total_host_ms=(1.0,) * 8, e2e_host_ms=(1.0,) * 8)
+    loud = Noise(sample_id="a", total_host_ms=(49.0, 50.0, 51.0, 50.0, 49.5, 500.0), e2e_host_ms=(50.0,) * 6)
+    verdicts = [
+        judged(drifting, noise=loud),
+        judged([_record(f"b{i}", e2e_host_ms=ms) for i, ms in enumerate(wide)]),
+        judged([_record("c0", decode_ms=900.0), *(_record(f"c{i}") for i in range(1, 6))], noise=repeats),
+        *_disturbed(),
     ]
+    return {warning for verdict in verdicts for warning in verdict.warnings}
 
 
-@pytest.mark.parametrize(("found", "count"), [(every_reason, 10), (every_warning, 5)])
+@pytest.mark.parametrize(("found", "count"), [(every_reason, 10), (every_warning, 5 + len(RULES))])
 def test_troubleshooting_knows_every_reason_and_warning(found, count):
     shown = re.findall(r"^\| `([^`]+)` \|", (HOW_TO / "troubleshooting.md").read_text(), re.MULTILINE)
-    said = found()
-    assert len(said) >= count
-    for text in said:
+    texts = found()
+    assert len(texts) >= count
+    for text in texts:
         assert any(re.match(pattern(each), text) for each in shown), f"troubleshooting.md does not explain: {text}"

@@ -17,7 +17,7 @@ import unfuse
 import unfuse.errors
 import unfuse.events
 import unfuse.models.eventgpt
-import unfuse.runs.schema
+import unfuse.records.schema
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = re.compile(r"url\(['\"]?(?:https?:)?//[^)]*|@import[^;]*//[^;]*")
@@ -105,12 +105,12 @@ def test_every_public_name_has_its_entry(site):
     found = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="").data
     names = {name for kind, objects in found.items() if kind.startswith("py:") for name in objects}
     wanted = {f"unfuse.{name}" for name in unfuse.__all__}
-    for module in (unfuse.events, unfuse.models.eventgpt, unfuse.runs.schema):
+    for module in (unfuse.events, unfuse.models.eventgpt, unfuse.records.schema):
         wanted |= {f"{module.__name__}.{name}" for name in module.__all__}
     wanted |= {f"unfuse.errors.{name}" for name, value in vars(unfuse.errors).items() if isinstance(value, type)}
     wanted |= {f"unfuse.staged_model.StagedModel.{verb}" for verb in VERBS}
     # Of another module, where it has its entry.
-    wanted = wanted - {"unfuse.runs.schema.STAGES"} | {"unfuse.stages.STAGES"}
+    wanted = wanted - {"unfuse.records.schema.STAGES"} | {"unfuse.stages.STAGES"}
     assert wanted - names == set()
 
 
@@ -120,8 +120,8 @@ def test_the_bars_are_the_records(site):
     cut = [part for part in parts if part["protocol"] == "decoupled"]
     assert len(cut) == 3
     for part in cut:
-        said = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in part["stages_host_ms"].items())
-        assert f"{part['model']}: {said}" in text
+        label = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in part["stages_host_ms"].items())
+        assert f"{part['model']}: {label}" in text
 
 
 def test_the_front_page_has_the_table_s_number():

@@ -41,7 +41,7 @@ def written(batch, requests, *, late=()):
     "sampling", [Sampling(), Sampling(temperature=0.7, top_p=0.9, seed=3)], ids=["greedy", "sampled"]
 )
 @pytest.mark.parametrize("capacity", [1, 2, 8])
-def test_each_gets_the_tokens_that_it_gets_alone(model, scenes, capacity, sampling):
+def test_tokens_equal_those_of_each_request_alone(model, scenes, capacity, sampling):
     asked = [(f"{i} {q}", q, scene) for i, scene in enumerate(scenes) for q in QUESTIONS]
     lengths = [1, 3, 24]
     requests = [
@@ -60,7 +60,7 @@ def test_each_gets_the_tokens_that_it_gets_alone(model, scenes, capacity, sampli
     assert batch.step() == []
 
 
-def test_an_aborted_request_is_not_heard_of_again(model, scenes):
+def test_an_aborted_request_gets_no_more_tokens(model, scenes):
     batch = model.continuous(2)
     batch.add([model.request(str(n), "What moves?", scenes[0], max_new_tokens=16) for n in range(4)])
     batch.step()
@@ -72,7 +72,7 @@ def test_an_aborted_request_is_not_heard_of_again(model, scenes):
     assert set(ids) == {"1", "2"}
 
 
-def test_close_forgets_all(model, scenes):
+def test_close_removes_all_requests(model, scenes):
     batch = model.continuous()
     batch.add([model.request("a", "What moves?", scenes[0])])
     batch.step()
@@ -81,7 +81,7 @@ def test_close_forgets_all(model, scenes):
     assert not batch.unfinished
 
 
-def test_scenes_encoded_together_are_what_each_is_alone(model):
+def test_scenes_encoded_together_equal_each_alone(model):
     prepared = [model.preprocess(model.load(sample)) for sample in demo_dataset(max_samples=3).samples]
     for one, together in zip(prepared, model.encode_batch(prepared), strict=True):
         alone = model.encode(one)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from unfuse.engines.eager import common_prefix
-from unfuse.engines.sampling import TokenChooser
 from unfuse.errors import DeviceError, PromptError
 from unfuse.staged_model import StagedModel, pick_engine
 from unfuse.stages import Sampling
@@ -24,7 +19,7 @@ def prepared(demo_model, demo_sample):
     return demo_model.preprocess(demo_model.load(demo_sample))
 
 
-def test_one_prefilled_decodes_many_times(demo_model, prepared, features):
+def test_a_prefilled_prompt_decodes_many_times(demo_model, prepared, features):
     prefilled = demo_model.prefill(prepared, features)
     long = demo_model.decode(prefilled, 12)
     short = demo_model.decode(prefilled, 5)
@@ -111,30 +106,6 @@ def test_sampling_is_seeded(demo_model, prepared, features):
     assert len({sampled(seed) for seed in range(5)}) > 1
 
 
-def test_top_p_keeps_the_nucleus():
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    choose = TokenChooser(
-        Sampling(temperature=1.0, top_p=0.75), torch.tensor([], dtype=torch.long), torch.device("cpu")
-    )
-    drawn = [int(choose(logits)) for _ in range(400)]
-    assert set(drawn) == {0, 1}
-    # 0.5 / 0.8 = 0.625; six standard deviations of 400 draws are 0.145.
-    assert abs(drawn.count(0) / 400 - 0.625) < 0.145
-
-
-keys = st.lists(st.integers(-3, 5), max_size=12)
-
-
-@given(st.lists(st.integers(-3, 5), max_size=200), keys, keys, st.booleans())
-def test_common_prefix_is_its_definition(both, a, b, same):
-    a, b = both + a, both + b
-    length = common_prefix(a, b, same_features=same)
-    assert a[:length] == b[:length]
-    assert same or all(key >= 0 for key in a[:length])
-    if length < min(len(a), len(b)):
-        assert a[length] != b[length] or (a[length] < 0 and not same)
-
-
 def test_bad_arguments(demo_model, features):
     with pytest.raises(PromptError, match="at least 1"):
         demo_model.generate("What?", features, max_new_tokens=0)
@@ -154,20 +125,3 @@ def test_graphed_says_why_it_does_not_run_here(demo_model):
     assert engine.name == "eager"
     assert notes == ("engine eager in the place of graphed: it needs a CUDA device, and the model is on cpu",)
     assert StagedModel("demo", demo_model.adapter, engine, notes).notes[-1:] == notes
-
-
-def test_rows_of_a_batch_are_drawn_as_each_alone():
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    ends, cpu = torch.tensor([7]), torch.device("cpu")
-    for sampling in (Sampling(), Sampling(temperature=3.0, top_p=0.9, seed=4, ignore_eos=True)):
-        together = TokenChooser(sampling, ends, cpu)
-        alone = [TokenChooser(sampling, ends, cpu) for _ in logits]
-        for _ in range(20):
-            assert together(logits).tolist() == [int(choose(row)) for choose, row in zip(alone, logits, strict=True)]
-
-
-def test_draws_are_multinomials():
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    choose = TokenChooser(Sampling(temperature=1.0, seed=3), torch.tensor([7]), torch.device("cpu"))
-    counts = torch.bincount(torch.stack([choose(logits) for _ in range(4000)]), minlength=50) / 4000
-    assert float((counts - torch.softmax(logits, dim=-1)).abs().max()) < 0.03

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import unfuse
 from unfuse.feature_store import key
-from unfuse.feature_store.key import entry_key, is_known, software
+from unfuse.feature_store.key import entry_key, has_hashes, software
 
 PARTS = st.tuples(st.text(), st.text(), st.text(), st.text())
 
@@ -34,10 +34,10 @@ def test_any_name_becomes_a_plain_one(parts):
 
 
 @pytest.mark.parametrize("hostile", ["../" * 21 + "x", "A" * 64, "", "a" * 63, "a" * 64 + "\n", "/" * 64])
-def test_what_is_no_hash_is_not_looked_up(hostile):
-    assert is_known("a" * 64, "0" * 64)
-    assert not is_known(hostile, "0" * 64)
-    assert not is_known("a" * 64, hostile)
+def test_what_is_no_hash_has_no_key(hostile):
+    assert has_hashes("a" * 64, "0" * 64)
+    assert not has_hashes(hostile, "0" * 64)
+    assert not has_hashes("a" * 64, hostile)
 
 
 def test_software_is_what_is_installed():

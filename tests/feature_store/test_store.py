@@ -227,7 +227,7 @@ def failing(number):
     return fail
 
 
-@pytest.mark.parametrize("call", ["_write_new", "_make_way"])
+@pytest.mark.parametrize("call", ["_write_new", "_replaced_bytes"])
 def test_a_full_disk_breaks_nobody(kept, make, get, monkeypatch, call):
     opened, _ = kept
     with monkeypatch.context() as patch:

@@ -9,13 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unfuse.measure.energy import LEAST_STEPS, LONGEST, counter_steps, work_energy
-from unfuse.measure.nvml import Unread
 from unfuse.testing import FakeGpu, FakeTime
+from unfuse.unavailable import Unavailable
 
 
 def measure(gpu, *, watts, call_s, seconds=2.0):
     steps = counter_steps(gpu, gpu.clock)
-    assert not isinstance(steps, Unread), steps
+    assert not isinstance(steps, Unavailable), steps
     return work_energy(
         gpu, lambda: gpu.work(call_s, watts), lambda: None, steps, seconds=seconds, clock=gpu.clock
     ), steps
@@ -113,7 +113,7 @@ def test_a_window_of_too_few_steps_gives_no_number():
     """The negative control: 40 steps of a second do not fit, and nothing is guessed in their place."""
     gpu = FakeGpu(idle_watts=80, period_s=1.0)
     found, _ = measure(gpu, watts=400, call_s=0.03, seconds=2.0)
-    assert isinstance(found, Unread)
+    assert isinstance(found, Unavailable)
     assert "every 1000 ms" in found.reason
     assert "40 steps take 40.0 s" in found.reason
     assert gpu.worked_s == 0
@@ -132,8 +132,8 @@ def test_a_naive_reading_would_be_wrong():
 def test_a_counter_that_stands_still_or_is_not_there():
     gpu = FakeGpu(idle_watts=0, period_s=0.05)
     found = counter_steps(gpu, gpu.clock)
-    assert found == Unread("the energy counter does not move")
-    gpu.unread = Unread("NVML: Not Supported")
+    assert found == Unavailable("the energy counter does not move")
+    gpu.unread = Unavailable("NVML: Not Supported")
     assert counter_steps(gpu, gpu.clock) == gpu.unread
 
 
@@ -143,6 +143,6 @@ def test_a_counter_that_fails_on_the_way():
 
     def work():
         gpu.work(0.5, 400)
-        gpu.unread = Unread("NVML: GPU is lost")
+        gpu.unread = Unavailable("NVML: GPU is lost")
 
     assert work_energy(gpu, work, lambda: None, steps, seconds=2, clock=gpu.clock) == gpu.unread

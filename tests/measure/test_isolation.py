@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from unfuse.measure.isolation import CpuTimes, IsolationGuard, LinuxHost
-from unfuse.measure.nvml import GpuProcess, Unread
+from unfuse.measure.nvml import GpuProcess
 from unfuse.testing import FakeGpu
+from unfuse.unavailable import Unavailable
 
 GIB = 2**30
 
@@ -56,9 +57,9 @@ def test_a_machine_to_itself_has_no_findings():
     gpu, host = FakeGpu(), FakeHost()
     gpu.running = (GpuProcess(pid=100, used_bytes=15 * GIB), GpuProcess(pid=101, used_bytes=GIB))
     watching = guard(gpu, host)
-    assert watching.look_at_start().findings == ()
+    assert watching.check_at_start().findings == ()
     host.passes(1.0, own=4.0)
-    found = watching.look()
+    found = watching.check()
     assert found.findings == (), "our own four busy cores are not others'"
     assert found.unseen == {}
 
@@ -66,7 +67,7 @@ def test_a_machine_to_itself_has_no_findings():
 def test_other_processes_on_the_gpu():
     gpu = FakeGpu()
     gpu.running = (GpuProcess(pid=100, used_bytes=GIB), GpuProcess(pid=7, used_bytes=3 * GIB))
-    (finding,) = guard(gpu).look().findings
+    (finding,) = guard(gpu).check().findings
     assert finding.rule == "gpu-processes"
     assert finding.detail == "1 others on the GPU: 7 (python, 3.0 GiB)"
 
@@ -74,18 +75,18 @@ def test_other_processes_on_the_gpu():
 def test_our_own_children_are_not_others():
     gpu = FakeGpu()
     gpu.running = (GpuProcess(pid=101, used_bytes=GIB),)
-    assert guard(gpu).look().findings == ()
+    assert guard(gpu).check().findings == ()
 
 
 def test_in_a_container_one_unknown_process_is_ours_and_two_are_not():
     gpu = FakeGpu()
     gpu.running = (GpuProcess(pid=40_001, used_bytes=15 * GIB),)
     watching = guard(gpu)
-    found = watching.look()
+    found = watching.check()
     assert found.findings == ()
     assert "another namespace" in found.unseen["gpu-processes"]
     gpu.running += (GpuProcess(pid=8, used_bytes=2 * GIB),)
-    (finding,) = watching.look().findings
+    (finding,) = watching.check().findings
     assert finding.detail == "1 others on the GPU: 8 (name unknown, 2.0 GiB)", "its number names nobody here"
 
 
@@ -93,40 +94,40 @@ def test_in_a_container_one_unknown_process_is_ours_and_two_are_not():
 def test_throttling(slow, expected):
     gpu = FakeGpu()
     gpu.slow = slow
-    assert rules(guard(gpu).look()) == expected
+    assert rules(guard(gpu).check()) == expected
 
 
-@pytest.mark.parametrize(("slowed_s", "expected"), [(0.09, []), (0.11, ["gpu-throttled"])])
-def test_throttling_between_two_looks(slowed_s, expected):
+@pytest.mark.parametrize(("throttled_s", "expected"), [(0.09, []), (0.11, ["gpu-throttled"])])
+def test_throttling_between_two_checks(throttled_s, expected):
     """10 s: the limit of 1 % is 0.1 s. What was before the first look does not count."""
     gpu, now = FakeGpu(), [0.0]
     gpu.slow_s = {"power cap": 500.0, "thermal slowdown": 0.0}
     watching = IsolationGuard(host=FakeHost(), gpu=gpu, sleep=lambda _: None, now=lambda: now[0])
-    assert rules(watching.look_at_start()) == []
+    assert rules(watching.check_at_start()) == []
     now[0] = 10.0
-    gpu.slow_s["power cap"] += slowed_s
-    assert rules(watching.look()) == expected
+    gpu.slow_s["power cap"] += throttled_s
+    assert rules(watching.check()) == expected
     now[0] = 20.0
-    assert rules(watching.look()) == []
+    assert rules(watching.check()) == []
 
 
 def test_how_long_is_said():
     gpu, now = FakeGpu(), [0.0]
     gpu.slow_s = {"thermal slowdown": 1.0}
     watching = IsolationGuard(host=FakeHost(), gpu=gpu, sleep=lambda _: None, now=lambda: now[0])
-    watching.look()
+    watching.check()
     now[0], gpu.slow_s = 4.0, {"thermal slowdown": 2.0}
-    (finding,) = watching.look().findings
+    (finding,) = watching.check().findings
     assert finding.detail == "clocks held down by thermal slowdown for 25 % of 4.0 s"
 
 
 def test_a_busy_gpu_at_the_start():
     gpu = FakeGpu()
     gpu.busy_pct = 63
-    (finding,) = guard(gpu).look_at_start().findings
+    (finding,) = guard(gpu).check_at_start().findings
     assert finding.rule == "gpu-busy"
     assert "63 %" in finding.detail
-    assert rules(guard(gpu).look()) == [], "later on it is our own work"
+    assert rules(guard(gpu).check()) == [], "later on it is our own work"
 
 
 def test_our_own_work_just_before_is_not_others():
@@ -136,7 +137,7 @@ def test_our_own_work_just_before_is_not_others():
     def settles(_):
         gpu.busy_pct = max(0, gpu.busy_pct - 40)
 
-    assert guard(gpu, sleep=settles).look_at_start().findings == ()
+    assert guard(gpu, sleep=settles).check_at_start().findings == ()
 
 
 @pytest.mark.parametrize(("others", "expected"), [(0.7, []), (0.9, ["cpu-busy"])])
@@ -144,37 +145,37 @@ def test_others_on_the_cpu_between_two_looks(others, expected):
     """4 cores for one second: the limit of 20 % is 0.8 s."""
     host = FakeHost()
     watching = guard(host=host)
-    watching.look_at_start()
+    watching.check_at_start()
     host.passes(1.0, own=2.0, others=others)
-    found = watching.look()
+    found = watching.check()
     assert rules(found) == expected
     host.passes(1.0, own=2.0)
-    assert rules(watching.look()) == [], "only what came since the last look counts"
+    assert rules(watching.check()) == [], "only what came since the last look counts"
 
 
 def test_others_on_the_cpu_at_the_start():
     host = FakeHost()
     watching = guard(host=host, sleep=lambda seconds: host.passes(seconds, others=2 * seconds))
-    (finding,) = watching.look_at_start().findings
+    (finding,) = watching.check_at_start().findings
     assert finding.detail == "others took 50 % of 4 cores (limit 20 %)"
 
 
 @pytest.mark.parametrize(("load", "expected"), [(6.0, []), (6.1, ["cpu-load"])])
 def test_load_average(load, expected):
-    assert rules(guard(host=FakeHost(load=load)).look_at_start()) == expected
+    assert rules(guard(host=FakeHost(load=load)).check_at_start()) == expected
 
 
 def test_what_cannot_be_looked_at_is_said():
     gpu, host = FakeGpu(), FakeHost()
-    gpu.unread = Unread("NVML: Not Supported")
-    host.load = Unread("this system gives no load average")
-    host.now = Unread("/proc/stat cannot be read")
+    gpu.unread = Unavailable("NVML: Not Supported")
+    host.load = Unavailable("this system gives no load average")
+    host.now = Unavailable("/proc/stat cannot be read")
     watching = IsolationGuard(host=host, gpu=gpu, sleep=lambda _: None)
-    found = watching.look_at_start()
+    found = watching.check_at_start()
     assert found.findings == ()
     assert set(found.unseen) == {"gpu-processes", "gpu-busy", "gpu-throttled", "cpu-busy", "cpu-load"}
     assert found.unseen["gpu-busy"] == "NVML: Not Supported"
-    without = IsolationGuard(host=FakeHost(), gpu=Unread("no GPU"), sleep=lambda _: None).look_at_start()
+    without = IsolationGuard(host=FakeHost(), gpu=Unavailable("no GPU"), sleep=lambda _: None).check_at_start()
     assert without.unseen == dict.fromkeys(("gpu-processes", "gpu-busy", "gpu-throttled"), "no GPU")
 
 
@@ -193,14 +194,14 @@ def test_proc_as_linux_writes_it(tmp_path):
     assert host.own_pids() == {os.getpid(), 50, 60, 61}
     assert host.process_name(70) == "other"
     assert host.process_name(71) is None
-    assert isinstance(LinuxHost(tmp_path / "none").times(), Unread)
+    assert isinstance(LinuxHost(tmp_path / "none").times(), Unavailable)
 
 
 def test_this_machine():
     """The real thing: a child that computes is ours while it runs, and so is its time once it has ended."""
     host = LinuxHost()
     before = host.times()
-    if isinstance(before, Unread):
+    if isinstance(before, Unavailable):
         pytest.skip(before.reason)
     child = subprocess.Popen([sys.executable, "-c", "sum(range(3 * 10**6)); input()"], stdin=subprocess.PIPE)
     try:

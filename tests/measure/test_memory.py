@@ -10,7 +10,7 @@ import torch
 
 from tests.started import wait_for
 from unfuse.measure.memory import MemoryClock, MemoryTrack, memory_meter
-from unfuse.runs.schema import StageMemory
+from unfuse.records.schema import StageMemory
 
 MIB = 2**20
 
@@ -47,7 +47,7 @@ def test_every_stage_is_read_once():
             self.reads += 1
             return StageMemory(peak_bytes=self.reads, resident_bytes=0)
 
-        def held(self):
+        def allocated(self):
             return 0
 
     meter = Counting()
@@ -74,7 +74,7 @@ class Rising:
     def read(self):
         return StageMemory(peak_bytes=self.bytes_held, resident_bytes=self.bytes_held)
 
-    def held(self):
+    def allocated(self):
         self.clock.sleep(0.01)
         self.bytes_held += 1
         return self.bytes_held
@@ -82,7 +82,7 @@ class Rising:
 
 @pytest.fixture
 def rising(fake_time, monkeypatch):
-    monkeypatch.setattr("unfuse.measure.memory._EVERY_S", 0.001)
+    monkeypatch.setattr("unfuse.measure.memory._PERIOD_S", 0.001)
     return Rising(fake_time)
 
 
@@ -96,7 +96,7 @@ def test_memory_over_time(rising):
 
 
 def test_a_long_track_gives_up_every_other_reading(rising, monkeypatch):
-    monkeypatch.setattr("unfuse.measure.memory._MOST_READINGS", 8)
+    monkeypatch.setattr("unfuse.measure.memory._MAX_READINGS", 8)
     with MemoryTrack(rising) as track:
         wait_for(lambda: rising.bytes_held > 24)
     assert 4 <= len(track.readings) < 12
@@ -106,8 +106,8 @@ def test_what_the_process_holds_now():
     meter = memory_meter(torch.device("cpu"))
     if meter is None:
         pytest.skip("this system does not count a process's memory")
-    before = meter.held()
+    before = meter.allocated()
     kept = np.ones(64 * MIB, np.uint8)
-    assert meter.held() - before > 50 * MIB
+    assert meter.allocated() - before > 50 * MIB
     assert len(kept) == 64 * MIB
-    assert abs(meter.held() - meter.read().resident_bytes) < 16 * MIB
+    assert abs(meter.allocated() - meter.read().resident_bytes) < 16 * MIB

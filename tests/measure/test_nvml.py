@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unfuse.measure.nvml import GpuProcess, NvmlGpu, Unread, open_gpu
+from unfuse.measure.nvml import GpuProcess, NvmlGpu, open_gpu
+from unfuse.unavailable import Unavailable
 
 
 class NVMLError(Exception):
@@ -55,13 +56,13 @@ def test_readings():
     ],
 )
 def test_what_slows_the_clocks(bits, reasons):
-    assert gpu(nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: bits).slowed_by() == reasons
+    assert gpu(nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: bits).throttle_reasons() == reasons
 
 
 def test_how_long_clocks_were_held_down():
     times = {0: 2_500_000_000, 1: 0}
     found = gpu(nvmlDeviceGetViolationStatus=lambda _, policy: SimpleNamespace(violationTime=times[policy]))
-    assert found.slowed_s() == {"power cap": 2.5, "thermal slowdown": 0.0}
+    assert found.throttled_s() == {"power cap": 2.5, "thermal slowdown": 0.0}
     pynvml = pytest.importorskip("pynvml")
     assert (pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL) == (0, 1)
 
@@ -72,12 +73,12 @@ def test_how_long_clocks_were_held_down():
         ("nvmlDeviceGetTotalEnergyConsumption", "energy_mj"),
         ("nvmlDeviceGetComputeRunningProcesses", "processes"),
         ("nvmlDeviceGetUtilizationRates", "utilisation_pct"),
-        ("nvmlDeviceGetCurrentClocksThrottleReasons", "slowed_by"),
-        ("nvmlDeviceGetViolationStatus", "slowed_s"),
+        ("nvmlDeviceGetCurrentClocksThrottleReasons", "throttle_reasons"),
+        ("nvmlDeviceGetViolationStatus", "throttled_s"),
     ],
 )
 def test_what_a_device_does_not_report_is_a_reason(call, read):
-    assert getattr(gpu(**{call: unsupported}), read)() == Unread("NVML: Not Supported")
+    assert getattr(gpu(**{call: unsupported}), read)() == Unavailable("NVML: Not Supported")
 
 
 def test_no_gpu_no_package_no_driver(monkeypatch):
@@ -91,7 +92,7 @@ def test_no_gpu_no_package_no_driver(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="H", uuid="u"))
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlInit=no_driver))
-    assert open_gpu(cuda) == Unread("NVML: Driver Not Loaded")
+    assert open_gpu(cuda) == Unavailable("NVML: Driver Not Loaded")
 
 
 def test_a_device_without_a_uuid(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfuse.checksum import sum_where_it_is, tensor_checksum
+from unfuse.checksum import checksum_by_torch, tensor_checksum
 from unfuse.models.eventgpt import EventChatModel
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 from unfuse.samples.demo import demo_checkpoint
@@ -39,7 +39,7 @@ def test_checksum_is_its_formula(values):
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
 def test_on_a_device_it_is_the_same(values):
     words = torch.tensor(values)
-    assert sum_where_it_is(words) == tensor_checksum(words)
+    assert checksum_by_torch(words) == tensor_checksum(words)
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=50), st.data())
@@ -75,9 +75,9 @@ def test_words_that_differ_in_their_signs_do_not_change_places_unseen(signs, apa
 def test_chunks_do_not_matter(monkeypatch):
     tensor = torch.arange(1000, dtype=torch.float32)
     words = tensor.view(torch.int64)
-    whole = sum_where_it_is(words)
+    whole = checksum_by_torch(words)
     monkeypatch.setattr("unfuse.checksum._CHUNK_WORDS", 7)
-    assert sum_where_it_is(words) == whole == by_words(tensor)
+    assert checksum_by_torch(words) == whole == by_words(tensor)
 
 
 def test_views_count_by_value():
@@ -159,7 +159,7 @@ def test_a_whole_processor_counts_by_its_pixels():
     """Its image processor's settings and class, and what it does itself; not its tokenizer, which makes no pixels."""
     from transformers import LlavaProcessor
 
-    from unfuse.adapters.random_tokenizer import tokenizer_with
+    from unfuse.adapters.random_weights import tokenizer_with
 
     class Backend(type(clip())):
         pass

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from unfuse.benchmarking import BenchSettings, RunOptions, bench_model
 from unfuse.measure.isolation import IsolationGuard, LinuxHost
-from unfuse.protocols import BenchSettings, bench_model
-from unfuse.runs import STAGES, RunFolder
+from unfuse.records import STAGES, RunFolder
 from unfuse.samples import Dataset
 from unfuse.samples.demo import demo_dataset
 from unfuse.testing import FakeGpu
@@ -67,7 +67,9 @@ def folder(demo_model, tmp_path_factory):
     )
     data = demo_dataset(max_samples=3)
     guard = IsolationGuard(host=LinuxHost(), gpu=FakeGpu(), sleep=lambda _: None)
-    bench_model(demo_model, Dataset(name="three", samples=data.samples), settings, output=place, guard=guard)
+    bench_model(
+        demo_model, Dataset(name="three", samples=data.samples), settings, RunOptions(output=place, guard=guard)
+    )
     return place
 
 

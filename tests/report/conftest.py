@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unfuse.runs import STAGES, Manifest, SampleRecord, StageTime
+from unfuse.records import STAGES, Manifest, SampleRecord, StageTime
 
 SEED_MS = (8.5, 17.0, 28.5, 21.8, 928.2)
 """The seed's expected sample: load, preprocess, encode, and its Stage 4 split in two."""

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from unfuse.errors import InputError
+from unfuse.records import Noise, Probes, StageTime
 from unfuse.report.change import MIN_SAMPLES, Side, change_between, ratio_of, word_for
-from unfuse.report.change_text import change_markdown, headline, remarks_of, sides_of
+from unfuse.report.change_text import headline, remarks_of, sides_of
+from unfuse.report.markdown import change_markdown
 from unfuse.report.statistics import Ratio
-from unfuse.runs import Noise, Probes, StageTime
 
 PAIRS, SAMPLES = 200, 40
 RIGHT = 0.95

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.examples import examples
+from unfuse.records import Manifest, Probes, SampleRecord, StageMemory, StageTime
 from unfuse.report import Part, compare, comparison_markdown, print_comparison, summarise
 from unfuse.report.comparison_tables import OTHER_ENGINE, UNFAIR, remarks, tables
 from unfuse.report.statistics import ratio
-from unfuse.runs import Manifest, Probes, SampleRecord, StageMemory, StageTime
 
 HOSTILE = "\x1b[31mevil|model\n[bold]"
 MakeRun = Callable[..., list[SampleRecord]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unfuse.records.schema import Energy, Probes, StageEnergy
 from unfuse.report.energy import energy_line, energy_rows, energy_summary
-from unfuse.runs.schema import Energy, Probes, StageEnergy
 
 
 def of(**fields: object) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from unfuse.records import SampleRecord, StageTime
 from unfuse.report import LiveView
-from unfuse.runs import SampleRecord, StageTime
 
 HOSTILE = "\x1b[31mred\x1b[0m\r\n[bold]x[/bold] \u202eevil \x07"
 
@@ -42,7 +42,7 @@ def view(width: int = 80, height: int = 24, *, file: io.StringIO | None = None, 
 def drawn(live: LiveView, width: int = 80, height: int = 24) -> list[str]:
     """What it would draw now."""
     file = io.StringIO()
-    Console(file=file, width=width, height=height, color_system=None).print(live)
+    Console(file=file, width=width, height=height, color_system=None).print(live.get_renderable())
     return file.getvalue().splitlines()
 
 
@@ -63,7 +63,7 @@ def test_it_says_how_far_a_run_is(make_record: Callable[..., SampleRecord]) -> N
     assert table["load"] == ["2.00", "3.00", "7.7", "%"]
     assert table["decode"] == ["15.00", "20.00", "57.7", "%"]
     assert table["sum of stages"] == ["26.00", "32.00", "100.0", "%"], "the cold repeat is in no median"
-    assert "2 measured, 1 failed, 1 warm-ups apart; 38.5 samples/s, 230.8 output tokens/s" in rows
+    assert "2 measured, 1 failed, 1 warm-ups; 38.5 samples/s, 230.8 output tokens/s" in rows
     assert rows[-1].strip() == "FAILED: out of memory"
     live.show(3, make_record("d", question="What moves?", text="A disc."))
     assert [row.strip() for row in drawn(live)[-2:]] == ["Sample 3: What moves?", "A disc."]
@@ -78,7 +78,7 @@ def test_it_says_how_far_a_run_is(make_record: Callable[..., SampleRecord]) -> N
     ("width", "height"), [(80, 24), (200, 50), (80, 12), (40, 12), (20, 5), (8, 3), (1, 2), (80, 1)]
 )
 def test_it_fits(width: int, height: int, protocol: str) -> None:
-    from unfuse.runs import PROTOCOL_STAGES
+    from unfuse.records import PROTOCOL_STAGES
 
     live, _ = view(width, height, parts=2)
     live.begin("a long name of a model " * 9, protocol)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from unfuse.report import Part, compare, comparison_markdown, print_summary, report_markdown, summarise
-from unfuse.report.quality import quality, share
+from unfuse.report.quality import proportion, quality
 
 REFERENCE = "Two objects move in this scene: a disc moves up and a bar moves down. The camera stands still."
 WRONG = REFERENCE.replace("a bar moves down", "a bar moves up")
@@ -26,11 +26,11 @@ def test_counts_by_hand():
 
 
 def test_interval_is_clopper_pearson():
-    found = share(95, 100)
+    found = proportion(95, 100)
     assert found.pct == 95
     assert (found.low_pct, found.high_pct) == pytest.approx((88.72, 98.36), abs=0.01)
-    assert share(0, 3).low_pct == 0
-    assert share(3, 3).high_pct == 100
+    assert proportion(0, 3).low_pct == 0
+    assert proportion(3, 3).high_pct == 100
 
 
 def test_reports_say_how_right_answers_are(manifest, make_run):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from unfuse.errors import RunFolderError
-from unfuse.report.reading import read_runs, run_of, told_apart
-from unfuse.runs import ComparisonFolder, Manifest, RunFolder, SampleRecord
+from unfuse.records import ComparisonFolder, Manifest, RunFolder, SampleRecord
+from unfuse.report.reading import read_runs, run_of, with_unique_names
 
 MakeRun = Callable[..., list[SampleRecord]]
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -25,7 +25,7 @@ def write(path: Path, manifest: Manifest, records: list[SampleRecord]) -> Path:
 
 def test_a_comparison_stands_for_its_parts(tmp_path: Path, manifest: Manifest, make_run: MakeRun) -> None:
     parts = [("demo", "decoupled"), ("other", "decoupled"), ("third", "fused"), ("fourth", "fused")]
-    folder = ComparisonFolder.create(tmp_path / "all", parts, asked={}, created="2026-01-01", command=("unfuse",))
+    folder = ComparisonFolder.create(tmp_path / "all", parts, common={}, created="2026-01-01", command=("unfuse",))
     write(folder.run_folder(0), manifest, make_run())
     folder.note(0, "ended")
     folder.note(1, "failed", "no such model")
@@ -42,7 +42,7 @@ def test_a_comparison_stands_for_its_parts(tmp_path: Path, manifest: Manifest, m
 
 def test_a_part_is_no_path(tmp_path: Path, manifest: Manifest, make_run: MakeRun) -> None:
     """A comparison from a stranger must not read elsewhere."""
-    folder = ComparisonFolder.create(tmp_path / "all", [("demo", "decoupled")], asked={}, created="", command=())
+    folder = ComparisonFolder.create(tmp_path / "all", [("demo", "decoupled")], common={}, created="", command=())
     write(tmp_path / "elsewhere", manifest, make_run())
     place = folder.path / "comparison.json"
     value = json.loads(place.read_text())
@@ -52,11 +52,11 @@ def test_a_part_is_no_path(tmp_path: Path, manifest: Manifest, make_run: MakeRun
         read_runs([folder.path])
 
 
-def test_equal_runs_are_told_apart(tmp_path: Path, manifest: Manifest, make_run: MakeRun) -> None:
+def test_equal_runs_get_unique_names(tmp_path: Path, manifest: Manifest, make_run: MakeRun) -> None:
     paths = [write(tmp_path / name, manifest, make_run()) for name in ("before", "after")]
     assert [run.part.model for run in read_runs(paths)] == ["demo [before]", "demo [after]"]
     in_memory = [run_of(manifest, make_run(), None) for _ in range(2)]
-    assert [run.part.model for run in told_apart(in_memory)] == ["demo [run 1]", "demo [run 2]"]
+    assert [run.part.model for run in with_unique_names(in_memory)] == ["demo [run 1]", "demo [run 2]"]
     twins = [write(tmp_path / str(i) / "run", manifest, make_run()) for i in range(2)]
     assert len({run.part.model for run in read_runs(twins)}) == 2
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from unfuse.records.schema import Ceilings, Probes, SampleRecord, StageTime, StageWork
 from unfuse.report.roofline import roofline
-from unfuse.runs.schema import Ceilings, Probes, SampleRecord, StageTime, StageWork
 
 PROBES = Probes(
     work={

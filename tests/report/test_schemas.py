@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.examples import examples
+from unfuse.benchmarking import PROTOCOLS, BenchSettings, ModelSource, RunOptions, bench_several
 from unfuse.errors import RunFolderError
 from unfuse.loading import load
-from unfuse.protocols import PROTOCOLS, BenchSettings, bench_several
+from unfuse.records import Manifest, Probes, RunFolder, from_line
+from unfuse.records.comparison_folder import ComparisonManifest
+from unfuse.records.conversion import from_plain, is_newer_minor
 from unfuse.report.schemas import schemas, text_of
-from unfuse.runs import Manifest, Probes, RunFolder, from_line
-from unfuse.runs.comparison_folder import ComparisonManifest
-from unfuse.runs.plain import from_plain
-from unfuse.runs.version import is_newer_minor
 from unfuse.samples.demo import demo_dataset
 from unfuse.staged_model import StagedModel
 
@@ -100,7 +99,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo under every protocol."""
     folder = tmp_path_factory.mktemp("schemas") / "all"
     quick = BenchSettings(output_length=3, num_warmups=1, noise_repeats=1, balance_seconds=0.0)
-    bench_several(["demo"], list(PROTOCOLS), load_cpu, demo_dataset(max_samples=1), quick, output=folder)
+    source = ModelSource(names=("demo",), load=load_cpu)
+    bench_several(source, list(PROTOCOLS), demo_dataset(max_samples=1), quick, RunOptions(output=folder))
     return folder
 
 

@@ -221,7 +221,10 @@ def test_the_line_finds_what_was_put_in() -> None:
     ("x", "words"),
     [
         ([], "nothing measured"),
-        ([46.0] * 20, "all 20 samples have 46 output tokens: cost a token and fixed cost cannot be told apart"),
+        (
+            [46.0] * 20,
+            "all 20 samples have 46 output tokens: the cost of a token",
+        ),
         ([1.0, 2.0, 3.0, 4.0], "4 samples; at least 5"),
         ([1.0, 2.0] * 10, "only 2 different numbers of output tokens"),
     ],

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from unfuse.records import Manifest, SampleRecord
 from unfuse.report import print_line, print_summary, report_markdown, sample_line, summarise
-from unfuse.runs import Manifest, SampleRecord
 
 MakeRecord = Callable[..., SampleRecord]
 MakeRun = Callable[..., list[SampleRecord]]
@@ -74,7 +74,7 @@ def test_no_terminal_codes_where_output_is_no_terminal(manifest: Manifest, make_
 
 def test_a_hostile_text_breaks_nothing(manifest: Manifest, make_run: MakeRun) -> None:
     failed = SampleRecord(sample_id=HOSTILE, status="failed", error=HOSTILE)
-    summary = summarise(manifest, [*make_run(notes=(HOSTILE,)), failed], None, extra_reasons=(HOSTILE,))
+    summary = summarise(manifest, [*make_run(notes=(HOSTILE,)), failed], None)
     out = printed(lambda console: print_summary(console, HOSTILE, summary))
     assert all(character.isprintable() or character == "\n" for character in out)
     assert [line for line in out.splitlines() if line.startswith("VERDICT")] == ["VERDICT: INVALID"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from unfuse.records import STAGES, Energy, Probes, SampleRecord, StageEnergy, StageMemory, StageTime, StepPass
 from unfuse.report import trace as trace_module
 from unfuse.report import trace_text
-from unfuse.runs import STAGES, Energy, Probes, SampleRecord, StageEnergy, StageMemory, StageTime, StepPass
 
 
 def timed(start_ms, *, device=False):

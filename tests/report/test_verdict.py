@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from unfuse.records import Manifest, Noise, Probes, SampleRecord
 from unfuse.report import summarise
-from unfuse.runs import Manifest, Noise, Probes, SampleRecord
 
 MakeRecord = Callable[..., SampleRecord]
 MakeRun = Callable[..., list[SampleRecord]]
@@ -86,11 +86,6 @@ def test_other_tokens_end_to_end(manifest: Manifest, make_run: MakeRun, make_rec
     verdict = summarise(manifest, [*make_run(), make_record("other", e2e_same_tokens=False)], QUIET).verdict
     (reason,) = verdict.reasons
     assert "other tokens" in reason
-
-
-def test_what_the_protocol_holds_against_it(manifest: Manifest, make_run: MakeRun) -> None:
-    verdict = summarise(manifest, make_run(), QUIET, extra_reasons=("vision runs again in generate",)).verdict
-    assert verdict.reasons == ("vision runs again in generate",)
 
 
 def test_noise_warns(manifest: Manifest, make_run: MakeRun) -> None:

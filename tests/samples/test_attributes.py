@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfuse.samples.attributes import NAMES, attributes, judge
+from unfuse.samples.attributes import NAMES, attributes, score_answer
 from unfuse.samples.demo.dialogue import Turn, turns
-from unfuse.samples.demo.scenes import Facts, demo_scene
+from unfuse.samples.demo.scenes import SceneFacts, demo_scene
 
 
-def expected(turn: Turn, facts: Facts) -> dict[tuple[str, str], str]:
+def expected(turn: Turn, facts: SceneFacts) -> dict[tuple[str, str], str]:
     """What a turn's answer has to claim, from the facts alone."""
     movers = {mover.shape: mover for mover in facts.movers}
     count = {("count", ""): str(len(movers))}
@@ -77,11 +77,11 @@ def test_other_words(text, claims):
 
 def test_judging_goes_by_the_reference():
     reference = "Two objects move in this scene: a disc moves up and a bar moves down. The camera stands still."
-    assert all(judge(reference, reference).values())
+    assert all(score_answer(reference, reference).values())
     other = reference.replace("a bar moves down", "a bar moves up")
-    assert [key for key, right in judge(reference, other).items() if not right] == [("direction", "bar")]
-    assert not any(judge(reference, "").values())
-    assert judge("No words of ours.", reference) == {}
+    assert [key for key, right in score_answer(reference, other).items() if not right] == [("direction", "bar")]
+    assert not any(score_answer(reference, "").values())
+    assert score_answer("No words of ours.", reference) == {}
 
 
 @given(st.text(max_size=300))

@@ -1,4 +1,4 @@
-"""Data sets cut from recordings: exact, stable, resumable; checked and described."""
+"""Datasets of windows of recordings: exact, stable, resumable; checked and described."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unfuse.cli import run
 from unfuse.errors import DatasetError, InputError
 from unfuse.events import event_frames, read_events, write_eventgpt_npy
 from unfuse.samples import read_dataset
-from unfuse.samples.build import Cut, parse_time, plan, read_questions, write_dataset
+from unfuse.samples.build import Windowing, parse_time, plan, read_questions, write_dataset
 from unfuse.samples.dataset import MANIFEST_NAME, find_defects
 from unfuse.samples.description import contact_sheet, describe_dataset
 from unfuse.samples.media import read_image
@@ -67,7 +67,7 @@ def contents(folder):
 def test_windows_of_a_sequence_are_a_brute_force_slice(tmp_path):
     write_sequence(tmp_path)
     out = tmp_path / "out"
-    found = plan(find_recordings(tmp_path), Cut(window_us=100_000, stride=50_000))
+    found = plan(find_recordings(tmp_path), Windowing(window_us=100_000, stride=50_000))
     write_dataset(out, found, workers=1)
     data = read_dataset(out)
     assert len(data.samples) == 7
@@ -96,7 +96,7 @@ def test_windows_of_a_sequence_are_a_brute_force_slice(tmp_path):
 
 def test_again_changes_nothing_and_processes_do_not_matter(tmp_path):
     write_sequence(tmp_path)
-    found = plan(find_recordings(tmp_path), Cut(window_us=100_000))
+    found = plan(find_recordings(tmp_path), Windowing(window_us=100_000))
     write_dataset(tmp_path / "one", found, workers=1)
     write_dataset(tmp_path / "two", found, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -104,7 +104,7 @@ def test_again_changes_nothing_and_processes_do_not_matter(tmp_path):
     write_dataset(tmp_path / "one", found, workers=2)
     assert digests(tmp_path / "one") == before, "not even written again"
     with pytest.raises(DatasetError, match="another data set"):
-        write_dataset(tmp_path / "one", plan(find_recordings(tmp_path), Cut(window_us=200_000)))
+        write_dataset(tmp_path / "one", plan(find_recordings(tmp_path), Windowing(window_us=200_000)))
 
 
 @pytest.mark.parametrize("files", [0, 3])
@@ -118,7 +118,7 @@ def test_a_killed_build_is_finished_by_the_same_command(tmp_path, files):
     os.killpg(process.pid, 9)
     process.wait()
     assert run([*command[3:], "--workers", "1"]) == 0
-    write_dataset(whole, plan(find_recordings(tmp_path), Cut(window_us=20_000)), workers=1)
+    write_dataset(whole, plan(find_recordings(tmp_path), Windowing(window_us=20_000)), workers=1)
     left = {name for name in contents(out) if name.endswith(".partial") or "/." in f"/{name}"}
     assert {n: d for n, d in contents(out).items() if n not in left} == contents(whole)
 
@@ -126,7 +126,7 @@ def test_a_killed_build_is_finished_by_the_same_command(tmp_path, files):
 @pytest.mark.parametrize("step", [None, 3_000, 9_000])
 def test_windows_of_events(tmp_path, step):
     write_eventgpt_npy(tmp_path / "rec one.npy", STREAM)
-    found = plan(find_recordings(tmp_path / "rec one.npy"), Cut(window_us=None, events=6_000, stride=step))
+    found = plan(find_recordings(tmp_path / "rec one.npy"), Windowing(window_us=None, events=6_000, stride=step))
     write_dataset(tmp_path / "out", found, ["What moves?", "Where to?"], workers=1)
     data = read_dataset(tmp_path / "out")
     starts = range(0, 40_001 - 6_000, step or 6_000)
@@ -141,9 +141,9 @@ def test_windows_of_events(tmp_path, step):
 def test_a_recording_in_any_format_gives_the_same_windows(tmp_path):
     write_sequence(tmp_path, pictures=False)
     write_eventgpt_npy(tmp_path / "thun_00_a.npy", STREAM)
-    cut = Cut(window_us=70_000)
-    write_dataset(tmp_path / "a", plan(find_recordings(tmp_path / "test"), cut), workers=1)
-    write_dataset(tmp_path / "b", plan(find_recordings(tmp_path / "thun_00_a.npy"), cut), workers=2)
+    windowing = Windowing(window_us=70_000)
+    write_dataset(tmp_path / "a", plan(find_recordings(tmp_path / "test"), windowing), workers=1)
+    write_dataset(tmp_path / "b", plan(find_recordings(tmp_path / "thun_00_a.npy"), windowing), workers=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -151,14 +151,14 @@ def test_rectified_events_are_where_the_map_says(tmp_path):
     sequence = write_sequence(tmp_path, pictures=False)
     found = find_recordings(tmp_path)
     with pytest.raises(DatasetError, match="rectify map"):
-        plan(found, Cut(window_us=100_000, rectify=True))
+        plan(found, Windowing(window_us=100_000, rectify=True))
     y, x = np.mgrid[:480, :640]
     places = np.stack([x * 1.1 - 20.3, y * 0.9 + 3.2], 2).astype("f4")
     places[100, 100] = np.nan
     path = sequence / "events" / "left" / "rectify_map.h5"
     with h5py.File(path, "w") as file:
         file["rectify_map"] = places
-    write_dataset(tmp_path / "out", plan(found, Cut(window_us=400_000, rectify=True)), workers=1)
+    write_dataset(tmp_path / "out", plan(found, Windowing(window_us=400_000, rectify=True)), workers=1)
     (sample,) = read_dataset(tmp_path / "out").samples
     got = read_events(sample.event_data)
     expected = []
@@ -173,7 +173,7 @@ def test_rectified_events_are_where_the_map_says(tmp_path):
     with h5py.File(path, "w") as file:
         file["rectify_map"] = places[:3]
     with pytest.raises(InputError, match="rectify_map of"):
-        write_dataset(tmp_path / "other", plan(found, Cut(window_us=400_000, rectify=True)), workers=1)
+        write_dataset(tmp_path / "other", plan(found, Windowing(window_us=400_000, rectify=True)), workers=1)
 
 
 def test_windows_without_events_are_left_out_and_counted(tmp_path):
@@ -181,7 +181,7 @@ def test_windows_without_events_are_left_out_and_counted(tmp_path):
     late = replace(early, t=early.t + 300_000)
     both = type(early).from_arrays(*(np.concatenate([getattr(early, c), getattr(late, c)]) for c in "xytp"))
     write_eventgpt_npy(tmp_path / "a.npy", both)
-    found = plan(find_recordings(tmp_path / "a.npy"), Cut(window_us=20_000))
+    found = plan(find_recordings(tmp_path / "a.npy"), Windowing(window_us=20_000))
     assert found.left_out > 5
     write_dataset(tmp_path / "out", found, workers=1)
     assert len(read_dataset(tmp_path / "out").samples) == found.count
@@ -190,7 +190,7 @@ def test_windows_without_events_are_left_out_and_counted(tmp_path):
 def test_every_defect_is_reported(tmp_path):
     write_sequence(tmp_path)
     out = tmp_path / "out"
-    write_dataset(out, plan(find_recordings(tmp_path), Cut(window_us=100_000)), workers=1)
+    write_dataset(out, plan(find_recordings(tmp_path), Windowing(window_us=100_000)), workers=1)
     rows = json.loads((out / MANIFEST_NAME).read_text())
     (out / "event_npy" / rows[0]["event_data"]).write_bytes(b"junk")
     (out / "event_image" / rows[0]["event_image"][1]).unlink()
@@ -209,7 +209,7 @@ def test_every_defect_is_reported(tmp_path):
         {"id": "e", "event_data": "../x"},
     ]
     (out / MANIFEST_NAME).write_text(json.dumps(rows))
-    said = "\n".join(str(defect) for defect in find_defects(out))
+    text = "\n".join(str(defect) for defect in find_defects(out))
     for words in (
         "an unknown format that starts with 6a 75 6e 6b",
         "thun_00_a/000000_1.png",
@@ -222,7 +222,7 @@ def test_every_defect_is_reported(tmp_path):
         "row 7: found no media",
         "'../x'",
     ):
-        assert words in said, said
+        assert words in text, text
     assert run(["dataset", "check", str(out)]) == 1
     with pytest.raises(DatasetError):
         read_dataset(out)
@@ -231,11 +231,11 @@ def test_every_defect_is_reported(tmp_path):
 def test_description(tmp_path, capsys):
     write_sequence(tmp_path)
     out, picture = tmp_path / "out", tmp_path / "sheet.png"
-    write_dataset(out, plan(find_recordings(tmp_path), Cut(window_us=100_000)), ["a?", "b?"], workers=1)
+    write_dataset(out, plan(find_recordings(tmp_path), Windowing(window_us=100_000)), ["a?", "b?"], workers=1)
     described = describe_dataset(out)
     assert described.samples == 8
     assert described.questions == 2
-    assert sum(one.events for one in described.recorded) == len(STREAM)
+    assert sum(one.events for one in described.recordings) == len(STREAM)
     assert contact_sheet(described).shape == (252, 988, 3)
     assert run(["dataset", "info", str(out), "--picture", str(picture)]) == 0
     printed = capsys.readouterr().out
@@ -284,7 +284,7 @@ def test_a_damaged_sequence(tmp_path, change, says):
     sequence = write_sequence(tmp_path)
     change(sequence)
     with pytest.raises(InputError, match=says):
-        plan(find_recordings(tmp_path), Cut(window_us=100_000))
+        plan(find_recordings(tmp_path), Windowing(window_us=100_000))
 
 
 def test_questions(tmp_path):

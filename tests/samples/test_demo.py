@@ -27,7 +27,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 @given(SEEDS)
-def test_a_scene_is_what_its_facts_say(seed):
+def test_a_scene_agrees_with_its_facts(seed):
     scene, facts = demo_scene(seed)
     assert demo_scene(seed) == (scene, facts)
     assert sorted(m.shape for m in scene.movers) == sorted(m.shape for m in facts.movers)
@@ -37,12 +37,12 @@ def test_a_scene_is_what_its_facts_say(seed):
     by_shape = {m.shape: m for m in facts.movers}
     speeds = {}
     for mover in scene.movers:
-        said = by_shape[mover.shape]
+        fact = by_shape[mover.shape]
         (x0, y0, r0), (x1, y1, r1) = _at(mover, 0.0), _at(mover, 0.05)
         seen = {"left": x0 - x1, "right": x1 - x0, "up": y0 - y1, "down": y1 - y0, "closer": r1 - r0, "away": r0 - r1}
-        assert max(seen, key=seen.get) == said.direction
-        assert seen[said.direction] > 8, "enough of it to be seen"
-        assert said.place == PLACES[int((x0 + x1) / 2 // (640 / 3))]
+        assert max(seen, key=seen.get) == fact.direction
+        assert seen[fact.direction] > 8, "enough of it to be seen"
+        assert fact.place == PLACES[int((x0 + x1) / 2 // (640 / 3))]
         speeds[mover.shape] = np.hypot(*mover.velocity)
         for x, y, r in ((x0, y0, r0), (x1, y1, r1)):
             assert x - r > 80
@@ -55,7 +55,7 @@ def test_a_scene_is_what_its_facts_say(seed):
         assert speeds[facts.fastest] > 1.5 * max(others)
 
 
-def test_every_fact_occurs_and_contrast_tells_nothing_of_direction():
+def test_every_fact_occurs_and_contrast_is_independent_of_direction():
     found, bright = Counter(), {direction: [] for direction in DIRECTIONS}
     for seed in range(3000):
         scene, facts = demo_scene(seed)
@@ -151,9 +151,9 @@ def digests(folder):
 
 
 def test_a_data_set_folder(tmp_path):
-    out, rows, told = tmp_path / "set", demo_rows(3), []
-    write_demo_dataset(out, rows, workers=1, done=told.append)
-    assert told == [1, 2, 3]
+    out, rows, progress = tmp_path / "set", demo_rows(3), []
+    write_demo_dataset(out, rows, workers=1, done=progress.append)
+    assert progress == [1, 2, 3]
     data = read_dataset(out)
     data.check_media(events=True, video=True)
     assert [sample.sample_id for sample in data.samples] == [row.sample_id for row in rows]
@@ -165,10 +165,10 @@ def test_a_data_set_folder(tmp_path):
         assert len(sample.video_files) == 10
     before = digests(out)
     write_demo_dataset(out, rows, workers=2)
-    assert digests(out) == before, "again changes nothing"
+    assert digests(out) == before, "a second call changes nothing"
 
 
-def test_a_data_set_that_was_cut_off_is_finished(tmp_path):
+def test_an_interrupted_dataset_is_finished(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     rows = demo_rows(3, first_seed=60_000_000)
     write_demo_dataset(whole, rows, workers=2)
@@ -184,7 +184,7 @@ def test_a_data_set_that_was_cut_off_is_finished(tmp_path):
     assert digests(cut) == digests(whole), "and does not depend on the number of processes"
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(DatasetError, match="other files"):
         write_demo_dataset(tmp_path, demo_rows(1))

@@ -1,4 +1,4 @@
-"""The simulator: what a camera would give, and the same every time."""
+"""The simulator gives the events of a camera, and equal events every time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tests.examples import examples
 from unfuse.errors import EventStreamError, InputError
 from unfuse.events import read_events
-from unfuse.samples.simulator import SHAPES, Camera, Flicker, Mover, Scene, driving_scene, simulate
-from unfuse.samples.simulator.pixels import _crossings, _rested
-from unfuse.samples.simulator.render import Picture, draw_texture
+from unfuse.samples.simulator import SHAPES, Flicker, Mover, SimulatedCamera, SimulatedScene, driving_scene, simulate
+from unfuse.samples.simulator.pixels import _crossings, _outside_refractory, _Step
+from unfuse.samples.simulator.render import SceneRenderer, draw_texture
 
 BOX = Mover(shape="box", position=(30, 32), velocity=(400, 0), radius=10, intensity=0.9)
-SCENE = Scene(movers=(BOX,), size=(96, 64), duration_us=30_000)
+SCENE = SimulatedScene(movers=(BOX,), size=(96, 64), duration_us=30_000)
 
 
 def test_same_seed_same_events():
@@ -48,7 +48,7 @@ def test_nothing_moves_outside_the_box():
 
 
 def test_higher_threshold_fewer_events():
-    assert len(simulate(replace(SCENE, camera=Camera(threshold=0.4)))) < len(simulate(SCENE))
+    assert len(simulate(replace(SCENE, camera=SimulatedCamera(threshold=0.4)))) < len(simulate(SCENE))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -65,8 +65,8 @@ def test_every_shape_is_inside_its_square(shape):
 def test_shapes_are_told_apart():
     pictures = set()
     for shape in SHAPES:
-        scene = Scene(movers=(replace(BOX, shape=shape),), size=(96, 64), texture=0.0)
-        image = Picture(scene, draw_texture(np.random.default_rng(0), (12, 60))).intensity(0.0)
+        scene = SimulatedScene(movers=(replace(BOX, shape=shape),), size=(96, 64), texture=0.0)
+        image = SceneRenderer(scene, draw_texture(np.random.default_rng(0), (12, 60))).intensity(0.0)
         pictures.add(int((image > 0.6).sum()))
     assert len(pictures) == len(SHAPES)
     with pytest.raises(InputError, match="shape: found 'cube', expected disc"):
@@ -77,22 +77,22 @@ def test_shapes_are_told_apart():
 @given(st.integers(0, 2**32 - 1), st.floats(-200, 200), st.floats(-200, 200), st.floats(-2, 2))
 def test_the_fast_background_is_the_sum_of_its_waves(seed, pan_x, pan_y, zoom):
     """The matrix product against the waves themselves, pixel by pixel."""
-    scene = Scene(pan=(pan_x, pan_y), zoom=zoom, size=(48, 32))
+    scene = SimulatedScene(pan=(pan_x, pan_y), zoom=zoom, size=(48, 32))
     texture, seconds = draw_texture(np.random.default_rng(seed), (12, 60)), 0.04
     scale = 1 + zoom * seconds
     y, x = np.mgrid[:32, :48].astype(float)
     x, y = (x - 24) / scale + 24 - pan_x * seconds, (y - 16) / scale + 16 - pan_y * seconds
     slow = 0.35 + sum(a * np.sin(kx * x + ky * y + phase) for a, kx, ky, phase in texture)
-    np.testing.assert_allclose(Picture(scene, texture).intensity(seconds), slow.clip(0, 1), atol=1e-12)
+    np.testing.assert_allclose(SceneRenderer(scene, texture).intensity(seconds), slow.clip(0, 1), atol=1e-12)
 
 
 def test_a_pixel_fires_as_often_as_its_contrast_crosses_the_threshold():
     """One step from dark to bright: floor(log ratio / threshold) events a pixel, spread over the step."""
-    flat = Camera(threshold=0.25, threshold_spread=0.0)
-    scene = Scene(size=(4, 3), texture=0.0, camera=flat)
+    flat = SimulatedCamera(threshold=0.25, threshold_spread=0.0)
+    scene = SimulatedScene(size=(4, 3), texture=0.0, camera=flat)
     before, now = np.full((3, 4), -2.0), np.full((3, 4), -1.0 + 1e-9)
     memory, level = before.copy(), np.full((3, 4), 0.25)
-    t, y, x, p = _crossings(before, now, memory, level, level, 5_000, 1_000)
+    t, y, x, p = _crossings(_Step(before, now, 5_000, 1_000), memory, level, level)
     assert len(t) == 4 * 12
     assert set(p) == {1}
     assert sorted(t[(x == 0) & (y == 0)]) == [5249, 5499, 5749, 5999]
@@ -101,31 +101,31 @@ def test_a_pixel_fires_as_often_as_its_contrast_crosses_the_threshold():
         simulate(scene)
 
 
-def slow_rest(events, rest_us):
-    last, kept = {}, []
+def slow_refractory(events, refractory_us):
+    last, retained = {}, []
     for t, y, x, p in events.T.tolist():
-        if t - last.get((y, x), -(1 << 62)) >= rest_us:
+        if t - last.get((y, x), -(1 << 62)) >= refractory_us:
             last[y, x] = t
-            kept.append((t, y, x, p))
-    return np.array(kept, np.int64).reshape(-1, 4).T
+            retained.append((t, y, x, p))
+    return np.array(retained, np.int64).reshape(-1, 4).T
 
 
 @examples(60)
 @given(st.integers(0, 400), st.integers(1, 500), st.integers(0, 2**32 - 1))
-def test_rest_is_the_loop_over_events(count, rest_us, seed):
+def test_refractory_time_is_the_loop_over_events(count, refractory_us, seed):
     rng = np.random.default_rng(seed)
     t = np.sort(rng.integers(0, 3_000, count))
     events = np.stack([t, rng.integers(0, 3, count), rng.integers(0, 4, count), rng.integers(0, 2, count)])
-    np.testing.assert_array_equal(_rested(events, rest_us, 4), slow_rest(events, rest_us))
+    np.testing.assert_array_equal(_outside_refractory(events, refractory_us, 4), slow_refractory(events, refractory_us))
 
 
 def test_noise_leak_and_flicker():
-    still = Scene(size=(64, 48), texture=0.0, duration_us=100_000, seed=3)
-    noisy = simulate(replace(still, camera=Camera(shot_noise_hz=20.0)))
+    still = SimulatedScene(size=(64, 48), texture=0.0, duration_us=100_000, seed=3)
+    noisy = simulate(replace(still, camera=SimulatedCamera(shot_noise_hz=20.0)))
     expected = 20.0 * 0.1 * 64 * 48
     assert 0.8 * expected < len(noisy) < 1.2 * expected
     assert 0.45 < noisy.p.mean() < 0.55
-    leaking = simulate(replace(still, camera=Camera(leak_hz=20.0)))
+    leaking = simulate(replace(still, camera=SimulatedCamera(leak_hz=20.0)))
     assert 0.7 * expected < len(leaking) < 1.3 * expected
     assert leaking.p.min() == 1, "leaks rise"
     lamp = simulate(replace(still, flickers=(Flicker(position=(32, 24), radius=8),)))

@@ -109,7 +109,9 @@ class FakeModel:
         self.fingerprint = "f" * 64
         self.name, self.family, self.notes = "fake", "fake", ()
         self.engine = SimpleNamespace(name="fake")
-        self.adapter = SimpleNamespace(decode_text=lambda ids: " ".join(map(str, ids)), family="eventgpt", uncut=None)
+        self.adapter = SimpleNamespace(
+            decode_text=lambda ids: " ".join(map(str, ids)), family="eventgpt", takes="events", unsplittable=None
+        )
         self.closed = False
 
     def continuous(self, capacity: int | None, *, interleave: bool) -> FakeBatch:

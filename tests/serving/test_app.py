@@ -80,6 +80,19 @@ def test_a_stream_is_the_answer_in_pieces(served: Served, file_id: str) -> None:
     assert chunks[-2].unfuse["stages"]["decode_ms"] > 0  # type: ignore[attr-defined]
 
 
+def test_a_stream_has_data_lines_only(served: Served, file_id: str) -> None:
+    """Clients of OpenAI's stream need not know comments, such as the pings that keep other streams open."""
+    request = {"model": "demo", "messages": about(file_id), "stream": True}
+    with served.http.stream("POST", "/v1/chat/completions", json=request) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        assert reply.headers["cache-control"] == "no-store"
+        body = reply.read().decode()
+    assert "\r" not in body
+    events = body.removesuffix("\n\n").split("\n\n")
+    assert all(event.startswith("data: ") and "\n" not in event for event in events)
+    assert events[-1] == "data: [DONE]"
+
+
 def test_an_answer_that_is_cut_says_so(served: Served, file_id: str) -> None:
     reply = served.openai.chat.completions.create(model="demo", messages=about(file_id), max_tokens=3)
     assert reply.choices[0].finish_reason == "length"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from unfuse.serving.conversation import Message, asked_of
+from unfuse.samples import Question
+from unfuse.serving.conversation import Message, read_conversation
 from unfuse.serving.wire import RequestError
 
 
@@ -19,7 +20,7 @@ def scene(file_id: str) -> dict[str, Any]:
 
 
 def test_the_last_question_about_the_last_scene() -> None:
-    asked = asked_of(
+    conversation = read_conversation(
         messages(
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": [scene("a"), {"type": "text", "text": "First?"}]},
@@ -28,15 +29,16 @@ def test_the_last_question_about_the_last_scene() -> None:
             {"role": "user", "content": [{"type": "text", "text": "Third"}, {"type": "text", "text": "and more?"}]},
             {"role": "assistant", "content": "A beginning"},
         ),
-        most_bytes=100,
+        "q",
+        max_bytes=100,
     )
-    assert asked.question == "Third\nand more?"
-    assert asked.scene_id == "b"
-    assert "5 other messages" in asked.notes[0]
+    assert conversation.question == Question(question_id="q", text="Third\nand more?")
+    assert conversation.scene_id == "b"
+    assert "5 other messages" in conversation.notes[0]
 
 
 def test_one_message_is_no_dialogue() -> None:
-    assert asked_of(messages({"role": "user", "content": [scene("a")]}), most_bytes=1).notes == ()
+    assert read_conversation(messages({"role": "user", "content": [scene("a")]}), "q", max_bytes=1).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -50,5 +52,5 @@ def test_one_message_is_no_dialogue() -> None:
 )
 def test_scenes_that_are_not_one(parts: list[Any], code: str) -> None:
     with pytest.raises(RequestError) as caught:
-        asked_of(messages({"role": "user", "content": parts}), most_bytes=1000)
+        read_conversation(messages({"role": "user", "content": parts}), "q", max_bytes=1000)
     assert caught.value.code == code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,16 +15,24 @@ import pytest
 from tests.serving.fakes import LOADED, FakeBatch, FakeModel, features_of
 from tests.started import PATIENCE_S
 from unfuse.errors import DeviceError, FeaturesError
-from unfuse.serving.answer import Answer, EngineGoneError
+from unfuse.samples import Question
 from unfuse.serving.engine_loop import BusyError, EngineLoop
-from unfuse.stages import Sampling
+from unfuse.serving.streamed import EngineStoppedError, StreamedAnswer
+from unfuse.stages import Generation, Sampling
+
+NUMBERS = itertools.count()
 
 
-def question(text: str = "good", tokens: int = 5) -> Answer:
-    return Answer(question=text, features=features_of("a" * 64), max_new_tokens=tokens, sampling=Sampling())
+def question(text: str = "good", tokens: int = 5) -> StreamedAnswer:
+    return StreamedAnswer(
+        question=Question(question_id=f"q-{next(NUMBERS)}", text=text),
+        features=features_of("a" * 64),
+        max_new_tokens=tokens,
+        sampling=Sampling(),
+    )
 
 
-async def words(answer: Answer, seconds: float = PATIENCE_S) -> str:
+async def words(answer: StreamedAnswer, seconds: float = PATIENCE_S) -> str:
     return "".join([text async for text in answer.texts(asyncio.get_running_loop().time() + seconds)])
 
 
@@ -63,8 +72,10 @@ def test_many_answers_together_on_one_thread() -> None:
             said = await asyncio.gather(*(words(answer) for answer in answers))
             assert said == [" ".join(map(str, range(3 + i))) for i in range(20)]
             for i, answer in enumerate(answers):
-                assert answer.finished == "length"
-                assert (answer.prompt_tokens, answer.output_tokens, answer.reused_prefix_tokens) == (7, 3 + i, 3)
+                assert answer.generation == Generation(
+                    token_ids=tuple(range(3 + i)), text=said[i], stop_reason="length", prompt_tokens=7,
+                    reused_prefix_tokens=3,
+                )  # fmt: skip
                 assert all(ms >= 0 for ms in answer.stages_ms.values())
                 assert answer.submitted_s <= answer.joined_s <= answer.first_s <= answer.last_s
             assert loop.num_running == loop.num_waiting == 0
@@ -76,7 +87,7 @@ def test_many_answers_together_on_one_thread() -> None:
     assert model.closed
 
 
-def test_one_more_than_may_wait_is_refused() -> None:
+def test_a_full_queue_refuses() -> None:
     model = FakeModel()
 
     async def work() -> None:
@@ -96,7 +107,7 @@ def test_one_more_than_may_wait_is_refused() -> None:
     run(work)
 
 
-def test_whoever_is_just_joining_counts() -> None:
+def test_a_joining_answer_counts() -> None:
     model = FakeModel()
     joining, go = threading.Event(), threading.Event()
 
@@ -104,7 +115,7 @@ def test_whoever_is_just_joining_counts() -> None:
         async with looping(model, capacity=2, queue=0) as loop:
             made = loop._request
 
-            def slowly(answer: Answer) -> Any:
+            def slowly(answer: StreamedAnswer) -> Any:
                 joining.set()
                 assert go.wait(PATIENCE_S)
                 return made(answer)
@@ -122,7 +133,7 @@ def test_whoever_is_just_joining_counts() -> None:
     run(work)
 
 
-def test_whoever_leaves_makes_room() -> None:
+def test_an_aborted_answer_makes_room() -> None:
     model = FakeModel(FakeBatch(step_s=0.001))
 
     async def work() -> None:
@@ -130,7 +141,7 @@ def test_whoever_leaves_makes_room() -> None:
             endless, waiting, last = question(tokens=10**9), question(tokens=10**9), question()
             for answer in (endless, waiting, last):
                 loop.submit(answer)
-            await until(lambda: endless.output_tokens > 2)
+            await until(lambda: len(endless.token_ids) > 2)
             loop.abort(waiting)
             loop.abort(endless)
             loop.abort(endless)
@@ -175,8 +186,8 @@ def test_a_scene_is_encoded_while_answers_go_on() -> None:
                 with pytest.raises(error):
                     await loop.encode(replace(LOADED, media_sha256=kind))
             assert loop.ready
-            written = endless.output_tokens
-            await until(lambda: endless.output_tokens > written)
+            written = len(endless.token_ids)
+            await until(lambda: len(endless.token_ids) > written)
             loop.abort(endless)
 
     run(work)
@@ -196,7 +207,7 @@ def test_a_deadline_is_an_error() -> None:
     run(work)
 
 
-def test_closing_fails_whoever_waits() -> None:
+def test_closing_fails_unfinished_answers() -> None:
     model = FakeModel(FakeBatch(step_s=0.001))
 
     async def work() -> None:
@@ -204,20 +215,20 @@ def test_closing_fails_whoever_waits() -> None:
             answers = [question(tokens=10**9), question()]
             for answer in answers:
                 loop.submit(answer)
-            await until(lambda: answers[0].output_tokens > 0)
+            await until(lambda: bool(answers[0].token_ids))
             await asyncio.to_thread(loop.close)
             for answer in answers:
-                with pytest.raises(EngineGoneError, match="shutting down"):
+                with pytest.raises(EngineStoppedError, match="shutting down"):
                     await words(answer)
             for late in (lambda: loop.submit(question()), lambda: asyncio.wait_for(loop.encode(LOADED), PATIENCE_S)):
-                with pytest.raises(EngineGoneError):
+                with pytest.raises(EngineStoppedError):
                     await late() if (found := late()) is None else await found  # type: ignore[func-returns-value]
             assert loop.failure is None
 
     run(work)
 
 
-def test_a_failing_engine_tells_everybody_and_stops() -> None:
+def test_a_failing_engine_fails_all_answers_and_stops() -> None:
     model = FakeModel()
     told: list[bool] = []
 
@@ -233,14 +244,14 @@ def test_a_failing_engine_tells_everybody_and_stops() -> None:
             model.batch.broken = True
             model.batch.gate.set()
             for answer in answers:
-                with pytest.raises(EngineGoneError, match="RuntimeError"):
+                with pytest.raises(EngineStoppedError, match="RuntimeError"):
                     await words(answer)
             await asyncio.wait({scene})
             await until(lambda: bool(told))
             assert isinstance(loop.failure, RuntimeError)
             assert not loop.ready
             assert not loop.alive
-            with pytest.raises(EngineGoneError):
+            with pytest.raises(EngineStoppedError):
                 loop.submit(question())
 
     run(work)

@@ -100,7 +100,7 @@ def run(request: Request, app: Any = reading, settings: ServeSettings = SETTINGS
     statuses: list[int] = []
     guard = Guard(app, settings, lambda path, status: statuses.append(status))
     run_in_loop(guard(request.scope, request.receive, request.send))
-    assert guard._under_way == 0, "what is over is not counted any more"
+    assert guard._in_flight == 0, "what is over is not counted any more"
     return guard, statuses
 
 
@@ -123,7 +123,7 @@ def test_a_request_passes() -> None:
         ([b""], {"origin": "https://evil.example"}, "foreign_origin"),
     ],
 )
-def test_what_is_refused_is_refused_in_the_guard_s_words(parts: Any, headers: dict[str, str], code: str) -> None:
+def test_refusals_have_the_guard_s_body(parts: Any, headers: dict[str, str], code: str) -> None:
     request = Request(parts, headers=headers)
     _, statuses = run(request)
     assert request.code == code
@@ -131,7 +131,7 @@ def test_what_is_refused_is_refused_in_the_guard_s_words(parts: Any, headers: di
     assert (b"connection", b"close") in request.sent[0]["headers"]
 
 
-def test_what_an_application_does_of_itself_is_its_own() -> None:
+def test_an_error_of_the_application_is_raised() -> None:
     async def failing(scope: Any, receive: Any, send: Any) -> None:
         raise ZeroDivisionError
 
@@ -170,7 +170,7 @@ def test_all_bodies_together_are_bounded() -> None:
     run_in_loop(work())
 
 
-def test_an_answer_that_is_not_taken_is_given_up() -> None:
+def test_a_response_that_is_not_read_is_dropped() -> None:
     ended = []
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:
@@ -191,7 +191,7 @@ def test_an_answer_that_is_not_taken_is_given_up() -> None:
     assert ended == [True]
 
 
-def test_other_addresses_are_named_as_they_like() -> None:
+def test_any_host_is_accepted_beyond_loopback() -> None:
     """Beyond loopback a proxy may call the server by any name; the token is what counts."""
     settings = ServeSettings(host="0.0.0.0", token="0123456789abcdef")
     headers = {"host": "models.example", "authorization": "bearer 0123456789abcdef"}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.started import PATIENCE_S
 from unfuse.serving import intake
-from unfuse.serving.intake import Intake, shown_name
+from unfuse.serving.intake import Intake, display_name
 
 
 @pytest.mark.parametrize(
@@ -25,33 +25,33 @@ from unfuse.serving.intake import Intake, shown_name
         ("x/", "upload"),
     ],
 )
-def test_names_to_be_shown(name: str, shown: str) -> None:
-    assert shown_name(name) == shown
+def test_display_names(name: str, shown: str) -> None:
+    assert display_name(name) == shown
 
 
-def test_files_lie_in_a_private_folder_and_go() -> None:
-    place = Intake()
-    upload = place.keep([io.BytesIO(b"one"), io.BytesIO(b"two")], "../../x")
+def test_files_lie_in_a_private_folder_until_discarded() -> None:
+    intake = Intake()
+    upload = intake.save([io.BytesIO(b"one"), io.BytesIO(b"two")], "../../x")
     assert [path.read_bytes() for path in upload.paths] == [b"one", b"two"]
     assert upload.num_bytes == 6
     folder = upload.paths[0].parent
     assert folder.stat().st_mode & 0o777 == 0o700
     upload.discard()
     assert [path.name for path in folder.iterdir()] == [".lock"]
-    place.keep([io.BytesIO(b"one")], "x")
-    place.close()
-    place.close()
+    intake.save([io.BytesIO(b"one")], "x")
+    intake.close()
+    intake.close()
     assert not folder.exists()
 
 
-def test_what_a_killed_server_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_killed_servers_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(intake, "_YOUNG_S", -PATIENCE_S)
     code = (
         "import io, os, signal, tempfile\n"
         f"tempfile.tempdir = {str(tmp_path)!r}\n"
         "from unfuse.serving.intake import Intake\n"
-        "Intake().keep([io.BytesIO(b'x' * 100)], 'x')\n"
+        "Intake().save([io.BytesIO(b'x' * 100)], 'x')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=False)

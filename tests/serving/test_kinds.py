@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unfuse.errors import MediaError
-from unfuse.serving.kinds import LOADERS, kind_of, sample_of, taken_by
+from unfuse.serving.kinds import LOADERS, kind_of, sample_of
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,14 @@ def test_files_of_one_scene(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["random:llava-tiny", "random:video-llava-tiny"])
-def test_readers_show_what_the_adapters_would(name: str, recording: Path) -> None:
-    """Stage 1 in the reader's process is the adapter's; EventGPT's is held in test_reading."""
+def test_readers_load_as_the_adapters_do(name: str, recording: Path) -> None:
+    """Stage 1 in the reader's process is the adapter's; EventGPT's is held in test_sandbox_client."""
     import unfuse
     from unfuse.samples import Sample
 
     with unfuse.load(name, device="cpu") as model:
         sample = Sample.from_events(recording)
-        ours, theirs = LOADERS[taken_by(model.adapter)](sample), model.load(sample)
+        ours, theirs = LOADERS[model.adapter.takes](sample), model.load(sample)
     assert ours.media_sha256 == theirs.media_sha256
     assert ours.notes == theirs.notes
     assert len(ours.frames) == len(theirs.frames) == (8 if "video" in name else 1)

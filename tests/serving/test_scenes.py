@@ -1,4 +1,4 @@
-"""Scenes by name: encoded once, given up in order, found again in the store."""
+"""Cache of scenes: encoded once, evicted in order, read back from the store."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from unfuse.errors import FeaturesError, MediaError
 from unfuse.feature_store import FeatureStore
 from unfuse.serving.engine_loop import BusyError, EngineLoop
 from unfuse.serving.intake import Upload, scene_id
-from unfuse.serving.reading import Read
-from unfuse.serving.scenes import Scenes
+from unfuse.serving.sandbox_client import LoadedUpload
+from unfuse.serving.scenes import SceneCache
 from unfuse.stages import Loaded
 
 PICTURE = b"\x89PNG" + bytes(1000)
@@ -29,7 +29,7 @@ NUMBERS = itertools.count()
 """Of uploads, so that each has a file of its own."""
 
 
-class FakeReaders:
+class FakeSandbox:
     """What a file's name says happens."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FakeReaders:
         """Unset holds every read."""
         self.gate.set()
 
-    def read(self, paths: Sequence[Path], takes: str) -> Read:
+    def read(self, paths: Sequence[Path], takes: str) -> LoadedUpload:
         assert takes == "events"
         text = paths[0].read_text()
         self.read_files.append(text)
@@ -47,7 +47,7 @@ class FakeReaders:
             raise MediaError("upload", found="nothing", expected="something")
         media = text if text == "bad" else text * 64
         loaded = Loaded(frames=LOADED.frames, media="event_data", media_sha256=media[:64], question="")
-        return Read(loaded=loaded, pictures=(PICTURE,), load_ms=3.0)
+        return LoadedUpload(loaded=loaded, pictures=(PICTURE,), load_ms=3.0)
 
 
 def upload(folder: Path, text: str) -> Upload:
@@ -57,14 +57,14 @@ def upload(folder: Path, text: str) -> Upload:
 
 
 @asynccontextmanager
-async def keeping(
-    most_bytes: int, store: FeatureStore | None = None, most_made: int = 64
-) -> AsyncIterator[tuple[Scenes, FakeModel]]:
+async def caching(
+    max_bytes: int, store: FeatureStore | None = None, max_pending: int = 64
+) -> AsyncIterator[tuple[SceneCache, FakeModel]]:
     model: Any = FakeModel()
     engine = EngineLoop(model, capacity=2, queue=2, warm=lambda: LOADED)
     engine.start()
-    readers: Any = FakeReaders()
-    scenes = Scenes(engine, readers, most_bytes=most_bytes, most_made=most_made, store=store)
+    sandbox: Any = FakeSandbox()
+    scenes = SceneCache(engine, sandbox, max_bytes=max_bytes, max_pending=max_pending, store=store)
     try:
         while not engine.ready:
             await asyncio.sleep(0.001)
@@ -84,83 +84,83 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 def test_the_same_recording_sent_by_many_is_encoded_once(tmp_path: Path) -> None:
     async def work() -> None:
-        async with keeping(10 * SIZE) as (scenes, model):
-            taken = await asyncio.gather(*(scenes.take(upload(tmp_path, "a")) for _ in range(8)))
+        async with caching(10 * SIZE) as (scenes, model):
+            taken = await asyncio.gather(*(scenes.get_or_encode(upload(tmp_path, "a")) for _ in range(8)))
             assert [reused for _, reused in taken] == [False] + 7 * [True]
             assert len({id(scene) for scene, _ in taken}) == 1
             assert len(model.encoded) == 1
-            assert await scenes.take(upload(tmp_path, "a")) == (taken[0][0], True)
-            assert scenes.kept_bytes == SIZE
+            assert await scenes.get_or_encode(upload(tmp_path, "a")) == (taken[0][0], True)
+            assert scenes.memory_bytes == SIZE
             assert taken[0][0].stages_ms["load"] == 3.0
 
     run(work)
     assert not list(tmp_path.iterdir()), "every file is gone"
 
 
-def test_the_longest_unused_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_scene_is_evicted(tmp_path: Path) -> None:
     async def work() -> None:
-        async with keeping(2 * SIZE) as (scenes, model):
-            a, b = [(await scenes.take(upload(tmp_path, text)))[0] for text in "ab"]
+        async with caching(2 * SIZE) as (scenes, model):
+            a, b = [(await scenes.get_or_encode(upload(tmp_path, text)))[0] for text in "ab"]
             assert scenes.get(a.scene_id) is a
-            c, _ = await scenes.take(upload(tmp_path, "c"))
+            c, _ = await scenes.get_or_encode(upload(tmp_path, "c"))
             assert scenes.all() == [a, c]
             assert scenes.get(b.scene_id) is None
-            await scenes.take(upload(tmp_path, "b"))
+            await scenes.get_or_encode(upload(tmp_path, "b"))
             assert [media[0] for media in model.encoded] == ["a", "b", "c", "b"]
-            assert scenes.kept_bytes == 2 * SIZE
+            assert scenes.memory_bytes == 2 * SIZE
 
     run(work)
 
 
-def test_one_that_fills_all_the_room_stays(tmp_path: Path) -> None:
+def test_a_scene_larger_than_the_cache_stays(tmp_path: Path) -> None:
     async def work() -> None:
-        async with keeping(1) as (scenes, _):
+        async with caching(1) as (scenes, _):
             for text in "ab":
-                scene, _ = await scenes.take(upload(tmp_path, text))
+                scene, _ = await scenes.get_or_encode(upload(tmp_path, text))
                 assert scenes.all() == [scene]
 
     run(work)
 
 
-def test_only_so_many_are_made_at_a_time(tmp_path: Path) -> None:
+def test_pending_uploads_are_limited(tmp_path: Path) -> None:
     async def work() -> None:
-        async with keeping(10 * SIZE, most_made=2) as (scenes, _):
-            sent = [scenes.take(upload(tmp_path, text)) for text in "abca"]
+        async with caching(10 * SIZE, max_pending=2) as (scenes, _):
+            sent = [scenes.get_or_encode(upload(tmp_path, text)) for text in "abca"]
             taken = await asyncio.gather(*sent, return_exceptions=True)
             assert [type(each) for each in taken] == [tuple, tuple, BusyError, tuple], "the same again is no other"
-            assert not (await scenes.take(upload(tmp_path, "c")))[1]
+            assert not (await scenes.get_or_encode(upload(tmp_path, "c")))[1]
 
     run(work)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_fails_is_not_kept_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_scene_is_not_cached_and_leaves_nothing(tmp_path: Path) -> None:
     async def work() -> None:
-        async with keeping(10 * SIZE) as (scenes, _):
+        async with caching(10 * SIZE) as (scenes, _):
             for text, error in (("unreadable", MediaError), ("bad", FeaturesError)):
                 failed = await asyncio.gather(
-                    *(scenes.take(upload(tmp_path, text)) for _ in range(3)), return_exceptions=True
+                    *(scenes.get_or_encode(upload(tmp_path, text)) for _ in range(3)), return_exceptions=True
                 )
                 assert [type(each) for each in failed] == 3 * [error]
             assert scenes.all() == []
-            assert scenes.kept_bytes == 0
+            assert scenes.memory_bytes == 0
 
     run(work)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_client_that_leaves_does_not_take_it_from_others(tmp_path: Path) -> None:
+def test_a_disconnected_client_cancels_nothing_for_others(tmp_path: Path) -> None:
     async def work() -> None:
-        async with keeping(10 * SIZE) as (scenes, _):
-            readers: Any = scenes._readers
-            readers.gate.clear()
-            first = asyncio.create_task(scenes.take(upload(tmp_path, "a")))
-            while not readers.read_files:
+        async with caching(10 * SIZE) as (scenes, _):
+            sandbox: Any = scenes._sandbox
+            sandbox.gate.clear()
+            first = asyncio.create_task(scenes.get_or_encode(upload(tmp_path, "a")))
+            while not sandbox.read_files:
                 await asyncio.sleep(0.001)
-            second = asyncio.create_task(scenes.take(upload(tmp_path, "a")))
+            second = asyncio.create_task(scenes.get_or_encode(upload(tmp_path, "a")))
             await asyncio.sleep(0)
             first.cancel()
-            readers.gate.set()
+            sandbox.gate.set()
             scene, reused = await second
             assert first.cancelled()
             assert reused
@@ -170,18 +170,18 @@ def test_a_client_that_leaves_does_not_take_it_from_others(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_features_are_given_up_before_scenes_where_there_is_a_store(tmp_path: Path) -> None:
+def test_features_are_evicted_before_scenes_with_a_store(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store")
 
     async def work() -> None:
-        async with keeping(2 * SIZE - 1, store) as (scenes, model):
-            a, b = [(await scenes.take(upload(tmp_path, text)))[0] for text in "ab"]
-            kept = scenes.get(a.scene_id)
-            assert kept is not None
-            assert kept.features is None
-            assert kept.pictures == a.pictures
-            assert kept.media_tokens == 4
-            found = await scenes.features(kept)
+        async with caching(2 * SIZE - 1, store) as (scenes, model):
+            a, b = [(await scenes.get_or_encode(upload(tmp_path, text)))[0] for text in "ab"]
+            cached = scenes.get(a.scene_id)
+            assert cached is not None
+            assert cached.features is None
+            assert cached.pictures == a.pictures
+            assert cached.media_tokens == 4
+            found = await scenes.features(cached)
             assert found is not None
             assert found.digest == a.features.digest  # type: ignore[union-attr]
             assert len(model.encoded) == 2
@@ -197,8 +197,8 @@ def test_features_are_given_up_before_scenes_where_there_is_a_store(tmp_path: Pa
 
 def test_an_earlier_process_s_scenes_are_not_encoded_again(tmp_path: Path) -> None:
     async def work(expected: str) -> None:
-        async with keeping(10 * SIZE, FeatureStore(tmp_path / "store")) as (scenes, model):
-            scene, reused = await scenes.take(upload(tmp_path, "a"))
+        async with caching(10 * SIZE, FeatureStore(tmp_path / "store")) as (scenes, model):
+            scene, reused = await scenes.get_or_encode(upload(tmp_path, "a"))
             assert not reused
             assert scene.source == expected
             assert len(model.encoded) == (expected == "encoded")
@@ -212,14 +212,14 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store")
 
     async def work() -> None:
-        async with keeping(10 * SIZE, store) as (scenes, model):
-            scene, _ = await scenes.take(upload(tmp_path, "a"))
-            place = store.place(scene.origin)
+        async with caching(10 * SIZE, store) as (scenes, model):
+            scene, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
+            place = store.place(scene.provenance)
             data = bytearray(place.read_bytes())
             data[-1] ^= 1
             place.write_bytes(data)
             scenes._drop(scene.scene_id)
-            again, _ = await scenes.take(upload(tmp_path, "a"))
+            again, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
             assert again.source == "encoded"
             assert len(model.encoded) == 2
 
@@ -227,24 +227,24 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path) -> None:
     assert store.counts.damaged == 1
 
 
-def test_what_is_deleted_is_gone_from_the_store(tmp_path: Path) -> None:
+def test_a_deleted_scene_leaves_the_store(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store")
 
     async def work() -> None:
-        async with keeping(10 * SIZE, store) as (scenes, model):
-            scene, _ = await scenes.take(upload(tmp_path, "a"))
+        async with caching(10 * SIZE, store) as (scenes, model):
+            scene, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
             assert store.info().entries == 1
-            await scenes.forget(scene)
+            await scenes.delete(scene)
             assert store.info().entries == 0
             assert scenes.all() == []
-            await scenes.take(upload(tmp_path, "a"))
+            await scenes.get_or_encode(upload(tmp_path, "a"))
             assert len(model.encoded) == 2
 
     run(work)
 
 
 @pytest.mark.parametrize("digests", [["a" * 64], ["a" * 64, "b" * 64]])
-def test_names_are_of_the_content(digests: list[str]) -> None:
+def test_ids_are_hashes_of_the_contents(digests: list[str]) -> None:
     assert scene_id(digests) == scene_id(list(digests))
     assert scene_id(digests) != scene_id([*digests, "c" * 64])
     assert scene_id(digests) != scene_id(["d" * 64])

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import unfuse.models.eventgpt  # noqa: F401, registers the family
 from training import evaluate
 from unfuse.events import event_frames, read_events
-from unfuse.report.quality import share
+from unfuse.report.quality import proportion
 from unfuse.samples.demo import demo_checkpoint, demo_sample
 
 SCENES, COMPARED, FUSED, IN_BFLOAT16 = 12, 9, 20, 3
@@ -57,7 +57,7 @@ def test_another_scenes_features_give_chance(found):
     expected = sum(guess[n] * one["asked"] for n, one in found["shuffled"]["attributes"].items() if n in guess) / sum(
         one["asked"] for one in found["shuffled"]["attributes"].values()
     )
-    assert share(right, asked).low_pct <= expected
+    assert proportion(right, asked).low_pct <= expected
     assert found["shuffled"]["exact"]["high_pct"] < found["compared"]["exact"]["low_pct"]
 
 

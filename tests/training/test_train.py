@@ -1,4 +1,4 @@
-"""Training at the smallest size: rows, losses, an interrupted run, the folder it writes."""
+"""Training at the smallest size: rows, losses, an interrupted run, the checkpoint folder."""
 
 from __future__ import annotations
 
@@ -68,24 +68,24 @@ def test_a_mirror_exchanges_left_and_right():
             assert _mirrored(facts) != facts
 
 
-def test_training_goes_on_where_it_was_cut_off(tmp_path, quick, monkeypatch):
+def test_interrupted_training_is_resumed(tmp_path, quick, monkeypatch):
     data = tmp_path / "scenes"  # simulated once for all three
     whole = train.train(tmp_path / "whole", RECIPE, CPU, workers=0, data=data)
-    keep = train._keep
+    save = train.Trainer._save
 
-    def cut(path, learner, optimiser, step):
-        keep(path, learner, optimiser, step)
+    def interrupt(trainer, step):
+        save(trainer, step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_keep", cut)
+    monkeypatch.setattr(train.Trainer, "_save", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(tmp_path / "cut", RECIPE, CPU, workers=0, data=data)
-    monkeypatch.setattr(train, "_keep", keep)
-    again = train.train(tmp_path / "cut", RECIPE, CPU, workers=0, data=data)
+        train.train(tmp_path / "interrupted", RECIPE, CPU, workers=0, data=data)
+    monkeypatch.setattr(train.Trainer, "_save", save)
+    again = train.train(tmp_path / "interrupted", RECIPE, CPU, workers=0, data=data)
     one, other = (EventGPTForConditionalGeneration.from_pretrained(p).state_dict() for p in (whole, again))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-    log = [json.loads(line) for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (tmp_path / "interrupted" / "log.jsonl").read_text().splitlines()]
     assert [e["event"] for e in log if e["event"] in {"resumed", "end"}] == ["resumed", "end"]
     losses = [e["language"] for e in log if e["event"] == "step"]
     assert losses[-1] < losses[0]

@@ -13,24 +13,24 @@ from unfuse.feature_store import FeatureStore
 from unfuse.features import Features, unpack
 from unfuse.loading import load
 from unfuse.stages import Provenance
-from unfuse.verification.checks import subject
+from unfuse.verification.checks import prepare_subject
 from unfuse.verification.stored import store_hit
 
 
 @pytest.fixture(scope="module")
 def checked(demo_model, demo_sample):
-    return subject(demo_model, demo_sample, 4)
+    return prepare_subject(demo_model, demo_sample, 4)
 
 
 class Forgets(FeatureStore):
-    """Keeps nothing."""
+    """Stores nothing."""
 
     def put(self, features):
         return None
 
 
 class Stale(FeatureStore):
-    """Known by the model alone: any scene is answered with the first."""
+    """Keyed by the model alone: any scene is answered with the first."""
 
     def _one(self, provenance):
         return replace(provenance, media_sha256="1" * 64)
@@ -46,7 +46,7 @@ class Stale(FeatureStore):
 
 
 class ForAnyModel(Stale):
-    """Known by the scene alone."""
+    """Keyed by the scene alone."""
 
     def _one(self, provenance):
         return replace(provenance, model_fingerprint="1" * 64)
@@ -59,23 +59,23 @@ class ForAnyModel(Stale):
         return Features(found.tensor, origin, found.layers, found.layout)
 
 
-class Believes(FeatureStore):
-    """Goes by an entry's name and looks at nothing in it."""
+class TrustsNames(FeatureStore):
+    """Takes an entry by its name, without a check of its content."""
 
-    def _believed(self, found, key):
-        texts = json.loads(found.data[8 : 8 + int.from_bytes(found.data[:8], "little")])["__metadata__"]
+    def _checked(self, entry, key):
+        texts = json.loads(entry.data[8 : 8 + int.from_bytes(entry.data[:8], "little")])["__metadata__"]
         fields = json.loads(texts["provenance"])
-        return Features(tensors(found.data)["features"], Provenance(**{**fields, "shape": tuple(fields["shape"])}))
+        return Features(tensors(entry.data)["features"], Provenance(**{**fields, "shape": tuple(fields["shape"])}))
 
 
-class BelievesNames(FeatureStore):
-    """Holds the checksum, but not the name."""
+class ChecksNoName(FeatureStore):
+    """Checks the checksum, but not the name."""
 
-    def _believed(self, found, key):
+    def _checked(self, entry, key):
         try:
-            return unpack(found.data, key)[0]
+            return unpack(entry.data, key)[0]
         except FeaturesError:
-            self._folder.remove(key, found.identity)
+            self._folder.remove(key, entry.identity)
             return None
 
 
@@ -102,9 +102,9 @@ class KeepsDamage(FeatureStore):
         if not self.place(features.provenance).exists():
             super().put(features)
 
-    def _believed(self, found, key):
+    def _checked(self, entry, key):
         self._folder.remove = lambda *_: None
-        return super()._believed(found, key)
+        return super()._checked(entry, key)
 
 
 def test_a_sound_store_passes(checked):
@@ -115,7 +115,7 @@ def test_a_sound_store_passes(checked):
 @pytest.mark.parametrize("name", ["random:llava-tiny", "random:video-llava-tiny"])
 def test_it_passes_on_other_families(name, demo_sample):
     with load(name, device="cpu") as model:
-        assert store_hit(subject(model, demo_sample, 4)).status == "pass"
+        assert store_hit(prepare_subject(model, demo_sample, 4)).status == "pass"
 
 
 def test_a_sample_without_media_is_skipped(checked):
@@ -125,14 +125,14 @@ def test_a_sample_without_media_is_skipped(checked):
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (Forgets, ["second pass a miss", "nothing in the place"]),
+        (Forgets, ["second pass a miss", "no file of the entry"]),
         (Stale, ["another scene was answered"]),
         (ForAnyModel, ["another model was answered"]),
-        (Believes, ["a damaged entry was BELIEVED", "an entry of another model was BELIEVED"]),
-        (BelievesNames, ["an entry of another model was BELIEVED"]),
+        (TrustsNames, ["a damaged entry was ACCEPTED", "an entry of another model was ACCEPTED"]),
+        (ChecksNoName, ["an entry of another model was ACCEPTED"]),
         (Rounds, ["another digest", "other logits"]),
         (EncodesAnyway, ["ENCODED (tower 1"]),
-        (KeepsDamage, ["after a damaged entry nothing is kept"]),
+        (KeepsDamage, ["after a damaged entry nothing is cached"]),
     ],
 )
 def test_a_broken_store_is_caught(checked, broken, words):

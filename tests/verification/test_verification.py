@@ -21,7 +21,7 @@ TOKENS = 24
 
 def staged(demo_model, adapter_class, engine=None):
     source = demo_model.adapter
-    adapter = adapter_class(source.model, source.front, source.fingerprint)
+    adapter = adapter_class(source.model, source.preprocessor, source.fingerprint)
     return StagedModel("broken", adapter, engine or EagerEngine(adapter.language))
 
 
@@ -121,7 +121,7 @@ CHECKS = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_sound_model_passes(demo_model, demo_sample, name):
-    result = CHECKS[name](checks.subject(demo_model, demo_sample, TOKENS))
+    result = CHECKS[name](checks.prepare_subject(demo_model, demo_sample, TOKENS))
     assert (result.name, result.status) == (name, "pass"), result
 
 
@@ -141,13 +141,13 @@ def test_sound_model_passes(demo_model, demo_sample, name):
     ],
 )
 def test_broken_model_is_caught(demo_model, demo_sample, name, broken):
-    result = CHECKS[name](checks.subject(staged(demo_model, broken), demo_sample, TOKENS))
+    result = CHECKS[name](checks.prepare_subject(staged(demo_model, broken), demo_sample, TOKENS))
     assert (result.name, result.status) == (name, "fail"), result
 
 
 def test_same_output_states_a_near_tie(demo_model, demo_sample):
     """In float32 even a difference of one token fails, and the row says where, with both logits and the margin."""
-    subject = checks.subject(staged(demo_model, Ignores), demo_sample, 30)
+    subject = checks.prepare_subject(staged(demo_model, Ignores), demo_sample, 30)
     observed = checks.same_output(subject).observed
     assert "first difference at token" in observed
     assert "margin" in observed

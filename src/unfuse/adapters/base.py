@@ -1,20 +1,24 @@
-"""Where a fused model is cut. An adapter is the only code that knows a model family.
+"""The protocols of adapters. An adapter is the only code that knows a model family.
 
-It gives stages 1 to 3 and the prompt that stage 4 takes, and keeps the model's own fused ``generate`` callable, so that
-the parts can be proved equal to the whole.
+It implements stages 1 to 3 and builds the prompt of stage 4. It also calls the model's own fused ``generate``, so that
+the stages can be proved equal to the fused model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from unfuse.adapters.media import Takes
 from unfuse.features import Features
 from unfuse.samples import Sample
 from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
+from unfuse.unavailable import Unavailable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -22,65 +26,65 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
-    """What a prompt must know of the scene that it is about: everything but the pixels."""
+class SceneInfo:
+    """Size and identity of a scene: all that a prompt about it depends on besides its text."""
 
     media_sha256: str
     num_frames: int
     media_tokens: int
-    """Prompt positions that are features."""
+    """Prompt positions that features replace."""
     frame_sizes: tuple[tuple[int, int], ...] = ()
-    """(height, width) of every frame before preprocessing, where a prompt depends on it."""
+    """(height, width) of every frame before preprocessing, if the prompt depends on it."""
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Self:
+        """Return the info of a scene that is prepared and may not be encoded yet."""
+        return cls(
+            media_sha256=prepared.media_sha256,
+            num_frames=prepared.num_frames,
+            media_tokens=prepared.media_tokens,
+            frame_sizes=prepared.frame_sizes,
+        )
 
 
-class Front(Protocol):
-    """Stages 1 and 2 without the network: config, tokenizer and pixel settings alone, in any process of the host."""
+class Preprocessor(Protocol):
+    """Stages 1 and 2. Needs config, tokenizer and pixel settings but no weights, so any process can run it."""
 
     family: str
     notes: tuple[str, ...]
-    """What a reader of a report must know of how pixels are made."""
+    """Notes for reports on how pixels are made."""
 
     def media_sha256(self, sample: Sample) -> str:
-        """What ``load`` says of the media, from the files' bytes alone: nothing is decoded.
+        """Return the hash that ``load`` computes, without decoding any file.
 
         Raises:
             FileAccessError: a file is missing or unreadable.
         """
 
     def load(self, sample: Sample) -> Loaded:
-        """Stage 1: bytes on disk to frames."""
+        """Run stage 1: bytes on disk to frames."""
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
-        """Stage 2 up to the upload: frames to pixel values in the model's dtype, text to token ids, on the CPU."""
+        """Run stage 2 up to the upload: frames to pixel values in the model's dtype, text to token ids, on the CPU."""
 
-    def tokenize(self, question: str, scene: Shown) -> Prepared:
-        """The same for a further question about a scene: no pixels. ``Adapter.recall`` completes it."""
+    def tokenize(self, question: str, scene: SceneInfo) -> Prepared:
+        """Run stage 2 for a further question about a scene, without pixels; ``Adapter.rebuild_inputs`` completes it."""
 
-    def shown(self, features: Features) -> Shown:
-        """What a further question must know of the scene that these features are of."""
+    def scene_info(self, features: Features) -> SceneInfo:
+        """Return the info of the scene that was encoded to these features."""
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
-        """Tokens to text, without special ones, stripped."""
-
-
-def shown(prepared: Prepared) -> Shown:
-    """The same of a scene that was prepared and is not encoded yet."""
-    return Shown(
-        media_sha256=prepared.media_sha256,
-        num_frames=prepared.num_frames,
-        media_tokens=prepared.media_tokens,
-        frame_sizes=prepared.frame_sizes,
-    )
+        """Return the text of tokens, without special tokens, stripped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
-    """What the model's own ``generate`` gave for one prompt."""
+class FusedOutput:
+    """Output of the model's own ``generate`` for one prompt."""
 
     token_ids: tuple[int, ...]
     """The new tokens, end token included."""
     logits: torch.Tensor | None = None
-    """float32 ``[len(token_ids), V]``, what each was chosen from; None where it was not asked for."""
+    """float32 ``[len(token_ids), V]``: the logits that each token was chosen from; None if not requested."""
 
 
 class Adapter(Protocol):
@@ -91,21 +95,25 @@ class Adapter(Protocol):
     """The Hugging Face model."""
     fingerprint: str
     notes: tuple[str, ...]
-    """What a reader of a report must know: random weights, added tokens, ..."""
-    uncut: str | None
-    """Why this model's stages cannot be taken apart; None where they can. The fused call works either way."""
+    """Notes for reports: random weights, added tokens, ..."""
+    unsplittable: Unavailable | None
+    """Reason why the model cannot be split into stages; None if it can. The fused call works either way."""
 
     @property
-    def front(self) -> Front:
-        """Its stages 1 and 2, which another process may run as well."""
+    def takes(self) -> Takes:
+        """Medium that the model takes. A model of video or images also takes the frames of events."""
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """Stages 1 and 2, which another process may run as well."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Dtype of the model."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -113,63 +121,93 @@ class Adapter(Protocol):
 
     @property
     def language(self) -> LanguageModel:
-        """What an engine runs.
+        """The text side, which an engine runs.
 
         Raises:
-            CutError: the model cannot be cut.
+            CutError: the model cannot be split.
         """
 
     def load(self, sample: Sample) -> Loaded:
-        """Stage 1: bytes on disk to frames."""
+        """Run stage 1: bytes on disk to frames."""
 
     def media_sha256(self, sample: Sample) -> str:
-        """What ``load`` would say of its frames, without decoding anything."""
+        """See ``Preprocessor.media_sha256``."""
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:
-        """Stage 2: frames to pixel values on the device, text to token ids."""
+        """Run stage 2: frames to pixel values on the device, text to token ids."""
 
     def upload(self, prepared: Prepared) -> Prepared:
-        """The end of stage 2: what ``front.preprocess`` gave, on the device. From pinned memory it does not wait."""
+        """Copy what ``preprocessor.preprocess`` returned to the device; the copy from pinned memory is asynchronous."""
 
-    def recall(self, prepared: Prepared, features: Features) -> Prepared:
-        """The same for what ``front.tokenize`` gave: sizes and grids come with the features."""
+    def rebuild_inputs(self, prepared: Prepared, features: Features) -> Prepared:
+        """Complete and upload what ``preprocessor.tokenize`` returned: sizes and grids come from the features."""
 
     def encode(self, prepared: Prepared) -> Features:
-        """Stage 3: every frame, and everything that happens on the vision side."""
+        """Run stage 3: all vision-side compute of every frame."""
 
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """The same for several samples: in one batch those that the family's tower takes so."""
+        """Run stage 3 of several samples, in one batch where the family's tower can."""
 
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
-        """Text embeddings with the features in their place; never touches the tower.
+        """Build the prompt: text embeddings with the features in place. Never runs the tower.
 
         Raises:
-            FeaturesError: the features are not this model's.
+            FeaturesError: the features are of another model.
         """
 
     def prompt_batch(self, items: Sequence[tuple[Prepared, Features]]) -> Prompt:
-        """Several prompts, padded on the left to one length."""
+        """Build the prompts of a batch, padded on the left to one length."""
 
     def tokenize(self, question: str, features: Features) -> Prepared:
-        """Stage 2 for a further question about encoded features."""
+        """Run stage 2 for a further question about encoded features."""
 
     def decode_text(self, token_ids: tuple[int, ...]) -> str:
-        """Tokens to text, without special ones."""
+        """Return the text of tokens, without special tokens."""
 
     def fused_generate(
         self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
-    ) -> list[Fused]:
-        """The model's own ``generate`` from pixels, for one prompt or a padded batch of them."""
+    ) -> list[FusedOutput]:
+        """Call the model's own ``generate`` from pixels, for one prompt or a padded batch."""
 
     def expected_provenance(self) -> Provenance:
-        """What features of this model must say."""
+        """Return the provenance that features of this model must have."""
 
     def vision_modules(self) -> Mapping[str, nn.Module]:
-        """Modules of the vision side by name: ``tower`` or several such, then projectors.
+        """Return the vision modules by name: towers, then projectors.
 
         Raises:
-            CutError: no tower can be found.
+            CutError: no tower is found.
         """
 
     def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:
-        """How often ``encode`` calls each of them for this prompt."""
+        """Return how often ``encode`` calls each vision module for this prompt."""
+
+
+class FamilyLoader(Protocol):
+    """A module that builds adapters and preprocessors: ``eventgpt_loading`` or ``hf_loading``."""
+
+    def load_folder(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()
+    ) -> Adapter:
+        """Load a checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint is incomplete or damaged.
+        """
+
+    def load_random(self, shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Adapter:
+        """Make a model of a known size with random weights.
+
+        Raises:
+            DeviceError: the device has too little memory.
+        """
+
+    def preprocessor_of_folder(self, folder: Path, dtype: torch.dtype) -> Preprocessor:
+        """Open the preprocessor of a checkpoint, without reading its weights.
+
+        Raises:
+            CheckpointError: config, tokenizer or pixel settings are missing or damaged.
+        """
+
+    def random_preprocessor(self, shape: str, dtype: torch.dtype) -> Preprocessor:
+        """Return the preprocessor of a model with random weights."""

@@ -1,4 +1,4 @@
-"""Builds an EventGPT adapter: from a checkpoint folder, or at real size with random weights."""
+"""Builds the adapter of EventGPT: from a checkpoint, or at real size with random weights. See ``FamilyLoader``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 from transformers.utils import logging
 
 from unfuse.adapters.eventgpt import EventGPTAdapter
-from unfuse.adapters.eventgpt_front import EventGPTFront
-from unfuse.adapters.memory import require_memory
-from unfuse.adapters.random_tokenizer import tokenizer_with
+from unfuse.adapters.eventgpt_preprocessor import EventGPTPreprocessor
+from unfuse.adapters.random_weights import RandomShape, require_memory, tokenizer_with
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
@@ -19,22 +18,19 @@ from unfuse.models.eventgpt.tower import resolve_tower
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 from unfuse.models.pretrained import from_pretrained
 
-_RANDOM_PARAMETERS: Final = 7_080_000_000
-"""LLaMA-7B, CLIP ViT-L/14, projector and adaptor, rounded up."""
-
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> EventGPTAdapter:
-    """Loads a checkpoint in the published format.
+    """Load a checkpoint in the published format.
 
     Raises:
-        CheckpointError: it is incomplete or damaged.
+        CheckpointError: the checkpoint is incomplete or damaged.
     """
     logging.disable_progress_bar()
     model: EventChatModel = from_pretrained(EventChatModel, folder, dtype=dtype)
     model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    front = _front(folder, cast(EventChatConfig, model.config), model.dtype)
+    preprocessor = _preprocessor(folder, cast(EventChatConfig, model.config), model.dtype)
     rows = model.config.vocab_size
-    if (wanted := model_vocabulary(front.tokenizer)) != rows:
+    if (wanted := model_vocabulary(preprocessor.tokenizer)) != rows:
         _resize(model, wanted)
         notes = (
             *notes,
@@ -43,11 +39,11 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
         fingerprint = model_fingerprint(model)
     else:
         fingerprint = cached_model_fingerprint(model, folder, dtype)
-    return EventGPTAdapter(model, front, with_pixels(fingerprint, front.event_processor), notes)
+    return EventGPTAdapter(model, preprocessor, with_pixels(fingerprint, preprocessor.event_processor), notes)
 
 
-def front_of_folder(folder: Path, dtype: torch.dtype) -> EventGPTFront:
-    """Stages 1 and 2 of a checkpoint; its weights are not read.
+def preprocessor_of_folder(folder: Path, dtype: torch.dtype) -> EventGPTPreprocessor:
+    """Open the preprocessor of a checkpoint, without reading its weights.
 
     Raises:
         CheckpointError: config, tokenizer or pixel settings are missing or damaged.
@@ -55,36 +51,39 @@ def front_of_folder(folder: Path, dtype: torch.dtype) -> EventGPTFront:
     logging.disable_progress_bar()
     config = from_pretrained(EventChatConfig, folder)
     config.vision_config = config.vision_config or resolve_tower(config.mm_visual_tower, folder).vision_config
-    return _front(folder, config, dtype)
+    return _preprocessor(folder, config, dtype)
 
 
-def load_random(device: torch.device, dtype: torch.dtype, seed: int = 0) -> EventGPTAdapter:
-    """EventGPT-7b's shape with random weights, made on the device.
+def load_random(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> EventGPTAdapter:
+    """Make one of ``RANDOM_SHAPES`` on the device.
 
     Raises:
-        DeviceError: the device has not the memory.
+        DeviceError: the device has too little memory.
     """
-    config = random_config()
-    require_memory("random:eventgpt-7b", _RANDOM_PARAMETERS, device, dtype)
+    known = RANDOM_SHAPES[shape]
+    config = known.config()
+    require_memory(f"random:{shape}", known.parameters, device, dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         built = EventChatModel._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers' own
         model: EventChatModel = built.to(device).eval()
     model.generation_config.eos_token_id = config.eos_token_id
     notes = ("random weights: timings only",)
-    front = random_front(dtype)
-    return EventGPTAdapter(model, front, with_pixels(model_fingerprint(model), front.event_processor), notes)
+    preprocessor = random_preprocessor(shape, dtype)
+    return EventGPTAdapter(
+        model, preprocessor, with_pixels(model_fingerprint(model), preprocessor.event_processor), notes
+    )
 
 
-def random_front(dtype: torch.dtype) -> EventGPTFront:
-    """Stages 1 and 2 at EventGPT-7b's shape."""
-    config = random_config()
+def random_preprocessor(shape: str, dtype: torch.dtype) -> EventGPTPreprocessor:
+    """Return the preprocessor of one of ``RANDOM_SHAPES``."""
+    config = RANDOM_SHAPES[shape].config()
     config.vision_config = resolve_tower(config.mm_visual_tower, None).vision_config
-    return EventGPTFront(config, tokenizer_with(), load_event_processor("", config), dtype)
+    return EventGPTPreprocessor(config, tokenizer_with(), load_event_processor("", config), dtype)
 
 
 def random_config() -> EventChatConfig:
-    """EventGPT-7b's shape: 32 layers, 4096 wide, CLIP ViT-L/14 at 336."""
+    """Return the config of EventGPT-7b: 32 layers of width 4096, CLIP ViT-L/14 at 336."""
     return EventChatConfig(
         vocab_size=32003,
         hidden_size=4096,
@@ -104,12 +103,16 @@ def random_config() -> EventChatConfig:
     )
 
 
-def _front(folder: Path, config: EventChatConfig, dtype: torch.dtype) -> EventGPTFront:
-    return EventGPTFront(config, load_tokenizer(folder, config), load_event_processor(folder, config), dtype)
+RANDOM_SHAPES: Final = {"eventgpt-7b": RandomShape(random_config, 7_080_000_000)}
+"""LLaMA-7B, CLIP ViT-L/14, projector and adaptor."""
+
+
+def _preprocessor(folder: Path, config: EventChatConfig, dtype: torch.dtype) -> EventGPTPreprocessor:
+    return EventGPTPreprocessor(config, load_tokenizer(folder, config), load_event_processor(folder, config), dtype)
 
 
 def _resize(model: EventChatModel, rows: int) -> None:
-    """Gives new rows the mean of the old ones, so that loading twice gives the same model."""
+    """Set new rows to the mean of the old ones, so that loading is deterministic."""
     before = model.config.vocab_size
     model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():

@@ -1,10 +1,7 @@
-"""Builds the adapter of a Hugging Face model: from a checkpoint folder, or with random weights at a known shape."""
+"""Builds the adapter of a Hugging Face model: from a checkpoint, or with random weights. See ``FamilyLoader``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,61 +12,55 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     VideoLlavaConfig,
-    VideoLlavaForConditionalGeneration,
 )
 from transformers.utils import logging
 
+from unfuse.adapters.clip_loading import clip_processor
 from unfuse.adapters.hf import HFAdapter
-from unfuse.adapters.hf_front import HFFront
+from unfuse.adapters.hf_preprocessor import HFPreprocessor, Processor
 from unfuse.adapters.llava import LlavaAdapter
-from unfuse.adapters.memory import require_memory
-from unfuse.adapters.probe import find_language_model
-from unfuse.adapters.prompters import ClipPrompter, ProcessorPrompter
+from unfuse.adapters.processors import CheckpointProcessor, ClipProcessor
+from unfuse.adapters.random_weights import RandomShape, require_memory, tokenizer_with
+from unfuse.adapters.split_check import find_language_model
 from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
 from unfuse.extras import install_command
 from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
 from unfuse.models.pretrained import from_pretrained
+from unfuse.unavailable import Unavailable
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
-"""By ``model_type``: families whose prompts are made here where they see CLIP's pixels."""
-_LONGEST: Final = 300
-_CLIP_PROCESSORS: Final = frozenset(
-    {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "LlavaImageProcessor"}
-    | {"VideoLlavaImageProcessor", "VideoLlavaProcessor", "LlavaProcessor"}
-)
+"""By ``model_type``: families whose adapter differs from ``HFAdapter``."""
+_MAX_REASON: Final = 300
+"""Characters of an error message that are quoted."""
 
 
-def load_hf_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> HFAdapter:
-    """Loads a checkpoint of any image-text or video-text family.
+def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> HFAdapter:
+    """Load a checkpoint of any image-text or video-text family.
 
     Raises:
-        CheckpointError: incomplete, damaged, or of no such family.
+        CheckpointError: the checkpoint is incomplete, damaged, or of another kind.
         MissingPackageError: its processor needs a package that is not installed.
     """
     logging.disable_progress_bar()
     model = _load_model(folder, dtype).to(device).eval()
     fingerprint = cached_model_fingerprint(model, folder, dtype)
-    language, uncut = _cut(model)
-    if uncut:
-        notes = (*notes, f"cannot be cut: {uncut}")
-    prompter, video = _prompter(folder, model.config, type(model))
-    fingerprint = with_pixels(fingerprint, prompter.image_processor, video=video)
-    notes = (*notes, *getattr(prompter, "notes", ()))
-    make = _ADAPTERS.get(model.config.model_type, HFAdapter) if isinstance(prompter, ClipPrompter) else HFAdapter
-    return make(model, prompter, fingerprint, notes, language=language, uncut=uncut, takes_video=video)
+    language = _language_or_reason(model)
+    if isinstance(language, Unavailable):
+        notes = (*notes, f"cannot be cut: {language.reason}")
+    processor, video = _processor_of(folder, model.config, type(model))
+    fingerprint = with_pixels(fingerprint, processor.image_processor, video=video)
+    notes = (*notes, *getattr(processor, "notes", ()))
+    return _adapter_class(model.config)(model, processor, fingerprint, notes, language=language, takes_video=video)
 
 
-def front_of_folder(folder: Path, dtype: torch.dtype) -> HFFront:
-    """Stages 1 and 2 of a checkpoint; its weights are not read.
+def preprocessor_of_folder(folder: Path, dtype: torch.dtype) -> HFPreprocessor:
+    """Open the preprocessor of a checkpoint, without reading its weights.
 
     Raises:
         CheckpointError: config or processor are missing or damaged.
@@ -81,30 +72,24 @@ def front_of_folder(folder: Path, dtype: torch.dtype) -> HFFront:
         network = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            str(folder), found=f"no config of an image-text model ({_short(error)})", expected="a whole checkpoint"
+            str(folder), found=f"no config of an image-text model ({_reason_of(error)})", expected="a whole checkpoint"
         ) from None
-    prompter, video = _prompter(folder, config, network)
-    return HFFront(prompter, config, dtype, takes_video=video)
+    processor, video = _processor_of(folder, config, network)
+    return _adapter_class(config).preprocessor_class(processor, config, dtype, takes_video=video)
 
 
-def _prompter(folder: Path, config: Any, network: Any) -> tuple[ClipPrompter | ProcessorPrompter, bool]:
-    """What makes pixels and prompts, and whether the model is shown videos."""
-    kind = config.model_type
-    if kind in _ADAPTERS and (settings := _clip_settings(folder)) is not None:
-        tokenizer = from_pretrained(AutoTokenizer, folder)
-        return _clip_prompter(config, tokenizer, settings, _chat_template(folder)), _ADAPTERS[kind].takes_video
+def _adapter_class(config: Any) -> type[HFAdapter]:
+    return _ADAPTERS.get(config.model_type, HFAdapter)
+
+
+def _processor_of(folder: Path, config: Any, network: Any) -> tuple[Processor, bool]:
+    """Return the processor of a checkpoint, and whether the model takes videos."""
+    adapter_class = _adapter_class(config)
+    if (own := adapter_class.own_processor(folder, config)) is not None:
+        return own, adapter_class.takes_video
     processor = _processor(folder)
     video = "video" in (network.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
-    return ProcessorPrompter(processor, video=video), video
-
-
-@dataclass(frozen=True, slots=True)
-class RandomShape:
-    """A shape that can be made with random weights."""
-
-    config: Callable[[], Any]
-    parameters: int
-    """Rounded up; what must fit into memory before anything is made."""
+    return CheckpointProcessor(processor, video=video), video
 
 
 def _vision(size: int, *, tiny: bool) -> CLIPVisionConfig:
@@ -133,12 +118,12 @@ def _text(*, tiny: bool) -> LlamaConfig:
 
 
 def llava_config(*, tiny: bool = False) -> LlavaConfig:
-    """LLaVA-1.5-7b's shape (llava-hf/llava-1.5-7b-hf), or the same family in miniature."""
+    """Return the config of LLaVA-1.5-7b (llava-hf/llava-1.5-7b-hf), or of a tiny model of this family."""
     return LlavaConfig(vision_config=_vision(336, tiny=tiny), text_config=_text(tiny=tiny))
 
 
 def video_llava_config(*, tiny: bool = False) -> VideoLlavaConfig:
-    """Video-LLaVA-7b's shape (LanguageBind/Video-LLaVA-7B-hf), or the same family in miniature."""
+    """Return the config of Video-LLaVA-7b (LanguageBind/Video-LLaVA-7B-hf), or of a tiny model of this family."""
     return VideoLlavaConfig(vision_config=_vision(224, tiny=tiny), text_config=_text(tiny=tiny))
 
 
@@ -150,62 +135,61 @@ RANDOM_SHAPES: Final = {
 }
 
 
-def load_random_hf(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> HFAdapter:
-    """One of ``RANDOM_SHAPES``, made on the device.
+def load_random(shape: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> HFAdapter:
+    """Make one of ``RANDOM_SHAPES`` on the device.
 
     Raises:
-        DeviceError: the device has not the memory.
+        DeviceError: the device has too little memory.
     """
     known = RANDOM_SHAPES[shape]
     require_memory(f"random:{shape}", known.parameters, device, dtype)
-    config, prompter = _random_parts(shape)
-    make: type[HFAdapter] = _ADAPTERS[config.model_type]
-    network = VideoLlavaForConditionalGeneration if make.takes_video else LlavaForConditionalGeneration
+    config, processor = _random_parts(shape)
+    network: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
-        model: Any = network._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers' own
+        model: Any = network._from_config(config, dtype=dtype)
     model = model.to(device).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
     language = find_language_model(model)
-    fingerprint = with_pixels(model_fingerprint(model), prompter.image_processor, video=prompter.video)
-    return make(model, prompter, fingerprint, ("random weights: timings only",), language=language)
+    fingerprint = with_pixels(model_fingerprint(model), processor.image_processor, video=processor.video)
+    notes = ("random weights: timings only",)
+    return _adapter_class(config)(model, processor, fingerprint, notes, language=language)
 
 
-def random_front(shape: str, dtype: torch.dtype) -> HFFront:
-    """Stages 1 and 2 of one of ``RANDOM_SHAPES``."""
-    config, prompter = _random_parts(shape)
-    return HFFront(prompter, config, dtype, takes_video=_ADAPTERS[config.model_type].takes_video)
+def random_preprocessor(shape: str, dtype: torch.dtype) -> HFPreprocessor:
+    """Return the preprocessor of one of ``RANDOM_SHAPES``."""
+    config, processor = _random_parts(shape)
+    adapter_class = _adapter_class(config)
+    return adapter_class.preprocessor_class(processor, config, dtype, takes_video=adapter_class.takes_video)
 
 
-def _random_parts(shape: str) -> tuple[Any, ClipPrompter]:
-    from unfuse.adapters.random_tokenizer import tokenizer_with
-
+def _random_parts(shape: str) -> tuple[Any, ClipProcessor]:
     config = RANDOM_SHAPES[shape].config()
     tokenizer = tokenizer_with("<image>", "<video>")
     config.image_token_id, config.video_token_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
     size = config.vision_config.image_size
     settings = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    return config, _clip_prompter(config, tokenizer, settings, None)
+    return config, clip_processor(config, tokenizer, settings, None)
 
 
-def _short(error: BaseException) -> str:
-    """One line; some errors list every class there is."""
+def _reason_of(error: BaseException) -> str:
+    """Return an error's message as one line, shortened: some errors list every known class."""
     text = " ".join(str(error).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
 
 
-def _cut(model: Any) -> tuple[LanguageModel | None, str | None]:
+def _language_or_reason(model: Any) -> LanguageModel | Unavailable:
     try:
-        return find_language_model(model), None
+        return find_language_model(model)
     except CutError as error:
-        return None, str(error)
+        return Unavailable(str(error))
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     try:
         loaded: Any = from_pretrained(AutoModelForImageTextToText, folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = _short(error)
+        reason = _reason_of(error)
         raise CheckpointError(
             str(folder), found=f"no loadable model ({reason})", expected="a whole checkpoint"
         ) from None
@@ -217,64 +201,16 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _clip_prompter(config: Any, tokenizer: Any, settings: dict[str, Any], template: str | None) -> ClipPrompter:
-    video = config.model_type == "video_llava"
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    # The class token stays with a video (its features are not selected) and with strategy "full".
-    patches += int(video or config.vision_feature_select_strategy == "full")
-    return ClipPrompter(
-        tokenizer,
-        CLIPImageProcessorPil(**settings),
-        media_token="<video>" if video else "<image>",
-        patches=patches,
-        video=video,
-        template=template,
-    )
-
-
-def _clip_settings(folder: Path) -> dict[str, Any] | None:
-    """Of the image processor, where it is CLIP's; None where it is another."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        settings = _json(folder / name)
-        settings = settings.get("image_processor", settings)
-        kind = settings.get("image_processor_type", settings.get("feature_extractor_type"))
-        if kind in _CLIP_PROCESSORS:
-            return {k: v for k, v in settings.items() if not k.endswith(("_type", "_class")) and k != "video_processor"}
-    return None
-
-
-def _chat_template(folder: Path) -> str | None:
-    plain = folder / "chat_template.jinja"
-    if plain.is_file():
-        return plain.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        found = _json(folder / name).get("chat_template")
-        if isinstance(found, str):
-            return found
-    return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(path), found=f"malformed JSON ({error})", expected="an object") from None
-    return value if isinstance(value, dict) else {}
-
-
 def _processor(folder: Path) -> Any:
     try:
         return from_pretrained(AutoProcessor, folder)
     except ImportError as error:
-        reason = _short(error)
+        reason = _reason_of(error)
         package = "torchvision" if "torchvision" in reason.lower() else reason
         raise MissingPackageError(
             f"processor of {folder}", found=f"no {package}", expected="what this family's processor needs",
             fix=f"run: {install_command('torchvision')}" if package == "torchvision" else None,
         ) from None  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
-        reason = _short(error)
+        reason = _reason_of(error)
         raise CheckpointError(str(folder), found=f"no loadable processor ({reason})", expected="one") from None

@@ -1,7 +1,7 @@
-"""What a model that wants camera frames is shown of a sample.
+"""Stage 1: loads the frames of a sample that a model gets.
 
-Its image, else frames of its video file, else of its folder of video frames. A row of events alone gives such a model
-its event frames, and a note says so.
+A model of camera frames gets the sample's image, else frames of its video file, else of its folder of video frames. If
+a sample has events only, such a model gets its event frames, with a note.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from unfuse.errors import MediaError
 from unfuse.events import event_frames, read_events
@@ -20,16 +20,18 @@ from unfuse.samples.sample import frames_sha256, media_sha256
 from unfuse.samples.video import count_frames, read_frames
 from unfuse.stages import Loaded
 
+Takes = Literal["events", "video", "image"]
+"""Medium that a model takes."""
 EVENT_FRAMES: Final = 5
-"""Runs of equal event count that a recording is cut into (EventGPT's published inference code)."""
+"""Frames per recording, of equal event count (EventGPT's published inference code)."""
 _PUBLISHED_LIMIT_US: Final = 100_000
 
 Pick = Callable[[int], list[int]]
-"""Number of frames there are to the indices wanted; the name of the function enters the media's hash."""
+"""Maps the number of frames to the indices that are used. The function's name enters the media hash."""
 
 
 def evenly(count: int) -> Pick:
-    """``count`` evenly spaced indices, the first frame among them (Video-LLaVA's model card)."""
+    """Return a picker of ``count`` evenly spaced indices, the first frame included (Video-LLaVA's model card)."""
 
     def evenly_spaced(total: int) -> list[int]:
         return [i * total // count for i in range(count)]
@@ -39,31 +41,31 @@ def evenly(count: int) -> Pick:
 
 
 def middle(total: int) -> list[int]:
-    """The middle frame."""
+    """Return the index of the middle frame."""
     return [total // 2]
 
 
-def shown_sha256(sample: Sample, pick: Pick) -> str:
-    """Hash of what ``load_frames`` shows, without decoding anything: empty where that is nothing.
+def selected_frames_sha256(sample: Sample, pick: Pick) -> str:
+    """Return the media hash of ``load_frames`` without decoding any file; empty for a sample without media.
 
     Raises:
         FileAccessError: a file is missing or unreadable.
     """
-    how = pick.__name__
+    rule = pick.__name__
     if sample.image is not None:
         return media_sha256((sample.image,), "image")
     if sample.video is not None:
-        return media_sha256((sample.video,), how)
+        return media_sha256((sample.video,), rule)
     if sample.video_frames is not None:
         files = sample.video_files
-        return media_sha256([files[i] for i in pick(len(files))], how)
+        return media_sha256([files[i] for i in pick(len(files))], rule)
     if sample.has_events:
-        return hashlib.sha256(f"{event_frames_sha256(sample)} {how}".encode()).hexdigest()
+        return hashlib.sha256(f"{event_frames_sha256(sample)} {rule}".encode()).hexdigest()
     return ""
 
 
 def event_frames_sha256(sample: Sample) -> str:
-    """The same of ``load_event_frames``."""
+    """Return the media hash of ``load_event_frames`` without decoding any file."""
     if sample.frames:
         return frames_sha256(sample.frames)
     if sample.event_image:
@@ -73,25 +75,25 @@ def event_frames_sha256(sample: Sample) -> str:
 
 
 def load_frames(sample: Sample, pick: Pick) -> Loaded:
-    """Stage 1 for a model of camera frames.
+    """Run stage 1 for a model of camera frames.
 
     Raises:
-        MediaError: a file cannot be decoded, or changes meanwhile.
+        MediaError: a file cannot be decoded, or changes while it is read.
     """
-    return _at_rest(sample, partial(shown_sha256, pick=pick), partial(_frames, pick=pick))
+    return _load_unchanged(sample, partial(selected_frames_sha256, pick=pick), partial(_frames, pick=pick))
 
 
 def load_event_frames(sample: Sample) -> Loaded:
-    """Stage 1 of event frames: ``event_image`` if the sample has it, else ``event_data``, rasterised here.
+    """Run stage 1 for event frames: ``event_image`` if the sample has it, else ``event_data``, which is rasterised.
 
     Raises:
-        MediaError: a file cannot be decoded, or changes meanwhile.
+        MediaError: a file cannot be decoded, or changes while it is read.
     """
-    return _at_rest(sample, event_frames_sha256, _event_frames)
+    return _load_unchanged(sample, event_frames_sha256, _event_frames)
 
 
-def _at_rest(sample: Sample, sha256: Callable[[Sample], str], load: Callable[[Sample, str], Loaded]) -> Loaded:
-    """Features are kept under this hash: no frames may carry that of a file as it was before or after them."""
+def _load_unchanged(sample: Sample, sha256: Callable[[Sample], str], load: Callable[[Sample, str], Loaded]) -> Loaded:
+    """Load a sample, and check that its files did not change: features are stored under this hash."""
     before = sha256(sample)
     loaded = load(sample, before)
     if sha256(sample) != before:

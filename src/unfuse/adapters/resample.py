@@ -1,9 +1,9 @@
-"""Pillow's bicubic resize of a uint8 picture, of the part that a centre crop leaves, several times faster.
+"""Bicubic resize and centre crop of a uint8 image, equal to Pillow's and several times faster.
 
-Bit for bit what ``Image.resize`` gives: 22-bit fixed-point weights, the horizontal pass first, each pass rounded to
-uint8 (Pillow, ``src/libImaging/Resample.c``). Two things make it fast: rows and columns that the crop drops are not
-computed, and every inner loop runs along memory, for which the picture is turned on its side between the passes with
-its three channels in one word.
+The result is bitwise that of ``Image.resize``: 22-bit fixed-point weights, the horizontal pass first, each pass rounded
+to uint8 (Pillow, ``src/libImaging/Resample.c``). It is faster for two reasons. Rows and columns outside the crop are
+not computed. Every inner loop reads contiguous memory: the image is transposed between the passes, with its channels
+packed in one word.
 """
 
 from __future__ import annotations
@@ -25,90 +25,91 @@ U32 = NDArray[np.uint32]
 _BITS: Final = 22
 _HALF: Final = 1 << (_BITS - 1)
 _TAPS: Final = 6
-"""Weights taken together; each output's are filled up with zeros to a multiple."""
+"""Weights per inner loop. The weights of an output are padded with zeros to a multiple."""
 _BLOCK: Final = 16
+"""Rows that are transposed together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Where each output position of one axis looks, and with which weights."""
+    """Input positions and weights of each output position of one axis."""
 
     first: I32
-    """``[N]``: the first input position, counted from ``start``."""
+    """``[N]``: first input position, relative to ``start``."""
     weights: I32
     """``[N, K]``, fixed point."""
     start: int
     stop: int
-    """The input positions ``[start, stop)`` that are looked at."""
+    """Input positions ``[start, stop)`` are read."""
 
 
 @lru_cache(maxsize=256)
 def bicubic_axis(length: int, resized: int, begin: int, size: int) -> Axis:
-    """The axis of ``length`` resized to ``resized``, of which positions ``begin`` to ``begin + size`` are kept."""
+    """Return the axis of ``length`` resized to ``resized`` and cropped to positions ``begin`` to ``begin + size``."""
     scale = length / resized
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
-    looks = []
+    taps = []
     for position in range(begin, begin + size):
         centre = (position + 0.5) * scale
         low = max(int(centre - support + 0.5), 0)
         high = min(int(centre + support + 0.5), length)
         shares = [_bicubic((x - centre + 0.5) / stretch) for x in range(low, high)]
         total = sum(shares)
-        looks.append((low, [_fixed(share / total) for share in shares]))
-    start = min(low for low, _ in looks)
-    stop = max(low + len(weights) for low, weights in looks)
-    taps = math.ceil(max(len(weights) for _, weights in looks) / _TAPS) * _TAPS
-    table = np.zeros((size, taps), np.int32)
-    for row, (_, weights) in zip(table, looks, strict=True):
+        taps.append((low, [_fixed(share / total) for share in shares]))
+    start = min(low for low, _ in taps)
+    stop = max(low + len(weights) for low, weights in taps)
+    width = math.ceil(max(len(weights) for _, weights in taps) / _TAPS) * _TAPS
+    table = np.zeros((size, width), np.int32)
+    for row, (_, weights) in zip(table, taps, strict=True):
         row[: len(weights)] = weights
-    return Axis(np.array([low - start for low, _ in looks], np.int32), table, start, stop)
+    return Axis(np.array([low - start for low, _ in taps], np.int32), table, start, stop)
 
 
 def resize_crop(
     frame: NDArray[np.uint8], across: Axis, down: Axis, values: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """Resizes and crops a picture and looks its values up.
+    """Resize and crop an image, and map its values.
 
     Args:
         frame: RGB uint8 ``[H, W, 3]``.
-        across: of its columns.
-        down: of its rows.
-        values: float32 ``[3, 256]``, what each uint8 of each channel becomes.
-        out: float32 ``[3, h, w]``, filled.
+        across: axis of the columns.
+        down: axis of the rows.
+        values: float32 ``[3, 256]``, result of each uint8 value of each channel.
+        out: float32 ``[3, h, w]``, written.
     """
     rows, columns = down.stop - down.start, across.stop - across.start
     height, width = len(down.first), len(across.first)
     sums = np.empty(max(rows, width), np.int32)
     sideways = _scratch.words(1, columns, rows)
     strip = np.empty((_BLOCK, columns), np.uint32)
-    _turn_packed(np.ascontiguousarray(frame), down.start, across.start, strip, sideways)
+    _pack_and_transpose(np.ascontiguousarray(frame), down.start, across.start, strip, sideways)
     narrow = _scratch.words(0, width, rows)
-    _weigh(sideways, across.first, across.weights, sums, narrow)
+    _filter(sideways, across.first, across.weights, sums, narrow)
     upright = _scratch.words(1, rows, width)
-    _turn(narrow, upright)
+    _transpose(narrow, upright)
     small = _scratch.words(0, height, width)
-    _weigh(upright, down.first, down.weights, sums, small)
+    _filter(upright, down.first, down.weights, sums, small)
     _look_up(small, values, out)
 
 
 class _Scratch(threading.local):
-    """Two pieces of memory of each thread, kept: pages that are new cost more than what is done in them."""
+    """Two buffers per thread, which are reused: allocating new pages costs more than the computation."""
 
     def __init__(self) -> None:
-        self._kept = [np.empty(0, np.uint32), np.empty(0, np.uint32)]
+        self._buffers = [np.empty(0, np.uint32), np.empty(0, np.uint32)]
 
     def words(self, which: int, rows: int, columns: int) -> U32:
-        if len(self._kept[which]) < rows * columns:
-            self._kept[which] = np.empty(rows * columns, np.uint32)
-        return self._kept[which][: rows * columns].reshape(rows, columns)
+        if len(self._buffers[which]) < rows * columns:
+            self._buffers[which] = np.empty(rows * columns, np.uint32)
+        return self._buffers[which][: rows * columns].reshape(rows, columns)
 
 
 _scratch: Final = _Scratch()
 
 
 def _bicubic(x: float, a: float = -0.5) -> float:
-    """Keys' kernel with Pillow's parameter."""
+    """Return Keys' cubic kernel with Pillow's parameter."""
     x = abs(x)
     if x < 1.0:
         return ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
@@ -122,9 +123,9 @@ def _fixed(weight: float) -> int:
 
 
 @compiled
-def _turn_packed(frame: NDArray[np.uint8], top: int, left: int, strip: U32, turned: U32) -> None:
-    """Three channels to one word, and columns to rows: a few rows at a time, while they are near."""
-    width, height = turned.shape
+def _pack_and_transpose(frame: NDArray[np.uint8], top: int, left: int, strip: U32, transposed: U32) -> None:
+    """Pack three channels into one word and transpose, a few rows at a time, while they are in the cache."""
+    width, height = transposed.shape
     for low in range(0, height, _BLOCK):
         high = min(low + _BLOCK, height)
         for y in range(low, high):
@@ -135,35 +136,35 @@ def _turn_packed(frame: NDArray[np.uint8], top: int, left: int, strip: U32, turn
                     | (np.uint32(row[x, 1]) << np.uint32(8))
                     | (np.uint32(row[x, 2]) << np.uint32(16))
                 )
-        _turn_strip(strip[: high - low], turned[:, low:high])
+        _transpose_strip(strip[: high - low], transposed[:, low:high])
 
 
 @compiled
-def _turn(picture: U32, turned: U32) -> None:
+def _transpose(picture: U32, transposed: U32) -> None:
     for low in range(0, picture.shape[0], _BLOCK):
-        _turn_strip(picture[low : low + _BLOCK], turned[:, low : low + _BLOCK])
+        _transpose_strip(picture[low : low + _BLOCK], transposed[:, low : low + _BLOCK])
 
 
 @compiled
-def _turn_strip(rows: U32, turned: U32) -> None:
+def _transpose_strip(rows: U32, transposed: U32) -> None:
     for x in range(rows.shape[1]):
-        out = turned[x]
+        out = transposed[x]
         for y in range(len(out)):
             out[y] = rows[y, x]
 
 
 @compiled
-def _weigh(picture: U32, first: I32, weights: I32, sums: I32, out: U32) -> None:
-    """Each output row is a weighted sum of a few input rows, rounded and clipped to uint8, channel by channel.
+def _filter(picture: U32, first: I32, weights: I32, sums: I32, out: U32) -> None:
+    """Compute each output row as a weighted sum of a few input rows, rounded and clipped to uint8 in each channel.
 
-    The loops are cut so that each writes one row and reads few: with more of them the compiler gives up on vectors.
+    Each loop writes one row and reads at most six: the compiler does not vectorise loops over more arrays.
     """
     last, length = picture.shape[0] - 1, picture.shape[1]
     for i in range(len(out)):
         row = out[i]
         if weights.shape[1] == _TAPS:
             rows = _rows(picture, first[i], last)
-            _weigh_once(*rows, weights[i], row)
+            _filter_row(*rows, weights[i], row)
             continue
         row[:] = 0
         for channel in range(3):
@@ -178,7 +179,7 @@ def _weigh(picture: U32, first: I32, weights: I32, sums: I32, out: U32) -> None:
 
 @compiled
 def _rows(picture: U32, at: int, last: int) -> tuple[U32, U32, U32, U32, U32, U32]:
-    """The next input rows; beyond the last one weights are zero."""
+    """Return the next six input rows. After the last row, weights are zero."""
     return (
         picture[at],
         picture[min(at + 1, last)],
@@ -190,8 +191,8 @@ def _rows(picture: U32, at: int, last: int) -> tuple[U32, U32, U32, U32, U32, U3
 
 
 @compiled
-def _weigh_once(a: U32, b: U32, c: U32, d: U32, e: U32, f: U32, w: I32, out: U32) -> None:
-    """All there is to a row of six weights, in one pass over it."""
+def _filter_row(a: U32, b: U32, c: U32, d: U32, e: U32, f: U32, w: I32, out: U32) -> None:
+    """Compute an output row of up to six weights in one loop."""
     wa, wb, wc, wd, we, wf = w[0], w[1], w[2], w[3], w[4], w[5]
     byte, second, third = np.uint32(255), np.uint32(8), np.uint32(16)
     for x in range(len(out)):
@@ -228,7 +229,7 @@ def _weigh_once(a: U32, b: U32, c: U32, d: U32, e: U32, f: U32, w: I32, out: U32
 
 @compiled
 def _add(a: U32, b: U32, c: U32, d: U32, e: U32, f: U32, w: I32, shift: np.uint32, total: I32) -> None:
-    """Adds six weighted rows of one channel."""
+    """Add six weighted rows of one channel."""
     wa, wb, wc, wd, we, wf = w[0], w[1], w[2], w[3], w[4], w[5]
     byte = np.uint32(255)
     for x in range(len(total)):

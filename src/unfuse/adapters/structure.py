@@ -1,8 +1,8 @@
-"""Finds the parts of a fused model by their structure, not by their names: tower, projector, decoder.
+"""Finds tower, projector and decoder of a fused model by structure, not by name.
 
-A tower is an outermost network of the vision config's own kind; without such a config, an outermost network with a
-convolution over pixels and no token embedding. A projector is what else with parameters lies beside a tower and is
-neither decoder nor head.
+A tower is an outermost network with the vision config's class. Without such a config it is an outermost network with a
+convolution and without the token embedding. A projector is a sibling of a tower that has parameters and is neither
+decoder nor head.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
 def find_towers(model: Any) -> dict[str, nn.Module]:
-    """Vision towers by the last part of their names.
+    """Return vision towers by the last part of their names.
 
     Raises:
-        CutError: there is none, so no hook could ever fire.
+        CutError: there is none.
     """
     embedding = model.get_input_embeddings()
     kinds = _vision_kinds(model.config)
@@ -43,7 +43,7 @@ def find_towers(model: Any) -> dict[str, nn.Module]:
 
 
 def find_projectors(model: Any) -> dict[str, nn.Module]:
-    """What lies between the towers and the decoder, by name; empty where the tower itself ends in it."""
+    """Return the modules between towers and decoder by name; empty if the tower contains the projector."""
     towers = list(find_towers(model).values())
     taken = [*towers, model.get_output_embeddings(), model.get_input_embeddings()]
     decoder = model.get_decoder()
@@ -60,10 +60,10 @@ def find_projectors(model: Any) -> dict[str, nn.Module]:
 
 
 def find_decoder(model: Any) -> nn.Module:
-    """The text decoder that takes ``inputs_embeds``.
+    """Return the text decoder, which takes ``inputs_embeds``.
 
     Raises:
-        CutError: none that stands apart from the towers.
+        CutError: the decoder contains a tower, or lacks the token embedding.
     """
     decoder: nn.Module = model.get_decoder()
     towers = find_towers(model).values()

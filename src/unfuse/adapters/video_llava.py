@@ -1,10 +1,14 @@
-"""Video-LLaVA: eight evenly spaced frames as one video."""
+"""Adapter of Video-LLaVA, which gets eight evenly spaced frames as one video."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from unfuse.adapters.clip_loading import clip_processor_of_folder
 from unfuse.adapters.hf import HFAdapter
+from unfuse.adapters.processors import ClipProcessor
 from unfuse.stages import Prepared
 
 
@@ -13,8 +17,13 @@ class VideoLlavaAdapter(HFAdapter):
 
     takes_video = True
 
+    @classmethod
+    def own_processor(cls, folder: Path, config: Any) -> ClipProcessor | None:
+        """Return ``ClipProcessor``, which needs no torchvision; None if the image processor is not CLIP's."""
+        return clip_processor_of_folder(folder, config)
+
     def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:
-        """The tower of each modality once, the projector once for each."""
+        """Return one call of the tower of each modality, and one of the projector per modality."""
         image = int("pixel_values_images" in prepared.inputs)
         video = int("pixel_values_videos" in prepared.inputs)
         known = {"image_tower": image, "video_tower": video}

@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unfuse.api.answering import prepare_run, run_answers
-from unfuse.api.benchmarking import prepare_bench, run_bench
-from unfuse.api.verifying import VERIFY_TOKENS, prepare_verify, run_verify
+from unfuse.api.answering import AnsweringOptions, prepare_run, run_answers
+from unfuse.api.benchmarking import BenchOptions, prepare_bench, run_bench
+from unfuse.api.verifying import VERIFY_TOKENS, VerifyOptions, prepare_verify, run_verify
+from unfuse.benchmarking import BenchRun, ComparisonRun
 from unfuse.loading import DEMO, Placement
-from unfuse.protocols import BenchRun, ComparisonRun
 from unfuse.samples import Dataset, Sample
 from unfuse.staged_model import StagedModel
 
 if TYPE_CHECKING:
-    from unfuse.runs.answers_file import AnswerRecord
-    from unfuse.throughput.job import AnswersRun
+    from unfuse.batch_inference.job import AnswersRun
+    from unfuse.records.answers_file import AnswerRecord
     from unfuse.verification import Verification
 
 
@@ -58,17 +58,11 @@ def bench(
         InputError: anything wrong with the model, the dataset or an option, before a model is loaded.
         RunFolderError: the folder is taken, or belongs to another run.
     """
-    job = prepare_bench(
-        [models] if isinstance(models, (str, StagedModel)) else list(models),
-        dataset,
-        protocol=protocol,
-        max_samples=max_samples,
-        placement=Placement(device, dtype, engine),
-        output=output,
-        resume=resume,
-        settings=settings,
-    )
-    return run_bench(job)
+    options = BenchOptions(
+        dataset=dataset, protocol=protocol, max_samples=max_samples, placement=Placement(device, dtype, engine),
+        output=output, resume=resume, settings=settings,
+    )  # fmt: skip
+    return run_bench(prepare_bench([models] if isinstance(models, (str, StagedModel)) else list(models), options))
 
 
 def run(
@@ -117,19 +111,11 @@ def run(
         InputError: anything wrong with the model, the rows or an option, before a model is loaded.
         RunFolderError: the folder is taken, or belongs to another run.
     """
-    job = prepare_run(
-        model,
-        dataset,
-        questions=questions,
-        max_samples=max_samples,
-        placement=Placement(device, dtype, engine),
-        devices=devices,
-        output=output,
-        resume=resume,
-        ray=(ray, ray_pools),
-        settings=settings,
-    )
-    return run_answers(job, on_answer=on_answer)
+    options = AnsweringOptions(
+        dataset=dataset, questions=questions, max_samples=max_samples, placement=Placement(device, dtype, engine),
+        devices=devices, output=output, resume=resume, ray=ray, ray_pools=ray_pools, settings=settings,
+    )  # fmt: skip
+    return run_answers(prepare_run(model, options), on_answer=on_answer)
 
 
 def verify(
@@ -156,11 +142,10 @@ def verify(
     Raises:
         InputError: anything wrong with the model, the sample or an option, before a model is loaded.
     """
-    job = prepare_verify(
-        model,
-        None if sample is None else Dataset(name=sample.sample_id, samples=(sample,)),
+    options = VerifyOptions(
+        dataset=None if sample is None else Dataset(name=sample.sample_id, samples=(sample,)),
         golden=golden,
         max_new_tokens=max_new_tokens,
         placement=Placement(device, dtype, engine),
     )
-    return run_verify(job)
+    return run_verify(prepare_verify(model, options))

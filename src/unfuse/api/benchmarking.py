@@ -7,11 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from unfuse.api.data import check_resume, default_tokens, open_dataset
+from unfuse.api.defaults import check_resume, default_tokens, open_dataset
+from unfuse.benchmarking import (
+    PROTOCOLS,
+    BenchListener,
+    BenchRun,
+    BenchSettings,
+    ComparisonRun,
+    ModelSource,
+    RunOptions,
+    bench_model,
+    bench_several,
+)
 from unfuse.errors import InputError
 from unfuse.loading import Placement, check_model
-from unfuse.protocols import PROTOCOLS, BenchRun, BenchSettings, ComparisonRun, bench_model, bench_several
-from unfuse.runs import PROTOCOL_STAGES, SampleRecord, read_comparison, read_manifest, refuse_occupied
+from unfuse.records import PROTOCOL_STAGES, read_comparison, read_manifest, refuse_occupied
 from unfuse.samples import Dataset
 from unfuse.staged_model import StagedModel
 
@@ -21,15 +31,30 @@ EQUAL_TOKENS: Final = 46
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """Options of a benchmark, as for ``unfuse.bench``."""
+
+    dataset: str | Path | Dataset | None = None
+    protocol: str = "decoupled"
+    max_samples: int | None = None
+    placement: Placement = field(default_factory=Placement)
+    output: str | Path | None = None
+    """Run folder; None keeps the run in memory."""
+    resume: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``BenchSettings``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BenchPlan:
     """Models and protocols of a benchmark. Nothing is loaded yet."""
 
     models: tuple[str, ...]
     protocols: tuple[str, ...]
     events: bool
-    """Whether any model is shown events."""
+    """Whether the input of any model is events."""
     video: bool
-    """Whether any model is shown video or images."""
+    """Whether the input of any model is video or images."""
 
     @property
     def single(self) -> bool:
@@ -59,32 +84,13 @@ class BenchJob:
     """Models that the caller has loaded, by name."""
 
 
-class BenchListener:
-    """Hears how a benchmark goes on; does nothing by default."""
-
-    def loading(self, name: str) -> None:
-        """Called before a model is loaded."""
-
-    def loaded(self, model: StagedModel) -> None:
-        """Called after a model was loaded."""
-
-    def part(self, model: str, protocol: str, what: str) -> None:
-        """Called when one model's run under one protocol begins, is kept, or fails."""
-
-    def record(self, index: int, record: SampleRecord) -> None:
-        """Called with every measured sample and warm-up."""
-
-    def warning(self, text: str) -> None:
-        """Called with warnings."""
-
-
-def plan_bench(models: Sequence[str], protocol: str, *, known: Mapping[str, StagedModel] | None = None) -> BenchPlan:
+def plan_bench(models: Sequence[str], protocol: str, *, loaded: Mapping[str, StagedModel] | None = None) -> BenchPlan:
     """Parse models and protocol.
 
     Args:
         models: names.
         protocol: one, or ``all``.
-        known: models that are loaded already, by name.
+        loaded: models that are loaded already, by name.
 
     Raises:
         InputError: no such model, a model given twice, or no such protocol.
@@ -94,62 +100,68 @@ def plan_bench(models: Sequence[str], protocol: str, *, known: Mapping[str, Stag
     if not models:
         raise InputError("models", found="none", expected="at least one")
     if twice := [name for name in models if list(models).count(name) > 1]:
-        raise InputError("models", found=f"{twice[0]} twice", expected="each once")
-    wants = [
-        known[name].family == "eventgpt" if known and name in known else check_model(name).wants_events
+        raise InputError("models", found=f"{twice[0]} twice", expected="each model once")
+    wants_events = [
+        loaded[name].adapter.takes == "events" if loaded and name in loaded else check_model(name).wants_events
         for name in models
     ]
     protocols = ALL_PROTOCOLS if protocol == "all" else (protocol,)
-    return BenchPlan(models=tuple(models), protocols=protocols, events=any(wants), video=not all(wants))
+    return BenchPlan(
+        models=tuple(models), protocols=protocols, events=any(wants_events), video=not all(wants_events)
+    )  # fmt: skip
 
 
 def prepare_bench(
     models: Sequence[str | StagedModel],
-    dataset: str | Path | Dataset | None = None,
+    options: BenchOptions | None = None,
     *,
-    protocol: str = "decoupled",
-    max_samples: int | None = None,
-    placement: Placement | None = None,
-    output: str | Path | None = None,
-    resume: bool = False,
-    settings: Mapping[str, Any] | None = None,
     on_check: Callable[[Dataset], None] | None = None,
 ) -> BenchJob:
-    """Check all input of a benchmark; loads nothing.
+    """Check all input of a benchmark; load nothing.
 
     Args:
         models: names, or loaded models.
-        dataset: as for ``unfuse.bench``.
-        protocol: as for ``unfuse.bench``.
-        max_samples: as for ``unfuse.bench``.
-        placement: where models are loaded; automatic by default.
-        output: run folder; None keeps the run in memory.
-        resume: continue the run in ``output``.
-        settings: fields of ``BenchSettings``.
-        on_check: called before the samples' files are looked at, which may take a while.
+        options: the options; each has a default.
+        on_check: called before the samples' files are checked, which may take a while.
 
     Raises:
         InputError: anything wrong with the models, the dataset or an option.
         RunFolderError: the folder is taken, or holds no run to continue.
     """
+    given = options or BenchOptions()
     loaded = {model.name: model for model in models if isinstance(model, StagedModel)}
     names = [model.name if isinstance(model, StagedModel) else model for model in models]
-    plan = plan_bench(names, protocol, known=loaded)
-    check_resume(output, resume=resume)
-    folder = None if output is None else Path(output)
-    if folder is not None and not resume:
-        refuse_occupied(folder)
-    elif folder is not None:
-        _ = read_manifest(folder) if plan.single else read_comparison(folder)
-    options = plan.settings(**(settings or {}))
-    data = open_dataset(dataset, max_samples)
+    plan = plan_bench(names, given.protocol, loaded=loaded)
+    folder = _check_folder(plan, given)
+    settings = plan.settings(**given.settings)
+    data = open_dataset(given.dataset, given.max_samples)
     if on_check is not None:
         on_check(data)
     data.check_media(events=plan.events, video=plan.video)
     return BenchJob(
-        plan=plan, settings=options, data=data, placement=placement or Placement(), output=folder, resume=resume,
+        plan=plan, settings=settings, data=data, placement=given.placement, output=folder, resume=given.resume,
         loaded=loaded,
     )  # fmt: skip
+
+
+def _check_folder(plan: BenchPlan, options: BenchOptions) -> Path | None:
+    """Return the run folder.
+
+    Raises:
+        InputError: a run is to be continued, but no folder is given.
+        RunFolderError: the folder is taken, or holds no run to continue.
+    """
+    check_resume(options.output, resume=options.resume)
+    if options.output is None:
+        return None
+    folder = Path(options.output)
+    if not options.resume:
+        refuse_occupied(folder)
+    elif plan.single:
+        read_manifest(folder)
+    else:
+        read_comparison(folder)
+    return folder
 
 
 def run_bench(job: BenchJob, listener: BenchListener | None = None) -> BenchRun | ComparisonRun:
@@ -157,35 +169,29 @@ def run_bench(job: BenchJob, listener: BenchListener | None = None) -> BenchRun 
 
     Args:
         job: from ``prepare_bench``.
-        listener: hears of every model and sample.
+        listener: notified of every model and sample.
 
     Returns:
         One run for one model and protocol; a comparison for several.
     """
-    told = listener or BenchListener()
+    options = RunOptions(output=job.output, resume=job.resume, listener=listener or BenchListener())
 
-    def get(name: str) -> StagedModel:
+    def load(name: str) -> StagedModel:
         if name in job.loaded:
             return job.loaded[name]
-        told.loading(name)
+        options.listener.loading(name)
         model = job.placement.load(name)
-        told.loaded(model)
+        options.listener.loaded(model)
         return model
 
     if not job.plan.single:
-        return bench_several(
-            job.plan.models, job.plan.protocols, get, job.data, job.settings,
-            placement=job.placement, output=job.output, resume=job.resume,
-            on_part=told.part, on_record=told.record, on_warning=told.warning,
-        )  # fmt: skip
+        models = ModelSource(names=job.plan.models, load=load, placement=job.placement)
+        return bench_several(models, job.plan.protocols, job.data, job.settings, options)
     name, protocol = job.plan.models[0], job.plan.protocols[0]
-    model = get(name)
-    told.part(name, protocol, "")
+    model = load(name)
+    options.listener.part(name, protocol, "")
     try:
-        return bench_model(
-            model, job.data, job.settings, protocol=protocol, output=job.output, resume=job.resume,
-            on_record=told.record, on_warning=told.warning,
-        )  # fmt: skip
+        return bench_model(model, job.data, job.settings, options, protocol=protocol)
     finally:
         if name not in job.loaded:
             model.close()

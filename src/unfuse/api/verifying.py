@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from unfuse.api.data import open_dataset
+from unfuse.api.defaults import open_dataset
 from unfuse.errors import InputError
 from unfuse.loading import Placement, check_model
-from unfuse.runs.verification_file import CheckRow, VerificationRecord, verification_place, write_verification
+from unfuse.records.verification_file import VerificationRecord, verification_path, write_verification
 from unfuse.samples import Dataset, Sample
 from unfuse.staged_model import StagedModel
 
 if TYPE_CHECKING:
-    from unfuse.verification import CheckResult, Verification
+    from unfuse.records.verification_file import CheckResult
+    from unfuse.verification import Verification
 
 VERIFY_TOKENS: Final = 48
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyOptions:
+    """Options of a verification, as for ``unfuse.verify``."""
+
+    dataset: str | Path | Dataset | None = None
+    """Its first sample is checked; the demo recordings by default."""
+    events: Path | None = None
+    """Recording to check on, instead of a dataset."""
+    golden: str | Path | None = None
+    max_new_tokens: int = VERIFY_TOKENS
+    placement: Placement = field(default_factory=Placement)
+    output: Path | None = None
+    """Folder of a run of this model, or a JSON file, for the rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,40 +51,29 @@ class VerifyJob:
     """Where the rows are written."""
 
 
-def prepare_verify(
-    model: str | StagedModel,
-    dataset: str | Path | Dataset | None = None,
-    *,
-    events: Path | None = None,
-    golden: str | Path | None = None,
-    max_new_tokens: int = VERIFY_TOKENS,
-    placement: Placement | None = None,
-    output: Path | None = None,
-) -> VerifyJob:
-    """Check all input of a verification; loads nothing.
+def prepare_verify(model: str | StagedModel, options: VerifyOptions | None = None) -> VerifyJob:
+    """Check all input of a verification; load nothing.
 
     Args:
-        model: as for ``unfuse.verify``.
-        dataset: whose first sample is checked; the demo recordings by default.
-        events: a recording to check on, instead of a dataset.
-        golden: as for ``unfuse.verify``.
-        max_new_tokens: as for ``unfuse.verify``.
-        placement: where the model is loaded; automatic by default.
-        output: folder of a run of this model, or a JSON file, that the rows are written to.
+        model: a name, or a loaded model.
+        options: the options; each has a default.
 
     Raises:
         InputError: anything wrong with the model, the sample or an option.
     """
-    place = verification_place(output) if output is not None else None
-    wants_events = model.family == "eventgpt" if isinstance(model, StagedModel) else check_model(model).wants_events
-    if dataset is not None and events is not None:
-        raise InputError("verify", found="--dataset and --events", expected="one of them")
-    if max_new_tokens < 1:
-        raise InputError("max-new-tokens", found=max_new_tokens, expected="at least 1")
-    if events is not None:
-        data = Dataset(name=str(events), samples=(Sample.from_events(events),))
+    given = options or VerifyOptions()
+    output = verification_path(given.output) if given.output is not None else None
+    wants_events = (
+        model.adapter.takes == "events" if isinstance(model, StagedModel) else check_model(model).wants_events
+    )
+    if given.dataset is not None and given.events is not None:
+        raise InputError("verify", found="dataset and events", expected="one of the two")
+    if given.max_new_tokens < 1:
+        raise InputError("max-new-tokens", found=given.max_new_tokens, expected="at least 1")
+    if given.events is not None:
+        data = Dataset(name=str(given.events), samples=(Sample.from_events(given.events),))
     else:
-        data = open_dataset(dataset, 1)
+        data = open_dataset(given.dataset, 1)
     data.check_media(events=wants_events, video=not wants_events)
 
     # Imports torch, which wrong input need not wait for.
@@ -77,10 +82,10 @@ def prepare_verify(
     return VerifyJob(
         model=model,
         sample=data.samples[0],
-        reference=read_golden(golden) if golden is not None else None,
-        max_new_tokens=max_new_tokens,
-        placement=placement or Placement(),
-        output=place,
+        reference=read_golden(given.golden) if given.golden is not None else None,
+        max_new_tokens=given.max_new_tokens,
+        placement=given.placement,
+        output=output,
     )
 
 
@@ -116,7 +121,7 @@ def run_verify(
 
 
 def _record(model: StagedModel, sample_id: str, outcome: Verification) -> VerificationRecord:
-    from unfuse.protocols.bench import own_command
+    from unfuse.benchmarking.manifest import own_command
 
     return VerificationRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -127,5 +132,5 @@ def _record(model: StagedModel, sample_id: str, outcome: Verification) -> Verifi
         dtype=str(model.dtype).removeprefix("torch."),
         engine=model.engine.name,
         sample_id=sample_id,
-        rows=tuple(CheckRow(**asdict(result)) for result in outcome.results),
+        rows=outcome.results,
     )

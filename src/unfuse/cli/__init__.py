@@ -1,4 +1,4 @@
-"""The command line: one verb a module, each a thin skin over the package."""
+"""The command line, with one module for each verb."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ for _verb in (bench, ask, run_verb, serve, verify, compare, report, export, data
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Run one command and return its exit code."""
     return exit_code_of(cli, arguments, "unfuse")
 
 
 def main() -> None:
-    """Runs the command of this process and ends it with its exit code."""
+    """Run the command of this process and end the process with its exit code."""
     sys.exit(run())

@@ -1,4 +1,4 @@
-"""``unfuse ask``: one scene, encoded once, and any number of questions about it."""
+"""``unfuse ask``: encode one scene once, and ask any number of questions about it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(
     from unfuse.stages import Sampling
 
     sampling = Sampling(temperature=temperature, seed=seed)
-    asked = [clean_question(question) for question in questions] or [DEFAULT_QUESTION]
+    cleaned = [clean_question(question) for question in questions] or [DEFAULT_QUESTION]
     if max_new_tokens is not None and max_new_tokens < 1:
         raise PromptError("max-new-tokens", found=max_new_tokens, expected="at least 1")
     name = events if events is not None else "demo:0"
@@ -57,9 +57,9 @@ def ask(
     if ref.wants_events and not sample.has_events:
         _refuse(name, model)
     Dataset(name=name, samples=(sample,)).check_media(events=ref.wants_events, video=not ref.wants_events)
-    kept = open_store(store, store_gib)
+    scenes = open_store(store, store_gib)
 
-    from unfuse.api.data import default_tokens
+    from unfuse.api.defaults import default_tokens
 
     console = Console(highlight=False, soft_wrap=True)
     tokens = default_tokens(model) if max_new_tokens is None else max_new_tokens
@@ -68,15 +68,15 @@ def ask(
         for note in loaded.notes:
             print_line(console, f"Note: {note}")
         started = time.perf_counter()
-        features, hit = (loaded.encode(sample), False) if kept is None else kept.features(loaded, sample)
+        features, hit = (loaded.encode(sample), False) if scenes is None else scenes.features(loaded, sample)
         how = "found in the store" if hit else "encoded once"
         print_line(
             console,
             f"Scene {how} in {time.perf_counter() - started:.2f} s, {features.tensor.shape[0]} positions.",
         )
-        if kept is not None and not hit:
-            print_line(console, _kept(kept))
-        for question in asked:
+        if scenes is not None and not hit:
+            print_line(console, _stored(scenes))
+        for question in cleaned:
             started = time.perf_counter()
             answer = loaded.generate(question, features, max_new_tokens=tokens, sampling=sampling)
             seconds = time.perf_counter() - started
@@ -91,18 +91,18 @@ def ask(
 
 
 def _refuse(name: str, model: str) -> NoReturn:
-    place = Path(name)
-    if not place.exists():
+    path = Path(name)
+    if not path.exists():
         raise FileAccessError(name, found="no such file", expected="a recording of events")
-    found = "a folder" if place.is_dir() else "a picture or a video"
+    found = "a folder" if path.is_dir() else "a picture or a video"
     raise MediaError(
-        name, found=found, expected=f"a recording of events, since {model} sees nothing else",
+        name, found=found, expected=f"a recording of events, the only input of {model}",
         fix="name a model of pictures or video with --model",
     )  # fmt: skip
 
 
-def _kept(store: FeatureStore) -> str:
-    """What became of a scene that was not there."""
+def _stored(store: FeatureStore) -> str:
+    """Return whether a scene that was encoded is now in the store."""
     counts = store.counts
     damaged = "Its entry was damaged and is replaced. " if counts.damaged else ""
     outcome = f"Kept in {store.path}" if counts.stored else f"Not kept: {store.trouble}"

@@ -1,4 +1,4 @@
-"""``unfuse bench``: the main job."""
+"""``unfuse bench``: time the stages of models."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.console import Console
 
 from unfuse.cli.options import placement_options
 from unfuse.loading import DEMO, Placement, check_model
+from unfuse.records import SampleRecord
+from unfuse.records.run_dir import HTML_FILE
 from unfuse.report import LiveView, print_comparison, print_line, print_summary, printable, sample_line
-from unfuse.runs import SampleRecord
-from unfuse.runs.place import HTML_FILE
 
 if TYPE_CHECKING:
     from unfuse.api.benchmarking import BenchJob
@@ -67,50 +67,40 @@ def bench(
         models = (DEMO,)
     folder = output if output is not None or resume else default_folder(models)
     return show_bench(
-        console,
-        models,
-        dataset,
-        placement=placement,
-        protocol=protocol,
-        max_samples=max_samples,
-        output=folder,
-        resume=resume,
-        settings=settings,
-    )
+        console, models, dataset=dataset, placement=placement, protocol=protocol, max_samples=max_samples,
+        output=folder, resume=resume, settings=settings,
+    )  # fmt: skip
 
 
-def show_bench(
-    console: Console, models: Sequence[str], dataset: str | None, *, show_answers: bool = False, **given: Any
-) -> int:
-    """Check the input, run the benchmark and print it; returns the exit code.
+def show_bench(console: Console, models: Sequence[str], *, show_answers: bool = False, **given: Any) -> int:
+    """Check the input, run the benchmark and print it; return the exit code.
 
     Args:
         console: where it is printed.
         models: names.
-        dataset: a folder; None for the demo recordings.
         show_answers: print every sample's question and answer as well.
-        **given: as for ``prepare_bench``.
+        **given: fields of ``BenchOptions``.
     """
     for name in models:  # before anything large is imported
         check_model(name)
 
-    from unfuse.api.benchmarking import prepare_bench
+    from unfuse.api.benchmarking import BenchOptions, prepare_bench
 
     def checking(data: Dataset) -> None:
         print_line(console, f"Checking {len(data.samples)} samples of {data.name} ...")
 
-    job = prepare_bench(models, dataset, on_check=checking, **given)
+    job = prepare_bench(models, BenchOptions(**given), on_check=checking)
     return run_and_show(console, job, show_answers=show_answers)
 
 
 def run_and_show(console: Console, job: BenchJob, *, show_answers: bool = False) -> int:
-    """Run a benchmark and print it as it goes on; returns the exit code."""
+    """Run a benchmark, print its progress and result, and return the exit code."""
     from unfuse.api.benchmarking import run_bench
-    from unfuse.protocols import ComparisonRun
+    from unfuse.benchmarking import ComparisonRun
 
     plan, data, length = job.plan, job.data, job.settings.output_length
     if len(plan.models) > 1 and length is not None:
-        print_line(console, f"Every model writes {length} new tokens a sample: equal work.")
+        print_line(console, f"Every model writes {length} new tokens per sample.")
     view = LiveView(
         console,
         samples=len(data.samples),
@@ -135,10 +125,10 @@ def run_and_show(console: Console, job: BenchJob, *, show_answers: bool = False)
 
 
 def _printer(console: Console, view: LiveView, job: BenchJob, show_answers: bool) -> Any:
-    from unfuse.api.benchmarking import BenchListener
+    from unfuse.benchmarking import BenchListener
 
     class Printer(BenchListener):
-        """Prints what a benchmark tells, and keeps the live view up to date."""
+        """Printed lines and the live view of a benchmark."""
 
         protocol = job.plan.protocols[0]
 
@@ -151,12 +141,10 @@ def _printer(console: Console, view: LiveView, job: BenchJob, show_answers: bool
             precision = str(model.dtype).removeprefix("torch.")
             print_line(console, f"{model.family} on {model.device}, {precision}, engine {model.engine.name}")
 
-        def part(self, model: str, protocol: str, what: str) -> None:
+        def part(self, model: str, protocol: str, event: str) -> None:
             self.protocol = protocol or self.protocol
-            if what == "loading":
-                return
             if not job.plan.single:
-                print_line(console, f"\n{printable(model)}, {protocol}: {printable(what)}")
+                print_line(console, f"\n{printable(model)}, {protocol}: {printable(event)}")
             view.begin(model, protocol)
 
         def record(self, index: int, record: SampleRecord) -> None:

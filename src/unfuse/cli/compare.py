@@ -1,4 +1,4 @@
-"""``unfuse compare``: two runs, stage by stage, and an exit code for a build."""
+"""``unfuse compare``: compare two runs stage by stage, with an exit code for a build."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 
 from unfuse.errors import InputError, RunFolderError
+from unfuse.records import BASELINES, Baselines, RunFolder
 from unfuse.report.change import NOISE_THRESHOLD_PCT, Change, Side, change_between
-from unfuse.report.change_text import change_markdown, change_table, headline, method, remarks_of, sides_of
-from unfuse.report.terminal import print_line
+from unfuse.report.markdown import change_markdown
+from unfuse.report.terminal import print_change, print_line
 from unfuse.report.text import printable
-from unfuse.runs import BASELINES, Baselines, RunFolder
 
 _FORMATS = ("text", "markdown", "json")
 
@@ -68,20 +68,20 @@ def compare(
     """Compare run B with run A, or with a baseline, stage by stage."""
     if form not in _FORMATS:
         raise InputError("format", found=repr(form), expected=", ".join(_FORMATS))
-    kept = Baselines(baseline_dir)
+    baselines = Baselines(baseline_dir)
     if list_baselines:
-        return _list(kept)
-    pair = list(runs) if baseline is None else [kept.find(baseline), *runs]
+        return _list(baselines)
+    pair = list(runs) if baseline is None else [baselines.find(baseline), *runs]
     only_save = save_baseline is not None and len(pair) == 1
     if len(pair) != 2 and not only_save:
         raise InputError(
             "compare",
             found=f"{len(runs)} run{'s' if len(runs) != 1 else ''}",
             expected="one run beside --baseline" if baseline is not None else "two runs",
-            fix="say unfuse compare A B, or unfuse compare --baseline NAME B",
+            fix="run: unfuse compare A B, or unfuse compare --baseline NAME B",
         )
     if save_baseline is not None:
-        kept.check_free(save_baseline, replace=replace)
+        baselines.check_free(save_baseline, replace=replace)
     elif replace:
         raise InputError("--replace", found="no --save-baseline", expected="the baseline to replace")
     if only_save and fail_on_regression is not None:
@@ -96,8 +96,8 @@ def compare(
         if code:
             click.echo(f"Baseline {save_baseline} is not saved.", err=True)
         else:
-            place = kept.save(save_baseline, pair[-1], replace=replace)
-            click.echo(f"Baseline {save_baseline}: {place}", err=True)
+            folder = baselines.save(save_baseline, pair[-1], replace=replace)
+            click.echo(f"Baseline {save_baseline}: {folder}", err=True)
     return code
 
 
@@ -107,17 +107,17 @@ def _side(path: Path, name: str) -> Side:
     return Side(name=name, manifest=run.manifest, records=records, probes=probes, ended=run.ended)
 
 
-def _list(kept: Baselines) -> int:
+def _list(baselines: Baselines) -> int:
     console = Console(highlight=False, soft_wrap=True)
-    for name in kept.names():
+    for name in baselines.names():
         try:
-            manifest = RunFolder.open(kept.find(name)).manifest
+            manifest = RunFolder.open(baselines.find(name)).manifest
             about = f"{manifest.model.get('name')}, {manifest.protocol}, {manifest.created}"
         except RunFolderError as error:
             about = str(error)
         print_line(console, f"{name}: {printable(about)}")
-    if not kept.names():
-        click.echo(f"No baselines in {kept.folder}.", err=True)
+    if not baselines.names():
+        click.echo(f"No baselines in {baselines.folder}.", err=True)
     return 0
 
 
@@ -127,16 +127,11 @@ def _print(change: Change, form: str) -> None:
     elif form == "markdown":
         click.echo(change_markdown(change))
     else:
-        console = Console(highlight=False, soft_wrap=True)
-        for line in (*sides_of(change), *remarks_of(change), ""):
-            print_line(console, line)
-        console.print(change_table(change))
-        for line in (method(change), headline(change)):
-            print_line(console, line)
+        print_change(Console(highlight=False, soft_wrap=True), change)
 
 
 def _judge(change: Change, pct: float) -> int:
-    """0, or 1 where a stage is slower by so much, B failed where A did not, or it cannot be known."""
+    """Return 1 where a stage is slower by ``pct`` %, B failed where A did not, or neither can be judged."""
     slower, unjudged = change.regressions(pct), change.unjudged()
     for stage in slower:
         click.echo(f"REGRESSION: {stage.stage} is {stage.pct:.1f} % slower", err=True)
@@ -146,5 +141,5 @@ def _judge(change: Change, pct: float) -> int:
         click.echo(f"NOT JUDGED: {reason}", err=True)
     if change.noise_threshold_pct > pct:
         threshold = f"{change.noise_threshold_pct:.3g} %"
-        click.echo(f"Changes up to {threshold} are not called changes here: of {pct:g} % nothing is said.", err=True)
+        click.echo(f"Changes up to {threshold} count as noise here, so {pct:g} % cannot be judged.", err=True)
     return 1 if slower or change.broken or unjudged else 0

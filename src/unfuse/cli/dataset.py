@@ -1,17 +1,17 @@
-"""``unfuse dataset``: makes, checks and describes data sets."""
+"""``unfuse dataset``: make, check and describe data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unfuse.errors import InputError
 from unfuse.report import print_line
+from unfuse.report.progress import counting_bar
 
 
 @click.group(short_help="Make, check and describe data sets.")
@@ -68,7 +68,7 @@ def build(
     if max_windows is not None:
         _at_least(1, **{"max-windows": max_windows})
 
-    from unfuse.samples.build import Cut, parse_time, plan, read_questions, write_dataset
+    from unfuse.samples.build import Windowing, parse_time, plan, read_questions, write_dataset
     from unfuse.samples.sources import find_recordings
     from unfuse.stages import DEFAULT_QUESTION
 
@@ -76,15 +76,15 @@ def build(
         length, step = parse_time(window), parse_time(stride) if stride else None
     else:
         if stride is not None and not stride.isdigit():
-            raise InputError("stride", found=repr(stride), expected="a number of events, as the window is one")
+            raise InputError("stride", found=repr(stride), expected="a number of events, like the window")
         length, step = None, int(stride) if stride else None
-    cut = Cut(window_us=length, events=events, stride=step, frames=frames, rectify=rectify)
-    asked = read_questions(questions) if questions else (DEFAULT_QUESTION,)
-    found = plan(find_recordings(source), cut, max_windows)
+    windowing = Windowing(window_us=length, events=events, stride=step, frames=frames, rectify=rectify)
+    texts = read_questions(questions) if questions else (DEFAULT_QUESTION,)
+    found = plan(find_recordings(source), windowing, max_windows)
     console = Console(highlight=False, soft_wrap=True)
     with _bar(console, "windows", found.count) as bar:
-        write_dataset(out, found, asked, workers=workers, done=bar)
-    print_line(console, f"{found.count} windows, {found.count * len(asked)} samples in {out}")
+        write_dataset(out, found, texts, workers=workers, done=bar)
+    print_line(console, f"{found.count} windows, {found.count * len(texts)} samples in {out}")
     if found.left_out:
         print_line(console, f"{found.left_out} windows with fewer than {frames} events are left out")
     return 0
@@ -123,7 +123,7 @@ def info(folder: Path, picture: Path | None) -> int:
         try:
             write_picture(picture, sheet)
         except OSError as error:
-            raise InputError(str(picture), found=error.strerror or error, expected="a place to write to") from None
+            raise InputError(str(picture), found=error.strerror or error, expected="a writable path") from None
         print_line(console, f"picture in {picture}")
     return 0
 
@@ -134,16 +134,9 @@ def _at_least(least: int, **values: int) -> None:
             raise InputError(name, found=value, expected=f"at least {least}")
 
 
-class _Done:
-    def __init__(self, progress: Progress, label: str, total: int):
-        self._progress, self._task = progress, progress.add_task(label, total=total)
-
-    def __call__(self, number: int) -> None:
-        self._progress.update(self._task, completed=number)
-
-
 @contextmanager
-def _bar(console: Console, label: str, total: int) -> Iterator[_Done]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield _Done(progress, label, total)
+def _bar(console: Console, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar; the block calls the function with the number that is done."""
+    with counting_bar(console) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda number: bar.update(task, completed=number, refresh=True)

@@ -1,4 +1,4 @@
-"""``unfuse doctor``: what is installed, what is missing and how to get it."""
+"""``unfuse doctor``: list installed and missing packages, with the commands that install them."""
 
 from __future__ import annotations
 

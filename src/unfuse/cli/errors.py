@@ -1,4 +1,4 @@
-"""How a command ends: an error is one line on stderr and an exit code, never a traceback of ours for bad input.
+"""Exit of a command: bad input gives one line on stderr and an exit code, never a traceback.
 
 0 done; 1 a check or verdict failed; 2 usage or bad input.
 """
@@ -13,7 +13,7 @@ from unfuse.errors import as_ours
 
 
 def exit_code_of(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
-    """Runs a command and returns its exit code."""
+    """Run a command and return its exit code."""
     try:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as help_wanted:

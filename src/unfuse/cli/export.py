@@ -1,4 +1,4 @@
-"""``unfuse export``: the samples of runs as one table, for pandas, DuckDB, R or a spreadsheet."""
+"""``unfuse export``: write the samples of runs as one table, for pandas, DuckDB, R or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from unfuse.errors import InputError
-from unfuse.runs.export import check_export
-from unfuse.runs.export import export as write
-from unfuse.runs.table import sample_table
+from unfuse.records.export import check_export
+from unfuse.records.export import export as write
+from unfuse.records.table import sample_table
 
 
 @click.command(short_help="Write the samples of runs as one table.")
@@ -20,7 +20,7 @@ def export(runs: tuple[Path, ...], output: Path | None, replace: bool) -> int:
     """Write every sample of RUN (a run folder, or that of a comparison) into one table."""
     if not runs:
         raise InputError(
-            "export", found="no run", expected="one at least", fix="say unfuse export RUN --output samples.csv"
+            "export", found="no run", expected="at least one", fix="run: unfuse export RUN --output samples.csv"
         )
     if output is None:
         raise InputError("export", found="no --output", expected="--output samples.csv or samples.parquet")

@@ -37,7 +37,7 @@ def placement_options(function: _F) -> _F:
 
 
 def store_options(function: _F) -> _F:
-    """``--store`` and ``--store-gib``."""
+    """Add ``--store`` and ``--store-gib``."""
     for option in (
         click.option("--store-gib", type=float, default=None, help=f"Size of --store at most; default: {_STORE_GIB}."),
         click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="Keep encoded scenes in DIR."),
@@ -47,10 +47,10 @@ def store_options(function: _F) -> _F:
 
 
 def open_store(store: Path | None, store_gib: float | None) -> FeatureStore | None:
-    """The store of ``store_options``, before anything is loaded.
+    """Open the store of ``store_options``, before anything is loaded.
 
     Raises:
-        InputError: it cannot be one, a size without a store, or a size that is none.
+        InputError: the folder cannot be a store, or the size has no store or is out of range.
     """
     if store is None:
         if store_gib is not None:

@@ -1,18 +1,19 @@
-"""``unfuse report``: one page about one run or several side by side."""
+"""``unfuse report``: write one page about one run, or about several side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from unfuse.errors import InputError
+from unfuse.records import read_comparison
+from unfuse.records.atomic import write_text_atomic
+from unfuse.records.manifest import COMPARISON_FILE
+from unfuse.records.run_dir import HTML_FILE
 from unfuse.report import print_line, printable
-from unfuse.runs import read_comparison
-from unfuse.runs.atomic import write_text_atomic
-from unfuse.runs.manifest import COMPARISON_FILE
-from unfuse.runs.place import HTML_FILE
 
 
 @click.command(short_help="Write runs and comparisons as one page.")
@@ -25,14 +26,7 @@ from unfuse.runs.place import HTML_FILE
 )
 def report(runs: tuple[Path, ...], output: Path | None) -> int:
     """Write report.html of run folders, or of the folders of whole comparisons."""
-    places = [run.resolve() for run in runs]
-    if twice := [str(run) for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
-        raise InputError("runs", found=f"{twice[-1]} twice", expected="each once")
-    place = output or (runs[0] if len(runs) == 1 else Path()) / HTML_FILE
-    if output is None and len(runs) > 1 and place.exists():
-        raise InputError(str(place), found="a file already", expected="a new one", fix="name one with --output")
-    if output is not None and not place.absolute().parent.is_dir():
-        raise InputError(str(place), found="no such folder", expected="a file in a folder that exists")
+    page = _page(runs, output)
 
     from unfuse.report.reading import read_runs
 
@@ -42,8 +36,25 @@ def report(runs: tuple[Path, ...], output: Path | None) -> int:
 
     from unfuse.report.html import report_html  # loads Altair, which waits until the runs are read
 
-    write_text_atomic(place, report_html(found, command=command))
+    write_text_atomic(page, report_html(found, command=command))
     console = Console(highlight=False, soft_wrap=True)
-    size = place.stat().st_size / 2**20
-    print_line(console, f"{len(found)} run{'s' if len(found) > 1 else ''}, {size:.1f} MiB: {printable(str(place))}")
+    size = page.stat().st_size / 2**20
+    print_line(console, f"{len(found)} run{'s' if len(found) > 1 else ''}, {size:.1f} MiB: {printable(str(page))}")
     return 0
+
+
+def _page(runs: Sequence[Path], output: Path | None) -> Path:
+    """Return the path of the page.
+
+    Raises:
+        InputError: a run is given twice, or the page has no place.
+    """
+    folders = [run.resolve() for run in runs]
+    if twice := [str(run) for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:
+        raise InputError("runs", found=f"{twice[-1]} twice", expected="each run once")
+    page = output or (runs[0] if len(runs) == 1 else Path()) / HTML_FILE
+    if output is None and len(runs) > 1 and page.exists():
+        raise InputError(str(page), found="a file", expected="a new file", fix="name one with --output")
+    if output is not None and not page.absolute().parent.is_dir():
+        raise InputError(str(page), found="no such folder", expected="a file in a folder that exists")
+    return page

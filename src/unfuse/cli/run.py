@@ -1,4 +1,4 @@
-"""``unfuse run``: a whole dataset to answers."""
+"""``unfuse run``: answer a whole dataset."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
+from unfuse.batch_inference.cluster.settings import LOCAL
 from unfuse.cli.options import open_store, placement_options, store_options
 from unfuse.errors import FileAccessError, InputError
 from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line, printable
-from unfuse.throughput.cluster.settings import LOCAL
+from unfuse.report.progress import counting_bar
 
 if TYPE_CHECKING:
-    from unfuse.api.answering import RunJob
-    from unfuse.runs.answers_file import AnswerRecord
-    from unfuse.throughput.device import DeviceFacts
+    from unfuse.batch_inference.device import DeviceFacts
+    from unfuse.batch_inference.job import RunJob
+    from unfuse.records.answers_file import AnswerRecord
 
 _LINE_EVERY_S: Final = 10.0
 """Between lines of progress where output is not a terminal."""
+_DRAW_EVERY_S: Final = 0.1
+"""Between drawings of the bar at a terminal."""
 
 
 @click.command(name="run", short_help="Answer a whole dataset, with all of the machine.")
@@ -97,72 +100,65 @@ def run_verb(
     check_model(model)
     settings["store"] = open_store(store, store_gib)
 
-    from unfuse.api.answering import prepare_run
+    from unfuse.api.answering import AnsweringOptions, prepare_run
 
-    job = prepare_run(
-        model,
-        dataset,
-        questions=None if questions is None else read_questions(questions),
-        max_samples=max_samples,
-        placement=placement,
-        devices=devices,
-        output=output,
-        resume=resume,
-        ray=(ray, ray_pools),
-        settings=settings,
-    )
-    return _run_and_show(console, job, model)
+    lines = None if questions is None else read_questions(questions)
+    options = AnsweringOptions(
+        dataset=dataset, questions=lines, max_samples=max_samples, placement=placement, devices=devices,
+        output=output, resume=resume, ray=ray, ray_pools=ray_pools, settings=settings,
+    )  # fmt: skip
+    return _run_and_show(console, prepare_run(model, options), model)
 
 
 def _run_and_show(console: Console, job: RunJob, model: str) -> int:
     from unfuse.api.answering import run_answers
-    from unfuse.runs.manifest import MANIFEST_FILE
+    from unfuse.records.manifest import MANIFEST_FILE
 
     rows, name = len(job.work.rows), job.work.dataset.name
     print_line(console, f"Loading {model} to answer {rows} questions about {name} ...")
-    progress = _Progress(console)
+    answered = _Answered(console)
     try:
-        with _terminable(), progress:
-            run = run_answers(job, on_ready=progress.ready, on_answer=progress.answer)
+        with _terminable(), answered:
+            run = run_answers(job, on_ready=answered.ready, on_answer=answered.answer)
     except KeyboardInterrupt as stopped:
-        if (job.folder / MANIFEST_FILE).is_file():
-            again = click.get_current_context().params | {"output": str(job.folder), "resume": True, "model": model}
-            print_line(console, f"Stopped. {progress.answered} answers of this process are kept in {job.folder}.")
+        if (job.output / MANIFEST_FILE).is_file():
+            again = click.get_current_context().params | {"output": str(job.output), "resume": True, "model": model}
+            print_line(console, f"Stopped. {answered.count} answers of this process are kept in {job.output}.")
             print_line(console, f"Go on with: {_command(again)}")
         else:
             print_line(console, "Stopped before the first answer.")
         return 143 if isinstance(stopped, _TerminatedError) else 130
     for line in run.summary().lines():
         print_line(console, printable(line))
-    print_line(console, f"Answers: {job.folder / 'answers.jsonl'}")
+    print_line(console, f"Answers: {job.output / 'answers.jsonl'}")
     return 1 if run.summary().failed else 0
 
 
 def read_questions(path: Path) -> list[str]:
-    """Questions of a file, one a line; empty lines are passed over.
+    """Read the questions of a file, one a line; skip empty lines.
 
     Raises:
-        FileAccessError: it cannot be read.
-        InputError: it is no text, or has no question.
+        FileAccessError: the file cannot be read.
+        InputError: the file is no text, or has no question.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise FileAccessError(str(path), found=error.strerror, expected="a file of questions") from None
     except UnicodeDecodeError:
-        raise InputError(str(path), found="no UTF-8", expected="one question a line") from None
+        raise InputError(str(path), found="no UTF-8 text", expected="one question a line") from None
     if not (lines := [line.strip() for line in text.splitlines() if line.strip()]):
-        raise InputError(str(path), found="no question", expected="one a line")
+        raise InputError(str(path), found="no question", expected="one question a line")
     return lines
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM: as a key at the terminal, but for the exit code."""
+    """SIGTERM, handled like Ctrl-C except for the exit code."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: what is answered is kept."""
+    """Let SIGTERM end the run like Ctrl-C: finished answers stay on the disk."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _TerminatedError
@@ -174,22 +170,19 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Progress:
+class _Answered:
     """A bar at a terminal, a line now and then elsewhere; failures always. Answers come from another thread."""
 
     def __init__(self, console: Console):
+        self.count = 0
         self._console = console
-        self._total = 0
-        self._begun = self._told = time.monotonic()
-        self.answered = 0
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._task: Any = None
+        self._started = self._shown = time.monotonic()
+        self._bar = counting_bar(console, TextColumn("{task.fields[rate]}"))
+        self._task = self._bar.add_task("answers", total=None, rate="", visible=False)
+        self._left = 0
 
     def ready(self, facts: DeviceFacts, left: int) -> None:
-        """The model is loaded."""
+        """Print the facts of the device once the model is loaded."""
         model = facts.model
         for note in model["notes"]:
             print_line(self._console, f"Note: {printable(note)}")
@@ -200,38 +193,36 @@ class _Progress:
             nodes = "1 node" if cluster["nodes"] == 1 else f"{cluster['nodes']} nodes"
             pools = ", ".join(f"{name} {size}" for name, size in cluster["pools"].items())
             print_line(self._console, f"Ray {cluster['version']}, {nodes}; actors: {pools}")
-        self._total = left
-        self._begun = self._told = time.monotonic()
-        if self._bar is not None:
-            self._task = self._bar.add_task("answers", total=left, rate="")
+        self._left = left
+        self._started = self._shown = time.monotonic()
+        self._bar.update(self._task, total=left, visible=True, refresh=True)
 
     def answer(self, record: AnswerRecord) -> None:
-        """One more is on the disk."""
-        self.answered += 1
-        now = time.monotonic()
-        rate = f"{self.answered / max(now - self._begun, 1e-9):.1f}/s"
+        """Count an answer that is on the disk."""
+        self.count += 1
         if record.status == "failed":
             print_line(self._console, f"Failed: {printable(record.sample_id)}: {printable(record.error or '')}")
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.answered, rate=rate)
-        elif now - self._told >= _LINE_EVERY_S:
-            self._told = now
-            print_line(self._console, f"{self.answered} of {self._total} answers, {rate}")
+        now = time.monotonic()
+        if now - self._shown < (_LINE_EVERY_S if self._bar.disable else _DRAW_EVERY_S):
+            return
+        self._shown = now
+        rate = f"{self.count / (now - self._started):.1f}/s"
+        self._bar.update(self._task, completed=self.count, rate=rate, refresh=True)
+        if self._bar.disable:
+            print_line(self._console, f"{self.count} of {self._left} answers, {rate}")
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
 
 def _command(given: dict[str, Any]) -> str:
-    """The command line that these options stand for."""
+    """Return the command line of these options."""
     words = ["unfuse", "run", given["model"]]
     for option in run_verb.params:
         value = given.get(option.name or "")

@@ -88,7 +88,7 @@ def _proper_decoupling(protocol: str, output_length: int | None, **given: Any) -
 def _verify_videollava(model_name: str, device: str, dataset_dir: str | None) -> int:
     """Prove that a model's stages, decoupled and hooked, are the parts of its own generate."""
     console = Console(highlight=False, soft_wrap=True)
-    return show_verify(console, model_name, dataset_dir, placement=Placement(device))
+    return show_verify(console, model_name, dataset=dataset_dir, placement=Placement(device))
 
 
 def _models(console: Console, eventgpt: str, *, others: bool) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def _bench(
     return show_bench(
         console,
         models,
-        given["dataset_dir"],
+        dataset=given["dataset_dir"],
         max_samples=given["max_samples"],
         placement=Placement(given["device"]),
         protocol=protocol,
@@ -120,20 +120,20 @@ def _bench(
 
 
 def four_stages(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return exit_code_of(_four_stages, arguments, "benchmark_inference_4stages.py")
 
 
 def three_stages(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return exit_code_of(_three_stages, arguments, "benchmark_inference_3stages.py")
 
 
 def proper_decoupling(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return exit_code_of(_proper_decoupling, arguments, "benchmark_with_proper_decoupling.py")
 
 
 def verify_videollava(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command and return its exit code."""
     return exit_code_of(_verify_videollava, arguments, "verify_videollava_decoupling.py")

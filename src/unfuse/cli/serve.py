@@ -54,7 +54,7 @@ def serve(
     check_model(model)
     _require_packages()
 
-    from unfuse.api.data import default_tokens
+    from unfuse.api.defaults import default_tokens
     from unfuse.serving.settings import ServeSettings, read_token
 
     settings = ServeSettings(
@@ -74,11 +74,11 @@ def serve(
     from unfuse.serving.server import serve as run
 
     console = Console(highlight=False, soft_wrap=True)
-    kept = open_store(store, store_gib)
+    scenes = open_store(store, store_gib)
     with bind(settings) as listening:
         loaded = placement.load(model)
-        if loaded.adapter.uncut is not None:
-            raise CutError(f"model {model}", found=loaded.adapter.uncut, expected="stages that can be taken apart")
+        if (unsplittable := loaded.adapter.unsplittable) is not None:
+            raise CutError(f"model {model}", found=unsplittable.reason, expected="stages that can be taken apart")
         print_line(
             console,
             f"{model} on {loaded.device}, {str(loaded.dtype).removeprefix('torch.')}, engine {loaded.engine.name}",
@@ -87,18 +87,18 @@ def serve(
             print_line(console, f"Note: {note}")
         token = "a token is needed" if settings.token else "no token is needed"
         print_line(console, f"Serving at {url_of(listening)} (page), /v1 (OpenAI's API) and /metrics; {token}.")
-        run(listening, loaded, settings, store=kept)
+        run(listening, loaded, settings, store=scenes)
     return 0
 
 
 def _require_packages() -> None:
-    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sse_starlette"):
         try:
             __import__(package)
         except ImportError:
             raise MissingPackageError(
                 "unfuse serve",
                 found=f"no package {package.replace('_', '-')}",
-                expected="it, to serve",
+                expected="the package",
                 fix=f"run: {install_command('unfuse[serve]')}",
             ) from None

@@ -1,4 +1,4 @@
-"""``unfuse store``: looks into a folder of encoded scenes."""
+"""``unfuse store``: describe, check and clear a folder of encoded scenes."""
 
 from __future__ import annotations
 

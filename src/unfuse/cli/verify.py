@@ -1,4 +1,4 @@
-"""``unfuse verify``: proof that the stages compute what the whole computes."""
+"""``unfuse verify``: check the stages against the model's own ``generate``."""
 
 from __future__ import annotations
 
@@ -32,42 +32,41 @@ _TOKENS = 48
     help="Keep the rows: in the folder of a run of this model, for its report, or in a JSON file.",
 )
 @placement_options
-def verify(model: str | None, dataset: str | None, placement: Placement, **given: Any) -> int:
+def verify(model: str | None, placement: Placement, **given: Any) -> int:
     """Check MODEL (default: the built-in demo)."""
     console = Console(highlight=False, soft_wrap=True)
     if model is None:
         print_line(console, "No model given: using the built-in demo model.")
-    return show_verify(console, model or DEMO, dataset, placement=placement, **given)
+    return show_verify(console, model or DEMO, placement=placement, **given)
 
 
-def show_verify(console: Console, name: str, dataset: str | None, **given: Any) -> int:
-    """Check the input, then the model, and print a block for each check; returns the exit code.
+def show_verify(console: Console, name: str, **given: Any) -> int:
+    """Check the input, then the model, and print a block for each check; return the exit code.
 
     Args:
         console: where it is printed.
         name: of the model.
-        dataset: as for ``prepare_verify``.
-        **given: as for ``prepare_verify``.
+        **given: fields of ``VerifyOptions``.
     """
     check_model(name)  # before anything large is imported
 
-    from unfuse.api.verifying import prepare_verify, run_verify
+    from unfuse.api.verifying import VerifyOptions, prepare_verify, run_verify
 
-    job = prepare_verify(name, dataset, **given)
+    job = prepare_verify(name, VerifyOptions(**given))
 
-    def tell(loaded: StagedModel) -> None:
+    def print_model(loaded: StagedModel) -> None:
         precision = str(loaded.dtype).removeprefix("torch.")
         print_line(console, f"{loaded.family} on {loaded.device}, {precision}, engine {loaded.engine.name}")
         for note in loaded.notes:
             print_line(console, f"Note: {printable(note)}")
 
-    def show(result: CheckResult) -> None:
+    def print_check(result: CheckResult) -> None:
         print_line(console, f"{result.status.upper():5}{result.name}")
         print_line(console, f"     expected   {printable(result.expected)}")
         print_line(console, f"     observed   {printable(result.reason or result.observed)}")
         print_line(console, f"     tolerance  {result.tolerance}")
 
-    outcome = run_verify(job, on_model=tell, on_result=show)
+    outcome = run_verify(job, on_model=print_model, on_result=print_check)
     counts = {status: sum(r.status == status for r in outcome.results) for status in ("pass", "fail", "skip")}
     print_line(console, f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped: {name}")
     if job.output is not None:

@@ -1,7 +1,6 @@
-"""Event files through libraries of others, in a process of their own.
+"""Decoders of event files that need a third-party library, run in a process of their own.
 
-Such decoders have aborted, hung, and answered wrongly on damaged files. ``python -m unfuse.decoders`` is the process:
-it takes requests on its input and writes events into a file that it was handed; ``events.readers.child`` is the other
-end, which limits its memory and time and believes nothing it says. Nothing here imports more than numpy and the one
-library that is needed.
+These libraries have aborted, hung and returned wrong events on damaged files. ``python -m unfuse.decoders`` is the
+process; ``events.readers.decoder_client`` starts it, limits its memory and time, and validates its replies. A module
+here imports numpy and the one library that it needs, nothing else.
 """

@@ -1,18 +1,17 @@
-"""The process: a request a line on its input, a reply a line on its output, events in the file it was handed.
+"""The decoders' process: JSON requests, answered by columns of events in a file, and by messages.
 
-python -m unfuse.decoders FILE_DESCRIPTOR MEMORY_BYTES FILE_BYTES
+python -m unfuse.decoders SOCKET MEMORY_BYTES FILE_BYTES FILE_DESCRIPTOR
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import resource
 import sys
-from typing import Any, Final, TextIO
+from collections.abc import Iterator
+from typing import IO, Any, Final
 
 from unfuse.decoders.batches import RefusedError
+from unfuse.processes import serve_json
 
 KINDS: Final = {
     "dsec": "dsec",
@@ -20,60 +19,47 @@ KINDS: Final = {
     "evt3": "prophesee_evt3",
     "aedat4": "inivation_aedat4",
 }
+Message = tuple[dict[str, Any], tuple[()]]
 
 
-def main() -> None:
-    """Serves until its input ends."""
-    target, memory, room = (int(text) for text in sys.argv[1:])
-    for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, room), (resource.RLIMIT_CORE, 0)):
-        _, hard = resource.getrlimit(what)
-        # Whoever started this process may have less to give.
-        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (limit, limit))
-    # A library that prints would be taken for a reply.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    for line in sys.stdin:
-        os.ftruncate(target, 0)
-        os.lseek(target, 0, os.SEEK_SET)
-        _reply(replies, _served(json.loads(line), target, replies))
-
-
-def _served(request: dict[str, Any], target: int, replies: TextIO) -> dict[str, Any]:
+def answer(request: dict[str, Any]) -> Iterator[Message]:
+    """Yield the length of each batch, then facts of the recording or the reason why it cannot be read."""
     try:
-        decoder = importlib.import_module(f"unfuse.decoders.{KINDS[request['kind']]}")
-        if "edges" in request:
-            return {"done": True, **decoder.look(request["path"], request["edges"], request["numbers"])}
-        decode = decoder.decode_events if request.get("numbered") else decoder.decode
-        decoded = decode(request["path"], request["start"], request["stop"])
+        yield from _decoded(request)
+    except RefusedError as error:
+        yield {"refused": error.found, "expected": error.expected}, ()
+    except ImportError as error:
+        yield {"missing": error.name or str(error)}, ()
+    except MemoryError:
+        yield {"failed": "more memory than it may take"}, ()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of a Rust library is no Exception
+        yield {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}, ()
+
+
+def _decoded(request: dict[str, Any]) -> Iterator[Message]:
+    decoder = importlib.import_module(f"unfuse.decoders.{KINDS[request['kind']]}")
+    if "edges" in request:
+        yield decoder.inspect(request["path"], request["edges"], request["numbers"]), ()
+        return
+    decode = decoder.decode_events if request.get("numbered") else decoder.decode
+    decoded = decode(request["path"], request["start"], request["stop"])
+    with open(int(sys.argv[4]), "wb", buffering=0, closefd=False) as file:
+        file.seek(0)
+        file.truncate()
         for columns in decoded.batches:
             for column in columns:
-                _write(target, column.tobytes())
-            _reply(replies, {"events": len(columns[0])})
-    except RefusedError as error:
-        return {"refused": error.found, "expected": error.expected}
-    except ImportError as error:
-        return {"missing": error.name or str(error)}
-    except MemoryError:
-        return {"failed": "more memory than it may take"}
-    except BaseException as error:  # a panic of a Rust library is no Exception
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    return {"done": True, "sensor_size": decoded.sensor_size, "span": decoded.span}
+                _write(file, column.tobytes())
+            yield {"batch": len(columns[0])}, ()
+    yield {"sensor_size": decoded.sensor_size, "span": decoded.span}, ()
 
 
-def _write(target: int, data: bytes) -> None:
+def _write(file: IO[bytes], data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(target, view) :]
-
-
-def _reply(replies: TextIO, message: dict[str, Any]) -> None:
-    replies.write(json.dumps(message) + "\n")
-    replies.flush()
+        view = view[file.write(view) :]
 
 
 if __name__ == "__main__":
-    main()
+    serve_json(answer)

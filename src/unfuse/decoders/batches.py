@@ -1,4 +1,4 @@
-"""What every decoder gives, and how it says that a file is not what it should be."""
+"""Types of every decoder: batches of events, and the error for a file of a wrong layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int8]]
-"""x, y, t and p of some events."""
+"""x, y, t and p of consecutive events."""
 _KINDS: Final[tuple[type[np.signedinteger[Any]], ...]] = (np.int32, np.int32, np.int64, np.int8)
 
 
@@ -20,13 +20,13 @@ class Decoded:
 
     batches: Iterator[Batch]
     sensor_size: tuple[int, int] | None
-    """(width, height) where the file says so."""
+    """(width, height) if the file states it."""
     span: tuple[int, int] | None = None
-    """First and last time of the recording, where that is known without reading it."""
+    """First and last time of the recording, if known without reading it."""
 
 
 class RefusedError(Exception):
-    """A file whose layout is wrong: what was found and what was expected."""
+    """A file whose layout is wrong, with what was found and what was expected."""
 
     def __init__(self, found: str, expected: str):
         super().__init__(found, expected)
@@ -34,19 +34,19 @@ class RefusedError(Exception):
 
 
 def batch(x: Any, y: Any, t: Any, p: Any, start: int | None, stop: int | None) -> Batch:
-    """The events of a batch that lie in ``[start, stop)`` microseconds."""
-    columns = [_within(column, kind) for column, kind in zip((x, y, t, p), _KINDS, strict=True)]
+    """Return the events of a batch within ``[start, stop)`` microseconds."""
+    columns = [_clipped(column, kind) for column, kind in zip((x, y, t, p), _KINDS, strict=True)]
     if start is not None and stop is not None:
         inside = (columns[2] >= start) & (columns[2] < stop)
         columns = [column[inside] for column in columns]
-    across, down, times, polarity = columns
-    return across, down, times, polarity
+    x, y, t, p = columns
+    return x, y, t, p
 
 
-def _within(column: Any, kind: type[np.signedinteger[Any]]) -> NDArray[Any]:
-    """Values that do not fit become the nearest that does, which no sensor gives; wrapped, they might pass for real."""
+def _clipped(column: Any, kind: type[np.signedinteger[Any]]) -> NDArray[Any]:
+    """Clip values that do not fit: no sensor has the limits, but a wrapped value might pass for a real one."""
     values = np.asarray(column)
     if not np.can_cast(values.dtype, kind) and values.dtype.kind in "iu":
-        here, there = np.iinfo(values.dtype), np.iinfo(kind)
-        values = values.clip(max(here.min, there.min), min(here.max, there.max))
+        source, target = np.iinfo(values.dtype), np.iinfo(kind)
+        values = values.clip(max(source.min, target.min), min(source.max, target.max))
     return values.astype(kind)

@@ -1,4 +1,4 @@
-"""DSEC ``events.h5`` through h5py: a window of a recording, without reading the recording.
+"""DSEC ``events.h5`` through h5py, which reads a window of a recording without the rest.
 
 ``events/{x, y, p, t}`` with t in microseconds from the recording's start; ``ms_to_idx[m]`` is the first event at or
 after millisecond m; ``t_offset`` places that start on the image clock and is not added here.
@@ -20,36 +20,36 @@ _CHUNK: Final = 1 << 16
 _BATCH: Final = 1 << 22
 _MAX_CHUNK_BYTES: Final = 256 << 20
 _MAX_EXPANSION: Final = 2000
-"""Bytes read for a byte stored: a few kilobytes can claim terabytes of one value."""
+"""Bytes read for each stored byte: a few kilobytes can claim terabytes of one value."""
 SENSOR_SIZE: Final = (640, 480)
 
 
 def decode(path: str, start: int | None, stop: int | None) -> Decoded:
-    """Opens a recording and finds the window in microseconds."""
+    """Open a recording and find the window in microseconds."""
     file, columns, length = _opened(path)
     span = (int(columns["t"][0]), int(columns["t"][length - 1])) if length else None
     first, last = 0, length
     if start is not None and stop is not None:
-        first, last = places(file, columns["t"], length, [start, stop])
+        first, last = indices(file, columns["t"], length, [start, stop])
     return Decoded(_batches(columns, first, last), SENSOR_SIZE, span)
 
 
 def decode_events(path: str, first: int, last: int) -> Decoded:
-    """Events ``first`` to ``last`` by their number."""
+    """Return events ``first`` to ``last`` by their number."""
     _, columns, length = _opened(path)
     return Decoded(_batches(columns, min(first, length), min(last, length)), SENSOR_SIZE)
 
 
-def look(path: str, edges: list[int], numbers: list[int]) -> dict[str, Any]:
-    """What is asked about a recording before windows of it are read.
+def inspect(path: str, edges: list[int], numbers: list[int]) -> dict[str, Any]:
+    """Return facts of a recording that are needed before its windows are read.
 
     Args:
         path: the file.
-        edges: times in microseconds, each to be answered by the number of the first event at or after it.
-        numbers: event numbers, each to be answered by its time.
+        edges: times in microseconds; ``indices`` has the number of the first event at or after each.
+        numbers: event numbers; ``times`` has the time of each.
 
     Returns:
-        ``events``, ``span`` (first and last time), ``t_offset`` (0 where there is none), ``places`` and ``times``.
+        ``events``, ``span`` (first and last time), ``t_offset`` (0 where there is none), ``indices`` and ``times``.
     """
     file, columns, length = _opened(path)
     times = columns["t"]
@@ -58,13 +58,13 @@ def look(path: str, edges: list[int], numbers: list[int]) -> dict[str, Any]:
         "events": length,
         "span": [int(times[0]), int(times[length - 1])] if length else None,
         "t_offset": int(offset[()]) if isinstance(offset, h5py.Dataset) and offset.shape == () else 0,
-        "places": places(file, times, length, edges),
+        "indices": indices(file, times, length, edges),
         "times": [int(times[number]) for number in numbers],
     }
 
 
-def places(file: h5py.File, times: Any, length: int, edges: list[int]) -> list[int]:
-    """Number of the first event at or after each time."""
+def indices(file: h5py.File, times: Any, length: int, edges: list[int]) -> list[int]:
+    """Return the number of the first event at or after each time."""
     index = file.get("ms_to_idx")
     listed = isinstance(index, h5py.Dataset) and index.ndim == 1 and index.dtype.kind in "iu"
     if index is not None and not listed:
@@ -79,7 +79,7 @@ def _opened(path: str) -> tuple[h5py.File, dict[str, Any], int]:
         raise RefusedError(f"groups {sorted(file)[:8]}", "events/{x, y, t, p}")
     columns = {name: events[name] for name in _COLUMNS}
     for name, column in columns.items():
-        # A stranger's recording could have other files of this machine read: by links, or as raw bytes.
+        # An untrusted recording could name other files of this machine: by links, or as raw bytes.
         if column.file.filename != file.filename or column.external or column.is_virtual:
             raise RefusedError(f"events/{name} in another file", "a file that is complete in itself")
     return file, columns, _length(columns)
@@ -109,18 +109,18 @@ def _batches(columns: dict[str, Any], first: int, last: int) -> Iterator[Batch]:
 
 
 def _first_at(times: Any, index: Any, target_us: int, length: int) -> int:
-    """Index of the first event at or after ``target_us``."""
+    """Return the number of the first event at or after ``target_us``."""
     low, high = 0, length
     millisecond = target_us // 1000
     if index is not None and len(index):
         if millisecond >= len(index):
-            # Past the last millisecond of the index there may still be events.
+            # Events may follow the last millisecond of the index.
             low = int(index[len(index) - 1])
         else:
             low = int(index[millisecond])
             high = int(index[millisecond + 1]) if millisecond + 1 < len(index) else length
         low, high = min(max(low, 0), length), min(max(high, 0), length)
-        # An index of another recording would give other events without a word.
+        # An index of another recording would silently give other events.
         if low and int(times[low - 1]) >= target_us:
             raise RefusedError(f"a ms_to_idx that is wrong at {millisecond} ms", "the index of these events")
         if high < length and int(times[high]) < target_us:

@@ -11,7 +11,7 @@ from unfuse.decoders.batches import Batch, Decoded, RefusedError, batch
 
 
 def decode(path: str, start: int | None, stop: int | None) -> Decoded:
-    """Packet by packet, of the file's one stream of events."""
+    """Return the packets of the file's one stream of events."""
     decoder = aedat.Decoder(path)
     streams = {number: stream for number, stream in decoder.id_to_stream().items() if stream["type"] == "events"}
     if len(streams) != 1:

@@ -1,4 +1,4 @@
-"""Prophesee RAW in EVT3 through the package evt3, which reads any file as EVT3: the caller has seen the header."""
+"""Prophesee RAW in EVT3 through the package evt3, which reads any file as EVT3: the caller checks the header."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unfuse.decoders.batches import Batch, Decoded, batch
 
 
 def decode(path: str, start: int | None, stop: int | None) -> Decoded:
-    """Batch by batch, in bounded memory."""
+    """Return batches, in bounded memory."""
     source = evt3.decode_file_batches(path)
     return Decoded(_batches(source, start, stop), None)
 

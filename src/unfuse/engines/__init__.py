@@ -1,4 +1,4 @@
-"""What runs Stage 4, behind one protocol."""
+"""Engines, which run Stage 4 behind one protocol."""
 
 from typing import Final
 

@@ -1,9 +1,8 @@
-"""Attention kernels that give the same bits for the same input.
+"""Attention kernels that are bitwise reproducible.
 
-On Hopper, torch 2.11 prefers cuDNN's attention. For one query over a long cache it is not reproducible: the same 46
-decode steps repeated on an H200 in bfloat16 gave other bits in 5 of 5 repeats, which flips near ties and with them
-whole answers.
-Flash, memory-efficient and plain attention repeated exactly in the same runs.
+On Hopper, torch 2.11 prefers cuDNN's attention, which is not reproducible for one query over a long cache: repeats of
+the same 46 decode steps on an H200 in bfloat16 had other bits in 5 of 5 cases. This flips near ties and then whole
+answers. Flash, memory-efficient and plain attention were reproducible in the same runs.
 """
 
 from __future__ import annotations
@@ -17,5 +16,5 @@ REPRODUCIBLE: Final = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTIO
 
 
 def reproducible_attention() -> AbstractContextManager[None]:
-    """Keeps torch from choosing an attention kernel that is not reproducible while the body runs."""
+    """Restrict torch to reproducible attention kernels while the body runs."""
     return sdpa_kernel(list(REPRODUCIBLE))

@@ -1,7 +1,7 @@
-"""The border between a model and what runs its Stage 4.
+"""Interface of the engines that run Stage 4 of a model.
 
-An engine takes a prompt whose features are already in place and gives token ids. It knows no tokenizer, no pixels and
-no sample.
+An engine takes a prompt that contains the features and returns token ids. It knows no tokenizer, no pixels and no
+sample.
 """
 
 from __future__ import annotations
@@ -24,48 +24,47 @@ class Engine(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of a report must know of how it has run so far."""
+        """Notes for a report about how the engine has run so far."""
 
     def encoding(self) -> AbstractContextManager[None]:
-        """Surrounds stage 3: what of it this engine runs in its own way."""
+        """Return the context of stage 3, in which this engine replaces vision modules."""
 
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
-        """Computes the prompt's keys and values and the first token.
+        """Compute the prompt's keys and values and the first token.
 
         Args:
             prompt: one prompt.
-            sampling: how tokens are chosen, the first one among them.
-            reuse: keep this prompt's keys and values, and start from those kept before as far as tokens and features
-                agree.
+            sampling: for all tokens, the first included.
+            reuse: cache this prompt's keys and values, and reuse cached ones as far as tokens and features agree.
         """
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
-        """The new tokens one by one, the first one included, up to and with an end token.
+        """Yield the new tokens from the first one to an end token.
 
-        The same ``prefilled`` may be decoded again once this iterator is exhausted or closed.
+        ``prefilled`` may be decoded again once this iterator is exhausted or closed.
         """
 
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
-        """New tokens of every row of a padded batch, each up to and with its end token."""
+        """Return the new tokens of every row of a padded batch, each up to its end token."""
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
-        """Answers to requests that come and go.
+        """Return a continuous batch.
 
         Args:
-            capacity: requests written at the same time; by default as many as suit the engine and its memory.
-            interleave: let few join at a step, so that nobody waits long for the next token; else as many as can, so
-                that all are answered soonest.
+            capacity: requests that run at the same time; by default as many as suit the engine and its memory.
+            interleave: let few requests join in a step, for a short time between tokens; otherwise as many as fit, for
+                the highest throughput.
         """
 
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
-        """Logits that this engine would choose each of ``token_ids`` from, were it forced to write them.
+        """Return the logits of each of ``token_ids`` under teacher forcing.
 
         Returns:
             float32 ``[len(token_ids), V]``; the first row is ``prefilled.logits``.
         """
 
     def is_end(self, token_id: int) -> bool:
-        """Whether a token ends an answer."""
+        """Return whether a token ends an answer."""
 
     def close(self) -> None:
-        """Frees what the engine holds beside the model."""
+        """Free the engine's memory; the model stays."""

@@ -1,6 +1,6 @@
-"""Continuous batching: answers that are written together, each joining when it comes and leaving when it ends.
+"""Continuous batching: requests join a running batch and leave it when their answers end.
 
-Orca (Yu et al., OSDI 2022) calls it iteration-level scheduling: who is in the batch is decided at every step.
+Orca (Yu et al., OSDI 2022) calls it iteration-level scheduling: the batch is formed anew at every step.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from unfuse.stages import Prompt, Sampling, StopReason
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A prompt, and how its answer is to be written."""
+    """A prompt with its sampling parameters."""
 
     request_id: str
-    """Unique among those that are not finished."""
+    """Unique among unfinished requests."""
     prompt: Prompt
     max_new_tokens: int
     sampling: Sampling
     reuse: bool = False
-    """Start from keys and values of an earlier request as far as tokens and features agree."""
+    """Reuse keys and values of an earlier request as far as tokens and features agree."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,44 +32,44 @@ class TokenOutput:
     request_id: str
     token_id: int
     finished: StopReason | None
-    """Why this was its last; None while it goes on."""
+    """Reason why this token is the last; None for any other token."""
     reused_prefix_tokens: int
-    """Of its prompt; the same with every token."""
+    """Reused positions of the prompt; equal for all tokens of a request."""
 
 
 class ContinuousBatch(Protocol):
-    """Answers under way on one engine. Not for several threads at once."""
+    """Unfinished requests of one engine. For one thread at a time."""
 
     @property
     def capacity(self) -> int:
-        """Requests that can be written at the same time."""
+        """Number of requests that can run at the same time."""
 
     @property
     def unfinished(self) -> int:
-        """Requests that were added and have not ended, those that still wait among them."""
+        """Number of requests that were added and have not ended, waiting ones included."""
 
     @property
     def busy_s(self) -> Mapping[str, float]:
         """Seconds spent in ``prefill`` and in ``decode`` so far."""
 
     def prepare(self) -> None:
-        """Does now what first requests would wait for: compiling, tuning, capturing. Nothing needs it."""
+        """Compile, tune and capture in advance, so that the first requests need not wait. Optional."""
 
     def add(self, requests: Sequence[Request]) -> None:
-        """Puts requests in the queue; those of one call may be prefilled together.
+        """Add requests to the queue; requests of one call may be prefilled together.
 
         Raises:
             FeaturesError: as ``Engine.prefill``.
         """
 
     def step(self) -> list[TokenOutput]:
-        """Lets requests join as far as there is room, writes one more token of each, and says what was written.
+        """Let requests join while there is room, run a decode step, and return new tokens.
 
-        What it says may lag behind what was started by a step; with nothing unfinished it is empty.
+        The tokens may be those of an earlier step; without unfinished requests the list is empty.
         """
 
     def abort(self, request_id: str) -> None:
-        """Forgets a request; one that is not there is no error. Nothing more is said of it."""
+        """Remove a request, which gets no more tokens; an unknown ID is no error."""
 
     def close(self) -> None:
-        """Forgets all requests and frees what they held; a second call does nothing."""
+        """Remove all requests and free their memory; a second call does nothing."""

@@ -1,13 +1,11 @@
-"""Engine ``eager``: the model's own forward and a growing Hugging Face cache. The reference for every other engine."""
+"""Engine ``eager``: the model's own forward with a Hugging Face cache. It is the reference for every other engine."""
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -15,13 +13,11 @@ from transformers import DynamicCache
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.engines.language_model import LanguageModel
-from unfuse.engines.positions import following
+from unfuse.engines.positions import following, sampling_positions
+from unfuse.engines.prefix import common_prefix
 from unfuse.engines.sampling import TokenChooser
 from unfuse.engines.sequential import SequentialBatch
 from unfuse.stages import Prefilled, Prompt, Sampling
-
-_BLOCK: Final = 64
-"""Positions that are compared together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +25,13 @@ class _State:
     cache: DynamicCache
     choose: TokenChooser
     position: torch.Tensor | None
-    """Of the first token after the prompt."""
+    """Rotary position of the first token after the prompt; None counts from 0."""
+    sampling_position: torch.Tensor
+    """The same position, int64 ``[]``."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _LastPrompt:
     """Keys and values of the last prompt, for the next question about its scene."""
 
     token_keys: tuple[int, ...]
@@ -42,7 +40,7 @@ class _Kept:
 
 
 class EagerEngine:
-    """Prefill and decode through the decoder's own forward."""
+    """Runs prefill and decode by the decoder's own forward."""
 
     name = "eager"
     notes: tuple[str, ...] = ()
@@ -50,10 +48,10 @@ class EagerEngine:
     def __init__(self, language: LanguageModel):
         self._language = language
         self._end_ids = torch.tensor(language.end_ids, dtype=torch.long, device=language.device)
-        self._kept: _Kept | None = None
+        self._last: _LastPrompt | None = None
 
     def encoding(self) -> AbstractContextManager[None]:
-        """Nothing of its own."""
+        """Do nothing: stage 3 runs unchanged."""
         return nullcontext()
 
     @torch.no_grad()
@@ -64,31 +62,33 @@ class EagerEngine:
         with reproducible_attention():
             logits = self._language.prompt_logits(prompt, cache, reused)[0].float()
         if reuse and not prompt.decoder_inputs:
-            self._kept = _Kept(prompt.token_keys, prompt.features_digest, _layers(cache))
+            self._last = _LastPrompt(prompt.token_keys, prompt.features_digest, _layers(cache))
         choose = TokenChooser(sampling, self._end_ids, logits.device)
-        token = choose(logits)
+        position = following(prompt.position_ids)
+        sampling_position = sampling_positions(position, prompt)[0]
+        token = choose(logits, sampling_position)
         return Prefilled(
             token_id=int(token),
             logits=logits,
             prompt_tokens=prompt.length,
             reused_prefix_tokens=reused,
             sampling=sampling,
-            state=_State(cache, choose.marked(), following(prompt.position_ids)),
+            state=_State(cache, choose, position, sampling_position),
         )
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
         """See ``Engine.decode``."""
         state: _State = prefilled.state
-        state.choose.rewind()
         token = prefilled.token_id
         try:
-            for written in range(1, max_new_tokens + 1):
+            for count in range(1, max_new_tokens + 1):
                 yield token
-                if self.is_end(token) or written == max_new_tokens:
+                if self.is_end(token) or count == max_new_tokens:
                     return
-                token = int(state.choose(self._step(token, state, written - 1)))
+                logits = self._step(token, state, count - 1)
+                token = int(state.choose(logits, state.sampling_position + count))
         finally:
-            # Later positions belong to this answer; the prompt's stay, so that it can be decoded again.
+            # Remove the positions of the answer, so that the prompt can be decoded again.
             _crop(state.cache, prefilled.prompt_tokens)
 
     @torch.no_grad()
@@ -96,14 +96,17 @@ class EagerEngine:
         """See ``Engine.answer_batch``."""
         rows = len(prompt.inputs_embeds)
         cache, position, mask = DynamicCache(), following(prompt.position_ids), prompt.attention_mask
-        choosers = [TokenChooser(sampling, self._end_ids, self._language.device) for _ in range(rows)]
+        choose = TokenChooser(sampling, self._end_ids, self._language.device)
+        sampling_position = sampling_positions(position, prompt)
         answers: list[list[int]] = [[] for _ in range(rows)]
         with reproducible_attention():
             logits = self._language.prompt_logits(prompt, cache)
-        for _ in range(max_new_tokens):
-            chosen = torch.stack([choose(row.float()) for choose, row in zip(choosers, logits, strict=True)])
+        for written in range(max_new_tokens):
+            # Row by row: a softmax over several rows may round another way.
+            rows_chosen = zip(logits, sampling_position + written, strict=True)
+            chosen = torch.stack([choose(row.float(), at) for row, at in rows_chosen])
             for answer, token in zip(answers, chosen.tolist(), strict=True):
-                # A row that has ended goes on computing, unseen, until the last one ends.
+                # A row that has ended is computed on until the last row ends.
                 if not answer or not self.is_end(answer[-1]):
                     answer.append(token)
             if len(answers[0]) == max_new_tokens or all(self.is_end(answer[-1]) for answer in answers):
@@ -134,57 +137,42 @@ class EagerEngine:
         return token_id in self._language.end_ids
 
     def close(self) -> None:
-        """Forgets the kept prefix."""
-        self._kept = None
+        """Free the cached prompt."""
+        self._last = None
 
     @torch.no_grad()
-    def _step(self, token: int, state: _State, later: int) -> torch.Tensor:
-        """Logits ``[V]`` after one more token, the one ``later`` places after the first."""
+    def _step(self, token: int, state: _State, offset: int) -> torch.Tensor:
+        """Return the logits ``[V]`` after a token, which is ``offset`` positions after the first new token."""
         language = self._language
         ids = torch.tensor([[token]], device=language.device)
-        position = None if state.position is None else state.position + later
+        position = None if state.position is None else state.position + offset
         with reproducible_attention():
             return language.logits(language.embed(ids), state.cache, position_ids=position)[0]
 
     def _take_prefix(self, prompt: Prompt, cache: DynamicCache) -> int:
-        """Puts the usable part of the kept prefix into ``cache``; returns its length."""
-        kept = self._kept
-        # What is not causal lets a later question change the keys and values of the scene before it.
-        if kept is None or prompt.decoder_inputs or not prompt.token_keys:
+        """Copy the reusable prefix of the cached prompt into ``cache``; return its length."""
+        last = self._last
+        # Without a causal mask, keys and values of a scene depend on the question after it.
+        if last is None or prompt.decoder_inputs or not prompt.token_keys:
             return 0
-        same_features = kept.features_digest == prompt.features_digest
-        length = common_prefix(kept.token_keys, prompt.token_keys, same_features=same_features)
-        # One position at least must be computed: its logits give the first token.
+        same_features = last.features_digest == prompt.features_digest
+        length = common_prefix(last.token_keys, prompt.token_keys, same_features=same_features)
+        # At least one position must be computed: its logits give the first token.
         length = min(length, prompt.length - 1)
         if prompt.scene_inputs and any(key < 0 for key in prompt.token_keys[length:]):
-            return 0  # what belongs to the features is given whole or not at all
+            return 0  # scene inputs cannot be split
         if length:
-            for index, (keys, values) in enumerate(kept.layers):
+            for index, (keys, values) in enumerate(last.layers):
                 cache.update(keys[:, :, :length], values[:, :, :length], index)
         return length
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int], *, same_features: bool) -> int:
-    """Length of the longest common prefix of two prompts' ``token_keys``.
-
-    Feature positions are negative; with other features they are not common whatever their index.
-    """
-    # Several hundred positions stand between a question and its first token: most are passed by in blocks.
-    shorter = min(len(a), len(b))
-    at = next((i for i in range(0, shorter, _BLOCK) if a[i : i + _BLOCK] != b[i : i + _BLOCK]), shorter)
-    differs = itertools.compress(itertools.count(at), map(operator.ne, a[at:shorter], b[at:shorter]))
-    length = next(differs, shorter)
-    if not same_features:
-        length = next(itertools.compress(itertools.count(), map(operator.lt, a[:length], itertools.repeat(0))), length)
-    return length
-
-
 def _crop(cache: DynamicCache, length: int) -> None:
-    # By the number to remove: transformers 5.18 drops the form that takes the length to keep.
+    # A negative number is the count to remove: transformers 5.18 no longer accepts the length to keep.
     if excess := cache.get_seq_length() - length:
         cache.crop(-excess)
 
 
 def _layers(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    # The cache appends by concatenation and crops by slicing, so these tensors are never written to again.
+    # The cache appends by concatenation and crops by slicing, so these tensors are never overwritten.
     return [(layer.keys, layer.values) for layer in cache.layers]

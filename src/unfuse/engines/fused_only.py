@@ -1,4 +1,4 @@
-"""In the place of an engine where a model cannot be cut: there is no Stage 4 of its own to run."""
+"""Stand-in for the engine of a model that cannot be split, and so has no Stage 4 of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FusedOnly:
-    """Refuses every call of Stage 4, with the reason."""
+    """Raises the reason at every call of Stage 4."""
 
     name = "none"
     notes: tuple[str, ...] = ()
@@ -24,35 +24,35 @@ class FusedOnly:
         self._reason = reason
 
     def encoding(self) -> AbstractContextManager[None]:
-        """Nothing of its own."""
+        """Do nothing."""
         return nullcontext()
 
     def _refuse(self) -> NoReturn:
         raise CutError("Stage 4", found=self._reason, expected="a model that can be cut", fix="use --protocol fused")
 
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
-        """Refused."""
+        """Raise ``CutError``."""
         self._refuse()
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
-        """Refused."""
+        """Raise ``CutError``."""
         self._refuse()
 
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
-        """Refused."""
+        """Raise ``CutError``."""
         self._refuse()
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
-        """Refused."""
+        """Raise ``CutError``."""
         self._refuse()
 
     def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
-        """Refused."""
+        """Raise ``CutError``."""
         self._refuse()
 
     def is_end(self, token_id: int) -> bool:
-        """Refused."""
+        """Raise ``CutError``."""
         self._refuse()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""

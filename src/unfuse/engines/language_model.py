@@ -1,4 +1,4 @@
-"""What Stage 4 runs on: a decoder, the head that gives logits, and the embedding that takes a written token back in."""
+"""The text side of a model, on which Stage 4 runs: decoder, LM head and token embedding."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ class LanguageModel:
     """The text side of one loaded model."""
 
     decoder: nn.Module
-    """Called with ``inputs_embeds``, ``past_key_values`` and masks; gives ``last_hidden_state [B, L, H]``."""
+    """Takes ``inputs_embeds``, ``past_key_values`` and masks; returns ``last_hidden_state [B, L, H]``."""
     head: nn.Module
-    """``[B, L, H]`` to logits ``[B, L, V]``."""
+    """Maps ``[B, L, H]`` to logits ``[B, L, V]``."""
     embed: nn.Module
-    """Token ids ``[B, L]`` to ``[B, L, H]``."""
+    """Maps token ids ``[B, L]`` to ``[B, L, H]``."""
     end_ids: tuple[int, ...]
     """Tokens that end an answer."""
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the decoder."""
         return next(self.decoder.parameters()).device
 
     def logits(self, inputs_embeds: torch.Tensor, cache: Any, **decoder_inputs: Any) -> torch.Tensor:
-        """Next-token logits ``[B, V]`` in the model's dtype after the given positions; extends ``cache``."""
+        """Return next-token logits ``[B, V]`` in the model's dtype after the given positions; extend ``cache``."""
         output = self.decoder(
             inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True, return_dict=True, **decoder_inputs
         )
-        # Only the last position meets the head: it is the widest matrix of the model.
+        # The head is the widest matrix of the model, so it runs on the last position only.
         logits: torch.Tensor = self.head(output.last_hidden_state[:, -1:, :])[:, -1]
         return logits
 
     def prompt_logits(self, prompt: Prompt, cache: Any, reused: int = 0) -> torch.Tensor:
-        """The same after a prompt.
+        """Return next-token logits ``[B, V]`` after a prompt, and extend ``cache``.
 
-        The first ``reused`` positions are in ``cache`` already; where there are any, all features are among them.
+        The first ``reused`` positions are cached already. If there are any, they include all features.
         """
         inputs = {**prompt.decoder_inputs, **({} if reused else prompt.scene_inputs)}
         if prompt.attention_mask is not None:
@@ -52,6 +52,6 @@ class LanguageModel:
 
 
 def end_ids(model: Any) -> tuple[int, ...]:
-    """Tokens that a Hugging Face model's ``generate`` stops at."""
+    """Return the tokens at which a Hugging Face model's ``generate`` stops."""
     ends = model.generation_config.eos_token_id
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

@@ -1,4 +1,4 @@
-"""A padded batch as the prompts that it was made of."""
+"""Splits a padded batch into its prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from unfuse.stages import Prompt
 
 
 def unpadded(prompt: Prompt) -> list[Prompt]:
-    """Each row of a batch as a prompt of its own, without what pads it."""
+    """Return each row of a batch as a prompt without padding."""
     rows = []
     for index in range(len(prompt.inputs_embeds)):
         mask, ids = prompt.attention_mask, prompt.position_ids

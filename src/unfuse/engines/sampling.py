@@ -1,65 +1,93 @@
-"""From logits to the next token."""
+"""Choice of the next token from logits."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Final
 
 import torch
 
 from unfuse.stages import Sampling
 
+_STEP: Final = -0x61C8864680B583EB
+"""Increment of SplitMix64, as a signed number, like the two factors."""
+_FACTORS: Final = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
+_RANDOM_BITS: Final = 23
+
 
 class TokenChooser:
-    """Chooses the tokens of one answer, or of several answers together; seeded, so that it can be repeated.
+    """Choose tokens of one answer or of several answers with the same settings.
 
-    Every row of a batch is drawn with the same noise: each gets the tokens that it would get alone.
+    The noise of a draw is a function of the seed and of the position of the token. So a token does not depend on
+    what was drawn before, or on the answers in the same batch, and an answer can be repeated from any position.
     """
 
     def __init__(self, sampling: Sampling, end_ids: torch.Tensor, device: torch.device):
         self._greedy = sampling.temperature == 0
-        self._barred = end_ids if sampling.ignore_eos else None
-        # On the device, so that a captured graph serves every setting.
+        self._eos_masked = end_ids if sampling.ignore_eos else None
+        # Tensors on the device, so that one captured graph serves every setting.
         self._temperature = torch.empty((), device=device)
         self._top_p = torch.empty((), device=device)
-        self.generator = torch.Generator(device=device)
+        self._seed = torch.empty((), dtype=torch.int64, device=device)
         self.set(sampling)
 
     def set(self, sampling: Sampling) -> None:
-        """Begins another answer with other numbers of the same kind."""
+        """Use other numbers of the same kind: both greedy or both sampled, with the same ``ignore_eos``."""
         self._temperature.fill_(sampling.temperature)
-        # All of the tail, where a sum of all probabilities may be a little under or over 1.
+        # A sum of all probabilities may be a little under or over 1, so a top_p of 1 must not cut the tail.
         self._top_p.fill_(sampling.top_p if sampling.top_p < 1 else 2)
-        self.generator.manual_seed(sampling.seed)
-        self._mark = self.generator.get_state()
+        # Seeds are any integers; equal ones modulo 2^64 are the same.
+        self._seed.fill_((sampling.seed + 2**63) % 2**64 - 2**63)
 
-    def marked(self) -> Self:
-        """Remembers the generator's present state, for ``rewind``."""
-        self._mark = self.generator.get_state()
-        return self
+    def __call__(self, logits: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        """Return token ids, int64 ``[...]``, on the device of the logits and without waiting for them.
 
-    @property
-    def mark(self) -> torch.Tensor:
-        """The remembered state."""
-        return self._mark
+        Temperature is applied first, then the nucleus: the smallest set of tokens whose probabilities sum to at least
+        ``top_p`` (Holtzman et al., arXiv 1904.09751). A token is drawn as the argmax of the probabilities over
+        exponential noise, as ``torch.multinomial`` draws.
 
-    def rewind(self) -> None:
-        """Goes back to the remembered state: what follows is chosen as before."""
-        self.generator.set_state(self._mark)
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Token ids, int64 ``[...]``, from ``[..., V]`` logits, on their device and without a look at them.
-
-        Temperature first, then the nucleus: the smallest set of tokens whose probabilities sum to at least ``top_p``
-        (Holtzman et al., arXiv 1904.09751). A token is drawn as the largest of the probabilities over exponential
-        noise, as ``torch.multinomial`` draws it.
+        Args:
+            logits: ``[..., V]``.
+            positions: int ``[...]``: rotary position that each chosen token gets.
         """
-        if self._barred is not None:
-            logits = logits.index_fill(-1, self._barred, float("-inf"))
+        if self._eos_masked is not None:
+            logits = logits.index_fill(-1, self._eos_masked, float("-inf"))
         if self._greedy:
             return logits.argmax(-1)
         probabilities = torch.softmax(logits.float() / self._temperature, dim=-1)
         ordered, order = probabilities.sort(dim=-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= self._top_p
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
-        noise = torch.empty(logits.shape[-1], device=logits.device).exponential_(generator=self.generator)
-        return (probabilities / noise).argmax(-1)
+        if isinstance(positions, int):
+            positions = torch.full(logits.shape[:-1], positions, device=logits.device)
+        return (probabilities / exponential_noise(self._seed, positions, logits.shape[-1])).argmax(-1)
+
+
+def exponential_noise(seed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Return exponentially distributed numbers, float32 ``[..., count]``, that depend on seed and position only.
+
+    They come from the counter-based form of SplitMix64 (Steele et al., OOPSLA 2014): one hash of the seed, one of the
+    position and one of the index.
+
+    Args:
+        seed: int64 scalar.
+        positions: int ``[...]`` on the same device.
+        count: numbers for each position.
+    """
+    keys = _mixed(_mixed(seed + _STEP) + (positions.to(torch.int64) + 1) * _STEP)
+    indices = torch.arange(1, count + 1, device=positions.device)
+    bits = _mixed(keys[..., None] + indices * _STEP)
+    # The half keeps the uniform number above 0, and 23 bits with it are exact in float32, so it is below 1.
+    uniform = (_shifted(bits, 64 - _RANDOM_BITS).float() + 0.5) * 2.0**-_RANDOM_BITS
+    return -uniform.log()
+
+
+def _mixed(values: torch.Tensor) -> torch.Tensor:
+    """Return the finalizer of SplitMix64; int64 products wrap around."""
+    values = (values ^ _shifted(values, 30)) * _FACTORS[0]
+    values = (values ^ _shifted(values, 27)) * _FACTORS[1]
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return a logical shift to the right."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Continuous batching for any engine, without a speed-up: round robin over the requests."""
+"""Sequential (round-robin) batch: continuous batching for any engine, without a speed-up."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from unfuse.engines.batching import Request, TokenOutput
 from unfuse.stages import StopReason
 
 _T = TypeVar("_T")
-TURNS: Final = 8
-"""Default number of requests that take turns. More gain nothing, and each holds a KV cache."""
+DEFAULT_CAPACITY: Final = 8
+"""More requests gain no speed, and each holds a KV cache."""
 
 
 class SequentialBatch:
-    """Requests take turns: each has its own KV cache, and one token of each is decoded at a time.
+    """Decodes one token of each request in turn; each request has its own KV cache.
 
-    Any engine gets continuous batching by it, no faster than one request after the other. It is the reference for
-    engines that have a faster one.
+    It is as fast as one request after the other, and the reference for engines with a faster batch.
     """
 
     def __init__(self, engine: Engine, capacity: int | None = None, *, interleave: bool = False):
         self._engine = engine
-        self.capacity = capacity or TURNS
+        self.capacity = capacity or DEFAULT_CAPACITY
         self._interleave = interleave
         self.busy_s: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
         self._waiting: deque[Request] = deque()
@@ -38,7 +37,7 @@ class SequentialBatch:
         return len(self._waiting) + len(self._running)
 
     def prepare(self) -> None:
-        """Nothing is compiled."""
+        """Do nothing: nothing is compiled."""
 
     def add(self, requests: Sequence[Request]) -> None:
         """See ``ContinuousBatch.add``."""
@@ -56,14 +55,14 @@ class SequentialBatch:
         """See ``ContinuousBatch.abort``."""
         self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
         if entry := self._running.pop(request_id, None):
-            _closed(entry[1])
+            _close(entry[1])
             del self._counts[request_id]
 
     def close(self) -> None:
         """See ``ContinuousBatch.close``."""
         self._waiting.clear()
         for _, tokens, _ in self._running.values():
-            _closed(tokens)
+            _close(tokens)
         self._running.clear()
         self._counts.clear()
 
@@ -85,20 +84,20 @@ class SequentialBatch:
         elif self._counts[name] == request.max_new_tokens:
             finished = "length"
         if finished is not None:
-            _closed(tokens)
+            _close(tokens)
             del self._running[name], self._counts[name]
         return TokenOutput(request_id=name, token_id=token, finished=finished, reused_prefix_tokens=reused)
 
     def _timed(self, stage: str, work: Callable[[], _T]) -> _T:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             return work()
         finally:
-            self.busy_s[stage] += time.perf_counter() - begun
+            self.busy_s[stage] += time.perf_counter() - start
 
 
-def _closed(tokens: Iterator[int]) -> None:
-    """Lets go of what a generator holds."""
+def _close(tokens: Iterator[int]) -> None:
+    """Free the memory of a generator."""
     close = getattr(tokens, "close", None)
     if close is not None:
         close()

@@ -1,7 +1,7 @@
-"""What an engine says of a model that it cannot run."""
+"""The error of an engine that cannot run a model."""
 
 from __future__ import annotations
 
 
 class Unsupported(Exception):  # noqa: N818 - a finding, not a fault
-    """This engine cannot run the model; the text says why."""
+    """The engine does not support the model; the text is the reason."""

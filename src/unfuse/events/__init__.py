@@ -1,4 +1,4 @@
-"""Event cameras: reading, cutting and drawing streams. No torch, but for ``on_device``."""
+"""Event cameras: reading, slicing and drawing of streams. Only ``on_device`` needs torch."""
 
 from unfuse.events.frames import event_frame, event_frames
 from unfuse.events.readers import read_events

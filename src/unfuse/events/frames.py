@@ -19,7 +19,7 @@ SizeRule = Literal["events", "sensor"]
 
 
 def event_frame(stream: EventStream, *, size: SizeRule = "events") -> NDArray[np.uint8]:
-    """Draws one frame.
+    """Draw one frame.
 
     Args:
         stream: at least one event, unless the size is the sensor's.
@@ -40,7 +40,7 @@ def event_frame(stream: EventStream, *, size: SizeRule = "events") -> NDArray[np
 
 
 def event_frames(stream: EventStream, num_frames: int = 5, *, size: SizeRule = "events") -> list[NDArray[np.uint8]]:
-    """Cuts a stream into runs of equal event count and draws each.
+    """Split a stream into runs of equal event count and draw each.
 
     Raises:
         EventStreamError: fewer events than frames, or the sensor's size is asked for and not known.
@@ -49,7 +49,7 @@ def event_frames(stream: EventStream, num_frames: int = 5, *, size: SizeRule = "
 
 
 def frame_size(stream: EventStream, size: SizeRule) -> tuple[int, int]:
-    """(width, height) by a rule.
+    """Return (width, height) by a rule.
 
     Raises:
         EventStreamError: no events, or the sensor's size is not known.

@@ -1,6 +1,6 @@
 """Loops over events, in their order, on one thread.
 
-What a loop writes to is indexed by coordinates that ``EventStream`` has checked; its caller sizes the output by them.
+``EventStream`` has checked the coordinates that index the output; the caller allocates the output for them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ U16 = NDArray[np.uint16]
 
 @compiled
 def draw_last(x: U16, y: U16, p: U8, frame: U8) -> None:
-    """Each event paints its pixel of ``[H, W, 3]``: red for 1, blue for 0."""
+    """Paint the pixel of each event in ``[H, W, 3]``: red for 1, blue for 0."""
     for i in range(len(x)):
         brighter = p[i] != 0
         frame[y[i], x[i], 0] = 255 if brighter else 0
@@ -26,21 +26,21 @@ def draw_last(x: U16, y: U16, p: U8, frame: U8) -> None:
 
 @compiled
 def count(x: U16, y: U16, p: U8, counts: NDArray[np.uint32]) -> None:
-    """Adds each event to its polarity's plane of ``[2, H, W]``."""
+    """Count each event in its polarity's plane of ``[2, H, W]``."""
     for i in range(len(x)):
         counts[p[i], y[i], x[i]] += 1
 
 
 @compiled
 def spread_in_time(x: U16, y: U16, p: U8, t: NDArray[np.int64], grid: NDArray[np.float64]) -> None:
-    """Adds each event's sign to the two bins of ``[B, H, W]`` that its time lies between, by nearness."""
+    """Add each event's sign to the two nearest bins of ``[B, H, W]``, weighted by nearness in time."""
     bins = len(grid)
     start = t[0]
     duration = max(t[-1] - start, 1)
     for i in range(len(x)):
-        place = (bins - 1) * ((t[i] - start) / duration)
-        low = int(place)
-        part = place - low
+        position = (bins - 1) * ((t[i] - start) / duration)
+        low = int(position)
+        part = position - low
         sign = 1.0 if p[i] != 0 else -1.0
         grid[low, y[i], x[i]] += sign * (1.0 - part)
         if low + 1 < bins:
@@ -49,6 +49,6 @@ def spread_in_time(x: U16, y: U16, p: U8, t: NDArray[np.int64], grid: NDArray[np
 
 @compiled
 def latest(x: U16, y: U16, p: U8, t: NDArray[np.int64], last: NDArray[np.int64]) -> None:
-    """Keeps each pixel's last time in its polarity's plane of ``[2, H, W]``."""
+    """Store each pixel's last time in its polarity's plane of ``[2, H, W]``."""
     for i in range(len(x)):
         last[p[i], y[i], x[i]] = t[i]

@@ -1,4 +1,4 @@
-"""Event frames drawn where the model is, equal to those of ``frames``."""
+"""Event frames drawn on the model's device, equal to those of ``frames``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from unfuse.events.windows import split_equal_count
 
 
 def event_frame_on(stream: EventStream, device: torch.device, *, size: SizeRule = "events") -> torch.Tensor:
-    """Draws one frame on a device.
+    """Draw one frame on a device.
 
-    Threads race to a pixel in any order, so none of them writes a colour: each raises the pixel's highest event number,
-    and what a maximum of integers gives does not depend on the order.
+    GPU threads reach a pixel in any order. So a thread writes no color but raises the pixel's highest event number: a
+    maximum of integers does not depend on the order.
 
     Returns:
         RGB uint8 ``[H, W, 3]``, equal to ``event_frame``.
@@ -39,7 +39,7 @@ def event_frame_on(stream: EventStream, device: torch.device, *, size: SizeRule 
 def event_frames_on(
     stream: EventStream, device: torch.device, num_frames: int = 5, *, size: SizeRule = "events"
 ) -> list[torch.Tensor]:
-    """Cuts a stream into runs of equal event count and draws each on a device.
+    """Split a stream into runs of equal event count and draw each on a device.
 
     Raises:
         EventStreamError: fewer events than frames, or the sensor's size is asked for and not known.

@@ -1,9 +1,9 @@
-"""Arrays out of a pickle, without pickle.
+"""Safe loading of pickled arrays, without the module pickle.
 
-EventGPT's recordings are ``.npy`` files that hold a pickled dict of arrays. Unpickling a stranger's file runs what it
-says, and allowing only numpy's own names does not help: a forged dtype makes numpy read raw bytes as object pointers.
-Here the opcodes are interpreted. A global is an inert marker, a call records its arguments, and arrays are built at the
-end from bytes with ``np.frombuffer``, from dtypes on a list. Nothing named in the file is ever looked up.
+EventGPT's recordings are ``.npy`` files that hold a pickled dict of arrays. Unpickling an untrusted file runs its code,
+and allowing only numpy's own names does not help: a forged dtype makes numpy read raw bytes as object pointers. This
+module interprets the opcodes. A global is an inert marker, a call records its arguments, and arrays are built at the
+end from bytes with ``np.frombuffer``, for an allowlist of dtypes. No name in the file is ever looked up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NDARRAY: Final = "numpy ndarray"
 _DTYPE: Final = "numpy dtype"
 _ENCODE: Final = "_codecs encode"
 _GLOBALS: Final = _RECONSTRUCT | {_NDARRAY, _DTYPE, _ENCODE}
-"""``_codecs.encode`` is how protocol 2 spells bytes."""
+"""Protocol 2 writes bytes as a call of ``_codecs.encode``."""
 
 _MAX_OPS: Final = 100_000
 _MAX_DEPTH: Final = 8
@@ -56,7 +56,7 @@ _MARK: Final = object()
 
 
 def load_pickled_arrays(data: bytes, source: str) -> Any:
-    """Interprets one pickle that holds dicts, lists and tuples of plain numpy arrays.
+    """Interpret one pickle that holds dicts, lists and tuples of plain numpy arrays.
 
     Args:
         data: the pickle's bytes.
@@ -90,15 +90,7 @@ def load_pickled_arrays(data: bytes, source: str) -> Any:
             handler(machine, argument)
         (result,) = machine.stack
         return _Builder(source).value(result, 0)
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        UnicodeError,
-        OverflowError,
-    ) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise EventFileError(
             f"{source} at byte {position}",
             found=f"a truncated or corrupt pickle ({type(error).__name__}: {error})",
@@ -106,16 +98,12 @@ def load_pickled_arrays(data: bytes, source: str) -> Any:
         ) from None
 
 
-def _global(m: _Machine, argument: str) -> None:
-    _push_global(m, argument)
-
-
 def _stack_global(m: _Machine, _: Any) -> None:
     name, module = m.stack.pop(), m.stack.pop()
-    _push_global(m, f"{module} {name}")
+    _global(m, f"{module} {name}")
 
 
-def _push_global(m: _Machine, name: str) -> None:
+def _global(m: _Machine, name: str) -> None:
     if name not in _GLOBALS:
         raise UnsafeFileError(m.source, found=f"the global {name.replace(' ', '.')!r}", expected="plain numpy arrays")
     m.stack.append(_Global(name))
@@ -264,10 +252,10 @@ _HANDLERS: Final[dict[str, Callable[[_Machine, Any], None]]] = {
 
 
 class _Builder:
-    """Turns containers and recorded arrays into real ones, within a budget.
+    """Builds containers and arrays from recorded calls, within a budget.
 
-    A pickle can name one object many times; without a budget a few hundred bytes of nested references would unfold
-    into more items than memory holds.
+    A pickle can refer to one object many times; without a budget, a few hundred bytes of nested references would expand
+    to more items than memory holds.
     """
 
     def __init__(self, source: str):
@@ -332,7 +320,7 @@ class _Builder:
         raise self._unsafe(f"a call of {call.name.replace(' ', '.')!r} for array contents", "bytes")
 
     def _dtype(self, call: _Call, *, nested: bool) -> np.dtype[Any]:
-        """A dtype rebuilt from its code and byte order alone; numpy's own ``__setstate__`` is never called."""
+        """Return a dtype from its code and byte order alone; numpy's own ``__setstate__`` is never called."""
         match call.name, call.arguments, call.state:
             case (name, (str() as code, *_), (int(), str() as order, None, None, None, *_)) if name == _DTYPE:
                 if code in _PLAIN_DTYPES and order in ("<", ">", "|", "="):

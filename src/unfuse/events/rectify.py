@@ -1,4 +1,4 @@
-"""Events moved to where their pixels lie in the rectified picture, as DSEC's ``rectify_map.h5`` says."""
+"""Rectification: events moved to the rectified picture by DSEC's ``rectify_map.h5``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfuse.errors import EventStreamError
-from unfuse.events.readers import child
+from unfuse.events.readers import decoder_client
 from unfuse.events.stream import EventStream
 
 
@@ -23,7 +23,7 @@ class RectifyMap:
     """``[H, W]``"""
 
     def __call__(self, stream: EventStream) -> EventStream:
-        """The events that stay in the picture, in their order.
+        """Return the events that stay in the picture, in their order.
 
         Raises:
             EventStreamError: the sensor is larger than the map, or no event stays.
@@ -38,11 +38,11 @@ class RectifyMap:
 
 
 def read_rectify_map(path: Path) -> RectifyMap:
-    """Reads DSEC's ``rectify_map.h5``.
+    """Read DSEC's ``rectify_map.h5``.
 
     Raises:
         EventFileError: another layout, or damaged.
         MissingPackageError: the extra ``dsec`` is not installed.
     """
-    columns, (width, height) = child.decode_table("rectify_map", path)
+    columns, (width, height) = decoder_client.decode_table("rectify_map", path)
     return RectifyMap(columns["x"].reshape(height, width), columns["y"].reshape(height, width))

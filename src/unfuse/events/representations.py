@@ -1,6 +1,6 @@
-"""Other pictures of events, under the names the field uses for them.
+"""Event representations besides the event frame (``frames``), under their names in the literature.
 
-The event frame is in ``frames``. All sizes are the sensor's by default, as learned models of these inputs expect.
+Sizes are the sensor's by default, as learned models of these inputs expect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NEVER = np.iinfo(np.int64).min
 
 
 def event_histogram(stream: EventStream, *, size: SizeRule = "sensor") -> NDArray[np.uint32]:
-    """Number of events of each pixel and polarity (Maqueda et al., CVPR 2018).
+    """Return the number of events of each pixel and polarity (Maqueda et al., CVPR 2018).
 
     Returns:
         Read-only uint32 ``[2, H, W]``: darker, brighter.
@@ -35,7 +35,7 @@ def event_histogram(stream: EventStream, *, size: SizeRule = "sensor") -> NDArra
 def voxel_grid(
     stream: EventStream, n_time_bins: int = 5, *, normalize: bool = False, size: SizeRule = "sensor"
 ) -> NDArray[np.float32]:
-    """Signed events in time bins, each event shared between the two bins nearest to it (Zhu et al., CVPR 2019).
+    """Return signed events in time bins; the two nearest bins share each event (Zhu et al., CVPR 2019).
 
     Bin centres lie evenly from the first event to the last, as in DSEC's ``VoxelGrid``. Coordinates are those of the
     sensor, not rectified ones.
@@ -43,7 +43,7 @@ def voxel_grid(
     Args:
         stream: at least one event.
         n_time_bins: B.
-        normalize: gives the non-zero values mean 0 and standard deviation 1, as DSEC's does.
+        normalize: scale the non-zero values to mean 0 and standard deviation 1, as DSEC does.
         size: of the grid.
 
     Returns:
@@ -73,16 +73,16 @@ def voxel_grid(
 def time_surface(
     stream: EventStream, tau_us: float = 50_000.0, *, at_us: int | None = None, size: SizeRule = "sensor"
 ) -> NDArray[np.float32]:
-    """How long ago each pixel last fired: exp(-(at - t) / tau) of each polarity (Lagorce et al., HOTS, TPAMI 2017).
+    """Return exp(-(at - t) / tau) of each pixel's last event, by polarity (Lagorce et al., HOTS, TPAMI 2017).
 
     Args:
         stream: at least one event.
         tau_us: time constant in microseconds.
-        at_us: the time it is seen from; default: that of the last event.
+        at_us: reference time; the time of the last event by default.
         size: of the surface.
 
     Returns:
-        Read-only float32 ``[2, H, W]``: darker, brighter; 0 where there was no event, 1 where it is ``at_us`` old.
+        Read-only float32 ``[2, H, W]``: darker, brighter; 0 without an event, 1 for an event at ``at_us``.
 
     Raises:
         EventStreamError: no events, a time constant that is not positive, a time before the last event, or the sensor's

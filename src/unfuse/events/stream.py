@@ -1,11 +1,12 @@
-"""An event stream: what every reader returns, validated once and never changed after.
+"""The event stream that every reader returns, validated once and never changed after.
 
-Readers are not trusted: several well-known ones give wrong events without an error. Whatever comes in here is checked
-for equal lengths, integer types, order in time, coordinates and polarity.
+Readers are not trusted: several well-known ones return wrong events without an error. Every stream is checked for equal
+lengths, integer types, order in time, coordinates and polarity.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
@@ -25,7 +26,7 @@ MAX_AXIS: Final = 8192
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeWindow:
-    """A half-open stretch ``[start_us, stop_us)`` of a recording's own clock, in microseconds."""
+    """A half-open interval ``[start_us, stop_us)`` on a recording's own clock, in microseconds."""
 
     start_us: int
     stop_us: int
@@ -48,9 +49,9 @@ class EventStream:
     t: NDArray[np.int64]
     """Microseconds."""
     p: NDArray[np.uint8]
-    """1 where it grew brighter, 0 where darker."""
+    """1 for brighter, 0 for darker."""
     sensor_size: tuple[int, int] | None = None
-    """(width, height) where the source says so."""
+    """(width, height) if the source states it."""
 
     @classmethod
     def from_arrays(
@@ -63,7 +64,7 @@ class EventStream:
         sensor_size: tuple[int, int] | None = None,
         source: str = "events",
     ) -> Self:
-        """Checks four columns and copies them.
+        """Check four columns and copy them.
 
         Args:
             x: column, any integer type.
@@ -101,17 +102,17 @@ class EventStream:
 
     @property
     def duration_us(self) -> int:
-        """Last time minus first."""
+        """Last time minus first time."""
         return int(self.t[-1] - self.t[0])
 
     def slice(self, start: int, stop: int) -> Self:
-        """Events ``start`` to ``stop``, without copying."""
+        """Return events ``start`` to ``stop``, without copying."""
         return type(self)(
             self.x[start:stop], self.y[start:stop], self.t[start:stop], self.p[start:stop], self.sensor_size
         )
 
     def window(self, window: TimeWindow) -> Self:
-        """Events of a stretch of time, without copying.
+        """Return the events of a time window, without copying.
 
         Raises:
             EventStreamError: there is none.
@@ -126,8 +127,17 @@ class EventStream:
         return self.slice(int(start), int(stop))
 
 
+def empty_window(source: object, window: TimeWindow, span: Sequence[int] | None = None) -> EventStreamError:
+    """Return the error of a window without events; ``span`` is the recording's first and last time, if known."""
+    return EventStreamError(
+        f"{source}, window [{window.start_us}, {window.stop_us}) us",
+        found="no events",
+        expected=f"a stretch of the recording's {span[0]} to {span[1]} us" if span else "a stretch with events",
+    )
+
+
 def require_room(source: object, events: int) -> None:
-    """Refuses more events than are held at once.
+    """Refuse more events than are held at once.
 
     Raises:
         EventStreamError: too many.

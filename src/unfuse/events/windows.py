@@ -1,4 +1,4 @@
-"""How a stream is cut into runs before it is drawn. Words are those of tonic's slicers.
+"""Slicing of a stream into runs before it is drawn; the terms are those of tonic's slicers.
 
 Cuts of equal time and sliding windows are half-open and may hold no events; cuts of equal count always do.
 """
@@ -15,7 +15,7 @@ from unfuse.events.stream import EventStream, TimeWindow
 
 
 def split_equal_count(stream: EventStream, n_event_bins: int = 5) -> tuple[EventStream, ...]:
-    """EventGPT's cut: ``n_event_bins`` runs of equal event count, the last one takes the remainder.
+    """Return ``n_event_bins`` runs of equal event count, as EventGPT does; the last run takes the remainder.
 
     Source: ``common/common.py`` of the published code (XduSyL/EventGPT). Equal counts are not equal times.
 
@@ -31,7 +31,7 @@ def split_equal_count(stream: EventStream, n_event_bins: int = 5) -> tuple[Event
 
 
 def split_equal_time(stream: EventStream, n_time_bins: int = 5) -> tuple[EventStream, ...]:
-    """Runs of equal time from the first event to the last, which belongs to the last run.
+    """Return runs of equal time from the first event to the last, which belongs to the last run.
 
     Edges are whole microseconds, rounded down.
 
@@ -50,13 +50,13 @@ def split_equal_time(stream: EventStream, n_time_bins: int = 5) -> tuple[EventSt
 def slice_by_time(
     stream: EventStream, time_window: int, *, overlap: int = 0, include_incomplete: bool = False
 ) -> Iterator[EventStream]:
-    """Windows of ``time_window`` microseconds from the first event on, each begun ``overlap`` before the last one ends.
+    """Yield windows of ``time_window`` microseconds from the first event on; each overlaps the one before.
 
     Args:
         stream: at least one event.
         time_window: length in microseconds.
         overlap: microseconds that a window shares with the next.
-        include_incomplete: also the last windows, that reach beyond the last event.
+        include_incomplete: also yield the last windows, which reach beyond the last event.
 
     Raises:
         EventStreamError: a length or overlap that does not move on.
@@ -71,7 +71,7 @@ def slice_by_time(
 def slice_by_event_count(
     stream: EventStream, event_count: int, *, overlap: int = 0, include_incomplete: bool = False
 ) -> Iterator[EventStream]:
-    """Windows of ``event_count`` events, ``overlap`` of them shared with the next.
+    """Yield windows of ``event_count`` events, ``overlap`` of them shared with the next window.
 
     Raises:
         EventStreamError: a length or overlap that does not move on.
@@ -83,7 +83,7 @@ def slice_by_event_count(
 def time_windows(
     start_us: int, stop_us: int, time_window: int, *, overlap: int = 0, include_incomplete: bool = False
 ) -> Iterator[TimeWindow]:
-    """The stretches ``[start, start + time_window)`` of a recording that lasts ``[start_us, stop_us)``.
+    """Yield the windows ``[start, start + time_window)`` of a recording that lasts ``[start_us, stop_us)``.
 
     Raises:
         EventStreamError: a length or overlap that does not move on.

@@ -1,14 +1,14 @@
-"""Entries of bytes in a folder, under names of 64 hexadecimal digits, within a bound.
+"""A folder of entries named by 64 hexadecimal digits, up to a maximum size.
 
 ::
 
     CACHEDIR.TAG                what the folder is, also to programs that make backups
-    ledger                      how many bytes there are; locked by whoever changes that
-    tmp/PID.RANDOM              being written
-    ab/ab12....safetensors      entries; the file's time is when it was last used
+    ledger                      total size in bytes; locked by the process that changes it
+    tmp/PID.RANDOM              a file that is being written
+    ab/ab12....safetensors      entries; the file's time is its last use
 
-An entry appears whole, by renaming, and goes by removing: a reader has the old one, the new one or none. Nothing is
-made durable: after a loss of power an entry may be damaged, and whoever reads it finds that.
+An entry is renamed into the folder as a whole, so a reader finds the old one, the new one or none. Nothing is
+synchronised to the disk: after a power failure an entry may be damaged, and its reader finds that.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from unfuse.feature_store.ledger import Ledger, locked
 DEFAULT_MAX_BYTES: Final = 50 * 2**30
 """50 GiB: some 11,000 scenes of EventGPT-7b in bfloat16 (582 positions of 4096), 4.8 MB each."""
 MAX_ENTRY_BYTES: Final = 4 * 2**30
-"""What is larger is nobody's features, and is not read into memory."""
+"""A larger file holds no features, and is not read into memory."""
 _LOW_WATER: Final = 0.9
-"""Of the bound: what is left when entries go, so that not every ``write`` has to look at all of them."""
+"""Share of the maximum that eviction leaves, so that not every ``write`` has to read all sizes."""
 _STALE_S: Final = 600.0
-"""A file takes seconds to write: one that is older was left by a process that was killed."""
+"""Age of a temporary file whose process was killed; writing one takes seconds."""
 _TAG: Final = "CACHEDIR.TAG"
 _TAG_TEXT: Final = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -48,23 +48,23 @@ _ENTRY: Final = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What lies under a name."""
+class StoreEntry:
+    """Content of an entry as it was read."""
 
     data: bytes | None
-    """None where it is no file of a size that can be read: a folder, a link, a pipe."""
+    """None where it is no regular file of a readable size: a folder, a link, a pipe."""
     identity: tuple[int, int, int]
-    """Tells it from what may take its place."""
+    """Inode, time and size: a file that replaces this one has others."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
-    """What a store holds."""
+    """Number and size of a store's entries."""
 
     entries: int
     entry_bytes: int
     temporary_bytes: int
-    """Of files that are being written, or were when their process was killed."""
+    """Size of files that are being written, or were when their process was killed."""
     least_recent_use: float | None
     """Seconds since 1970; None where there is no entry."""
     most_recent_use: float | None
@@ -74,10 +74,10 @@ class StoreFolder:
     """The folder of one store, shared by any number of processes."""
 
     def __init__(self, path: Path, max_bytes: int, *, make: bool):
-        """Looks at the folder, and makes it if that is wanted.
+        """Check the folder, and create it where ``make`` is true.
 
         Raises:
-            FileAccessError: there is none, it is a file, or it cannot be made.
+            FileAccessError: there is no folder, it is a file, or it cannot be made.
             InputError: it holds something else.
         """
         self.path = path
@@ -86,63 +86,63 @@ class StoreFolder:
         self._swept = False
         self._open(make=make)
 
-    def place(self, key: str) -> Path:
-        """Where an entry lies or would lie."""
+    def entry_path(self, key: str) -> Path:
+        """Return the path of an entry, which need not exist."""
         return self.path / key[:2] / f"{key}{_SUFFIX}"
 
-    def read(self, key: str) -> Found | None:
-        """What lies under a name; None if nothing does, or nothing that this user may read."""
-        return read_entry(self.place(key))
+    def read(self, key: str) -> StoreEntry | None:
+        """Read an entry; None if there is none, or none that this user may read."""
+        return read_entry(self.entry_path(key))
 
     def touch(self, key: str) -> None:
-        """Notes that an entry was used, by the file system's clock: the one that all processes share."""
-        with suppress(OSError):  # a store that may only be read, or an entry that has just gone
-            os.utime(self.place(key), follow_symlinks=False)
+        """Record that an entry was used, by the file system's clock, which all processes share."""
+        with suppress(OSError):  # a read-only store, or an entry that was just removed
+            os.utime(self.entry_path(key), follow_symlinks=False)
 
     def write(self, key: str, data: bytes) -> int:
-        """Puts an entry in its place.
+        """Write an entry, and evict others where the maximum is exceeded.
 
         Returns:
-            How many others had to go.
+            Number of evicted entries.
 
         Raises:
-            OSError: it could not be done; everything is as before.
+            OSError: the entry was not written; the store is as before.
         """
         if len(data) > min(self._max_bytes, MAX_ENTRY_BYTES):
             raise OSError(errno.EFBIG, f"{len(data)} bytes are more than the store's bound")
-        place = self.place(key)
-        self._prepare(place.parent)
+        path = self.entry_path(key)
+        self._prepare(path.parent)
         temporary = self._tmp / f"{os.getpid()}.{secrets.token_hex(8)}"
         try:
             _write_new(temporary, data)
-            with self._changing() as (ledger, total):
-                freed = _make_way(place)
-                temporary.replace(place)
+            with self._locked_ledger() as (ledger, total):
+                freed = _replaced_bytes(path)
+                temporary.replace(path)
                 total += len(data) - freed
                 evicted = 0
                 if total > self._max_bytes:
-                    evicted, total = self._evict(place)
-                ledger.give(total)
+                    evicted, total = self._evict(keep=path)
+                ledger.write(total)
         finally:
             with suppress(OSError):
                 temporary.unlink()
         return evicted
 
     def remove(self, key: str, identity: tuple[int, int, int]) -> None:
-        """Removes what ``read`` found, if it still lies there."""
-        place = self.place(key)
-        with suppress(OSError), self._changing() as (ledger, total):
-            freed = _remove(place) if _identity(place.stat(follow_symlinks=False)) == identity else 0
-            ledger.give(total - freed)
+        """Remove the entry that ``read`` returned, unless another has replaced it."""
+        path = self.entry_path(key)
+        with suppress(OSError), self._locked_ledger() as (ledger, total):
+            freed = _remove(path) if _identity(path.stat(follow_symlinks=False)) == identity else 0
+            ledger.write(total - freed)
 
     def entries(self) -> Iterator[Path]:
-        """Everything under names of entries, in any order."""
+        """Yield the path of every entry, in any order."""
         for shard in _scan(self.path):
             if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
                 yield from (Path(e.path) for e in _scan(Path(shard.path)) if _ENTRY.fullmatch(e.name))
 
     def info(self) -> StoreInfo:
-        """Counts everything."""
+        """Count entries and bytes."""
         found = list(self._sized(self.entries()))
         times = [used_ns / 1e9 for used_ns, _, _ in found]
         return StoreInfo(
@@ -154,18 +154,18 @@ class StoreFolder:
         )
 
     def clear(self) -> StoreInfo:
-        """Removes every entry and what was left of writing others; returns what was there.
+        """Remove every entry and temporary file; return what there was.
 
         Raises:
             OSError: something cannot be removed.
         """
         before = self.info()
-        with self._changing() as (ledger, _):
+        with self._locked_ledger() as (ledger, _):
             for entry in list(self.entries()):
                 _remove(entry)
             for path in self._temporary():
                 path.unlink(missing_ok=True)
-            ledger.give(0)
+            ledger.write(0)
         return before
 
     def _temporary(self) -> Iterator[Path]:
@@ -173,22 +173,22 @@ class StoreFolder:
 
     @staticmethod
     def _sized(paths: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
-        """(last use in ns, bytes, path) of those that are still there."""
+        """Yield (last use in ns, bytes, path) of the paths that still exist."""
         for path in paths:
             with suppress(OSError):
                 found = path.stat(follow_symlinks=False)
                 yield found.st_mtime_ns, found.st_size, path
 
     @contextmanager
-    def _changing(self) -> Iterator[tuple[Ledger, int]]:
-        """The ledger, held, and the bytes there are; whoever changes them gives the new number back."""
+    def _locked_ledger(self) -> Iterator[tuple[Ledger, int]]:
+        """Lock the ledger and yield it with the total size in bytes; the body writes the new total."""
         with locked(self.path / "ledger") as ledger:
-            known = ledger.take()
-            total = sum(size for _, size, _ in self._sized(self.entries())) if known is None else known
+            recorded = ledger.read_and_clear()
+            total = sum(size for _, size, _ in self._sized(self.entries())) if recorded is None else recorded
             yield ledger, total
 
-    def _evict(self, keep: Path) -> tuple[int, int]:
-        """Removes what was not used for longest; returns how many entries, and the bytes that are left."""
+    def _evict(self, *, keep: Path) -> tuple[int, int]:
+        """Remove the least recently used entries; return their number and the bytes that are left."""
         found = sorted(self._sized(self.entries()))
         total, evicted = sum(size for _, size, _ in found), 0
         for _, size, path in found:
@@ -201,13 +201,13 @@ class StoreFolder:
         return evicted, total
 
     def _prepare(self, shard: Path) -> None:
-        """Makes what is missing, and once for each process clears away what killed ones left."""
+        """Create missing folders, and once a process remove temporary files of killed processes."""
         for folder in (self._tmp, shard):
             folder.mkdir(parents=True, exist_ok=True)
             if folder.is_symlink():
                 raise OSError(errno.ELOOP, f"{folder.name} is a link")
         if not (self.path / _TAG).exists():
-            self._write_tag()  # the folder was removed while it was in use
+            self._write_tag()  # the folder was removed while the store was open
         if not self._swept:
             self._swept = True
             for written_ns, _, path in self._sized(self._temporary()):
@@ -226,7 +226,7 @@ class StoreFolder:
             others = [path for path in self.path.iterdir() if not path.name.startswith(".")]
         except OSError as error:
             raise FileAccessError(str(self.path), found=error.strerror, expected="a folder of encoded scenes") from None
-        # Whoever makes a store writes the tag first, so another process that finds anything finds the tag.
+        # A new store gets its tag first, so another process that finds any file finds the tag.
         if (others or not make) and not self._has_tag():
             raise InputError(
                 str(self.path),
@@ -243,7 +243,7 @@ class StoreFolder:
 
     def _write_tag(self) -> None:
         partial = self.path / f".{_TAG}.{secrets.token_hex(4)}"
-        with suppress(OSError):  # a store that may only be read
+        with suppress(OSError):  # a read-only store
             try:
                 _write_new(partial, _TAG_TEXT.encode())
                 partial.replace(self.path / _TAG)
@@ -251,19 +251,19 @@ class StoreFolder:
                 partial.unlink(missing_ok=True)
 
 
-def read_entry(place: Path) -> Found | None:
-    """Bytes of a file, without following a link, waiting on a pipe or reading what no entry can be."""
+def read_entry(path: Path) -> StoreEntry | None:
+    """Read a file without following a link, waiting for a pipe or reading a file too large for an entry."""
     try:
-        with os.fdopen(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             found = os.fstat(file.fileno())
             readable = stat.S_ISREG(found.st_mode) and found.st_size <= MAX_ENTRY_BYTES
-            return Found(file.read() if readable else None, _identity(found))
+            return StoreEntry(file.read() if readable else None, _identity(found))
     except OSError as error:
-        # Nothing, or another user's file: a miss. A link, a socket or a bad block has no business here.
+        # No file, or another user's file, is a miss. A link, a socket or a bad block is a damaged entry.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ESTALE):
             return None
     try:
-        return Found(None, _identity(place.stat(follow_symlinks=False)))
+        return StoreEntry(None, _identity(path.stat(follow_symlinks=False)))
     except OSError:
         return None
 
@@ -282,23 +282,23 @@ def _write_new(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _make_way(place: Path) -> int:
-    """Bytes of what renaming to ``place`` replaces; a folder, which cannot be replaced, is removed."""
+def _replaced_bytes(path: Path) -> int:
+    """Return the size of the file that a rename to ``path`` replaces; remove a folder, which a rename cannot."""
     try:
-        found = place.stat(follow_symlinks=False)
+        found = path.stat(follow_symlinks=False)
     except FileNotFoundError:
         return 0
-    return _remove(place) if stat.S_ISDIR(found.st_mode) else found.st_size
+    return _remove(path) if stat.S_ISDIR(found.st_mode) else found.st_size
 
 
-def _remove(place: Path) -> int:
-    """Removes whatever it is; returns its bytes as they were counted."""
+def _remove(path: Path) -> int:
+    """Remove a file or folder; return its size as it was counted."""
     try:
-        found = place.stat(follow_symlinks=False)
+        found = path.stat(follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
-            shutil.rmtree(place)
+            shutil.rmtree(path)
         else:
-            place.unlink()
+            path.unlink()
     except FileNotFoundError:
         return 0
     return found.st_size

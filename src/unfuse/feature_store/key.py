@@ -1,8 +1,8 @@
-"""What decides features, as one name.
+"""The key of a store entry: a hash of everything that decides features.
 
-Model (config, tensors and pixel settings, in its fingerprint), media (bytes, window, choice of frames, in their hash),
-dtype, and the software between the two: a mended decoder or pooling gives other features of the same file, so features
-made by other code are never found. What does not enter is what changes the last bits only: device, engine, batch.
+Model (config, tensors and pixel settings, by its fingerprint), media (bytes, window, choice of frames, by their hash),
+dtype, and software: another decoder or pooling gives other features of the same file, so features of other code are
+never found. Device, engine and batch do not enter: they change the last bits only.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PACKAGES: Final = (
     "torch", "transformers", "pillow", "av", "torchvision", "h5py", "hdf5plugin", "evt3", "aedat",
 )  # fmt: skip
-"""Beside this one, whose code makes frames, pixels and features."""
+"""Other packages whose code makes frames, pixels and features."""
 
 
-def is_known(model_fingerprint: str, media_sha256: str) -> bool:
-    """Whether both are hashes: features of pixels from nowhere have no media, and cannot be told apart."""
+def has_hashes(model_fingerprint: str, media_sha256: str) -> bool:
+    """Return whether both are hashes: features of pixels without media have none, and no key."""
     return bool(_SHA256.fullmatch(model_fingerprint) and _SHA256.fullmatch(media_sha256))
 
 
 def entry_key(model_fingerprint: str, media_sha256: str, dtype: str, made_by: str) -> str:
-    """The entry's name: 64 hexadecimal digits, whatever is given.
+    """Return the entry's name: 64 hexadecimal digits, for any arguments.
 
     Args:
         model_fingerprint: of the model that encodes.
-        media_sha256: of what it is shown.
+        media_sha256: of the media that it is shown.
         dtype: of the features.
-        made_by: as ``software`` has it.
+        made_by: result of ``software``.
     """
     return hashlib.sha256(json.dumps([_SCHEME, model_fingerprint, media_sha256, dtype, made_by]).encode()).hexdigest()
 
 
 @cache
 def software() -> str:
-    """This package's own source, by hash, and the packages that it decodes and computes with, by version."""
+    """Return a hash of this package's source, with the versions of the packages that it decodes and computes with."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())

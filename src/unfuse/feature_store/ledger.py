@@ -1,6 +1,7 @@
-"""How many bytes a store holds, known without looking at each entry, and one process at a time that changes it.
+"""A file with the total size of a store, so that no write has to add up all entries, and its lock.
 
-The file is locked while entries come and go, and empty meanwhile: whoever finds it empty after a kill counts again.
+A process that changes entries holds the lock. The file is empty meanwhile: after a kill it stays empty, and the next
+process adds up all entries.
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ _POLL_S: Final = 0.002
 
 
 class Ledger:
-    """The file, held."""
+    """The locked file."""
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
 
-    def take(self) -> int | None:
-        """The number of bytes, which from here on counts as unknown; None where it was."""
+    def read_and_clear(self) -> int | None:
+        """Return the total in bytes, None where it is unknown, and mark it as unknown until ``write``."""
         text = os.pread(self._descriptor, 64, 0)
         os.ftruncate(self._descriptor, 0)
         return int(text) if text.isdigit() else None
 
-    def give(self, total: int) -> None:
-        """Makes it known."""
+    def write(self, total: int) -> None:
+        """Write the total in bytes."""
         os.pwrite(self._descriptor, str(total).encode(), 0)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[Ledger]:
-    """Holds the file of that name.
+    """Lock the file while the body runs; create it where it is missing.
 
     Raises:
-        OSError: it cannot be made or locked, or another process does not let it go.
+        OSError: the file cannot be made or locked, or another process holds it for too long.
     """
     end = time.monotonic() + _WAIT_S
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             _lock(descriptor, end)
-            if _is_at(descriptor, path):
+            if _has_name(descriptor, path):
                 yield Ledger(descriptor)
                 return
         finally:
@@ -66,8 +67,8 @@ def _lock(descriptor: int, end: float) -> None:
             time.sleep(_POLL_S)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the locked file is still the one of that name: the folder may have been removed and made again."""
+def _has_name(descriptor: int, path: Path) -> bool:
+    """Return whether the locked file still has that name: the folder may have been removed and made again."""
     held = os.fstat(descriptor)
     try:
         named = path.stat(follow_symlinks=False)

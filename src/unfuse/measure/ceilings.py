@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: the two ceilings of the roofline model (Williams et al., CACM 2009)."""
+"""Measure the two ceilings of the roofline model (Williams et al., CACM 2009): bandwidth and arithmetic throughput."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import time
 from typing import TYPE_CHECKING, Final
 
-from unfuse.runs.schema import Ceilings
+from unfuse.records.schema import Ceilings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,14 +18,14 @@ _REPEATS: Final = 4
 
 @functools.cache
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings | None:
-    """Reads and copies a large buffer, and multiplies large matrices; the best of a few repeats each, once a process.
+    """Read and copy a large buffer, and multiply large matrices: the fastest of a few repeats, once a process.
 
     Args:
-        device: where.
+        device: to measure.
         dtype: of the matrices.
 
     Returns:
-        None where the device has not the memory.
+        None where the device has too little memory.
     """
     import torch
 
@@ -44,7 +44,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings | Non
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds."""
+    """Return the time of the fastest repeat, in s."""
     import torch
 
     def wait() -> None:

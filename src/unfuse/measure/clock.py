@@ -1,13 +1,13 @@
 """The clock: true times of stages and of the sub-spans inside them.
 
 A stage is timed on two clocks. Host: ``perf_counter`` between two synchronised edges. Device: between two device
-events at the same edges. The device is synchronised at stage edges only; sub-spans add events but never wait.
+events at these edges. The device is synchronised at stage edges only; sub-spans add events but never wait.
 
 Code below the pipeline marks its sub-spans with ``span("rasterise")``; without an active clock that costs a context
 variable look-up and measures nothing.
 
-Beginnings are host times since a zero that the caller names. The host reads its clock and marks the device's queue at
-one and the same moment, when the device is idle: so a stage's first device event is where its host time begins.
+Start times are host times since a zero that the caller sets. At a stage's start the device is idle, and the host reads
+its clock and marks the device's queue together: so the stage's first device event is at its host start time.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from typing import Any, Final, Protocol
 
 from unfuse.measure import host_time
 from unfuse.measure.timers import DeviceTimer
-from unfuse.runs.schema import StageTime
+from unfuse.records.schema import StageTime
 
 HOST_ONLY: Final = frozenset({"load"})
-"""Stages that give the device no work; their device time is None, not the idle time between two events."""
+"""Stages without work on the device; their device time is None, not the idle time between two events."""
 DEVICE_SPAN: Final = {"preprocess": "upload"}
 """Stages that use the device in one sub-span only: that span's device time is the stage's."""
 
 
 class Clock(Protocol):
-    """What the pipeline needs of a clock."""
+    """Interface of a clock for the pipeline."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Times the body as stage ``name``."""
+        """Time the body as stage ``name``."""
 
 
 class NoClock:
-    """No edges and no synchronisation between stages: the unstaged run that the stages are balanced against."""
+    """Clock without edges and synchronisation: for the unstaged run that the stages are balanced against."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Runs the body."""
+        """Run the body."""
         return nullcontext()
 
 
 class Spans(Protocol):
-    """What ``span`` needs of whoever listens to it."""
+    """Interface of a receiver of sub-spans."""
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """Surrounds a part of the current stage."""
+        """Surround a part of the current stage."""
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class StageClock:
 
     timer: DeviceTimer
     zero_ns: int = 0
-    """Reading of ``perf_counter_ns`` that beginnings count from."""
+    """Reading of ``perf_counter_ns`` that start times count from."""
     stages: dict[str, StageTime] = field(default_factory=dict)
     spans: dict[str, StageTime] = field(default_factory=dict)
     """By ``stage.name``; a span entered several times in one stage is summed, its entries kept."""
@@ -77,7 +77,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times the body between synchronised edges.
+        """Time the body between synchronised edges.
 
         The edges' own cost lies outside the time they delimit, but for one event record and one clock reading.
         """
@@ -98,7 +98,7 @@ class StageClock:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Times a part of the current stage, without waiting for the device."""
+        """Time a part of the current stage, without waiting for the device."""
         start = self.timer.record()
         started = host_time.now_ns()
         try:
@@ -110,12 +110,12 @@ class StageClock:
     def _close(self, stage: str, start_ms: float, host_ms: float, start: Any | None, end: Any | None) -> None:
         for span in self._open:
             key = f"{stage}.{span.name}"
-            later = self._device_ms(start, span.start)
+            offset_ms = self._device_ms(start, span.start)
             entry = StageTime(
                 host_ms=span.host_ms,
                 device_ms=self._device_ms(span.start, span.end),
                 start_ms=self._since_zero(span.started_ns),
-                device_start_ms=None if later is None else start_ms + later,
+                device_start_ms=None if offset_ms is None else start_ms + offset_ms,
             )
             self.spans[key] = _joined(self.spans.get(key), entry)
         if stage in HOST_ONLY:
@@ -155,7 +155,7 @@ _active: ContextVar[Spans | None] = ContextVar("unfuse_active_clock", default=No
 
 @contextmanager
 def listening(spans: Spans) -> Iterator[None]:
-    """Gives every ``span`` of the body to ``spans``."""
+    """Give every ``span`` of the body to ``spans``."""
     token = _active.set(spans)
     try:
         yield
@@ -164,15 +164,15 @@ def listening(spans: Spans) -> Iterator[None]:
 
 
 def span(name: str) -> AbstractContextManager[None]:
-    """Marks a sub-span of the running stage; free of effect where no stage is being timed."""
+    """Mark a sub-span of the running stage; without effect where no stage is timed."""
     clock = _active.get()
     return nullcontext() if clock is None else clock.span(name)
 
 
 def zero_of(created: str) -> int:
-    """What ``perf_counter_ns`` read, or would have read, at a moment of the wall clock.
+    """Return the reading of ``perf_counter_ns`` at a moment of the wall clock.
 
-    A run that is resumed by another process, whose ``perf_counter_ns`` counts from elsewhere, so goes on after itself.
+    Another process, whose ``perf_counter_ns`` has another zero, can so resume a run with increasing start times.
 
     Args:
         created: ISO-8601 with its offset.
@@ -183,10 +183,10 @@ def zero_of(created: str) -> int:
 
 @contextmanager
 def settled_heap() -> Iterator[None]:
-    """Takes what is alive now out of every later collection.
+    """Exclude the present objects from garbage collections in the body.
 
-    The objects of torch and a model take a quarter of a second to walk through, and leave cold caches to what is
-    measured next.
+    Walking the objects of torch and a model takes a quarter of a second, and leaves cold caches to the next
+    measurement.
     """
     gc.collect()
     gc.freeze()
@@ -198,7 +198,7 @@ def settled_heap() -> Iterator[None]:
 
 @contextmanager
 def paused_gc() -> Iterator[None]:
-    """Keeps the garbage collector from running inside a measurement; collects before it."""
+    """Collect garbage, then stop the garbage collector for the body."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -210,7 +210,7 @@ def paused_gc() -> Iterator[None]:
 
 
 def resolution_ns() -> int:
-    """Smallest step seen between two readings of the host clock, in ns."""
+    """Return the smallest step between two readings of the host clock, in ns."""
     steps = []
     for _ in range(200):
         first = host_time.now_ns()
@@ -221,7 +221,7 @@ def resolution_ns() -> int:
 
 
 def edge_cost_ms(timer: DeviceTimer, *, repeats: int = 300) -> float:
-    """Host time that one timed stage adds to a run, in ms: the median of empty stages on an idle device."""
+    """Return the host time that a timed stage adds to a run, in ms: the median of empty stages on an idle device."""
     costs = []
     clock = StageClock(timer)
     for _ in range(repeats):

@@ -24,8 +24,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Final, Protocol
 
-from unfuse.measure.nvml import Unread
-from unfuse.runs.schema import StageEnergy
+from unfuse.records.schema import StageEnergy
+from unfuse.unavailable import Unavailable
 
 LEAST_STEPS: Final = 40
 """Counter steps in a window. The resolution is half a step, so at most 1.25 % of the energy of steady work."""
@@ -40,25 +40,25 @@ _MJ: Final = 1
 
 
 class Counter(Protocol):
-    """What counts energy."""
+    """Interface of an energy counter."""
 
-    def energy_mj(self) -> int | Unread:
-        """Since some moment, in mJ."""
+    def energy_mj(self) -> int | Unavailable:
+        """Return the energy since a fixed moment, in mJ."""
 
 
-class Time(Protocol):
-    """Where time comes from; the module ``time`` is one."""
+class SystemTime(Protocol):
+    """Source of time, such as the module ``time``."""
 
     def perf_counter(self) -> float:
-        """In s."""
+        """Return the time in s."""
 
     def sleep(self, seconds: float, /) -> None:
-        """Waits."""
+        """Wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """How a counter moves while the device idles."""
+class CounterSteps:
+    """Steps of a counter while the device is idle."""
 
     period_s: float
     """Median time between two changes."""
@@ -67,19 +67,19 @@ class Steps:
     idle_watts: float
 
 
-def counter_steps(counter: Counter, clock: Time = time) -> Steps | Unread:
-    """Watch the counter of an idle device for at most a few seconds."""
+def counter_steps(counter: Counter, clock: SystemTime = time) -> CounterSteps | Unavailable:
+    """Watch the counter of an idle device, for a few seconds at most."""
     seen: list[_Update] = []
     until = clock.perf_counter() + _IDLE_S
     while len(seen) <= _IDLE_STEPS:
         update = _next_update(counter, clock, until - clock.perf_counter())
-        if isinstance(update, Unread):
+        if isinstance(update, Unavailable):
             if len(seen) < 3:
                 return update
             break
         seen.append(update)
     pairs = list(pairwise(seen))
-    return Steps(
+    return CounterSteps(
         period_s=median(later.seen_s - earlier.seen_s for earlier, later in pairs),
         step_mj=median(later.energy_mj - earlier.energy_mj for earlier, later in pairs),
         idle_watts=(seen[-1].energy_mj - seen[0].energy_mj) / 1000 / (seen[-1].seen_s - seen[0].seen_s),
@@ -90,11 +90,11 @@ def work_energy(
     counter: Counter,
     work: Callable[[], object],
     wait: Callable[[], None],
-    steps: Steps,
+    steps: CounterSteps,
     *,
     seconds: float,
-    clock: Time = time,
-) -> StageEnergy | Unread:
+    clock: SystemTime = time,
+) -> StageEnergy | Unavailable:
     """Measure the energy of one call of ``work``: the middle of an interval that holds it, and half the width.
 
     Args:
@@ -103,18 +103,18 @@ def work_energy(
         wait: returns when the device is done.
         steps: of the counter.
         seconds: the window, at least; up to ``LONGEST`` times as long where the counter's steps need it.
-        clock: where time comes from.
+        clock: source of time.
     """
     needed = LEAST_STEPS * steps.period_s
     if needed > LONGEST * seconds:
-        return Unread(
+        return Unavailable(
             f"the counter moves every {1000 * steps.period_s:.0f} ms, so that {LEAST_STEPS} steps take {needed:.1f} s: "
             f"more than {LONGEST} x --energy-seconds {seconds:g}"
         )
     wait()
     patience_s = 2 * LEAST_STEPS * steps.period_s
     aligned = _aligned_start(counter, clock, patience_s)
-    if isinstance(aligned, Unread):
+    if isinstance(aligned, Unavailable):
         return aligned
     start, unseen_mj = aligned
     window, calls = max(seconds, needed), 0
@@ -124,10 +124,10 @@ def work_energy(
         calls += 1
     taken = clock.perf_counter() - start.seen_s
     least_mj = counter.energy_mj()
-    if isinstance(least_mj, Unread):
+    if isinstance(least_mj, Unavailable):
         return least_mj
     end = _next_update(counter, clock, patience_s, standing_mj=least_mj)
-    if isinstance(end, Unread):
+    if isinstance(end, Unavailable):
         return end
     low_mj = max(0.0, least_mj - start.energy_mj - _MJ - unseen_mj)
     high_mj = end.energy_mj + _MJ - start.energy_mj
@@ -148,46 +148,46 @@ class _Update:
     energy_mj: int
 
 
-def _aligned_start(counter: Counter, clock: Time, patience_s: float) -> tuple[_Update, float] | Unread:
+def _aligned_start(counter: Counter, clock: SystemTime, patience_s: float) -> tuple[_Update, float] | Unavailable:
     """Wait for an update of the idle device; return it and the most that the board drew until it was seen, in mJ."""
     before = _next_update(counter, clock, patience_s)
     for _ in range(_ATTEMPTS):
-        if isinstance(before, Unread):
+        if isinstance(before, Unavailable):
             return before
         start = _next_update(counter, clock, patience_s)
-        if isinstance(start, Unread):
+        if isinstance(start, Unavailable):
             return start
         standing_s, unseen_s = start.unchanged_s - before.seen_s, start.seen_s - start.unchanged_s
         if standing_s >= unseen_s:
             # Mean power of the step: its energy over the least time that it took.
             return start, (start.energy_mj - before.energy_mj + _MJ) / standing_s * unseen_s
         before = start  # the polling was interrupted
-    return Unread(f"the counter was never read in time: {_ATTEMPTS} updates were seen too late")
+    return Unavailable(f"the counter was never read in time: {_ATTEMPTS} updates were seen too late")
 
 
 def _next_update(
-    counter: Counter, clock: Time, patience_s: float, *, standing_mj: int | None = None
-) -> _Update | Unread:
+    counter: Counter, clock: SystemTime, patience_s: float, *, standing_mj: int | None = None
+) -> _Update | Unavailable:
     """Poll until the counter moves.
 
     Args:
         counter: to read.
-        clock: where time comes from.
+        clock: source of time.
         patience_s: a counter that stands still for so long, in s, does not move.
         standing_mj: the reading to wait beyond; read first where it is not given.
     """
     until = clock.perf_counter() + patience_s
     unchanged_s = clock.perf_counter()
     standing = counter.energy_mj() if standing_mj is None else standing_mj
-    while not isinstance(standing, Unread):
+    while not isinstance(standing, Unavailable):
         asked_s = clock.perf_counter()
         now = counter.energy_mj()
-        if isinstance(now, Unread):
+        if isinstance(now, Unavailable):
             return now
         if now != standing:
             return _Update(unchanged_s=unchanged_s, seen_s=clock.perf_counter(), energy_mj=now)
         if asked_s >= until:
-            return Unread("the energy counter does not move")
+            return Unavailable("the energy counter does not move")
         unchanged_s = asked_s
         clock.sleep(_POLL_S)
     return standing

@@ -1,4 +1,4 @@
-"""What a run depends on beside its inputs: versions, code, machine, device and how busy they were."""
+"""The environment of a run: versions, code, machine, device and their load."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _GPU_FIELDS: Final = (
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """One flat description, for ``run.json``; what cannot be read is None."""
+    """Return a flat description for ``run.json``; a value that cannot be read is None."""
     return {
         "code_version": code_version(),
         "python": platform.python_version(),
@@ -52,7 +52,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def package_version(name: str) -> str | None:
-    """Installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -60,7 +60,7 @@ def package_version(name: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:
-    """Version of this package, and commit and dirty flag where it runs from a git checkout of it."""
+    """Return the version of this package, with commit and dirty flag where it runs from its git checkout."""
     root = Path(__file__).resolve().parents[3]
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     status = _git(root, "status", "--porcelain") if commit else None
@@ -72,7 +72,7 @@ def code_version() -> dict[str, Any]:
 
 
 def cpu_name() -> str | None:
-    """As the kernel names it."""
+    """Return the CPU's name as the kernel gives it."""
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -80,7 +80,7 @@ def cpu_name() -> str | None:
 
 
 def device_name(device: torch.device) -> str | None:
-    """The accelerator's name, or the CPU's."""
+    """Return the name of the accelerator, or of the CPU."""
     if device.type != "cuda":
         return cpu_name()
     import torch
@@ -89,7 +89,7 @@ def device_name(device: torch.device) -> str | None:
 
 
 def gpu_state(index: int) -> dict[str, str] | None:
-    """Clocks, power, temperature and use as ``nvidia-smi`` gives them; None without it."""
+    """Return clocks, power, temperature and use by ``nvidia-smi``; None without it."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader", f"--id={index}"]

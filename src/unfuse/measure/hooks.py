@@ -1,4 +1,4 @@
-"""Sub-spans by hooks: every call of a module becomes a span of the running stage.
+"""Sub-spans by hooks: every call of a module is a span of the running stage.
 
 A span is two marks on the device's own queue (events on CUDA) around the call, read after the stage's end has
 synchronised; no call waits. Its host time is the time between the two hooks on the host, which on an asynchronous
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def module_spans(modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Marks each call of each module as a span of its name while the body runs; calls of one module are summed."""
+    """Mark each call of each module as a span of its name while the body runs; calls of one module are summed."""
     handles = []
     for name, module in modules.items():
         opened: list[AbstractContextManager[None]] = []

@@ -1,4 +1,4 @@
-"""The host's clock. Everything that times a stage reads it here, so a test replaces it in one place."""
+"""The host's clock: every stage is timed by it, so a test replaces it here alone."""
 
 from __future__ import annotations
 

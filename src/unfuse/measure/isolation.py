@@ -1,8 +1,8 @@
-"""Has a run the machine to itself? Other work on its GPU or its CPU cores, and clocks that are held down.
+"""Find other work on the GPU or the CPU cores of a run, and throttled clocks.
 
-A look takes a few milliseconds and is taken between samples, never inside a timed span. It says what it found and how
-much, and what it could not look at and why. What counts as too much is a rule with a limit below; whether a finding
-only warns or ends the run is for others to say.
+A check takes a few milliseconds and runs between samples, never inside a timed span. It returns findings with measured
+values, and the rules that could not be checked with the reason. Each rule has its limit below. The caller decides
+whether a finding warns or ends the run.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from unfuse.measure.nvml import Gpu, GpuProcess, Unread, open_gpu
-from unfuse.runs.schema import Finding, Isolation
+from unfuse.measure.nvml import Gpu, GpuProcess, open_gpu
+from unfuse.records.schema import Finding, Isolation
+from unfuse.unavailable import Unavailable
 
 if TYPE_CHECKING:
     import torch
 
 BUSY_GPU_PCT: Final = 10
-"""Utilisation of a GPU that has nothing to do for us."""
+"""Limit of the GPU's utilisation while this process is idle."""
 BUSY_CPU_PCT: Final = 20.0
-"""Of the cores that we may use, time that others took between two looks."""
+"""Limit of the time that others took between two checks, as a share of the cores of this process."""
 LOAD_A_CORE: Final = 1.5
-"""Load average over one minute, a core, before a run: what was going on while it was being started is in it."""
-SLOWED_PCT: Final = 1.0
-"""Of the time between two looks, the part in which clocks were held down."""
+"""Limit of the one-minute load average per core before a run; starting the run is part of it."""
+THROTTLED_PCT: Final = 1.0
+"""Limit of the time with throttled clocks, as a share of the time between two checks."""
 _SETTLE_S: Final = 1.5
 _START_S: Final = 0.2
 _GPU_RULES: Final = ("gpu-processes", "gpu-busy", "gpu-throttled")
@@ -35,31 +36,31 @@ _GPU_RULES: Final = ("gpu-processes", "gpu-busy", "gpu-throttled")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CpuTimes:
-    """CPU seconds so far, by anybody and by us, and where the clock stood."""
+    """CPU seconds of all processes and of this one, at a time."""
 
     at_s: float
     busy_s: float
-    """Of the cores that this process may run on, all work of all processes, and what a hypervisor took."""
+    """Work of all processes on the cores of this process, and time taken by a hypervisor."""
     own_s: float
-    """Of this process and its children that have ended."""
+    """Work of this process and its ended children."""
 
 
 class Host(Protocol):
-    """This machine's CPU."""
+    """Interface of a machine's CPU."""
 
     cores: int
 
-    def load_average(self) -> float | Unread:
-        """Over the last minute."""
+    def load_average(self) -> float | Unavailable:
+        """Return the load average of the last minute."""
 
-    def times(self) -> CpuTimes | Unread:
-        """Now."""
+    def times(self) -> CpuTimes | Unavailable:
+        """Return the present CPU times."""
 
     def own_pids(self) -> frozenset[int]:
-        """This process, those above it and those below it."""
+        """Return this process, its ancestors and its descendants."""
 
     def process_name(self, pid: int) -> str | None:
-        """None where it cannot be known."""
+        """Return the name of a process, None where it cannot be read."""
 
 
 class LinuxHost:
@@ -70,19 +71,19 @@ class LinuxHost:
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
         self.cores = len(self._cpus)
 
-    def load_average(self) -> float | Unread:
+    def load_average(self) -> float | Unavailable:
         """See ``Host``."""
         try:
             return os.getloadavg()[0]
         except (AttributeError, OSError):
-            return Unread("this system gives no load average")
+            return Unavailable("this system gives no load average")
 
-    def times(self) -> CpuTimes | Unread:
+    def times(self) -> CpuTimes | Unavailable:
         """See ``Host``."""
         try:
             lines = (self._proc / "stat").read_text().splitlines()
         except OSError as error:
-            return Unread(f"{self._proc / 'stat'} cannot be read ({error.strerror})")
+            return Unavailable(f"{self._proc / 'stat'} cannot be read ({error.strerror})")
         wanted = {f"cpu{index}" for index in self._cpus}
         ticks = 0
         for line in lines:
@@ -118,51 +119,51 @@ class LinuxHost:
 
     def _parents(self) -> dict[int, int]:
         found = {}
-        for place in self._proc.glob("[0-9]*/stat"):
+        for path in self._proc.glob("[0-9]*/stat"):
             try:
-                text = place.read_text()
+                text = path.read_text()
             except OSError:
-                continue  # it has ended since
-            # The name in parentheses may hold anything; what follows the last one is state and parent.
-            found[int(place.parent.name)] = int(text.rpartition(")")[2].split()[1])
+                continue  # the process has ended
+            # The name in parentheses may hold anything; state and parent follow the last parenthesis.
+            found[int(path.parent.name)] = int(text.rpartition(")")[2].split()[1])
         return found
 
 
 @dataclass(slots=True)
 class IsolationGuard:
-    """Looks again and again."""
+    """Checks the rules of isolation, again and again."""
 
     host: Host
-    gpu: Gpu | Unread
+    gpu: Gpu | Unavailable
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.perf_counter
     unseen: dict[str, str] = field(default_factory=dict)
-    """Rules that could not be looked at so far, and why."""
+    """Rules that could not be checked so far, with the reason."""
     _last: CpuTimes | None = None
-    _slowed: tuple[float, Mapping[str, float]] | None = None
+    _throttled: tuple[float, Mapping[str, float]] | None = None
 
-    def look_at_start(self) -> Isolation:
-        """The first look, before anything is measured; takes a moment, in which this process does nothing."""
+    def check_at_start(self) -> Isolation:
+        """Check before anything is measured; this process is idle meanwhile."""
         findings = [*self._load()]
         self._last = self._cpu_times()
         self.sleep(_START_S)
         findings += [*self._cpu(), *self._gpu(), *self._gpu_busy()]
         return Isolation(findings=tuple(findings), unseen=dict(self.unseen))
 
-    def look(self) -> Isolation:
-        """What has been going on since the last look."""
+    def check(self) -> Isolation:
+        """Check the time since the last check."""
         return Isolation(findings=(*self._cpu(), *self._gpu()), unseen=dict(self.unseen))
 
     def _load(self) -> Iterable[Finding]:
         load = self.host.load_average()
-        if isinstance(load, Unread):
+        if isinstance(load, Unavailable):
             self.unseen["cpu-load"] = load.reason
         elif load > LOAD_A_CORE * self.host.cores:
             yield Finding(rule="cpu-load", detail=f"load average {load:.1f} on {self.host.cores} cores")
 
     def _cpu_times(self) -> CpuTimes | None:
         times = self.host.times()
-        if isinstance(times, Unread):
+        if isinstance(times, Unavailable):
             self.unseen["cpu-busy"] = times.reason
             return None
         return times
@@ -180,34 +181,34 @@ class IsolationGuard:
             )
 
     def _gpu(self) -> Iterable[Finding]:
-        if isinstance(self.gpu, Unread):
+        if isinstance(self.gpu, Unavailable):
             self.unseen |= dict.fromkeys(_GPU_RULES, self.gpu.reason)
             return
-        slowed = self.gpu.slowed_by()
-        if isinstance(slowed, Unread):
-            self.unseen["gpu-throttled"] = slowed.reason
-        elif slowed:
-            yield Finding(rule="gpu-throttled", detail=f"clocks held down at this moment by {', '.join(slowed)}")
-        yield from self._gpu_slowed(self.gpu)
+        reasons = self.gpu.throttle_reasons()
+        if isinstance(reasons, Unavailable):
+            self.unseen["gpu-throttled"] = reasons.reason
+        elif reasons:
+            yield Finding(rule="gpu-throttled", detail=f"clocks held down at this moment by {', '.join(reasons)}")
+        yield from self._gpu_throttled(self.gpu)
         processes = self.gpu.processes()
-        if isinstance(processes, Unread):
+        if isinstance(processes, Unavailable):
             self.unseen["gpu-processes"] = processes.reason
         elif others := self._others(processes):
             each = ", ".join(self._named(process) for process in others[:5])
             yield Finding(rule="gpu-processes", detail=f"{len(others)} others on the GPU: {each}")
 
-    def _gpu_slowed(self, gpu: Gpu) -> Iterable[Finding]:
-        """What the moment does not show: between samples a device idles, and nothing holds it down any more."""
-        before, so_far, now = self._slowed, gpu.slowed_s(), self.now()
-        if isinstance(so_far, Unread):
-            self.unseen["gpu-throttled"] = f"between the looks: {so_far.reason}"
+    def _gpu_throttled(self, gpu: Gpu) -> Iterable[Finding]:
+        """Check throttling over time: between samples the device is idle, and its present clocks say nothing."""
+        before, so_far, now = self._throttled, gpu.throttled_s(), self.now()
+        if isinstance(so_far, Unavailable):
+            self.unseen["gpu-throttled"] = f"between two checks: {so_far.reason}"
             return
-        self._slowed = now, so_far
+        self._throttled = now, so_far
         if before is None or now <= before[0]:
             return
         for reason, seconds in so_far.items():
             pct = 100 * (seconds - before[1].get(reason, 0.0)) / (now - before[0])
-            if pct > SLOWED_PCT:
+            if pct > THROTTLED_PCT:
                 yield Finding(
                     rule="gpu-throttled",
                     detail=f"clocks held down by {reason} for {pct:.0f} % of {now - before[0]:.1f} s",
@@ -218,8 +219,8 @@ class IsolationGuard:
         others = tuple(process for process in processes if process.pid not in own)
         if len(others) < len(processes) or not others:
             return others
-        # The model lies on this GPU, yet none of them is us: the driver numbers processes as the host does, and we are
-        # in a container. The one that holds most is taken for us.
+        # The model is on this GPU, yet no process is this one: in a container the driver gives the host's process
+        # numbers. The process with the most memory is taken for this one.
         self.unseen["gpu-processes"] = "the driver's process numbers are of another namespace; one was taken for ours"
         return tuple(sorted(others, key=lambda process: process.used_bytes or 0)[:-1])
 
@@ -229,13 +230,13 @@ class IsolationGuard:
         return f"{process.pid} ({name or 'name unknown'}{used})"
 
     def _gpu_busy(self) -> Iterable[Finding]:
-        """Utilisation looks back up to a second, to work of our own: only what stays is others'."""
-        if isinstance(self.gpu, Unread):
+        """Check utilisation until it settles: it covers up to a second, with work of this process."""
+        if isinstance(self.gpu, Unavailable):
             return
         waited = 0.0
         while True:
             pct = self.gpu.utilisation_pct()
-            if isinstance(pct, Unread):
+            if isinstance(pct, Unavailable):
                 self.unseen["gpu-busy"] = pct.reason
                 return
             if pct <= BUSY_GPU_PCT:
@@ -248,5 +249,5 @@ class IsolationGuard:
 
 
 def guard_for(device: torch.device) -> IsolationGuard:
-    """The guard of a run on a device."""
+    """Return the guard of a run on a device."""
     return IsolationGuard(host=LinuxHost(), gpu=open_gpu(device))

@@ -3,7 +3,7 @@
 On CUDA the numbers are the caching allocator's: bytes in tensors, not what the driver has handed out. On the CPU they
 are the process's resident memory as Linux counts it, whose peak can be reset (``/proc/self/clear_refs``).
 
-``MemoryTrack`` reads over time what is held, from a thread of its own: for a pass that is in no statistic.
+``MemoryTrack`` reads the allocation over time, in a thread of its own: for a pass that is in no statistic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from unfuse.measure import host_time
-from unfuse.runs.schema import StageMemory
+from unfuse.records.schema import StageMemory
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _PAGES: Final = Path("/proc/self/statm")
-_EVERY_S: Final = 0.01
-_MOST_READINGS: Final = 2000
+_PERIOD_S: Final = 0.01
+_MAX_READINGS: Final = 2000
 
 
 class MemoryMeter(Protocol):
-    """What counts bytes."""
+    """Interface of a counter of memory."""
 
     source: str
 
@@ -39,10 +39,10 @@ class MemoryMeter(Protocol):
         """Forget the peak so far."""
 
     def read(self) -> StageMemory:
-        """Peak since the reset, and what is held now."""
+        """Return the peak since the reset and the present allocation."""
 
-    def held(self) -> int:
-        """Bytes held now, without waiting for the device."""
+    def allocated(self) -> int:
+        """Return the present allocation in bytes, without waiting for the device."""
 
 
 class CudaMemory:
@@ -70,7 +70,7 @@ class CudaMemory:
             resident_bytes=torch.cuda.memory_allocated(self._device),
         )
 
-    def held(self) -> int:
+    def allocated(self) -> int:
         """See ``MemoryMeter``."""
         import torch
 
@@ -91,13 +91,13 @@ class ProcessMemory:
         found = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE))
         return StageMemory(peak_bytes=int(found["VmHWM"]) * 1024, resident_bytes=int(found["VmRSS"]) * 1024)
 
-    def held(self) -> int:
+    def allocated(self) -> int:
         """See ``MemoryMeter``."""
         return int(_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_meter(device: torch.device) -> MemoryMeter | None:
-    """The meter of a device; None where the system offers none."""
+    """Return the meter of a device; None where the system has none."""
     if device.type == "cuda":
         return CudaMemory(device)
     meter = ProcessMemory()
@@ -111,14 +111,14 @@ def memory_meter(device: torch.device) -> MemoryMeter | None:
 
 @dataclass(slots=True)
 class MemoryClock:
-    """In the place of a clock: notes the memory of each stage."""
+    """A clock that records the memory of each stage instead of its time."""
 
     meter: MemoryMeter
     stages: dict[str, StageMemory] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Reads the meter around the body."""
+        """Read the meter around the body."""
         self.meter.reset_peak()
         yield
         self.stages[name] = self.meter.read()
@@ -126,21 +126,21 @@ class MemoryClock:
 
 @dataclass(slots=True)
 class MemoryTrack:
-    """Reads a meter every few milliseconds while its ``with`` block runs, and at moments that it is told of."""
+    """Reads a meter every few milliseconds while its ``with`` block runs, and at each ``note``."""
 
     meter: MemoryMeter
     zero_ns: int = 0
     """Reading of ``perf_counter_ns`` that times count from."""
     readings: list[tuple[float, int]] = field(default_factory=list)
-    """(ms, bytes) in order; at most a few thousand, the finer ones given up first."""
+    """(ms, bytes) in order; at most a few thousand, thinned out evenly beyond that."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def note(self) -> None:
-        """Reads once, now."""
+        """Read once, now."""
         with self._lock:
-            self.readings.append(((host_time.now_ns() - self.zero_ns) / 1e6, self.meter.held()))
+            self.readings.append(((host_time.now_ns() - self.zero_ns) / 1e6, self.meter.allocated()))
 
     def __enter__(self) -> MemoryTrack:
         self.note()
@@ -155,10 +155,10 @@ class MemoryTrack:
         self.note()
 
     def _watch(self) -> None:
-        every = _EVERY_S
-        while not self._ended.wait(every):
+        period_s = _PERIOD_S
+        while not self._ended.wait(period_s):
             self.note()
-            if len(self.readings) >= _MOST_READINGS:
+            if len(self.readings) >= _MAX_READINGS:
                 with self._lock:
                     del self.readings[1::2]
-                every *= 2
+                period_s *= 2

@@ -1,7 +1,7 @@
-"""Operators and kernels under our stages: a clock that marks stages and sub-spans for torch's profiler.
+"""Operators and kernels by stage: a clock that marks stages and sub-spans for torch's profiler.
 
-In the profile, a stage is a range ``unfuse: encode`` and a sub-span ``unfuse: encode.pooling``; what ran inside them
-lies below them, on the host's track and on the device's.
+In the profile, a stage is a range ``unfuse: encode`` and a sub-span ``unfuse: encode.pooling``; their operators and
+kernels lie below them, on the tracks of host and device.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     import torch
 
 PREFIX: Final = "unfuse: "
-MOST_EVENTS: Final = 200_000
-"""In a file; about 60 MB."""
+MAX_EVENTS: Final = 200_000
+"""Largest number of events in a file; about 60 MB."""
 _ON_DEVICE: Final = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 
 
 @dataclass(slots=True)
 class ProfilerClock:
-    """In the place of a clock: marks instead of timing."""
+    """A clock that marks ranges instead of timing."""
 
     _stage: str = ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Surrounds the body by the range of a stage."""
+        """Surround the body by the range of a stage."""
         from torch.profiler import record_function
 
         self._stage = name
@@ -42,7 +42,7 @@ class ProfilerClock:
             yield
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """The range of a sub-span."""
+        """Return the range of a sub-span."""
         from torch.profiler import record_function
 
         return record_function(f"{PREFIX}{self._stage}.{name}")
@@ -55,16 +55,16 @@ class Profiled:
     text: str
     num_events: int
     num_kernels: int
-    """Work on the device among them."""
+    """Events on the device."""
     num_left_out: int
 
 
 @contextmanager
 def profiling(device: torch.device) -> Iterator[list[Profiled]]:
-    """Profiles the body; the list holds the profile when it has ended."""
+    """Profile the body; the list holds the profile when the body has ended."""
     from torch.profiler import ProfilerActivity, profile
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else its own progress stands among our lines
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its own progress messages would mix with our lines
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -75,19 +75,19 @@ def profiling(device: torch.device) -> Iterator[list[Profiled]]:
         path = Path(folder) / "profile.json"
         profiler.export_chrome_trace(str(path))
         trace = json.loads(path.read_text(encoding="utf-8", errors="backslashreplace"))
-    found.append(bounded(trace, MOST_EVENTS))
+    found.append(bounded(trace, MAX_EVENTS))
 
 
 def bounded(trace: dict[str, Any], most: int) -> Profiled:
-    """A profile of at most so many events: where there are more, the shortest go, never our stages."""
+    """Return a profile of at most ``most`` events, without the shortest ones; ranges of stages stay."""
     events: list[dict[str, Any]] = trace["traceEvents"]
     timed = [e for e in events if e.get("ph") == "X" and not str(e.get("name")).startswith(PREFIX)]
     excess = max(len(events) - most, 0)
-    gone = {id(e) for e in sorted(timed, key=lambda e: float(e.get("dur", 0)))[:excess]}
-    kept = [e for e in events if id(e) not in gone]
+    dropped = {id(e) for e in sorted(timed, key=lambda e: float(e.get("dur", 0)))[:excess]}
+    kept = [e for e in events if id(e) not in dropped]
     return Profiled(
         text=json.dumps({**trace, "traceEvents": kept}),
         num_events=len(kept),
         num_kernels=sum(e.get("cat") in _ON_DEVICE for e in kept),
-        num_left_out=len(gone),
+        num_left_out=len(dropped),
     )

@@ -1,7 +1,7 @@
 """Device timers: how one device is synchronised and how its own clock is read.
 
-The clock asks a timer for three things and knows nothing else about devices. Work on a device is asynchronous: a host
-clock read without ``synchronize`` times the launch, not the work.
+The clock knows devices by the three methods of a timer alone. Work on a device is asynchronous: a host clock read
+without ``synchronize`` times the launch, not the work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DeviceTimer(Protocol):
-    """What the clock needs of a device."""
+    """Interface of a device for the clock."""
 
     def synchronize(self) -> None:
         """Return when all work given to the device is done."""

@@ -1,4 +1,4 @@
-"""When is a model warm? Repeats of one sample until the time has settled, judged per input shape."""
+"""Warm-up: repeats of one sample until its time is steady, per input shape."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ MAX_REPEATS: Final = 10
 
 
 def is_steady(totals_ms: list[float], minimum: int) -> bool:
-    """Whether the last two repeats are near the fastest, after at least ``minimum`` of them.
+    """Return whether the last two repeats are near the fastest, after at least ``minimum`` repeats.
 
     Args:
         totals_ms: time of every repeat so far, in order.
-        minimum: repeats wanted at least (``--num-warmups``).
+        minimum: least number of repeats (``--num-warmups``).
     """
     if len(totals_ms) < max(minimum, 0):
         return False

@@ -1,8 +1,8 @@
-"""Which model this is: its config, a checksum of every tensor, and how it is given its pixels.
+"""Fingerprint of a model: its config, a checksum of every tensor, and the settings of its pixels.
 
-A fingerprint of the config alone would let two fine-tunes pass for one another, and one without the pixels' settings
-two checkpoints that see a scene at different sizes. Reading every tensor of a large model on a CPU takes seconds, so
-the tensors' part is kept on disk for untouched files, under their identity (path, size, time, inode) and dtype.
+A fingerprint of the config alone would be equal for two fine-tunes. Without the pixel settings it would be equal for
+two checkpoints that resize a scene differently. Reading every tensor of a large model on a CPU takes seconds, so the
+digest of the tensors is cached on disk by the identity of the files (path, size, time, inode) and the dtype.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel
 
-from unfuse.cache import remembered
 from unfuse.checksum import digest_tensors
+from unfuse.user_cache import cached_text
 
 _SCHEME: Final = "2"
-"""Raised whenever the digest of the same tensors changes."""
+"""Version of the digest; increased when the digest of equal tensors changes."""
 _VOLATILE: Final = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over the config and every parameter and persistent buffer, in the dtype they have now."""
+    """Return the SHA-256 of the config and of every parameter and persistent buffer, in their present dtype."""
     return _joined(model, _tensors(model))
 
 
 def cached_model_fingerprint(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype) -> str:
-    """The same for a model just loaded from ``folder``; its tensors are read once while the files stay the same."""
+    """Return the fingerprint of a model loaded from ``folder``; the digest of unchanged files comes from the cache."""
     key = hashlib.sha256(_identity(Path(folder), dtype).encode()).hexdigest()
-    tensors = remembered(f"fingerprints/{key}", lambda: _tensors(model), lambda found: len(found) == 64)
+    tensors = cached_text(f"fingerprints/{key}", lambda: _tensors(model), lambda found: len(found) == 64)
     return _joined(model, tensors)
 
 
 def with_pixels(fingerprint: str, processor: Any, *, video: bool = False) -> str:
-    """A model's fingerprint together with what makes its pixels: two that are equal give the same features.
+    """Return the fingerprint of a model and its pixel settings. Models with equal fingerprints compute equal features.
 
     Args:
         fingerprint: of config and tensors.
         processor: an image processor, or a family's whole processor, whose tokenizer does not count.
-        video: whether frames are shown as one video.
+        video: whether frames are passed as one video.
     """
     settings = json.dumps(_strip(processor.to_dict()), sort_keys=True, default=_plain)
-    # Settings name a family; its backends, Pillow's and torchvision's, differ in their classes only.
+    # The backends of an image processor, Pillow and torchvision, have the same settings and differ in their classes.
     parts = (processor, *(getattr(processor, name, None) for name in ("image_processor", "video_processor")))
     kinds = " ".join(type(part).__name__ for part in parts)
     return hashlib.sha256(f"{fingerprint}\n{kinds} {video}\n{settings}".encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """What JSON cannot hold; never an address, which would be another one in the next process."""
+    """Convert a value that JSON does not support. The result must not contain an address, which differs by process."""
     if isinstance(value, Enum):
         return value.value
     if hasattr(value, "to_dict"):

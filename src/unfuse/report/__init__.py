@@ -1,9 +1,8 @@
-"""From records to statistics, a verdict and something to read. Imports no torch."""
+"""Statistics, verdict and reports of recorded runs. Imports no torch."""
 
 from unfuse.report.comparison import Comparison, Part, compare
-from unfuse.report.comparison_tables import comparison_markdown
 from unfuse.report.live import LiveView
-from unfuse.report.markdown import report_markdown
+from unfuse.report.markdown import comparison_markdown, report_markdown
 from unfuse.report.summary import Summary, summarise
 from unfuse.report.terminal import print_comparison, print_line, print_summary, sample_line
 from unfuse.report.text import printable

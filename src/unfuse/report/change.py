@@ -1,4 +1,4 @@
-"""Two runs, before and after: how every stage has changed, and whether that is more than noise."""
+"""Two runs, before and after: the change of every stage, and whether it is more than noise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from unfuse.errors import InputError
+from unfuse.records.schema import SCHEMA_VERSION, Manifest, Probes, SampleRecord
 from unfuse.report.comparison import stage_ms, stage_names
 from unfuse.report.differences import Differences, environment_differences, work_differences
 from unfuse.report.statistics import NOISE_PCT, Ratio, median_interval, ratio
 from unfuse.report.summary import Summary, summarise
-from unfuse.runs.schema import SCHEMA_VERSION, Manifest, Probes, SampleRecord
 
 Word = Literal["faster", "slower", "no difference shown"]
 NOISE_THRESHOLD_PCT: Final = 1.0
@@ -29,12 +29,12 @@ class Side:
     """One of two runs."""
 
     name: str
-    """As the user named it."""
+    """Name that the user gave."""
     manifest: Manifest
     records: tuple[SampleRecord, ...]
     probes: Probes | None = None
     ended: bool = True
-    """False of a run that still goes on, or was cut off."""
+    """False for a run that still goes on, or was interrupted."""
 
     @property
     def measured(self) -> tuple[SampleRecord, ...]:
@@ -44,7 +44,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SideFacts:
-    """Which run it was, and how far it can be trusted."""
+    """Identity of a run, and how far it can be trusted."""
 
     name: str
     run_id: str
@@ -54,28 +54,28 @@ class SideFacts:
     """Version and commit that measured it."""
     valid: bool
     reasons: tuple[str, ...]
-    """Why it is not."""
+    """Reasons against it."""
     warnings: tuple[str, ...]
-    """Of its own verdict: noise, drift."""
+    """Warnings of its own verdict, such as noise and drift."""
     noise_spread_pct: float | None
-    """By how much repeats of one sample spread."""
+    """Spread of repeats of one sample."""
     ended: bool
-    """Whether it measured all that it was to measure."""
+    """Whether it measured every sample."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageChange:
-    """One stage of B against the same of A."""
+    """One stage of B against the stage of A."""
 
     stage: str
     samples: int
-    """That both measured; where their samples are others, how many the smaller run has."""
+    """Number that both measured; for different samples, the number of the smaller run."""
     before_ms: float
-    """Median of A, of the common samples where there are any."""
+    """Median of A, over the common samples if there are any."""
     after_ms: float
-    """The same of B."""
+    """Median of B."""
     ratio: Ratio
-    """B over A: the median of the samples' own ratios where both runs measured them, else the ratio of medians."""
+    """B over A: the median of the samples' own ratios; for different samples, the ratio of medians."""
     pct: float
     """Change in %; more is slower."""
     word: Word
@@ -89,22 +89,22 @@ class Change:
     before: SideFacts
     after: SideFacts
     samples: int
-    """That both measured; 0 where their samples are others."""
+    """Number that both measured; 0 for different samples."""
     work: Differences
     environment: Differences
     broken: tuple[str, ...]
-    """Samples that A measured and on which B failed: in no stage's numbers."""
+    """Samples that A measured and on which B failed; they are in no stage's numbers."""
     stages: tuple[StageChange, ...]
     noise_threshold_pct: float
     """In force: where repeats of one sample spread by more than a run may, changes up to that spread are not called
     changes either."""
 
     def regressions(self, pct: float) -> tuple[StageChange, ...]:
-        """Stages shown to be slower, whose median is so by at least so much."""
+        """Return the slower stages whose median changed by at least ``pct`` %."""
         return tuple(each for each in self.stages if each.word == "slower" and each.pct >= pct)
 
     def unjudged(self) -> tuple[str, ...]:
-        """Why a stage could be slower and nobody would know; empty where all was there to see."""
+        """Return why a slower stage could go unnoticed; empty for two complete runs of enough samples."""
         sides = {"A": self.before, "B": self.after}
         cut = [f"{letter} has not ended" for letter, side in sides.items() if not side.ended]
         most = max((each.samples for each in self.stages), default=0)
@@ -112,12 +112,12 @@ class Change:
         return (*cut, *(few if most < MIN_SAMPLES else ()))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the change for JSON."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
 def change_between(before: Side, after: Side, *, noise_threshold_pct: float = NOISE_THRESHOLD_PCT) -> Change:
-    """Compares two runs of one protocol.
+    """Compare two runs of one protocol.
 
     Args:
         before: A.
@@ -157,9 +157,9 @@ def change_between(before: Side, after: Side, *, noise_threshold_pct: float = NO
 
 
 def ratio_of(before: Mapping[str, float], after: Mapping[str, float]) -> Ratio | None:
-    """``after`` over ``before``, by sample id; None where there is nothing to divide.
+    """Return ``after`` over ``before``, by sample id; None where there is nothing to divide.
 
-    Of samples in both, the median of their own ratios, so that what differs between samples is no noise.
+    Samples in both give the median of their own ratios, so differences between samples are no noise.
     """
     if not before.keys() & after.keys():
         return ratio(after, before)
@@ -171,7 +171,7 @@ def ratio_of(before: Mapping[str, float], after: Mapping[str, float]) -> Ratio |
 
 
 def word_for(found: Ratio, noise_threshold_pct: float, samples: int) -> Word:
-    """Slower or faster where enough samples put the whole 95 % interval beyond the threshold."""
+    """Return slower or faster where enough samples put the whole 95 % interval beyond the threshold."""
     most = 1 + noise_threshold_pct / 100
     if found.low is None or found.high is None or samples < MIN_SAMPLES:
         return "no difference shown"

@@ -1,19 +1,15 @@
-"""A change between two runs as lines for a terminal, or as Markdown for a comment on a pull request."""
+"""A change between two runs: its table, and the sentences around it."""
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from unfuse.report.change import Change, SideFacts, StageChange
 from unfuse.report.differences import Differences
-from unfuse.report.markdown import cell
-from unfuse.report.text import printable
-
-_COLUMNS = ("stage", "A ms", "B ms", "ratio", "95 % interval", "verdict")
+from unfuse.report.table import Table
+from unfuse.report.text import interval, number, printable, some
 
 
 def sides_of(change: Change) -> list[str]:
-    """Which runs A and B are."""
+    """Return the name, id, model and version of each run."""
     return [
         f"{letter}: {printable(f'{side.name} ({side.run_id}, {side.model}, unfuse {side.code})')}"
         for letter, side in (("A", change.before), ("B", change.after))
@@ -21,20 +17,19 @@ def sides_of(change: Change) -> list[str]:
 
 
 def remarks_of(change: Change) -> list[str]:
-    """What makes the two unequal, then what makes either doubtful; one line each."""
+    """Return what makes the two runs unequal, then what makes either doubtful, a line each."""
     lines = _unequal("work", change.work) + _unequal("environment", change.environment)
     if not change.samples:
         lines.append("no sample in common: medians of other samples are compared")
     if change.broken:
-        names = ", ".join(change.broken[:5]) + (", ..." if len(change.broken) > 5 else "")
-        lines.append(f"failed in B and measured in A: {names}")
+        lines.append(f"failed in B and measured in A: {some(change.broken)}")
     lines += [f"not judged: {reason}" for reason in change.unjudged()]
     lines += [*_doubts("A", change.before), *_doubts("B", change.after)]
     return [printable(line) for line in lines]
 
 
 def headline(change: Change) -> str:
-    """The verdicts in one line."""
+    """Return the verdicts in one line."""
     found = [
         f"{word}: {', '.join(f'{each.stage} {each.pct:+.1f} %' for each in stages)}"
         for word in ("slower", "faster")
@@ -48,34 +43,25 @@ def headline(change: Change) -> str:
 
 
 def method(change: Change) -> str:
-    """How to read the numbers."""
-    of = f"the median over {change.samples} common samples" if change.samples else "of medians"
+    """Return how to read the numbers."""
+    count = change.samples
+    of = f"the median of the ratios of {count} common samples" if count else "computed from the two medians"
+    most = 1 + change.noise_threshold_pct / 100
     return (
-        f"The ratio is B over A, {of}, with its 95 % bootstrap interval; a change is called one where the whole "
-        f"interval lies beyond {change.noise_threshold_pct:.3g} %."
+        f"The ratio is B / A, {of}, with a 95 % bootstrap interval. A stage is slower if the whole interval is above "
+        f"{most:.4g}, and faster if the whole interval is below {1 / most:.3g}."
     )
 
 
 def change_table(change: Change) -> Table:
-    """For a terminal."""
-    table = Table(title=f"B against A: {change.protocol}", title_justify="left", box=None, pad_edge=False)
-    for index, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="right" if 0 < index < 5 else "left", no_wrap=True)
-    for row in map(_cells, change.stages):
-        table.add_row(*row)
-    return table
-
-
-def change_markdown(change: Change) -> str:
-    """For a pull request."""
-    lines = [f"### unfuse: B against A, {change.protocol}", "", f"**{headline(change)}**", ""]
-    lines += [f"- {cell(each)}" for each in sides_of(change)]
-    lines += [f"- **{cell(remark)}**" for remark in remarks_of(change)]
-    lines += ["", f"| {' | '.join(_COLUMNS)} |", "|---|--:|--:|--:|--:|---|"]
-    for stage in change.stages:
-        *numbers, word = _cells(stage)
-        lines.append(f"| {' | '.join([*numbers, word if word == 'no difference shown' else f'**{word}**'])} |")
-    return "\n".join([*lines, "", method(change)])
+    """Return the stages of both runs, side by side."""
+    return Table(
+        title=f"B against A: {change.protocol}",
+        columns=("stage", "A ms", "B ms", "ratio", "95 % interval", "verdict"),
+        rows=tuple(_row(stage) for stage in change.stages),
+        align="lrrrrl",
+        emphasised=("slower", "faster"),
+    )
 
 
 def _doubts(letter: str, side: SideFacts) -> list[str]:
@@ -91,8 +77,7 @@ def _unequal(kind: str, found: Differences) -> list[str]:
     return lines
 
 
-def _cells(stage: StageChange) -> tuple[str, ...]:
+def _row(stage: StageChange) -> tuple[str, ...]:
     found = stage.ratio
-    interval = "-" if found.low is None else f"{found.low:.3f} .. {found.high:.3f}"
-    numbers = (f"{stage.before_ms:.3f}", f"{stage.after_ms:.3f}", f"{found.value:.3f}")
-    return (stage.stage, *numbers, interval, stage.word)
+    numbers = (number(stage.before_ms, 3), number(stage.after_ms, 3), number(found.value, 3))
+    return (stage.stage, *numbers, interval(found.low, found.high, 3), stage.word)

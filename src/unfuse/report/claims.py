@@ -1,4 +1,4 @@
-"""What each protocol would claim for Stage 3 and Stage 4 of a sample.
+"""Times that each protocol would claim for Stage 3 and Stage 4 of a sample.
 
 ``decoupled`` measures them. ``hooked`` takes what its hooks saw for Stage 3 and the rest of the fused call for Stage 4.
 ``reencode`` times a Stage 3 whose features nobody uses, and a Stage 4 that encodes again. ``fused`` claims neither.
@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from unfuse.runs.schema import FUSED_STAGE, SampleRecord, StageTime
+from unfuse.records.schema import FUSED_STAGE, SampleRecord, StageTime
 
 HOOKS = f"{FUSED_STAGE}."
-"""What the names of hooked spans begin with."""
+"""Prefix of the names of hooked spans."""
 
 
 def claimed_vision(record: SampleRecord, protocol: str) -> float | None:
-    """Host ms of Stage 3 as the protocol would report it; hooks by the device's clock where there is one."""
+    """Return host ms of Stage 3 as the protocol would report it; hooks by the device's clock where there is one."""
     if protocol == "hooked":
         seen = hooked_spans(record)
         return sum(_true_ms(time) for time in seen.values()) if seen else None
@@ -22,7 +22,7 @@ def claimed_vision(record: SampleRecord, protocol: str) -> float | None:
 
 
 def claimed_llm(record: SampleRecord, protocol: str) -> float | None:
-    """Host ms of Stage 4 as the protocol would report it."""
+    """Return host ms of Stage 4 as the protocol would report it."""
     if protocol == "decoupled":
         return record.stages["prefill"].host_ms + record.stages["decode"].host_ms
     if protocol == "fused":
@@ -35,12 +35,12 @@ def claimed_llm(record: SampleRecord, protocol: str) -> float | None:
 
 
 def hooked_spans(record: SampleRecord) -> dict[str, StageTime]:
-    """What the hooks inside the fused call saw, by module."""
+    """Return the times of the hooks inside the fused call, by module."""
     return {name.removeprefix(HOOKS): time for name, time in record.spans.items() if name.startswith(HOOKS)}
 
 
 def unsynchronised_vision(record: SampleRecord) -> float | None:
-    """What hooks that read the host clock without synchronising would have said, in ms."""
+    """Return the time, in ms, of hooks that read the host clock without synchronising."""
     seen = hooked_spans(record)
     return sum(time.host_ms for time in seen.values()) if seen else None
 

@@ -1,4 +1,4 @@
-"""Several runs on the same samples, side by side: what a reader may compare, and what makes it unfair."""
+"""Several runs on the same samples, side by side: ratios of their times, and differences of their work."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from unfuse.records.schema import FUSED_STAGE, PROTOCOL_STAGES, SCHEMA_VERSION, Manifest, SampleRecord
 from unfuse.report.claims import claimed_llm, claimed_vision
 from unfuse.report.statistics import Ratio, ratio
 from unfuse.report.summary import Summary
-from unfuse.runs.schema import FUSED_STAGE, PROTOCOL_STAGES, SCHEMA_VERSION, Manifest, SampleRecord
+from unfuse.report.verdict import CONTROL_PROTOCOL, Word, word_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,11 +24,11 @@ class Part:
     summary: Summary | None = None
     error: str | None = None
     refused: bool = False
-    """Whether the model cannot be measured this way at all: a finding, not a failure."""
+    """Whether the model cannot be measured under this protocol: a finding, not a failure."""
 
     @property
     def name(self) -> str:
-        """For a heading."""
+        """Name in headings."""
         return f"{self.model} ({self.protocol})"
 
     @property
@@ -38,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRatio:
-    """One stage of one model against the same stage of the reference."""
+    """One stage of one model against that stage of the reference."""
 
     model: str
     reference: str
@@ -49,7 +50,7 @@ class StageRatio:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Something that two models did not have in common: their times are not of equal work."""
+    """A difference between the work of models, which makes their times unequal."""
 
     what: str
     values: Mapping[str, str]
@@ -78,14 +79,20 @@ class Comparison:
 
     @property
     def valid(self) -> bool:
-        """Every part that could run did and is valid; the control ``reencode`` has to be invalid."""
+        """Whether every part that could run did and is valid; the control ``reencode`` has to be invalid."""
         tried = [part for part in self.parts if not part.refused]
         return bool(tried) and all(
-            part.summary is not None and part.summary.verdict.valid != (part.protocol == "reencode") for part in tried
+            part.summary is not None and part.summary.verdict.valid != (part.protocol == CONTROL_PROTOCOL)
+            for part in tried
         )
 
+    @property
+    def word(self) -> Word:
+        """``VALID`` or ``INVALID``."""
+        return word_of(valid=self.valid)
+
     def to_dict(self) -> dict[str, Any]:
-        """For ``summary.json``."""
+        """Return the comparison for ``summary.json``."""
         parts = [
             PartResult(
                 model=part.model,
@@ -109,7 +116,7 @@ class Comparison:
 
 
 def compare(parts: Sequence[Part]) -> Comparison:
-    """Compares models under each protocol, the first one being the reference."""
+    """Compare models under each protocol; the first model is the reference."""
     ratios: list[StageRatio] = []
     for protocol in dict.fromkeys(part.protocol for part in parts):
         ran = [part for part in parts if part.protocol == protocol and part.measured]
@@ -119,12 +126,12 @@ def compare(parts: Sequence[Part]) -> Comparison:
 
 
 def stage_names(protocol: str) -> tuple[str, ...]:
-    """Rows of a protocol's table: its stages, Stage 4 of the 4-stage view, and the sum."""
+    """Return the rows of a protocol's table: its stages, Stage 4 of the 4-stage view, and the sum."""
     return (*PROTOCOL_STAGES[protocol], *(["generate (S4)"] if protocol == "decoupled" else []), "sum of stages")
 
 
 def stage_ms(record: SampleRecord, stage: str, protocol: str) -> float:
-    """Host ms of a row of ``stage_names``."""
+    """Return the host ms of a row of ``stage_names``."""
     if stage == "sum of stages":
         return record.total_host_ms
     if stage == "generate (S4)":
@@ -133,9 +140,9 @@ def stage_ms(record: SampleRecord, stage: str, protocol: str) -> float:
 
 
 def claims_of(part: Part) -> dict[str, list[float]]:
-    """What a protocol would have said in the seed's four stages, in ms, sample by sample.
+    """Return the times that a protocol would claim for the seed's four stages, in ms, sample by sample.
 
-    A stage that it cannot say anything about is missing.
+    A stage without a claim is missing.
     """
     rows: dict[str, list[float]] = {"S1 load": [], "S2 preprocess": [], "S3 vision": [], "S4 LLM": [], "total": []}
     for record in part.measured:
@@ -195,7 +202,7 @@ def _differences(parts: Sequence[Part]) -> tuple[Difference, ...]:
 
 
 def _values(values: Any) -> str:
-    """One value, or the range or list of several."""
+    """Return one value, or the range or list of several."""
     seen = sorted({value for value in values if value is not None}, key=str)
     if not seen:
         return "-"

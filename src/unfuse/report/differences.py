@@ -1,7 +1,7 @@
-"""What two runs did not have in common, apart from how long they took: the work, and the environment.
+"""Differences between the work and the environment of two runs.
 
-A value that only one of them recorded (an older schema, a clone without git) shows no difference and no sameness; such
-names are kept apart.
+A value that only one run recorded (an older schema, a clone without git) shows neither difference nor equality. The
+names of such values have a list of their own.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from unfuse.records.schema import Manifest, SampleRecord
 from unfuse.report.text import printable
-from unfuse.runs.schema import Manifest, SampleRecord
 
 _ENVIRONMENT: Final = (
     "device_name", "cpu", "cpu_cores", "cpu_affinity", "cpu_governor", "torch_threads", "cuda",
     "code_version", "packages", "python", "platform",
 )  # fmt: skip
 _PASSING: Final = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu")
-"""State of a GPU that is never the same twice."""
+"""State of a GPU, which differs between any two runs."""
 _AFTER_THE_SAMPLES: Final = ("noise_repeats", "balance_seconds")
-"""Options that no sample's time depends on."""
+"""Options that change no sample's time."""
 _HASH_CHARACTERS: Final = 12
 
 _FACTS: Final[Mapping[str, Callable[[SampleRecord], Any]]] = {
@@ -39,32 +39,29 @@ _FACTS: Final[Mapping[str, Callable[[SampleRecord], Any]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
-    """Of one kind."""
+    """Differences of work, or of environment."""
 
     values: Mapping[str, tuple[str, str]]
-    """By what it is: in A and in B."""
+    """Values in A and in B, by name."""
     one_sided: tuple[str, ...] = ()
-    """What only one of them recorded."""
+    """Names of values that only one run recorded."""
 
 
 def work_differences(
     before: tuple[Manifest, Sequence[SampleRecord]], after: tuple[Manifest, Sequence[SampleRecord]]
 ) -> Differences:
-    """What makes the times of two runs no times of equal work.
+    """Return the differences of work, which make the times of two runs unequal.
 
     Args:
         before: A, with its measured records.
         after: B.
     """
     (one, a), (other, b) = before, after
-    values: dict[str, tuple[str, str]] = {}
-    options = [name for name in dict.fromkeys([*one.config, *other.config]) if name not in _AFTER_THE_SAMPLES]
-    one_sided = [f"option {name}" for name in options if (name in one.config) != (name in other.config)]
-    for name, x, y in _of_whole_runs(one, other):
-        if x != y:
-            values[name] = (_text(x), _text(y))
+    values = {name: (_text(x), _text(y)) for name, x, y in _of_whole_runs(one, other) if x != y}
     if len(a) != len(b):
         values["samples measured"] = (str(len(a)), str(len(b)))
+    options = [name for name in dict.fromkeys([*one.config, *other.config]) if name not in _AFTER_THE_SAMPLES]
+    one_sided = [f"option {name}" for name in options if (name in one.config) != (name in other.config)]
     by_id = {r.sample_id: r for r in b}
     pairs = [(r, by_id[r.sample_id]) for r in a if r.sample_id in by_id]
     for name, fact in _FACTS.items():
@@ -72,21 +69,31 @@ def work_differences(
         if not in_a or not in_b:
             one_sided += [name] if in_a or in_b else []
         elif pairs:
-            unlike = [(x, y) for x, y in ((fact(r), fact(s)) for r, s in pairs) if None not in (x, y) and x != y]
-            if unlike:
-                xs, ys = zip(*unlike, strict=True)
-                values[f"{name}, in {len(unlike)} of {len(pairs)} common samples"] = (_values(xs), _values(ys))
+            values |= _of_pairs(name, [(fact(r), fact(s)) for r, s in pairs])
         elif _values(in_a) != _values(in_b):
             values[name] = (_values(in_a), _values(in_b))
-    if changed := [
-        r.sample_id for r, s in pairs if None not in (r.token_ids, s.token_ids) and r.token_ids != s.token_ids
-    ]:
-        values[f"answer, in {len(changed)} of {len(pairs)} common samples"] = ("one", f"another ({_values(changed)})")
-    return Differences(values=values, one_sided=tuple(one_sided))
+    return Differences(values=values | _answers(pairs), one_sided=tuple(one_sided))
+
+
+def _of_pairs(name: str, facts: Sequence[tuple[Any, Any]]) -> dict[str, tuple[str, str]]:
+    """Return the difference of a fact over the common samples that both runs recorded it of."""
+    unlike = [(x, y) for x, y in facts if None not in (x, y) and x != y]
+    if not unlike:
+        return {}
+    xs, ys = zip(*unlike, strict=True)
+    return {f"{name}, in {len(unlike)} of {len(facts)} common samples": (_values(xs), _values(ys))}
+
+
+def _answers(pairs: Sequence[tuple[SampleRecord, SampleRecord]]) -> dict[str, tuple[str, str]]:
+    """Return the common samples whose token ids differ."""
+    changed = [r.sample_id for r, s in pairs if None not in (r.token_ids, s.token_ids) and r.token_ids != s.token_ids]
+    if not changed:
+        return {}
+    return {f"answer, in {len(changed)} of {len(pairs)} common samples": ("one", f"another ({_values(changed)})")}
 
 
 def environment_differences(before: Manifest, after: Manifest) -> Differences:
-    """Machine, packages and code."""
+    """Return the differences of machine, packages and code."""
     one, other = (_environment(manifest) for manifest in (before, after))
     return Differences(
         values={n: (_text(one[n]), _text(other[n])) for n in one if n in other and one[n] != other[n]},
@@ -121,7 +128,7 @@ def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _values(values: Iterable[Any]) -> str:
-    """One value, or the range or list of several."""
+    """Return one value, or the range or list of several."""
     seen = list(dict.fromkeys(values))
     if len(seen) > 1 and all(isinstance(value, int) for value in seen):
         return f"{min(seen)} to {max(seen)}"

@@ -1,4 +1,4 @@
-"""Joules of each stage and of each token, with how far each can be off."""
+"""Joules of each stage and of each token, with the bound on their error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from unfuse.runs.schema import Energy, Probes
+from unfuse.records.schema import Energy, Probes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,10 +17,10 @@ class Joules:
     resolution_joules: float
     """Bound on the error that the counter's steps cause, either way. How much repeats differ is not part of it."""
     above_idle_joules: float | None = None
-    """What is left without what the board would have drawn idle in the same time."""
+    """Joules without those that the idle board would have drawn in that time."""
 
     def over(self, count: int) -> Joules:
-        """The share of one of several equal parts."""
+        """Return one of ``count`` equal parts."""
         above = None if self.above_idle_joules is None else self.above_idle_joules / count
         return Joules(
             joules=self.joules / count, resolution_joules=self.resolution_joules / count, above_idle_joules=above
@@ -32,25 +32,25 @@ class EnergySummary:
     """Energy of one sample."""
 
     reason: str | None
-    """Why there is none."""
+    """Reason why energy was not measured."""
     source: str | None
     sample_id: str | None
     stages: Mapping[str, Joules]
     missing: Mapping[str, str]
-    """Stages without a number, and why."""
+    """Stages without a number, with the reason."""
     total: Joules | None
-    """Of all stages; None where one is missing."""
+    """Energy of all stages; None where one is missing."""
     decoded_token: Joules | None
-    """Of ``decode`` over the tokens after the first, as ``tpot``."""
+    """Energy of ``decode`` over the tokens after the first, like ``tpot``."""
     output_token: Joules | None
-    """Of all stages over all new tokens."""
+    """Energy of all stages over all new tokens."""
     idle_watts: float | None
     counter_period_ms: float | None
     counter_step_mj: float | None
 
 
 def energy_summary(probes: Probes) -> EnergySummary:
-    """What a run's probes say of energy."""
+    """Return the energy that a run's probes hold."""
     energy = probes.energy or Energy(reason="not measured by the version of unfuse that made the run")
     stages = {
         name: Joules(
@@ -99,7 +99,7 @@ def energy_rows(energy: EnergySummary) -> list[tuple[str, str, str, str]]:
 
 
 def energy_line(energy: EnergySummary) -> str:
-    """All of it on one line."""
+    """Return the whole energy on one line."""
     if energy.reason is not None:
         return f"Energy: not measured ({energy.reason})."
     rows = energy_rows(energy)

@@ -1,17 +1,17 @@
-"""Whether a run had the machine to itself: what was seen at its start, between its samples and at its end."""
+"""Other work on the machine of a run: at its start, between its samples and at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from unfuse.runs.schema import Manifest, Probes, SampleRecord
+from unfuse.records.schema import Manifest, Probes, SampleRecord
 
 RULES: Final = ("gpu-processes", "gpu-busy", "gpu-throttled", "cpu-busy", "cpu-load")
 
 
 def isolation_findings(manifest: Manifest, records: Sequence[SampleRecord], probes: Probes) -> tuple[str, ...]:
-    """Everything that was found, a line a rule and place: how often, and the first of it."""
+    """Return every finding, a line for each rule and phase: how often, and the first case."""
     start = (manifest.environment.get("isolation") or {}).get("findings", ())
     found = [f"not isolated at the start: {each['rule']}: {each['detail']}" for each in start]
     seen = [(record.sample_id, text) for record in records for text in record.disturbances]
@@ -25,7 +25,7 @@ def isolation_findings(manifest: Manifest, records: Sequence[SampleRecord], prob
 
 
 def isolation_line(findings: Sequence[str], unseen: dict[str, str] | None) -> str:
-    """How the machine was watched, on one line."""
+    """Return on one line how the machine was watched."""
     if unseen is None:
         return "Isolation: not watched by the version of unfuse that made the run."
     reasons: dict[str, list[str]] = {}
@@ -37,7 +37,7 @@ def isolation_line(findings: Sequence[str], unseen: dict[str, str] | None) -> st
 
 
 def unseen_rules(manifest: Manifest, probes: Probes) -> dict[str, str] | None:
-    """Rules that could not be looked at, and why; None for a run of before there were any."""
+    """Return the rules that could not be evaluated, with reasons; None for a run older than the rules."""
     start = manifest.environment.get("isolation")
     if start is None and probes.isolation is None:
         return None

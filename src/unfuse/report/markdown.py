@@ -1,124 +1,136 @@
-"""``report.md``: the summary with what it takes to repeat and to doubt it."""
+"""``report.md`` and comments on pull requests: tables and sentences as Markdown."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from unfuse.report.energy import energy_rows
-from unfuse.report.rows import headlines, method_lines, number, stage_rows
-from unfuse.report.summary import FORMULAS, Summary
+from unfuse.records.schema import Manifest
+from unfuse.report.change import Change
+from unfuse.report.change_text import change_table, headline, method, remarks_of, sides_of
+from unfuse.report.comparison import Comparison
+from unfuse.report.comparison_tables import remarks, tables
+from unfuse.report.run_tables import (
+    answer_table,
+    energy_table,
+    fact_tables,
+    memory_table,
+    roofline_table,
+    span_table,
+    stage_table,
+)
+from unfuse.report.run_text import FORMULAS_LINE, headlines, method_lines
+from unfuse.report.summary import Summary
+from unfuse.report.table import Table
 from unfuse.report.text import printable
-from unfuse.runs.schema import Manifest
 
 
 def report_markdown(manifest: Manifest, summary: Summary) -> str:
-    """The report of one run."""
-    model = manifest.model
+    """Return the report of one run: the summary, with everything needed to repeat and to doubt it."""
+    inner = [span_table, answer_table, memory_table, energy_table, roofline_table]
     lines = [
-        f"# {cell(model.get('name'))}: {manifest.protocol}",
-        "",
-        f"**{summary.verdict.word}** - {summary.num_ok} samples measured, {summary.num_failed} failed, "
-        f"{summary.num_warmups} warm-up repeats apart.",
-        "",
-        *[f"- because: {cell(reason)}" for reason in summary.verdict.reasons],
-        *[f"- warning: {cell(warning)}" for warning in summary.verdict.warnings],
-        *[f"- note: {cell(note)}" for note in (*model.get("notes", ()), *summary.notes)],
-        "",
-        "## Where the time goes",
-        "",
-        "| stage | median ms | 95 % interval | mean ms | p90 ms | p99 ms | device ms | share |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in stage_rows(summary):
-        cells = (row.name, row.median, row.interval, row.mean, row.p90, row.p99, row.device, row.share)
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
+        *_verdict(manifest, summary),
+        *table_lines(stage_table(summary), level=2),
         *(f"{line}  " for line in headlines(summary)),
         "",
-        "### Inside the stages (medians)",
+        *(line for form in inner if (table := form(summary)) is not None for line in table_lines(table)),
+        "## How far to trust it",
         "",
+        *(f"- {line}" for line in method_lines(summary)),
+        "",
+        f"{FORMULAS_LINE}.",
+        "",
+        *_failures(summary),
+        *_command(manifest.command),
+        *(line for table in fact_tables(manifest) for line in table_lines(table)),
     ]
-    lines += ["| sub-span | host ms | device ms |", "|---|--:|--:|"]
-    for name, host in summary.spans_host.items():
-        device = summary.spans_device.get(name)
-        lines.append(
-            f"| {name} | {number(host.p50 if host else None, 3)} | {number(device.p50 if device else None, 3)} |"
-        )
-    if summary.quality:
-        lines += ["", "### Answers against the reference answers", "", "| attribute | right | 95 % interval |"]
-        lines += ["|---|--:|--:|"]
-        for name, share in {
-            "every attribute of an answer": summary.quality.exact,
-            **summary.quality.attributes,
-        }.items():
-            right = f"{share.right} of {share.asked}, {share.pct:.1f} %"
-            lines.append(f"| {name} | {right} | {share.low_pct:.1f} .. {share.high_pct:.1f} % |")
-    if summary.memory:
-        lines += ["", f"### Memory, GiB ({summary.memory_source})", "", "| stage | peak | resident |", "|---|--:|--:|"]
-        for stage, memory in summary.memory.items():
-            peak, resident = (bytes_ / 2**30 for bytes_ in (memory.peak_bytes, memory.resident_bytes))
-            lines.append(f"| {stage} | {peak:.3f} | {resident:.3f} |")
-    if summary.energy.reason is None:
-        lines += _energy(summary)
-    if summary.roofline and summary.ceilings:
-        most = f"{summary.ceilings.bytes_per_s / 1e9:.1f} GB/s, {summary.ceilings.flops_per_s / 1e12:.4g} TFLOP/s"
-        lines += ["", f"### Roofline of one sample (ceilings measured here: {most})", ""]
-        lines += ["| stage | GFLOP | GB | floor ms | bound by | host ms | device ms | reached |"]
-        lines += ["|---|--:|--:|--:|---|--:|--:|--:|"]
-        for stage, at in summary.roofline.items():
-            lines.append(
-                f"| {stage} | {at.flops / 1e9:.3f} | {at.least_bytes / 1e9:.4f} | {at.floor_ms:.3f} | {at.bound} | "
-                f"{at.host_ms:.2f} | {number(at.device_ms)} | {at.reached_pct:.1f} % |"
-            )
-    lines += ["", "## How far to trust it", "", *[f"- {line}" for line in method_lines(summary)], ""]
-    lines += ["Formulas: " + "; ".join(f"{name} = {text}" for name, text in FORMULAS.items()) + ".", ""]
-    if summary.failures:
-        lines += ["## Failed samples", ""]
-        lines += [f"- {cell(f.sample_id)}: {cell(f.error)}" for f in summary.failures] + [""]
-    lines += [
-        "## How it was made",
-        "",
-        "```",
-        printable(shlex.join(manifest.command)).replace("```", "` ` `"),
-        "```",
-        "",
-    ]
-    lines += _facts("Model", model) + _facts("Options", manifest.config) + _facts("Dataset", manifest.dataset)
-    lines += _facts("Environment", manifest.environment)
     return "\n".join(lines)
 
 
-def _energy(summary: Summary) -> list[str]:
-    energy = summary.energy
-    lines = ["", f"### Energy of one sample, J ({cell(energy.source)})", ""]
-    lines += ["| | J | off by at most, J | J above idle |", "|---|--:|--:|--:|"]
-    lines += [f"| {' | '.join(map(cell, row))} |" for row in energy_rows(energy)]
-    step = (
-        f"Idle: {number(energy.idle_watts, 1)} W, in every J. The counter moves every "
-        f"{number(energy.counter_period_ms, 1)} ms, by {number(energy.counter_step_mj, 0)} mJ when idle, as measured."
-    )
-    return [*lines, "", step]
+def comparison_markdown(comparison: Comparison, command: Sequence[str]) -> str:
+    """Return the report of several runs."""
+    lines = [
+        "# Comparison",
+        "",
+        f"**{comparison.word}** as a whole.",
+        "",
+        *(line for table in tables(comparison) for line in table_lines(table, level=2)),
+        *(f"- {cell(line)}" for line in remarks(comparison)),
+        "",
+        f"{FORMULAS_LINE}.",
+        "",
+        *_command(command),
+        "Each run has a folder of its own beside this file, with raw values, environment and report.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
-def _facts(title: str, facts: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {cell(name)} | {cell(value)} |" for name, value in flat(facts)]
-    return [f"### {title}", "", "| | |", "|---|---|", *rows, ""]
+def change_markdown(change: Change) -> str:
+    """Return two runs, before and after, for a comment on a pull request."""
+    lines = [
+        f"### unfuse: B against A, {change.protocol}",
+        "",
+        f"**{headline(change)}**",
+        "",
+        *(f"- {cell(side)}" for side in sides_of(change)),
+        *(f"- **{cell(remark)}**" for remark in remarks_of(change)),
+        "",
+        *_grid(change_table(change)),
+        "",
+        method(change),
+    ]
+    return "\n".join(lines)
 
 
-def flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested facts as (dotted name, value)."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in facts.items():
-        rows += flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
-    return rows
+def table_lines(table: Table, level: int = 3) -> list[str]:
+    """Return a table under its heading, with an empty line after it."""
+    notes = [line for note in table.notes for line in (note, "")]
+    return [f"{'#' * level} {cell(table.title)}", "", *_grid(table), "", *notes]
 
 
-def cell(value: object) -> str:
-    """A value inside a Markdown table."""
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    for mark in "\\|`*_<[":
-        text = text.replace(mark, f"\\{mark}") if mark != "<" else text.replace("<", "&lt;")
-    return printable(text)
+def _grid(table: Table) -> list[str]:
+    rule = "".join("---|" if side == "left" else "--:|" for side in table.alignments)
+    return [_row(map(cell, table.columns)), f"|{rule}", *(_row(_cells(table, row)) for row in table.rows)]
+
+
+def _cells(table: Table, row: Sequence[str]) -> Iterable[str]:
+    return (f"**{cell(text)}**" if text in table.emphasised else cell(text) for text in row)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cell(text: object) -> str:
+    """Return a text whose characters mean nothing to Markdown, for the cell of a table."""
+    escaped = str(text)
+    for mark in "\\|`*_[":
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return printable(escaped.replace("<", "&lt;"))
+
+
+def _verdict(manifest: Manifest, summary: Summary) -> list[str]:
+    verdict, notes = summary.verdict, (*manifest.model.get("notes", ()), *summary.notes)
+    return [
+        f"# {cell(manifest.model.get('name'))}: {manifest.protocol}",
+        "",
+        f"**{verdict.word}** - {summary.num_ok} samples measured, {summary.num_failed} failed, "
+        f"{summary.num_warmups} warm-up repeats excluded.",
+        "",
+        *(f"- because: {cell(reason)}" for reason in verdict.reasons),
+        *(f"- warning: {cell(warning)}" for warning in verdict.warnings),
+        *(f"- note: {cell(note)}" for note in notes),
+        "",
+    ]
+
+
+def _failures(summary: Summary) -> list[str]:
+    if not summary.failures:
+        return []
+    return ["## Failed samples", "", *(f"- {cell(f.sample_id)}: {cell(f.error)}" for f in summary.failures), ""]
+
+
+def _command(command: Sequence[str]) -> list[str]:
+    """Return the command that made the report, in a block that it cannot end."""
+    return ["## How it was made", "", "```", printable(shlex.join(command)).replace("```", "` ` `"), "```", ""]

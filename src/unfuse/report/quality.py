@@ -1,16 +1,16 @@
-"""How often answers are right, where a data set has reference answers."""
+"""Accuracy of answers, for data sets that have reference answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from unfuse.samples.attributes import NAMES, judge
+from unfuse.samples.attributes import NAMES, score_answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """How many of those asked were right."""
+class Proportion:
+    """How many of the judged answers were right."""
 
     right: int
     asked: int
@@ -20,7 +20,7 @@ class Share:
 
     @property
     def pct(self) -> float:
-        """Right ones, in %."""
+        """Right answers, in %."""
         return 100 * self.right / self.asked
 
 
@@ -30,22 +30,22 @@ class Quality:
 
     answers: int
     """Samples whose reference claims any attribute."""
-    exact: Share
+    exact: Proportion
     """Answers in which every attribute is right."""
-    attributes: Mapping[str, Share]
+    attributes: Mapping[str, Proportion]
     """By name of the attribute; see ``unfuse.samples.attributes``."""
 
 
-def share(right: int, asked: int) -> Share:
-    """A share with its interval; ``asked`` is at least 1."""
+def proportion(right: int, asked: int) -> Proportion:
+    """Return a proportion with its interval; ``asked`` is at least 1."""
     from scipy import stats
 
     interval = stats.binomtest(right, asked).proportion_ci(0.95, "exact")
-    return Share(right=right, asked=asked, low_pct=100 * interval.low, high_pct=100 * interval.high)
+    return Proportion(right=right, asked=asked, low_pct=100 * interval.low, high_pct=100 * interval.high)
 
 
 def quality(pairs: Iterable[tuple[str, str]]) -> Quality | None:
-    """Judges answers; None where no reference claims an attribute.
+    """Judge answers; None where no reference claims an attribute.
 
     Args:
         pairs: reference and answer of each sample.
@@ -53,7 +53,7 @@ def quality(pairs: Iterable[tuple[str, str]]) -> Quality | None:
     counts: dict[str, list[int]] = {name: [0, 0] for name in NAMES}
     answers = exact = 0
     for reference, answer in pairs:
-        if judged := judge(reference, answer):
+        if judged := score_answer(reference, answer):
             answers += 1
             exact += all(judged.values())
             for (name, _), right in judged.items():
@@ -61,5 +61,5 @@ def quality(pairs: Iterable[tuple[str, str]]) -> Quality | None:
                 counts[name][1] += 1
     if not answers:
         return None
-    found = {name: share(right, asked) for name, (right, asked) in counts.items() if asked}
-    return Quality(answers=answers, exact=share(exact, answers), attributes=found)
+    found = {name: proportion(right, asked) for name, (right, asked) in counts.items() if asked}
+    return Quality(answers=answers, exact=proportion(exact, answers), attributes=found)

@@ -1,4 +1,4 @@
-"""Runs from their folders, with everything that a page about them shows."""
+"""Runs read from their folders, with everything that a page needs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unfuse.errors import RunFolderError
+from unfuse.records import Manifest, Probes, RunFolder, SampleRecord, read_comparison
+from unfuse.records.frames import FrameStore, frames_of
+from unfuse.records.manifest import COMPARISON_FILE
+from unfuse.records.verification_file import VerificationRecord, read_verification
 from unfuse.report.comparison import Part
 from unfuse.report.summary import summarise
-from unfuse.runs import Manifest, Probes, RunFolder, SampleRecord, read_comparison
-from unfuse.runs.frames import FrameStore, frames_of
-from unfuse.runs.manifest import COMPARISON_FILE
-from unfuse.runs.verification_file import VerificationRecord, read_verification
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportRun:
-    """One run, or why there is none, and what lies beside its records."""
+    """One run, or the reason for its absence, with the files beside its records."""
 
     part: Part
     probes: Probes = field(default_factory=Probes)
@@ -28,27 +28,27 @@ class ReportRun:
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportRun]:
-    """The runs in folders; a comparison stands for its parts. Runs of equal model and protocol get the folder's name.
+    """Read the runs in folders; a comparison stands for its parts. Equal names get the name of the folder.
 
     Raises:
-        RunFolderError: a folder holds neither, or is damaged.
+        RunFolderError: a folder holds neither run nor comparison, or is damaged.
     """
     runs: list[ReportRun] = []
     for path in paths:
         runs += _parts(path) if (path / COMPARISON_FILE).is_file() else [_run(path)]
-    return told_apart(runs)
+    return with_unique_names(runs)
 
 
 def run_of(
     manifest: Manifest, records: Sequence[SampleRecord], probes: Probes | None, folder: Path | None = None
 ) -> ReportRun:
-    """A run whose records are at hand.
+    """Return a run whose records are in memory.
 
     Args:
         manifest: of the run.
         records: all lines.
-        probes: None where the run did not come so far.
-        folder: where its strips and its verification lie; None for a run in memory.
+        probes: None for a run that was interrupted before.
+        folder: folder of its strips and its verification; None for a run in memory.
 
     Raises:
         RunFolderError: a damaged verification.
@@ -69,8 +69,8 @@ def run_of(
     )
 
 
-def told_apart(runs: Sequence[ReportRun]) -> list[ReportRun]:
-    """The same runs; the model's name says which run it is where one model was run twice under one protocol."""
+def with_unique_names(runs: Sequence[ReportRun]) -> list[ReportRun]:
+    """Return the runs; where a model was run twice under one protocol, its name gets the name of the run."""
     seen = Counter((run.part.model, run.part.protocol) for run in runs)
     found = []
     for number, run in enumerate(runs, start=1):

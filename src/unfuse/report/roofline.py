@@ -1,4 +1,4 @@
-"""How near each stage came to what the device can do at most."""
+"""Distance of each stage from the limits of the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unfuse.runs.schema import Probes, SampleRecord
+from unfuse.records.schema import Probes, SampleRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class Position:
     floor_ms: float
     """The larger of the two times: bytes at the measured bandwidth, products at the measured rate."""
     bound: Literal["memory", "arithmetic"]
-    """Which of the two it is."""
+    """Which of the two times is larger."""
     host_ms: float
     device_ms: float | None
     reached_pct: float
@@ -26,7 +26,7 @@ class Position:
 
 
 def roofline(probes: Probes, records: Sequence[SampleRecord]) -> dict[str, Position]:
-    """By stage, of the sample whose work was counted; empty where nothing was."""
+    """Return the position of each stage, for the sample whose work was counted; empty where none was."""
     record = next((r for r in records if r.sample_id == probes.work_sample_id and not r.warmup), None)
     ceilings = probes.ceilings
     if record is None or ceilings is None:

@@ -1,6 +1,6 @@
-"""The JSON Schemas of every file that a run or a comparison leaves behind.
+"""The JSON Schemas of every file of a run or a comparison.
 
-``python -m unfuse.report.schemas FOLDER`` writes them; ``docs/schema`` holds them as of this version.
+``python -m unfuse.report.schemas FOLDER`` writes them; ``docs/schema`` holds those of this version.
 """
 
 from __future__ import annotations
@@ -10,15 +10,25 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from unfuse.records.comparison_folder import ComparisonManifest
+from unfuse.records.json_schema import (
+    Schema,
+    answers_document,
+    document,
+    line_document,
+    object_schema,
+    published,
+    schemas_of,
+    version_schema,
+)
+from unfuse.records.schema import SCHEMA_VERSION, Manifest, Probes
 from unfuse.report.comparison import Difference, PartResult, StageRatio
 from unfuse.report.summary import Summary
-from unfuse.runs.comparison_folder import ComparisonManifest
-from unfuse.runs.json_schema import Schema, answers_document, document, line_document, published, schema_of, version
-from unfuse.runs.schema import SCHEMA_VERSION, Manifest, Probes
+from unfuse.report.verdict import VerdictRecord
 
 
 def schemas() -> dict[str, Schema]:
-    """By name; ``samples`` and ``answers`` are of one line."""
+    """Return the schemas by name; ``samples`` and ``answers`` describe one line."""
     return {
         "run": document("run", "run.json", Manifest),
         "samples": line_document(),
@@ -32,25 +42,25 @@ def schemas() -> dict[str, Schema]:
 
 
 def write_schemas(folder: Path) -> None:
-    """Writes each as ``<name>.schema.json``."""
+    """Write each schema as ``<name>.schema.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
         (folder / f"{name}.schema.json").write_text(text_of(schema), encoding="utf-8")
 
 
 def text_of(schema: Schema) -> str:
-    """As it is written."""
+    """Return the text of a schema file."""
     return json.dumps(schema, indent=2) + "\n"
 
 
 def _summary() -> Schema:
-    """Nothing reads a summary back, so its fields have no defaults; files of older versions lack the later ones."""
+    """Return the schema of ``summary.json``, in which a file of an older version may lack fields."""
     schema = document("summary", "summary.json of a run", Summary)
-    strings = schema_of(Mapping[str, str], {})
-    own = {"schema_version": version(), "formulas": {**strings, "description": "Of the terms used here."}}
-    verdict = schema["$defs"]["Verdict"]
-    verdict["properties"] = {"word": {"enum": ["VALID", "INVALID"]}, **verdict["properties"]}
-    verdict["required"] = list(verdict["properties"])
+    (strings,), _ = schemas_of(Mapping[str, str])
+    own = {"schema_version": version_schema(), "formulas": {**strings, "description": "Of the terms used here."}}
+    _, definitions = schemas_of(VerdictRecord)
+    schema["$defs"]["Verdict"] = {**definitions["VerdictRecord"], "title": "Verdict"}
+    del schema["$defs"]["RuleRow"]
     schema["properties"] = {**own, **schema["properties"]}
     ours = {"properties": {"schema_version": {"const": SCHEMA_VERSION}}}
     schema |= {"if": ours, "then": {"required": [*own, *schema["required"]]}}
@@ -59,13 +69,15 @@ def _summary() -> Schema:
 
 
 def _comparison_summary() -> Schema:
-    definitions: dict[str, Schema] = {}
+    (parts, ratios, differences), definitions = schemas_of(
+        tuple[PartResult, ...], tuple[StageRatio, ...], tuple[Difference, ...]
+    )
     properties = {
-        "schema_version": version(),
+        "schema_version": version_schema(),
         "valid": {"type": "boolean", "description": "Whether every part is what it has to be."},
-        "parts": schema_of(tuple[PartResult, ...], definitions),
-        "ratios": schema_of(tuple[StageRatio, ...], definitions),
-        "differences": schema_of(tuple[Difference, ...], definitions),
+        "parts": parts,
+        "ratios": ratios,
+        "differences": differences,
     }
     schema: Schema = {
         "description": "Several runs, side by side.",
@@ -78,17 +90,20 @@ def _comparison_summary() -> Schema:
 
 
 def _answers_summary() -> Schema:
-    from unfuse.throughput.summary import SHARES, RunSummary
-    from unfuse.throughput.times import Bottleneck
+    from unfuse.batch_inference.summary import SHARES, RunSummary
+    from unfuse.batch_inference.times import Bottleneck
 
-    definitions: dict[str, Schema] = {}
-    fields = schema_of(RunSummary, definitions)
-    schema = definitions.pop(fields["$ref"].rpartition("/")[2])
-    made = {name: {"type": "number", "description": about} for name, about in SHARES.items()}
-    made["bottleneck"] = schema_of(Bottleneck, definitions)
-    schema["properties"] = {"schema_version": version(), **schema["properties"], **made}
+    schema, definitions = object_schema(RunSummary)
+    (bottleneck,), bottleneck_definitions = schemas_of(Bottleneck)
+    shares = {name: {"type": "number", "description": about} for name, about in SHARES.items()}
+    schema["properties"] = {
+        "schema_version": version_schema(),
+        **schema["properties"],
+        **shares,
+        "bottleneck": bottleneck,
+    }
     schema["required"] = list(schema["properties"])
-    return published("answers-summary", "summary.json of unfuse run", schema, definitions)
+    return published("answers-summary", "summary.json of unfuse run", schema, definitions | bottleneck_definitions)
 
 
 if __name__ == "__main__":

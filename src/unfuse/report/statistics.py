@@ -22,6 +22,9 @@ _DRIFT_POINTS: Final = 1000
 NOISE_PCT: Final = 10.0
 BALANCE_PCT: Final = 1.0
 MIN_PAIRS: Final = 5
+MIN_FOR_DRIFT: Final = 10
+MIN_FOR_FIRST: Final = 5
+"""Below so many measured samples, the first is not compared with the others."""
 UNRESOLVED_PCT: Final = 10.0
 SLOW_FIRST: Final = 1.5
 MIN_POINTS: Final = 5
@@ -51,7 +54,7 @@ class Distribution:
 
 
 def distribution(values: Sequence[float], unit: str) -> Distribution | None:
-    """Summarises values; None where there are none."""
+    """Summarise values; None for no values."""
     if not values:
         return None
     array = np.asarray(values, dtype=np.float64)
@@ -74,7 +77,7 @@ def distribution(values: Sequence[float], unit: str) -> Distribution | None:
 
 
 def median_interval(array: NDArray[np.float64]) -> tuple[float, float] | None:
-    """95 % interval of the median, or None for fewer than two values."""
+    """Return the 95 % interval of the median, or None for fewer than two values."""
     from scipy import stats
 
     if len(array) < 2:
@@ -96,7 +99,7 @@ def median_interval(array: NDArray[np.float64]) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """How many times longer one took than another."""
+    """Ratio of the times of two models or runs."""
 
     value: float
     """Ratio of medians."""
@@ -104,13 +107,13 @@ class Ratio:
     """95 % bootstrap interval; None for fewer than two samples."""
     high: float | None
     paired: bool
-    """Whether both were measured on the same samples, which are then resampled together."""
+    """Whether both were measured on common samples, which are then resampled together."""
 
 
 def ratio(a: Mapping[str, float], b: Mapping[str, float]) -> Ratio | None:
-    """Median of ``a`` over median of ``b``, both by sample id; on common samples only where there are any.
+    """Return the median of ``a`` over the median of ``b``, both by sample id; over the common samples if there are any.
 
-    None where either is empty or ``b`` takes no time.
+    Return None where either is empty or ``b`` takes no time.
     """
     from scipy import stats
 
@@ -137,7 +140,7 @@ def ratio(a: Mapping[str, float], b: Mapping[str, float]) -> Ratio | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Balance:
-    """What of the end-to-end time the stages leave unexplained, in % of it."""
+    """End-to-end time that no stage explains, in % of it."""
 
     pairs: int
     remainder_pct: float
@@ -148,17 +151,22 @@ class Balance:
 
     @property
     def enough(self) -> bool:
-        """Whether there are pairs enough to judge."""
+        """Whether there are enough pairs to judge."""
         return self.pairs >= MIN_PAIRS
 
     @property
+    def text(self) -> str:
+        """The remainder with its interval."""
+        return f"{self.remainder_pct:+.2f} % [{self.ci_low_pct:+.2f}, {self.ci_high_pct:+.2f}]"
+
+    @property
     def adds_up(self) -> bool:
-        """False only where the whole interval lies beyond 1 %: noise cannot fail it, a real gap does."""
+        """False only where the whole interval lies beyond 1 %, so a real gap fails and noise does not."""
         return self.enough and self.ci_low_pct <= BALANCE_PCT and self.ci_high_pct >= -BALANCE_PCT
 
 
 def balance(pairs: Sequence[tuple[float, float]]) -> Balance:
-    """The balance of (sum of stages, end to end) pairs, in any one unit."""
+    """Return the balance of (sum of stages, end to end) pairs, in any one unit."""
     if not pairs:
         return Balance(pairs=0, remainder_pct=0.0, ci_low_pct=0.0, ci_high_pct=0.0)
     gaps = np.array([(whole - parts) / whole * 100 for parts, whole in pairs])
@@ -168,7 +176,7 @@ def balance(pairs: Sequence[tuple[float, float]]) -> Balance:
 
 
 def order_interval(array: NDArray[np.float64]) -> tuple[float, float]:
-    """Interval between two order statistics that holds the median with at least 99 % (binomial, David 1981).
+    """Return the interval between two order statistics that holds the median with at least 99 % (binomial, David 1981).
 
     A bootstrap of few and heavy-tailed values is too narrow, and would call noise a gap. Below 8 values no two order
     statistics reach 99 %; the whole range is taken then.
@@ -191,12 +199,12 @@ class Drift:
 
     @property
     def found(self) -> bool:
-        """The slope's 95 % interval excludes 0, and it amounts to more than 3 % over the run."""
+        """Whether the slope's 95 % interval excludes 0 and the change is more than 3 % over the run."""
         return (self.ci_low_pct > 0 or self.ci_high_pct < 0) and abs(self.change_pct) > DRIFT_PCT
 
 
 def drift(values: Sequence[float]) -> Drift | None:
-    """Drift of a series; None for fewer than 10 samples, of which a slope says nothing.
+    """Return the drift of a series; None for fewer than ``MIN_FOR_DRIFT`` samples, whose slope means nothing.
 
     The median slope of all pairs (Theil 1950; Sen 1968, who gives the interval; ``scipy.stats.theilslopes``). A longer
     series than 1000 is judged by the medians of 1000 stretches of it.
@@ -204,8 +212,8 @@ def drift(values: Sequence[float]) -> Drift | None:
     from scipy import stats
 
     array = np.asarray(values, dtype=np.float64)
-    middle = float(np.median(array)) if len(array) else 0.0
-    if len(array) < 10 or middle == 0:
+    center = float(np.median(array)) if len(array) else 0.0
+    if len(array) < MIN_FOR_DRIFT or center == 0:
         return None
     stretches = np.array_split(np.arange(len(array)), min(len(array), _DRIFT_POINTS))
     fit = stats.theilslopes(
@@ -213,7 +221,7 @@ def drift(values: Sequence[float]) -> Drift | None:
         [stretch.mean() for stretch in stretches],
         alpha=_CONFIDENCE,
     )
-    scale = (len(array) - 1) / middle * 100
+    scale = (len(array) - 1) / center * 100
     return Drift(
         change_pct=float(fit.slope) * scale,
         ci_low_pct=float(fit.low_slope) * scale,
@@ -240,7 +248,7 @@ class LineFit:
 
 
 def line_fit(x: Sequence[float], y: Sequence[float]) -> LineFit | None:
-    """A line through the points; None for fewer than 5, or where x takes fewer than 3 values: such a line says nothing.
+    """Fit a line through the points; None for fewer than 5 points, or where x takes fewer than 3 values.
 
     Args:
         x: e.g. output tokens.
@@ -272,18 +280,18 @@ def line_fit(x: Sequence[float], y: Sequence[float]) -> LineFit | None:
 
 
 def why_no_line(x: Sequence[float], unit: str) -> str:
-    """Why ``line_fit`` finds none in these x."""
+    """Return why ``line_fit`` finds no line for these x."""
     if not x:
         return "nothing measured"
     if len(set(x)) == 1:
-        return f"all {len(x)} samples have {x[0]:g} {unit}: cost a token and fixed cost cannot be told apart"
+        return f"all {len(x)} samples have {x[0]:g} {unit}: the cost of a token and the fixed cost cannot be separated"
     if len(x) < MIN_POINTS:
         return f"{len(x)} samples; at least {MIN_POINTS} are needed"
     return f"only {len(set(x))} different numbers of {unit}; at least {_MIN_DISTINCT} are needed"
 
 
 def spread_pct(values: Sequence[float]) -> float | None:
-    """Standard deviation of repeats in % of their mean; None for fewer than 3."""
+    """Return the standard deviation of repeats in % of their mean; None for fewer than 3."""
     if len(values) < 3:
         return None
     array = np.asarray(values, dtype=np.float64)
@@ -291,10 +299,10 @@ def spread_pct(values: Sequence[float]) -> float | None:
 
 
 def outliers(values: Sequence[float]) -> int:
-    """Values over 14.826 median absolute deviations from the median, as hyperfine counts them."""
+    """Count values over 14.826 median absolute deviations from the median, like hyperfine."""
     if len(values) < 3:
         return 0
     array = np.asarray(values, dtype=np.float64)
-    apart = np.abs(array - np.median(array))
-    mad = float(np.median(apart))
-    return int((apart > _OUTLIER_MADS * mad).sum()) if mad > 0 else 0
+    deviations = np.abs(array - np.median(array))
+    mad = float(np.median(deviations))
+    return int((deviations > _OUTLIER_MADS * mad).sum()) if mad > 0 else 0

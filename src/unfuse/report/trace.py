@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from unfuse.runs.schema import Manifest, Probes, SampleRecord, StageTime, StepPass
+from unfuse.records.schema import Manifest, Probes, SampleRecord, StageTime, StepPass
 
 MOST_EVENTS: Final = 120_000
 """About 20 MB; 5,000 samples of 25 events."""
@@ -32,7 +32,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """An interval in whole nanoseconds, so that what is nested stays nested."""
+    """An interval in whole nanoseconds, so that nested intervals stay nested."""
 
     start_ns: int
     duration_ns: int
@@ -45,31 +45,91 @@ class _Slice:
         return self.start_ns <= other.start_ns and other.end_ns <= self.end_ns
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Track:
+    """A sample, or a pass after the samples, on a thread of the host and a thread of the device."""
+
+    name: str
+    host: int
+    device: int
+    stages: Mapping[str, StageTime]
+    spans: Mapping[str, StageTime]
+    about: Mapping[str, Any]
+    """Arguments of every event."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the outermost event."""
+    stage_facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further arguments of each stage."""
+
+    def events(self) -> Iterator[Event]:
+        """Return the sample, its stages below it, and their sub-spans below those, on each clock."""
+        timed = [_slice(time.start_ms, time.host_ms) for time in self.stages.values()]
+        slices = [each for each in timed if each is not None]
+        if not slices:
+            return  # of an older run, or a failed one: there is no beginning to draw it at
+        start, end = min(each.start_ns for each in slices), max(each.end_ns for each in slices)
+        facts = {key: value for key, value in self.facts.items() if value is not None}
+        yield _event(self.name, "sample", self.host, _Slice(start, end - start), {**self.about, **facts})
+        for stage, time in self.stages.items():
+            yield from self._on_host(stage, time)
+            yield from self._on_device(stage, time)
+
+    def _on_host(self, stage: str, time: StageTime) -> Iterator[Event]:
+        outer = _slice(time.start_ms, time.host_ms)
+        if outer is None:
+            return
+        facts = {**self.about, "device_ms": time.device_ms, **self.stage_facts.get(stage, {})}
+        yield _event(stage, "stage", self.host, outer, facts)
+        for span, entry in self._entries(stage):
+            if (inner := _slice(entry.start_ms, entry.host_ms)) is not None:
+                yield _event(span, "span", self.host, inner, {**self.about, "device_ms": entry.device_ms})
+
+    def _on_device(self, stage: str, time: StageTime) -> Iterator[Event]:
+        outer = _slice(time.device_start_ms, time.device_ms)
+        if outer is None:
+            return
+        yield _event(stage, "stage", self.device, outer, self.about)
+        for span, entry in self._entries(stage):
+            inner = _slice(entry.device_start_ms, entry.device_ms)
+            # Where a stage uses the device in one sub-span only, marks of the others bound idle time.
+            if inner is not None and outer.holds(inner):
+                yield _event(span, "span", self.device, inner, self.about)
+
+    def _entries(self, stage: str) -> list[tuple[str, StageTime]]:
+        """Return every entry into a sub-span of a stage."""
+        return [
+            (span, entry)
+            for span, total in self.spans.items()
+            if span.startswith(f"{stage}.")
+            for entry in total.entries or (total,)
+        ]
+
+
 def trace_text(manifest: Manifest, records: Sequence[SampleRecord], probes: Probes | None) -> str:
-    """The file, an event a line.
+    """Return the file, an event a line.
 
     Args:
         manifest: of the run.
         records: all lines, warm-up among them.
-        probes: what was measured beside the samples.
+        probes: measurements beside the samples.
     """
     probes = probes or Probes()
-    later = [event for each in probes.steps for event in _steps(each, probes)]
+    steps = [event for each in probes.steps for event in _steps(each, probes)]
     events: list[Event] = []
-    shown = 0
+    count = 0
     for record in records:
         found = [*_sample(record)]
-        if len(events) + len(found) + len(later) > MOST_EVENTS:
+        if len(events) + len(found) + len(steps) > MOST_EVENTS:
             break
         events += found
-        shown += 1
-    events += later
+        count += 1
+    events += steps
     about = {
         "run_id": manifest.run_id,
         "created": manifest.created,
         "schema_version": manifest.schema_version,
         "times": "microseconds since created",
-        "records": f"{shown} of {len(records)}; warm-up repeats are among them, marked",
+        "records": f"{count} of {len(records)}; warm-up repeats are among them, marked",
         "token_steps": f"of {len(probes.steps)} passes after the samples, in no statistic",
         "memory": probes.memory_source or "not counted on this system",
     }
@@ -93,8 +153,10 @@ def _sample(record: SampleRecord) -> Iterator[Event]:
     about = {"sample_id": record.sample_id, "warmup": record.warmup, "status": record.status}
     facts = {"output_tokens": record.output_tokens, "media": record.media, "error": record.error}
     word = "warm-up" if record.warmup else "sample"
-    name = f"{word} {record.sample_id}"
-    yield from _stages(name, record.stages, record.spans, _SAMPLES, _SAMPLES_DEVICE, about, facts)
+    yield from _Track(
+        name=f"{word} {record.sample_id}", host=_SAMPLES, device=_SAMPLES_DEVICE,
+        stages=record.stages, spans=record.spans, about=about, facts=facts,
+    ).events()  # fmt: skip
     if (whole := _slice(record.e2e_start_ms, record.e2e_host_ms)) is not None:
         yield _event("end to end", "end to end", _SAMPLES, whole, about)
 
@@ -107,8 +169,10 @@ def _steps(each: StepPass, probes: Probes) -> Iterator[Event]:
             extra[stage] |= {"peak_bytes": memory.peak_bytes, "resident_bytes": memory.resident_bytes}
         if probes.energy is not None and (energy := probes.energy.stages.get(stage)) is not None:
             extra[stage] |= {"joules": energy.joules, "resolution_joules": energy.resolution_joules}
-    name = f"steps of {each.sample_id}"
-    yield from _stages(name, each.stages, each.spans, _STEPS, _STEPS_DEVICE, about, {}, extra)
+    yield from _Track(
+        name=f"steps of {each.sample_id}", host=_STEPS, device=_STEPS_DEVICE,
+        stages=each.stages, spans=each.spans, about=about, stage_facts=extra,
+    ).events()  # fmt: skip
     for number, (before, after) in enumerate(pairwise(each.token_ms), start=2):
         start, end = _ns(before), _ns(after)
         yield _event("token", "token", _STEPS, _Slice(start, end - start), {**about, "token": number})
@@ -121,42 +185,6 @@ def _steps(each: StepPass, probes: Probes) -> Iterator[Event]:
             "ts": _ns(ms) / 1000,
             "args": {"bytes": held},
         }
-
-
-def _stages(
-    name: str,
-    stages: Mapping[str, StageTime],
-    spans: Mapping[str, StageTime],
-    host: int,
-    device: int,
-    about: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    extra: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Iterator[Event]:
-    """A sample, its stages below it, their sub-spans below those; once a clock."""
-    timed = {stage: _slice(time.start_ms, time.host_ms) for stage, time in stages.items()}
-    known = [each for each in timed.values() if each is not None]
-    if not known:
-        return  # of an older run, or one that failed: there is no beginning to draw it at
-    start, end = min(each.start_ns for each in known), max(each.end_ns for each in known)
-    given = {key: value for key, value in facts.items() if value is not None}
-    yield _event(name, "sample", host, _Slice(start, end - start), {**about, **given})
-    for stage, time in stages.items():
-        inside = [(span, entry) for span, total in spans.items() for entry in total.entries or (total,)]
-        inside = [(span, entry) for span, entry in inside if span.startswith(f"{stage}.")]
-        args = {**about, "device_ms": time.device_ms, **(extra or {}).get(stage, {})}
-        if (outer := timed[stage]) is not None:
-            yield _event(stage, "stage", host, outer, args)
-            for span, entry in inside:
-                if (inner := _slice(entry.start_ms, entry.host_ms)) is not None:
-                    yield _event(span, "span", host, inner, {**about, "device_ms": entry.device_ms})
-        if (outer := _slice(time.device_start_ms, time.device_ms)) is not None:
-            yield _event(stage, "stage", device, outer, about)
-            for span, entry in inside:
-                inner = _slice(entry.device_start_ms, entry.device_ms)
-                # Where a stage uses the device in one sub-span only, marks of the others bound idle time.
-                if inner is not None and outer.holds(inner):
-                    yield _event(span, "span", device, inner, about)
 
 
 def _slice(start_ms: float | None, duration_ms: float | None) -> _Slice | None:

@@ -1,9 +1,9 @@
-"""What an answer claims about a scene, read from its words: the scorer of answers against reference answers.
+"""Score answers against reference answers by the attributes of a scene that their words claim.
 
-An attribute is a name, whom it is about, and a value: ``("direction", "disc") -> "left"``. Words are matched, not
-meanings: a claim in words that are not listed here is not seen, which counts against the answer, never for it.
+An attribute is a name, a subject and a value: ``("direction", "disc") -> "left"``. The scorer matches words, not
+meanings: a claim in unlisted words is not found, which counts against the answer, never for it.
 
-| name | about | values |
+| name | subject | values |
 |---|---|---|
 | count | | number of moving objects |
 | shape | | the shapes that are introduced ("a disc and a ring") |
@@ -72,25 +72,25 @@ def attributes(text: str) -> Attributes:
     found: Attributes = {}
     shapes: set[str] = set()
     for sentence in _SENTENCE.split(text.lower()):
-        _about_the_scene(sentence, found)
+        _scene_attributes(sentence, found)
         for clause in _CLAUSE.split(sentence):
             named = [(match.lastgroup or "", clause[: match.start()]) for match in _SHAPE.finditer(clause)]
             shapes |= {shape for shape, before in named if _NEW.search(before)}
             found |= {("absent", shape): "yes" for shape, before in named if _ABSENT.search(before)}
             if len(named) == 1:
-                _about_one(named[0][0], clause, found)
+                _shape_attributes(named[0][0], clause, found)
     if shapes:
         found["shape", ""] = " ".join(sorted(shapes))
     return found
 
 
-def judge(reference: str, answer: str) -> dict[tuple[str, str], bool]:
-    """Of each attribute that the reference claims, whether the answer claims the same."""
+def score_answer(reference: str, answer: str) -> dict[tuple[str, str], bool]:
+    """Return for each attribute of the reference whether the answer claims an equal value."""
     claimed = attributes(answer)
     return {key: claimed.get(key) == value for key, value in attributes(reference).items()}
 
 
-def _about_the_scene(sentence: str, found: Attributes) -> None:
+def _scene_attributes(sentence: str, found: Attributes) -> None:
     if number := _COUNT.search(sentence):
         word = number.group(1)
         found["count", ""] = str(_NUMBERS.get(word, word))
@@ -103,7 +103,7 @@ def _about_the_scene(sentence: str, found: Attributes) -> None:
         found["shown", ""] = "no"
 
 
-def _about_one(shape: str, clause: str, found: Attributes) -> None:
+def _shape_attributes(shape: str, clause: str, found: Attributes) -> None:
     for name, patterns in (("direction", _DIRECTIONS), ("place", _PLACES)):
         for value, pattern in patterns.items():
             if pattern.search(clause):

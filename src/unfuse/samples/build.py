@@ -1,7 +1,7 @@
-"""Cuts recordings into windows and writes them as a folder of the instruction set.
+"""Split recordings into windows and write them as a folder of the instruction set.
 
-What is in the folder is planned first, from the times of events alone: then every window is read, drawn and written by
-itself, in any process. Windows of a DSEC recording are read where they are written.
+The windows are planned first, from the times of events alone. Then every window is read, drawn and written separately,
+in any process; windows of a DSEC recording are read by the process that writes them.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from unfuse.atomic_files import complete_file
 from unfuse.errors import DatasetError, InputError
 from unfuse.events import EventStream, event_frames, write_eventgpt_npy
-from unfuse.events.readers import child
+from unfuse.events.readers import decoder_client
 from unfuse.events.rectify import read_rectify_map
 from unfuse.samples.media import read_image
 from unfuse.samples.question import clean_question
 from unfuse.samples.sources import Recording
 from unfuse.samples.video import write_frames
-from unfuse.samples.writing import whole, write_folder, write_picture
+from unfuse.samples.writing import write_folder, write_picture
 from unfuse.stages import DEFAULT_QUESTION
 
 _UNITS: Final = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
-    """How recordings are cut."""
+class Windowing:
+    """Length, stride and frames of the windows of a recording."""
 
     window_us: int | None = 1_000_000
-    """Length in time; None where it is a number of events."""
+    """Length in time; None if the length is a number of events."""
     events: int | None = None
     stride: int | None = None
-    """From one window's start to the next, in microseconds or events; None is the length."""
+    """Distance of the starts of two windows, in microseconds or events; None is the length."""
     frames: int = 5
-    """Event frames drawn of each."""
+    """Event frames per window."""
     rectify: bool = False
-    """Whether events are moved to their places in the rectified picture; those that leave it are dropped."""
+    """Whether events are moved to their positions in the rectified image; events outside it are dropped."""
 
     def __post_init__(self) -> None:
         if (self.window_us is None) == (self.events is None):
@@ -55,12 +56,12 @@ class Cut:
 
     @property
     def length(self) -> int:
-        """In microseconds or events."""
+        """Length in microseconds or events."""
         return int(self.window_us or self.events or 0)
 
     @property
     def step(self) -> int:
-        """In the same unit."""
+        """Stride in the unit of ``length``."""
         return self.length if self.stride is None else self.stride
 
 
@@ -69,7 +70,7 @@ class Window:
     """One window of a recording: events ``first`` to ``last`` by their number."""
 
     name: str
-    """Of its media, below each kind's folder."""
+    """Name of its media, below each kind's folder."""
     split: str
     start_us: int
     stop_us: int
@@ -81,27 +82,27 @@ class Window:
     rate: int
     rectify_map: Path | None = None
     stream: EventStream | None = None
-    """Its events, where they were read already."""
+    """Events of the window, if already read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All windows, and how many were left out because they hold fewer events than frames."""
+    """All windows, and the number of windows left out because they hold fewer events than frames."""
 
     windows: tuple[tuple[Recording, tuple[Window, ...]], ...]
     left_out: int
 
     @property
     def count(self) -> int:
-        """Windows that will be written."""
+        """Number of windows to write."""
         return sum(len(windows) for _, windows in self.windows)
 
 
 def parse_time(text: str) -> int:
-    """Microseconds of "1s", "500ms", "50ms" or "250us".
+    """Return the microseconds of "1s", "500ms", "50ms" or "250us".
 
     Raises:
-        InputError: anything else, or nothing of a microsecond.
+        InputError: another text, or less than a microsecond.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|ms|us)", text.strip())
     value = float(found[1]) * _UNITS[found[2]] if found else 0.0
@@ -111,11 +112,11 @@ def parse_time(text: str) -> int:
 
 
 def read_questions(path: Path) -> tuple[str, ...]:
-    """A JSON list of questions, or one a line.
+    """Read a JSON list of questions, or one question per line.
 
     Raises:
-        DatasetError: no such file, none in it, or no text.
-        PromptError: one with special tokens.
+        DatasetError: no such file, no questions, or no text.
+        PromptError: a question with special tokens.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -131,31 +132,31 @@ def read_questions(path: Path) -> tuple[str, ...]:
     return tuple(clean_question(one) for one in found)
 
 
-def plan(recordings: Sequence[Recording], cut: Cut, max_windows: int | None = None) -> Plan:
-    """Finds the windows of every recording; whole ones only.
+def plan(recordings: Sequence[Recording], windowing: Windowing, max_windows: int | None = None) -> Plan:
+    """Find the complete windows of every recording.
 
     Args:
-        recordings: what to cut.
-        cut: how.
-        max_windows: of each recording, the first so many.
+        recordings: recordings to split.
+        windowing: length, stride and frames.
+        max_windows: most windows of each recording, from the first.
 
     Raises:
         InputError: a recording cannot be read.
-        DatasetError: no window at all.
+        DatasetError: there is no window.
     """
     parts, left_out = [], 0
     for recording in recordings:
-        windows = list(islice(_windows(recording, cut), max_windows))
-        kept = [window for window in windows if window.last - window.first >= cut.frames]
-        left_out += len(windows) - len(kept)
-        parts.append((recording, tuple(kept)))
+        windows = list(islice(_windows(recording, windowing), max_windows))
+        large = [window for window in windows if window.last - window.first >= windowing.frames]
+        left_out += len(windows) - len(large)
+        parts.append((recording, tuple(large)))
     found = Plan(tuple(parts), left_out)
     if not found.count:
         span = recordings[0].facts["span"]
         raise DatasetError(
             str(recordings[0].events),
             found=f"no window with events in {span[0]} to {span[1]} us" if span else "no events",
-            expected=f"at least one of {cut.length} {'us' if cut.window_us else 'events'}",
+            expected=f"at least one of {windowing.length} {'us' if windowing.window_us else 'events'}",
         )
     return found
 
@@ -168,14 +169,14 @@ def write_dataset(
     workers: int = 0,
     done: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Writes a whole folder, or what is missing in it.
+    """Write a folder, or the missing files of an unfinished one.
 
     Args:
-        out: a new folder, or one that an earlier call began with the same plan.
+        out: a new folder, or an unfinished one of an equal plan.
         found: the windows.
-        questions: each is asked of every window, a row each.
-        workers: processes; 0 means one a core.
-        done: told how many windows are written.
+        questions: questions about every window, one row each.
+        workers: processes; 0 means one per core.
+        done: called with the number of windows written.
 
     Raises:
         InputError: a window cannot be read, or the folder not written.
@@ -186,11 +187,11 @@ def write_dataset(
 
 
 def write_window(out: Path, window: Window) -> None:
-    """Writes what is missing of one window's media; the events last."""
+    """Write the missing media of one window; the events last."""
     target = out / "event_npy" / f"{window.name}.npy"
     if target.is_file():
         return
-    stream = window.stream or child.decode_events(window.source, window.first, window.last)
+    stream = window.stream or decoder_client.decode_events(window.source, window.first, window.last)
     if window.rectify_map is not None:
         stream = read_rectify_map(window.rectify_map)(stream)
     folder = out / "event_image" / window.name
@@ -202,29 +203,34 @@ def write_window(out: Path, window: Window) -> None:
         stills = out / "video" / window.name
         stills.mkdir(parents=True, exist_ok=True)
         for picture in window.pictures:
-            with whole(stills / picture.name) as partial:
+            with complete_file(stills / picture.name, private=False) as partial:
                 shutil.copyfile(picture, partial)
-        with whole(out / "mp4" / f"{window.name}.mp4") as partial:
+        with complete_file(out / "mp4" / f"{window.name}.mp4", private=False) as partial:
             write_frames(partial, map(read_image, window.pictures), window.rate)
     write_eventgpt_npy(target, stream)
 
 
-def _windows(recording: Recording, cut: Cut) -> Iterator[Window]:
-    """In order; the last one ends with or before the recording."""
+def _windows(recording: Recording, windowing: Windowing) -> Iterator[Window]:
+    """Yield the windows in order; the last ends with or before the recording."""
     span = recording.facts["span"]
     if span is None:
         return
-    if cut.window_us is not None:
-        # To whole milliseconds: a recording of 60 s has 60 windows of 1 s, though no event is at its very edges.
+    if windowing.window_us is not None:
+        # Whole milliseconds: a recording of 60 s has 60 windows of 1 s, although no event is exactly at its edges.
         begin, end = span[0] // 1000 * 1000, -(-(span[1] + 1) // 1000) * 1000
-        edges = [(start, start + cut.length) for start in range(begin, end - cut.length + 1, cut.step)]
-        flat = recording.places([edge for pair in edges for edge in pair])
-        places = list(zip(flat[::2], flat[1::2], strict=True))
+        edges = [
+            (start, start + windowing.length) for start in range(begin, end - windowing.length + 1, windowing.step)
+        ]
+        flat = recording.indices([edge for pair in edges for edge in pair])
+        indices = list(zip(flat[::2], flat[1::2], strict=True))
     else:
-        places = [(s, s + cut.length) for s in range(0, recording.facts["events"] + 1 - cut.length, cut.step)]
-        flat = recording.times([number for first, last in places for number in (first, last - 1)])
+        indices = [
+            (s, s + windowing.length)
+            for s in range(0, recording.facts["events"] + 1 - windowing.length, windowing.step)
+        ]
+        flat = recording.times([number for first, last in indices for number in (first, last - 1)])
         edges = [(start, end + 1) for start, end in zip(flat[::2], flat[1::2], strict=True)]
-    for number, ((start, stop), (first, last)) in enumerate(zip(edges, places, strict=True)):
+    for number, ((start, stop), (first, last)) in enumerate(zip(edges, indices, strict=True)):
         yield Window(
             name=f"{recording.name}/{number:06d}",
             split=recording.split,
@@ -232,16 +238,16 @@ def _windows(recording: Recording, cut: Cut) -> Iterator[Window]:
             stop_us=stop,
             first=first,
             last=last,
-            frames=cut.frames,
+            frames=windowing.frames,
             source=recording.events,
             pictures=recording.camera.between(start, stop),
             rate=recording.camera.rate,
-            rectify_map=recording.rectify_map if cut.rectify else None,
+            rectify_map=recording.rectify_map if windowing.rectify else None,
         )
 
 
 def _tasks(found: Plan) -> Iterator[Window]:
-    """Windows, with their events where those are read already."""
+    """Yield windows, with their events if already read."""
     for recording, windows in found.windows:
         for window in windows:
             yield (

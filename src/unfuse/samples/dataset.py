@@ -1,9 +1,9 @@
-"""Reads the EventGPT instruction set: a folder with one JSON and its media below.
+"""Read the EventGPT instruction set: a folder with one JSON file and its media below.
 
     EventGPT_Instruction_Subset.json   rows {id, event_data, event_image, video_data, mp4_data, conversations}
     event_npy/  event_image/  video/  mp4/
 
-Everything is checked here, before a model is loaded: a defect is one error that names the row.
+All rows are checked before a model is loaded; the error of a defect names the row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Dataset:
     samples: tuple[Sample, ...]
 
     def sha256(self) -> str:
-        """Of every file used, the ids, the questions and the reference answers."""
+        """Return the hash of every file used, the ids, the questions and the reference answers."""
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(f"{sample.sample_id}\0{sample.question}\0{sample.reference or ''}\0".encode())
@@ -43,14 +43,14 @@ class Dataset:
         return digest.hexdigest()
 
     def check_media(self, *, events: bool = True, video: bool = False) -> None:
-        """Reads every medium once that a run will read.
+        """Read every medium that a run will read, once.
 
         Args:
-            events: for models that are shown events.
-            video: for models that are shown video or images where a sample has them.
+            events: for models with event input.
+            video: for models with video or image input, where a sample has them.
 
         Raises:
-            InputError: the first defect, and how many more there are.
+            InputError: the first defect, and the number of defects.
         """
         defects: list[InputError] = []
         for sample in self.samples:
@@ -65,11 +65,11 @@ class Dataset:
 
 
 def read_dataset(folder: str | Path, *, max_samples: int | None = None) -> Dataset:
-    """Reads the rows of a dataset folder.
+    """Read the rows of a dataset folder.
 
     Args:
         folder: holds ``EventGPT_Instruction_Subset.json``.
-        max_samples: only the first so many rows.
+        max_samples: number of rows to read, from the first.
 
     Raises:
         DatasetError: no such folder or JSON, malformed rows, a row without media.
@@ -86,7 +86,7 @@ def read_dataset(folder: str | Path, *, max_samples: int | None = None) -> Datas
 
 
 def read_rows(root: Path) -> list[Any]:
-    """The JSON's rows as they are.
+    """Return the JSON's rows unchecked.
 
     Raises:
         DatasetError: no such folder or JSON, or not a list.
@@ -106,11 +106,11 @@ def read_rows(root: Path) -> list[Any]:
 
 
 def find_defects(folder: str | Path, done: Callable[[int], None] = lambda number: None) -> list[InputError]:
-    """Everything that is wrong with a folder: rows, missing or damaged media of every kind, ids that repeat.
+    """Find every defect of a folder: rows, missing or damaged media of every kind, repeated ids.
 
     Args:
         folder: holds ``EventGPT_Instruction_Subset.json``.
-        done: told how many rows were checked.
+        done: called with the number of rows checked.
 
     Raises:
         DatasetError: no such folder or JSON, or not a list.
@@ -135,7 +135,7 @@ def find_defects(folder: str | Path, done: Callable[[int], None] = lambda number
 
 
 def _defects(sample: Sample) -> Iterator[InputError]:
-    """Of every medium, also of those that no model would read as long as there is a better one."""
+    """Yield the defects of every medium, including media that no model reads if there is a better one."""
     checks: list[Callable[[], object]] = []
     if sample.event_data is not None:
         checks.append(partial(read_events, sample.event_data, window=sample.window))
@@ -198,7 +198,7 @@ def _path(root: Path, value: Any, where: str) -> Path | None:
     relative = PurePosixPath(value)
     if relative.is_absolute() or ".." in relative.parts or "\0" in value:
         raise DatasetError(where, found=repr(value), expected=f"a path below {root.name}/")
-    # A kind's folder may lie elsewhere and be linked to, as large ones do; a link in it must not lead out of it.
+    # A kind's folder may itself be a link, as large ones are; a link inside it must not lead out of it.
     if not (root / relative).resolve().is_relative_to(root.resolve()):
         raise DatasetError(where, found=f"{value!r}, a link to elsewhere", expected=f"a path below {root.name}/")
     return root / relative

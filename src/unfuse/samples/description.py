@@ -1,4 +1,4 @@
-"""What is in a data set's folder: counts, durations, event rates, sizes, and a picture of it."""
+"""Describe a dataset folder: counts, durations, event rates, sizes, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EVENT_FRAMES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordingStatistics:
     """The events of one sample."""
 
     sample_id: str
@@ -34,59 +34,59 @@ class Recorded:
 
     @property
     def rate(self) -> float:
-        """Events a second."""
+        """Events per second."""
         return self.events / (max(self.duration_us, 1) / 1e6)
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """A folder, read once from end to end."""
+class DatasetDescription:
+    """Statistics of a folder, read once completely."""
 
     folder: Path
     samples: int
     questions: int
-    """Different ones."""
+    """Number of different questions."""
     references: int
     with_frames: int
     with_video: int
     file_bytes: dict[str, int]
-    """By kind of media."""
-    recorded: tuple[Recorded, ...]
-    middles: tuple[NDArray[np.uint8], ...]
+    """Size by kind of media."""
+    recordings: tuple[RecordingStatistics, ...]
+    thumbnails: tuple[NDArray[np.uint8], ...]
     """Middle event frame of samples spread over the set, RGB uint8."""
 
 
-def describe_dataset(folder: str | Path) -> Described:
-    """Reads every recording of a folder, one at a time.
+def describe_dataset(folder: str | Path) -> DatasetDescription:
+    """Read every recording of a folder, one at a time.
 
     Raises:
-        InputError: the first defect; ``find_defects`` gives all.
+        InputError: the first defect; ``find_defects`` returns all.
     """
     data = read_dataset(folder)
     count = len(data.samples)
-    shown = {round(i * (count - 1) / max(min(count, _TILES) - 1, 1)) for i in range(min(count, _TILES))}
-    recorded, middles, seen = [], [], set()
+    chosen = {round(i * (count - 1) / max(min(count, _TILES) - 1, 1)) for i in range(min(count, _TILES))}
+    recordings, thumbnails, seen = [], [], set()
     sizes = dict.fromkeys(("event_npy", "event_image", "video", "mp4"), 0)
     for number, sample in enumerate(data.samples):
         frame = None
-        if sample.event_data is not None and (sample.event_data not in seen or number in shown):
+        if sample.event_data is not None and (sample.event_data not in seen or number in chosen):
             stream = read_events(sample.event_data, window=sample.window)
             if sample.event_data not in seen:
                 sizes["event_npy"] += sample.event_data.stat().st_size
                 reach = int(stream.x.max()) + 1, int(stream.y.max()) + 1
                 ones = int(stream.p.sum())
-                recorded.append(Recorded(sample.sample_id, len(stream), stream.duration_us, ones, reach))
-            if number in shown and not sample.event_image and len(stream) >= _EVENT_FRAMES:
+                recordings.append(RecordingStatistics(sample.sample_id, len(stream), stream.duration_us, ones, reach))
+            if number in chosen and not sample.event_image and len(stream) >= _EVENT_FRAMES:
                 frame = event_frames(stream, _EVENT_FRAMES)[_EVENT_FRAMES // 2]
             seen.add(sample.event_data)
-        if number in shown and sample.event_image:
+        if number in chosen and sample.event_image:
             frame = read_image(sample.event_image[len(sample.event_image) // 2])
         if frame is not None:
-            middles.append(frame)
+            thumbnails.append(frame)
         sizes["event_image"] += _new_bytes(sample.event_image, seen)
         sizes["video"] += _new_bytes(sample.video_files, seen)
         sizes["mp4"] += _new_bytes((sample.video,) if sample.video else (), seen)
-    return Described(
+    return DatasetDescription(
         folder=Path(folder),
         samples=count,
         questions=len({sample.question for sample in data.samples}),
@@ -94,18 +94,18 @@ def describe_dataset(folder: str | Path) -> Described:
         with_frames=sum(bool(sample.event_image) for sample in data.samples),
         with_video=sum(bool(sample.video or sample.video_frames) for sample in data.samples),
         file_bytes=sizes,
-        recorded=tuple(recorded),
-        middles=tuple(middles),
+        recordings=tuple(recordings),
+        thumbnails=tuple(thumbnails),
     )
 
 
-def contact_sheet(described: Described) -> NDArray[np.uint8]:
-    """The middle frames side by side, RGB uint8 ``[H, W, 3]``, grey between them."""
+def contact_sheet(described: DatasetDescription) -> NDArray[np.uint8]:
+    """Return the thumbnails side by side, RGB uint8 ``[H, W, 3]``, with grey between them."""
     width, height = _TILE
-    columns = max(min(_COLUMNS, len(described.middles)), 1)
-    rows = max(-(-len(described.middles) // columns), 1)
+    columns = max(min(_COLUMNS, len(described.thumbnails)), 1)
+    rows = max(-(-len(described.thumbnails) // columns), 1)
     sheet = np.full((rows * (height + 4) + 4, columns * (width + 4) + 4, 3), 128, np.uint8)
-    for number, frame in enumerate(described.middles):
+    for number, frame in enumerate(described.thumbnails):
         top, left = number // columns * (height + 4) + 4, number % columns * (width + 4) + 4
         tile = Image.fromarray(frame).resize(_TILE, Image.Resampling.BOX)
         sheet[top : top + height, left : left + width] = np.asarray(tile)

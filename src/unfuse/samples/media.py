@@ -1,4 +1,4 @@
-"""Image files to RGB arrays."""
+"""Decode image files to RGB arrays."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image, UnidentifiedImageError
 from unfuse.errors import FileAccessError, MediaError
 
 _MAX_PIXELS: Final = 64_000_000
-"""A few kilobytes of a crafted file can claim gigabytes of picture."""
+"""Limit for crafted files, which claim gigabytes of pixels in a few kilobytes."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decodes one picture to a read-only uint8 ``[H, W, 3]``.
+    """Decode one image to a read-only uint8 ``[H, W, 3]``.
 
     Raises:
         FileAccessError: no such file.

@@ -1,8 +1,9 @@
-"""What may be asked: the rules for a question before it enters a prompt."""
+"""Questions, and the rules for their text before it enters a prompt."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from unfuse.errors import PromptError
@@ -12,13 +13,22 @@ _LEADING: Final = re.compile(r"\A\s*<event>\s*\n?")
 _SPECIAL: Final = re.compile(r"<(?:event|ev_start|ev_end|ev_patch|image|video|s|/s|unk|pad)>")
 
 
-def clean_question(text: str | None) -> str:
-    """The question as it enters the prompt.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One question about one scene."""
 
-    One leading ``<event>`` line is dropped, as the instruction set writes it; an empty question means the default.
+    question_id: str
+    """ID of its answer, unique among the questions of a run or a server."""
+    text: str
+
+
+def clean_question(text: str | None) -> str:
+    """Return the question as it enters the prompt.
+
+    One leading ``<event>`` line of the instruction set is dropped; an empty question becomes the default question.
 
     Raises:
-        PromptError: another special token is in it. It would become a token of its own and change what is measured.
+        PromptError: the question has another special token, which would change the prompt and its measurement.
     """
     question = _LEADING.sub("", text or "", count=1).strip()
     if not question:

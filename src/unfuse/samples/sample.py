@@ -1,6 +1,6 @@
 """A sample: one scene in one or more media, and a question about it.
 
-It names files; nothing is read until ``load``. Which medium a model takes is the adapter's choice.
+A sample names files, which are not read before ``load``. The adapter chooses the medium for its model.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
 
-_PICTURES: Final = frozenset({".png", ".jpg", ".jpeg"})
+_IMAGES: Final = frozenset({".png", ".jpg", ".jpeg"})
 _RECENT_NS: Final = 2_000_000_000
-"""The coarsest clock of a file system in use (FAT, two seconds)."""
+"""Resolution of the coarsest file system clock in use (FAT, two seconds)."""
 _VIDEOS: Final = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"})
 
 
@@ -50,19 +50,19 @@ class Sample:
     frames: tuple[NDArray[np.uint8], ...] = ()
     """RGB arrays ``[H, W, 3]`` given in memory."""
     reference: str | None = None
-    """The dataset's own answer, where it has one."""
+    """Reference answer of the dataset, if any."""
 
     @classmethod
     def from_events(cls, path: PathLike, question: str | None = None, *, window: TimeWindow | None = None) -> Self:
-        """A recording in any format that ``read_events`` takes."""
+        """Return a sample of a recording in any format that ``read_events`` reads."""
         return cls(sample_id=Path(path).stem, question=question, event_data=Path(path), window=window)
 
     @classmethod
     def from_frames(cls, frames: Sequence[PathLike | NDArray[np.uint8]], question: str | None = None) -> Self:
-        """Event frames: image files, or RGB uint8 arrays ``[H, W, 3]``, in order.
+        """Return a sample of event frames: image files, or RGB uint8 arrays ``[H, W, 3]``, in order.
 
         Raises:
-            MediaError: none, both kinds mixed, or an array of another shape or dtype.
+            MediaError: no frames, both kinds mixed, or an array of another shape or dtype.
         """
         if not len(frames):
             raise MediaError("frames", found="none", expected="at least one")
@@ -78,30 +78,28 @@ class Sample:
 
     @classmethod
     def from_video(cls, path: PathLike, question: str | None = None) -> Self:
-        """A video file, or a folder of its frames."""
-        place = Path(path)
-        if place.is_dir():
-            return cls(sample_id=place.name, question=question, video_frames=place)
-        return cls(sample_id=place.stem, question=question, video=place)
+        """Return a sample of a video file, or of a folder of its frames."""
+        video = Path(path)
+        if video.is_dir():
+            return cls(sample_id=video.name, question=question, video_frames=video)
+        return cls(sample_id=video.stem, question=question, video=video)
 
     @classmethod
     def from_image(cls, path: PathLike, question: str | None = None) -> Self:
-        """One picture."""
+        """Return a sample of one image."""
         return cls(sample_id=Path(path).stem, question=question, image=Path(path))
 
     @classmethod
     def from_file(cls, path: PathLike, question: str | None = None) -> Self:
-        """A picture, a video or a folder of its frames by their names; anything else is a recording of events."""
-        place = Path(path)
-        if place.is_dir() or place.suffix.lower() in _VIDEOS:
-            return cls.from_video(place, question)
-        return (
-            cls.from_image(place, question) if place.suffix.lower() in _PICTURES else cls.from_events(place, question)
-        )
+        """Return a sample of an image, a video or a folder of frames by name; other files are recordings of events."""
+        file = Path(path)
+        if file.is_dir() or file.suffix.lower() in _VIDEOS:
+            return cls.from_video(file, question)
+        return cls.from_image(file, question) if file.suffix.lower() in _IMAGES else cls.from_events(file, question)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file the sample names."""
+        """Every file that the sample names."""
         single = [path for path in (self.event_data, self.video, self.image) if path is not None]
         return (*single, *self.event_image, *self.video_files)
 
@@ -110,16 +108,16 @@ class Sample:
         """Frames of the video folder, ordered by name."""
         if self.video_frames is None:
             return ()
-        return tuple(sorted(path for path in self.video_frames.glob("*") if path.suffix.lower() in _PICTURES))
+        return tuple(sorted(path for path in self.video_frames.glob("*") if path.suffix.lower() in _IMAGES))
 
     @property
     def has_events(self) -> bool:
-        """Whether there are events, as a recording or as frames of them."""
+        """True if the sample has events, as a recording or as event frames."""
         return bool(self.frames or self.event_image or self.event_data is not None)
 
 
 def media_sha256(files: Sequence[Path], representation: str, window: TimeWindow | None = None) -> str:
-    """Hash of what a model is shown: the files' bytes, the window, and how they become frames."""
+    """Return the hash of a model's input: the files' bytes, the window, and the representation."""
     digest = hashlib.sha256(f"{representation} {window}\n".encode())
     for path in files:
         digest.update(file_sha256(path).encode() + b"\n")
@@ -127,7 +125,7 @@ def media_sha256(files: Sequence[Path], representation: str, window: TimeWindow 
 
 
 def frames_sha256(frames: Sequence[NDArray[np.uint8]]) -> str:
-    """The same for frames given in memory."""
+    """Return the hash of frames given in memory."""
     digest = hashlib.sha256(b"frames in memory\n")
     for frame in frames:
         digest.update(f"{frame.shape}\n".encode() + frame.tobytes())
@@ -135,24 +133,24 @@ def frames_sha256(frames: Sequence[NDArray[np.uint8]]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; read once as long as the file stays the same.
+    """Return the SHA-256 of a file's bytes; an unchanged file is read once.
 
-    A file written just now may be written again within one tick of the file system's clock, so its hash is not kept.
+    A file written just now may be written again within one tick of the file system's clock, so its hash is not cached.
 
     Raises:
-        FileAccessError: it is missing or unreadable.
+        FileAccessError: the file is missing or unreadable.
     """
     try:
         stat = path.stat()
         if time.time_ns() - stat.st_ctime_ns < _RECENT_NS:
             return _read_sha256(path)
-        return _kept_sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        return _cached_sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     except OSError as error:
         raise FileAccessError(str(path), found=error.strerror or error, expected="a readable file") from None
 
 
 @lru_cache(maxsize=65536)
-def _kept_sha256(path: Path, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> str:
+def _cached_sha256(path: Path, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> str:
     return _read_sha256(path)
 
 

@@ -1,4 +1,4 @@
-"""Recordings to build a data set from: DSEC sequences with their camera pictures, or event files of any format.
+"""Find recordings for a dataset: DSEC sequences with their camera images, or event files of any format.
 
 DSEC's layout (dsec.ifi.uzh.ch/data-format)::
 
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from unfuse.errors import DatasetError, FileAccessError
 from unfuse.events import EventStream, read_events
-from unfuse.events.readers import child
+from unfuse.events.readers import decoder_client
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _SPLITS: Final = ("train", "test", "val")
@@ -29,19 +29,19 @@ _TIMESTAMPS: Final = ("images/timestamps.txt", "images/left/timestamps.txt")
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """Pictures of the camera beside the events, in order."""
+    """Images of the frame camera beside the event camera, in order."""
 
     files: tuple[Path, ...]
     times_us: tuple[int, ...]
-    """On the clock of the events."""
+    """Times on the clock of the events."""
 
     def between(self, start_us: int, stop_us: int) -> tuple[Path, ...]:
-        """Those taken in ``[start, stop)``."""
+        """Return the images taken in ``[start, stop)``."""
         return tuple(f for f, t in zip(self.files, self.times_us, strict=True) if start_us <= t < stop_us)
 
     @property
     def rate(self) -> int:
-        """Pictures a second, at least 1."""
+        """Images per second, at least 1."""
         if len(self.times_us) < 2:
             return 1
         gaps = sorted(b - a for a, b in zip(self.times_us, self.times_us[1:], strict=False))
@@ -50,18 +50,18 @@ class Camera:
 
 @dataclass(frozen=True)
 class Recording:
-    """One event file, not read yet."""
+    """One event file, read on demand."""
 
     name: str
-    """Of its folder below each kind of media."""
+    """Name of its folder below each kind of media."""
     split: str
     events: Path
     folder: Path | None = None
-    """Of the sequence, if it is one."""
+    """Folder of the sequence, if the recording is one."""
 
     @cached_property
     def is_dsec(self) -> bool:
-        """Whether windows of it are read without reading it."""
+        """True if windows can be read without the rest of the recording."""
         try:
             with self.events.open("rb") as file:
                 return file.read(len(_HDF5)) == _HDF5
@@ -72,69 +72,71 @@ class Recording:
 
     @property
     def rectify_map(self) -> Path:
-        """Where its map is.
+        """Path of the sequence's rectify map.
 
         Raises:
-            DatasetError: it has none.
+            DatasetError: the sequence has none.
         """
-        place = self.events.with_name("rectify_map.h5")
-        if self.folder is None or not place.is_file():
-            raise DatasetError(str(place), found="no such file", expected="the sequence's rectify map")
-        return place
+        path = self.events.with_name("rectify_map.h5")
+        if self.folder is None or not path.is_file():
+            raise DatasetError(str(path), found="no such file", expected="the sequence's rectify map")
+        return path
 
     @cached_property
     def stream(self) -> EventStream:
-        """All of it; for formats of which no part can be read alone."""
+        """All events, for formats without random access."""
         return read_events(self.events)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """``events``, ``span`` and ``t_offset``."""
         if self.is_dsec:
-            return child.look(self.events)
+            return decoder_client.inspect(self.events)
         return {"events": len(self.stream), "span": [int(self.stream.t[0]), int(self.stream.t[-1])], "t_offset": 0}
 
-    def places(self, edges: Sequence[int]) -> list[int]:
-        """Number of the first event at or after each time."""
+    def indices(self, edges: Sequence[int]) -> list[int]:
+        """Return the index of the first event at or after each time."""
         if self.is_dsec:
-            return list(child.look(self.events, edges=edges)["places"])
-        return [int(place) for place in self.stream.t.searchsorted(list(edges), side="left")]
+            return list(decoder_client.inspect(self.events, edges=edges)["indices"])
+        return [int(index) for index in self.stream.t.searchsorted(list(edges), side="left")]
 
     def times(self, numbers: Sequence[int]) -> list[int]:
-        """Time of each event, by its number."""
+        """Return the time of each event, by its number."""
         if self.is_dsec:
-            return list(child.look(self.events, numbers=numbers)["times"])
+            return list(decoder_client.inspect(self.events, numbers=numbers)["times"])
         return [int(self.stream.t[number]) for number in numbers]
 
     @cached_property
     def camera(self) -> Camera:
-        """Its pictures, on the clock of the events; none where there are none.
+        """Images of the recording's frame camera, on the clock of the events; empty without images.
 
         Raises:
-            DatasetError: not as many times as pictures, or times that are no numbers.
+            DatasetError: the numbers of times and images differ, or a time is no number.
         """
         if self.folder is None:
             return Camera((), ())
         files = next((found for name in _PICTURES if (found := sorted((self.folder / name).glob("*.png")))), [])
         if not files:
             return Camera((), ())
-        listed = next((self.folder / name for name in _TIMESTAMPS if (self.folder / name).is_file()), None)
-        if listed is None:
+        timestamps = next((self.folder / name for name in _TIMESTAMPS if (self.folder / name).is_file()), None)
+        if timestamps is None:
             raise DatasetError(str(self.folder), found="pictures without times", expected=_TIMESTAMPS[0])
-        words = listed.read_text(encoding="ascii", errors="replace").split()
+        words = timestamps.read_text(encoding="ascii", errors="replace").split()
         if len(words) != len(files) or not all(word.isdigit() for word in words):
             raise DatasetError(
-                str(listed), found=f"{len(words)} times for {len(files)} pictures", expected="a whole number a picture"
+                str(timestamps),
+                found=f"{len(words)} times for {len(files)} pictures",
+                expected="a whole number a picture",
             )
         offset = int(self.facts["t_offset"])
         return Camera(tuple(files), tuple(int(word) - offset for word in words))
 
 
 def find_recordings(source: Path) -> list[Recording]:
-    """One event file, one DSEC sequence, or all sequences below a folder, in the order of their names.
+    """Return one event file, one DSEC sequence, or all sequences below a folder, in the order of their names.
 
     Raises:
-        DatasetError: nothing of the kind.
+        DatasetError: there is no such recording.
     """
     if source.is_file():
         return [Recording(_name(source.stem), "test", source)]
@@ -153,7 +155,7 @@ def find_recordings(source: Path) -> list[Recording]:
 
 def _sequence(events: Path, source: Path) -> Recording:
     folder = events.parents[2] if events.parent.name == "left" and events.parents[1].name == "events" else events.parent
-    # ".": the folder that the user stands in.
+    # "." is the working directory.
     resolved = folder.resolve()
     split = next((part for part in reversed(resolved.parent.parts[-2:]) if part in _SPLITS), "test")
     return Recording(_name(resolved.name), split, events, folder)

@@ -1,4 +1,4 @@
-"""Frames of a video file, through PyAV (FFmpeg)."""
+"""Read and write video files through PyAV (FFmpeg)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXPECTED = "an undamaged video file with frames"
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames, counted by packets: what a header claims is not believed.
+    """Count frames by their packets, because a header may be wrong.
 
     Raises:
         MissingPackageError: PyAV is not installed.
@@ -37,7 +37,7 @@ def count_frames(path: Path) -> int:
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Decodes the frames at ``indices`` (0 is the first shown), read-only uint8 RGB ``[H, W, 3]``; an index may repeat.
+    """Decode the frames at ``indices`` (0 is the first shown), read-only uint8 RGB ``[H, W, 3]``; an index may repeat.
 
     Raises:
         MissingPackageError: PyAV is not installed.
@@ -60,10 +60,10 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
 
 
 def video_library(path: Path) -> Any:
-    """PyAV.
+    """Return PyAV.
 
     Args:
-        path: what it is wanted for.
+        path: file to read or write, for the message.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -101,7 +101,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def write_frames(path: Path, frames: Iterable[NDArray[np.uint8]], rate: int) -> None:
-    """Writes RGB uint8 frames ``[H, W, 3]`` of one size as an H.264 file, an odd last row or column left out.
+    """Write RGB uint8 frames ``[H, W, 3]`` of one size as an H.264 file, without an odd last row or column.
 
     Raises:
         MissingPackageError: PyAV is not installed.
@@ -110,8 +110,8 @@ def write_frames(path: Path, frames: Iterable[NDArray[np.uint8]], rate: int) -> 
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
-        # The file must depend neither on the number of cores nor, as looking ahead at small pictures was found to, on
-        # what was in memory before.
+        # The file must depend neither on the number of cores nor on earlier contents of memory, which changed the
+        # result of x264's lookahead on small frames.
         stream.options = {"threads": "1", "x264-params": "rc-lookahead=0:mbtree=0:weightp=0"}
         for number, frame in enumerate(frames):
             height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2

@@ -2,9 +2,9 @@
 
 ::
 
-    HTTP request -> guard -> app -> conversation -> scenes -> reading (a process of its own) -> engine_loop (one thread)
+    HTTP request -> guard -> app -> conversation -> scenes -> sandbox_client (a process) -> engine_loop (one thread)
 
-``guard`` decides who is let in and how much may come; ``app`` knows the paths; ``conversation`` turns messages into one
-question about one scene; ``scenes`` keeps what is encoded; ``reading`` has a stranger's file turned into frames by a
-process that can be killed; ``engine_loop`` owns the model.
+``guard`` checks and limits requests, ``app`` has the paths, ``conversation`` converts messages to one question about
+one scene, ``scenes`` caches encoded scenes, ``sandbox_client`` reads the frames of an untrusted file in a
+process that can be killed (``sandbox_worker``), and ``engine_loop`` owns the model and schedules the answers.
 """

@@ -1,4 +1,4 @@
-"""The paths of a server, and the shape of its errors."""
+"""HTTP paths of a server, and the handlers of its errors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
+from sse_starlette.sse import AppStatus
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from unfuse.errors import UnfuseError
-from unfuse.serving.answer import EngineGoneError
 from unfuse.serving.conversation import ChatRequest
+from unfuse.serving.disconnect import ClientDisconnectedError
 from unfuse.serving.engine_loop import BusyError
 from unfuse.serving.guard import UPLOADS, Guard
-from unfuse.serving.intake import shown_name
+from unfuse.serving.intake import display_name
 from unfuse.serving.kinds import MAX_PICTURES
 from unfuse.serving.page import page
-from unfuse.serving.replies import ClientGoneError
 from unfuse.serving.service import Service
+from unfuse.serving.streamed import EngineStoppedError
 from unfuse.serving.wire import RequestError, as_request_error, file_object
 
 _MAX_FIELDS: Final = 16
@@ -33,27 +34,29 @@ _COUNTED: Final = ("/v1/files", "/v1/chat/completions", "/v1/models", "/v1/unfus
 
 
 def build_app(service: Service) -> Guard:
-    """The application, guarded."""
+    """Build the application and the guard around it."""
+    # An answer may finish while the server shuts down; uvicorn's own time limit ends the others.
+    AppStatus.enable_automatic_graceful_drain = False
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         try:
             yield
         finally:
             await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="unfuse serve", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="unfuse serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     _handle_errors(app, service)
     _add_files(app, service)
     _add_chat(app, service)
     _add_states(app, service)
 
-    def seen(path: str, status: int) -> None:
+    def observe(path: str, status: int) -> None:
         counted = next((p for p in _COUNTED if path == p or path.startswith(f"{p}/")), "/" if path == "/" else "other")
         service.metrics.requests.labels(counted, str(status)).inc()
 
-    return Guard(app, service.settings, seen)
+    return Guard(app, service.settings, observe)
 
 
 def _add_files(app: FastAPI, service: Service) -> None:
@@ -67,7 +70,7 @@ def _add_files(app: FastAPI, service: Service) -> None:
             parts = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
             if not parts or any(not part.size for part in parts):
                 raise RequestError(400, "no_file", "an upload: expected a part named file, not empty", param="file")
-            name = shown_name(parts[0].filename or "")
+            name = display_name(parts[0].filename or "")
             scene, reused = await service.upload([part.file for part in parts], name)
         return JSONResponse(file_object(scene, reused=reused, name=name))
 
@@ -83,7 +86,7 @@ def _add_files(app: FastAPI, service: Service) -> None:
 
     @app.delete(UPLOADS + "/{scene_id}")
     async def delete(scene_id: str) -> Response:
-        await service.scenes.forget(service.scene(scene_id))
+        await service.scenes.delete(service.scene(scene_id))
         return JSONResponse({"id": scene_id, "object": "file", "deleted": True})
 
     @app.get(UPLOADS + "/{scene_id}/frames/{index}")
@@ -175,28 +178,28 @@ def _parsed(body: bytes) -> ChatRequest:
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
-    def answered(error: RequestError) -> Response:
+    def response(error: RequestError) -> Response:
         service.metrics.errors.labels(error.code).inc()
         return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
-    async def ours(_: Request, error: Exception) -> Response:
-        return answered(as_request_error(error))
+    async def own_error(_: Request, error: Exception) -> Response:
+        return response(as_request_error(error))
 
-    async def theirs(_: Request, error: Exception) -> Response:
+    async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "no_such_path", 405: "no_such_method"}.get(error.status_code, "bad_request")
-        return answered(RequestError(error.status_code, code, str(error.detail), headers=error.headers))
+        return response(RequestError(error.status_code, code, str(error.detail), headers=error.headers))
 
-    async def gone(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it; nginx's number for it in the metrics
+    async def disconnected(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # the client does not read it; the metrics use nginx's number
 
     async def invalid(_: Request, __: Exception) -> Response:
-        return answered(RequestError(404, "no_such_path", "Not Found"))
+        return response(RequestError(404, "no_such_path", "Not Found"))
 
     from fastapi.exceptions import RequestValidationError
 
-    for kind in (RequestError, UnfuseError, BusyError, EngineGoneError, TimeoutError, Exception):
-        app.add_exception_handler(kind, ours)
-    app.add_exception_handler(HTTPException, theirs)
-    app.add_exception_handler(ClientGoneError, gone)
+    for kind in (RequestError, UnfuseError, BusyError, EngineStoppedError, TimeoutError, Exception):
+        app.add_exception_handler(kind, own_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ClientDisconnectedError, disconnected)
     app.add_exception_handler(RequestValidationError, invalid)

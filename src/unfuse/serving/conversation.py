@@ -1,15 +1,14 @@
-"""From OpenAI's messages to one question about one scene.
+"""Conversion of OpenAI's messages to one question about one scene.
 
-The models behind this endpoint take one question about one scene, no dialogue. So the text of the last user message is
-the question, and the scene is the last one that any message up to it names. Every other message is not shown to the
-model; the answer's ``unfuse.notes`` say how many there were.
+The models behind this endpoint answer one question about one scene and hold no dialogue. The text of the last user
+message is the question. The scene is the last scene that a message up to it names. The model does not see any other
+message; ``unfuse.notes`` of the answer gives their number.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +16,23 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
+from unfuse.samples import Question
 from unfuse.serving.wire import RequestError
 
 _DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w.+=-]{1,100})*;base64,", re.ASCII)
 _MAX_MESSAGES: Final = 1000
 _MAX_PARTS: Final = 1000
 _MAX_QUESTION: Final = 20_000
-"""Characters: it is tokenised between two steps of everybody's answers."""
+"""Characters: the engine's thread tokenises a question between two steps of all answers."""
 _MAX_STOPS: Final = 4
 _TEXT: Final = frozenset({"text", "input_text", "output_text", "refusal"})
 _MEDIA: Final = {
     "file": "file", "input_file": None, "image_url": "image_url", "input_image": None, "video_url": "video_url",
 }  # fmt: skip
-"""Parts that name a scene, and the field in which they do; None: in the part itself."""
+"""Content parts that name a scene, with the field that holds it; None for the part itself."""
 
 Number = StrictFloat
-Nothing = Annotated[list[Any], Field(max_length=0)] | None
+EmptyList = Annotated[list[Any], Field(max_length=0)] | None
 
 
 class Message(BaseModel):
@@ -44,20 +44,20 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """Of a streamed answer."""
+    """Options of a streamed answer."""
 
     model_config = ConfigDict(extra="ignore")
     include_usage: StrictBool | None = None
 
 
 class ResponseFormat(BaseModel):
-    """Only text is written."""
+    """Text is the only format."""
 
     type: Literal["text"]
 
 
 class ChatRequest(BaseModel):
-    """``POST /v1/chat/completions``. What would change the answer and is not served is refused by name."""
+    """``POST /v1/chat/completions``. A parameter that would change the answer and is not supported is an error."""
 
     model_config = ConfigDict(extra="forbid")
     model: StrictStr
@@ -67,20 +67,20 @@ class ChatRequest(BaseModel):
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    """Greedy where it is not given."""
+    """Greedy by default."""
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
-    """Drawn by the server where it is not given."""
+    """Random by default."""
     stop: StrictStr | Annotated[list[StrictStr], Field(max_length=_MAX_STOPS)] | None = None
     ignore_eos: StrictBool | None = None
-    """Not OpenAI's: answers of exactly ``max_tokens``, for equal work in a benchmark."""
+    """An extension to OpenAI's API: answers have exactly ``max_tokens``, for equal work in a benchmark."""
     n: Annotated[StrictInt, Field(ge=1, le=1)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    tools: Nothing = None
+    tools: EmptyList = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: StrictBool | None = None
     response_format: ResponseFormat | None = None
@@ -94,43 +94,44 @@ class ChatRequest(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts before which an answer ends."""
+        """Stop texts: an answer ends before the first of them."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(text for text in given if text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """One question about one scene."""
+class Conversation:
+    """The question of a conversation, and the scene that it is about."""
 
-    question: str
+    question: Question
     scene_id: str | None = None
-    """Of an upload, or of a demo recording (``demo:0``)."""
+    """ID of an upload, or of a demo recording (``demo:0``)."""
     files: tuple[bytes, ...] = ()
-    """Else the scene itself."""
+    """Files of the scene, where it has no ID."""
     name: str = "inline"
     notes: tuple[str, ...] = ()
 
 
-def asked_of(messages: Sequence[Message], *, most_bytes: int) -> Asked:
-    """What a conversation comes to.
+def read_conversation(messages: Sequence[Message], question_id: str, *, max_bytes: int) -> Conversation:
+    """Find the question and the scene of a conversation.
 
     Args:
         messages: as the client sent them.
-        most_bytes: of all files inside them together.
+        question_id: of the question that is returned.
+        max_bytes: total size of all files inside the messages.
 
     Raises:
-        RequestError: no user message, no scene, several scenes in one message, or a scene that cannot be had.
+        RequestError: no user message, no scene, several scenes in one message, or unreadable file data.
     """
     last = next((i for i in reversed(range(len(messages))) if messages[i].role == "user"), None)
     if last is None:
         raise RequestError(400, "no_question", "messages: found none of a user, expected a question", param="messages")
-    question = "\n".join(_texts(messages[last]))
-    if len(question) > _MAX_QUESTION:
+    text = "\n".join(_texts(messages[last]))
+    if len(text) > _MAX_QUESTION:
         raise RequestError(
-            400, "question_too_long", f"question: found {len(question)} characters, expected at most {_MAX_QUESTION}"
+            400, "question_too_long", f"question: found {len(text)} characters, expected at most {_MAX_QUESTION}"
         )
-    if any("\ud800" <= c <= "\udfff" for c in question):
+    if any("\ud800" <= c <= "\udfff" for c in text):
         raise RequestError(400, "bad_content", "question: found half a surrogate pair, expected text", param="messages")
     for message in reversed(messages[: last + 1]):
         if media := _media(message):
@@ -145,20 +146,19 @@ def asked_of(messages: Sequence[Message], *, most_bytes: int) -> Asked:
     notes: tuple[str, ...] = ()
     if others := len(messages) - 1:
         notes = (f"one question, no dialogue: {others} other messages were not shown to the model",)
-    return _asked(media, question, notes, most_bytes)
-
-
-def _asked(media: Sequence[tuple[str, str, str]], question: str, notes: tuple[str, ...], most_bytes: int) -> Asked:
-    """Of (how, value, name) of each scene or picture in one message."""
-    ids = {value for how, value, _ in media if how == "id"}
+    question = Question(question_id=question_id, text=text)
+    ids = {value for kind, value, _ in media if kind == "id"}
     if ids:
-        if len(ids) > 1 or len({how for how, *_ in media}) > 1:
+        if len(ids) > 1 or len({kind for kind, *_ in media}) > 1:
             raise RequestError(400, "several_scenes", "message: found several scenes, expected one", param="messages")
-        return Asked(question=question, scene_id=ids.pop(), notes=notes)
-    if sum(len(value) for _, value, _ in media) * 3 > 4 * (most_bytes + 3 * len(media) + 128):
-        raise RequestError(413, "file_too_large", f"files in a message: expected at most {most_bytes} bytes")
-    files = tuple(_decoded(value) for _, value, _ in media)
-    return Asked(question=question, files=files, name=media[0][2], notes=notes)
+        return Conversation(question=question, scene_id=ids.pop(), notes=notes)
+    return Conversation(question=question, files=_files(media, max_bytes), name=media[0][2], notes=notes)
+
+
+def _files(media: Sequence[tuple[str, str, str]], max_bytes: int) -> tuple[bytes, ...]:
+    if sum(len(value) for _, value, _ in media) * 3 > 4 * (max_bytes + 3 * len(media) + 128):
+        raise RequestError(413, "file_too_large", f"files in a message: expected at most {max_bytes} bytes")
+    return tuple(_decoded(value) for _, value, _ in media)
 
 
 def _texts(message: Message) -> list[str]:
@@ -184,7 +184,7 @@ def _texts(message: Message) -> list[str]:
 
 
 def _media(message: Message) -> list[tuple[str, str, str]]:
-    """(``id`` or ``data``, value, shown name) of each part that names a scene."""
+    """Return (``id`` or ``data``, value, displayed name) of each part that names a scene."""
     if message.content is None or isinstance(message.content, str):
         return []
     return [_source(part) for part in message.content if str(part.get("type")) in _MEDIA]
@@ -192,8 +192,8 @@ def _media(message: Message) -> list[tuple[str, str, str]]:
 
 def _source(part: dict[str, Any]) -> tuple[str, str, str]:
     kind = part["type"]
-    place = _MEDIA[kind]
-    inner = part if place is None else part.get(place)
+    key = _MEDIA[kind]
+    inner = part if key is None else part.get(key)
     if isinstance(inner, str):
         inner = {"url": inner}
     elif kind == "input_image" and isinstance(part.get("image_url"), str):
@@ -221,7 +221,7 @@ def _source(part: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _decoded(value: str) -> bytes:
-    """Base64, with or without the head of a data: URL."""
+    """Decode base64, with or without the head of a data: URL."""
     head = _DATA_URL.match(value)
     if head is None and value.startswith("data:"):
         raise RequestError(400, "bad_content", "data: URL: expected one in base64", param="messages")
@@ -232,8 +232,3 @@ def _decoded(value: str) -> bytes:
     if not data:
         raise RequestError(400, "bad_content", "file data: found none", param="messages")
     return data
-
-
-def opened(files: Sequence[bytes]) -> list[io.BytesIO]:
-    """As files."""
-    return [io.BytesIO(data) for data in files]

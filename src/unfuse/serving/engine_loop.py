@@ -1,13 +1,12 @@
-"""One thread that owns the model. Everything that touches a tensor happens in it; everything else only sends it jobs.
+"""The thread that owns the model. All tensor work runs on it; other threads send it jobs.
 
-Scenes are encoded between two steps of the answers under way; questions join as soon as there is room. What is written
-is handed to the event loop once a step, for all answers together.
+Scenes are encoded between two steps of the unfinished answers; questions join as soon as there is room. New text is
+handed to the event loop once a step, for all answers together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
@@ -15,50 +14,53 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
-from unfuse.adapters.pieces import TextPieces
-from unfuse.engines.batching import ContinuousBatch, Request, TokenOutput
+from unfuse.adapters.detokenizer import IncrementalDetokenizer
+from unfuse.engines.batching import Request
 from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.measure.clock import StageClock
 from unfuse.measure.timers import timer_for
-from unfuse.serving.answer import Answer, EngineGoneError, Piece
+from unfuse.samples import Question
+from unfuse.scheduler import Scheduler
+from unfuse.serving.streamed import EngineStoppedError, Piece, StreamedAnswer
 from unfuse.staged_model import StagedModel
-from unfuse.stages import Loaded
+from unfuse.stages import Loaded, Sampling
 
 _T = TypeVar("_T")
 _LOG: Final = logging.getLogger("unfuse.serve")
-_UNFIT: Final = (UnfuseError, MemoryError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError)
-"""What one job may fail with while the others go on."""
+_REFUSALS: Final = (UnfuseError, MemoryError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError)
+"""Errors of one job that leave the others unharmed."""
 
 
 class BusyError(Exception):
-    """As many answers wait as may."""
+    """The queue is full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """A scene's features and what they took."""
+    """Features of a scene, with the times of the stages that made them."""
 
     features: Features
     on_host: Features | None
-    """A copy on the CPU, where one was asked for: no other thread may touch the device."""
+    """A copy on the CPU, where it was requested: no other thread may touch the device."""
     preprocess_ms: float
     encode_ms: float
 
 
 class EngineLoop:
-    """The thread and its queues. Methods but ``run`` are the event loop's."""
+    """The engine's thread and its queues. All methods except ``run`` are for the event loop's thread."""
 
     def __init__(self, model: StagedModel, *, capacity: int | None, queue: int, warm: Callable[[], Loaded]):
-        """Starts nothing yet.
+        """Start nothing yet.
 
         Args:
-            model: used by this thread alone from ``start`` on.
-            capacity: answers written together; None leaves it to the engine.
+            model: used by the engine's thread alone from ``start`` on.
+            capacity: answers generated at the same time; the engine's default for None.
             queue: answers that may wait.
-            warm: gives a scene to answer about before the first client does.
+            warm: loads the scene of the warm-up question.
         """
         self.model = model
         self._capacity = capacity
@@ -67,115 +69,115 @@ class EngineLoop:
         self._room = capacity or 1
         self._wake = threading.Condition()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._waiting: deque[Answer] = deque()
-        self._aborted: list[Answer] = []
-        self._running: dict[str, Answer] = {}
-        self._joining = 0
-        """Taken from those that wait, and not yet running."""
-        self._numbers = itertools.count()
+        self._waiting: deque[StreamedAnswer] = deque()
+        self._aborted: list[StreamedAnswer] = []
+        self._unfinished: set[StreamedAnswer] = set()
+        """Answers that wait, join the batch or are in it."""
         self._step_s = 0.0
         self._stopping = False
-        self._gone: Exception | None = None
+        self._stopped: Exception | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unfuse-engine")
         self._end: Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.ready = False
-        """Whether it has answered once, and still does."""
+        """Whether the engine has answered the warm-up question and still runs."""
         self.on_failure: Callable[[], None] = lambda: None
         """Called on the event loop when the engine fails."""
         self.busy_s: Mapping[str, float] = {"prefill": 0.0, "decode": 0.0}
-        """The batch's own count of seconds in each stage."""
+        """Seconds of the batch in each stage."""
 
     @property
     def alive(self) -> bool:
-        """Whether it takes jobs."""
-        return self._gone is None and not self._stopping
+        """Whether the engine accepts jobs."""
+        return self._stopped is None and not self._stopping
 
     @property
     def failure(self) -> BaseException | None:
-        """Why it ended by itself."""
+        """Error that ended the engine."""
         return self._end.exception() if self._end is not None and self._end.done() else None
 
     @property
     def num_waiting(self) -> int:
-        """Answers that wait for their turn."""
+        """Number of answers in the queue."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Answers being written."""
-        return len(self._running)
+        """Number of answers in the batch."""
+        return len(self._unfinished) - len(self._waiting)
 
     def start(self) -> None:
-        """From the event loop that answers are handed to."""
+        """Start the thread; the running event loop receives the answers."""
         self._loop = asyncio.get_running_loop()
         self._end = self._thread.submit(self.run)
 
     async def encode(self, loaded: Loaded, *, host_copy: bool = False) -> Encoded:
-        """Stages 2 and 3 of a scene; with a copy on the CPU where asked for.
+        """Run stages 2 and 3 of a scene; copy the features to the CPU if ``host_copy`` is set.
 
         Raises:
-            UnfuseError: the model cannot take it.
-            EngineGoneError: the engine stopped.
+            UnfuseError: the model does not accept the scene.
+            EngineStoppedError: the engine stopped.
         """
-        return await self._on_thread(lambda: self._encoded(loaded, host_copy=host_copy))
+        return await self._on_thread(lambda: self._encode(loaded, host_copy=host_copy))
 
-    async def placed(self, features: Features) -> Features:
-        """Features on the model's device."""
+    async def to_device(self, features: Features) -> Features:
+        """Return the features on the model's device."""
         return await self._on_thread(lambda: features.to(self.model.device))
 
-    def submit(self, answer: Answer) -> None:
-        """Puts a question in the queue; its text comes through ``answer.texts``.
+    def submit(self, answer: StreamedAnswer) -> None:
+        """Put a question in the queue; ``answer.texts`` yields its text.
 
         Raises:
             BusyError: the queue is full.
-            EngineGoneError: the engine stopped.
+            EngineStoppedError: the engine stopped.
         """
         with self._wake:
             self._require_alive()
-            if len(self._waiting) + self._joining + len(self._running) >= self._room + self._queue:
+            if len(self._unfinished) >= self._room + self._queue:
                 raise BusyError
-            answer.request_id = f"answer-{next(self._numbers)}"
             answer.submitted_s = time.perf_counter()
+            self._unfinished.add(answer)
             self._waiting.append(answer)
             self._wake.notify()
 
-    def abort(self, answer: Answer) -> None:
-        """Nobody waits for it any more."""
+    def abort(self, answer: StreamedAnswer) -> None:
+        """Stop an answer that no client waits for."""
         with self._wake:
-            if answer.finished is None and not answer.cancelled:
+            if answer.generation is None and not answer.cancelled:
                 answer.cancelled = True
                 self._aborted.append(answer)
                 self._wake.notify()
 
     def close(self) -> None:
-        """Ends the thread after the step it is in; answers under way fail."""
+        """End the thread after its current step; unfinished answers fail."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self._thread.shutdown()
 
     def run(self) -> None:
-        """The thread."""
+        """Run the engine until ``close``, on the engine's thread."""
         device = self.model.device
         if device.type == "cuda":
             import torch
 
-            torch.cuda.set_device(device)  # each thread has a current device of its own
+            torch.cuda.set_device(device)  # each thread has its own current device
         try:
-            batch = self.model.continuous(self._capacity, interleave=True)
-            batch.prepare()
-            self._room = batch.capacity
+            scheduler: Scheduler[StreamedAnswer] = Scheduler(
+                self.model, self._capacity, interleave=True, refusals=_REFUSALS
+            )
+            scheduler.prepare()
+            self._room = scheduler.capacity
             try:
-                self._warm_up(batch)
+                self._warm_up(scheduler)
                 self.ready = True
                 while not self._stopping:
-                    self._round(batch)
+                    self._round(scheduler)
             finally:
-                batch.close()
-            self._fail_all(EngineGoneError("the server is shutting down"))
+                scheduler.close()
+            self._fail_all(EngineStoppedError("the server is shutting down"))
         except BaseException as error:
-            self._fail_all(EngineGoneError(f"the engine failed ({type(error).__name__})"))
+            self._fail_all(EngineStoppedError(f"the engine failed ({type(error).__name__})"))
             self._on_loop(self.on_failure)
             raise
         finally:
@@ -191,41 +193,46 @@ class EngineLoop:
         return await asyncio.wrap_future(future)
 
     def _require_alive(self) -> None:
-        if self._gone is not None or self._stopping:
-            raise self._gone or EngineGoneError("the server is shutting down")
+        if not self.alive:
+            raise self._stopped or EngineStoppedError("the server is shutting down")
 
-    def _warm_up(self, batch: ContinuousBatch) -> None:
-        features = self._encoded(self._warm()).features
-        for _ in range(2):  # the second takes over the first one's prefix
-            request = self.model.request("warm-up", "", features, max_new_tokens=4, reuse=True)
-            batch.add([request])
-            while batch.unfinished and not self._stopping:
-                batch.step()
-            batch.abort("warm-up")
+    def _warm_up(self, scheduler: Scheduler[StreamedAnswer]) -> None:
+        features = self._encode(self._warm()).features
+        question = Question(question_id="warm-up", text="")
+        for _ in range(2):  # the second reuses the first one's prefix
+            answer = StreamedAnswer(question=question, features=features, max_new_tokens=4, sampling=Sampling())
+            for _, error in scheduler.join([(answer, partial(self._request, answer))]):
+                raise error
+            while scheduler.unfinished and not self._stopping:
+                deque(scheduler.step(), maxlen=0)
+            scheduler.abort(answer)
 
-    def _round(self, batch: ContinuousBatch) -> None:
-        """Some jobs, whoever joins or leaves, and one step."""
+    def _round(self, scheduler: Scheduler[StreamedAnswer]) -> None:
+        """Run some jobs, let answers join and leave, and run one step."""
         with self._wake:
-            while not (self._jobs or self._waiting or self._aborted or self._running or self._stopping):
+            while not (self._jobs or self._unfinished or self._aborted or self._stopping):
                 self._wake.wait()
             aborted, self._aborted = self._aborted, []
             for answer in aborted:
                 if answer in self._waiting:
                     self._waiting.remove(answer)
+                self._unfinished.discard(answer)
         for answer in aborted:
-            if self._running.pop(answer.request_id, None):
-                batch.abort(answer.request_id)
+            scheduler.abort(answer)
         self._do_jobs()
-        out = self._join(batch, self._next(batch.capacity - len(self._running)))
-        if self._running:
-            started = time.perf_counter()
-            out += [self._heard(written) for written in batch.step()]
-            self._step_s = time.perf_counter() - started
-            self.busy_s = batch.busy_s
-        self._hand_over(out)
+        with self._wake:
+            room = min(scheduler.capacity - scheduler.unfinished, len(self._waiting))
+            joining = [self._waiting.popleft() for _ in range(room)]
+        pieces = self._join(scheduler, joining)
+        if scheduler.unfinished:
+            start = time.perf_counter()
+            pieces += [(answer, self._piece(answer)) for answer in scheduler.step()]
+            self._step_s = time.perf_counter() - start
+            self.busy_s = scheduler.busy_s
+        self._hand_over(pieces)
 
     def _do_jobs(self) -> None:
-        """As long as a step takes: new scenes and answers under way get the same share of the device."""
+        """Run jobs for as long as a step takes: new scenes and unfinished answers share the device equally."""
         until = time.perf_counter() + self._step_s
         while True:
             with self._wake:
@@ -236,61 +243,47 @@ class EngineLoop:
             if time.perf_counter() > until:
                 return
 
-    def _next(self, room: int) -> list[Answer]:
-        with self._wake:
-            self._joining = min(room, len(self._waiting))
-            return [self._waiting.popleft() for _ in range(self._joining)]
-
-    def _join(self, batch: ContinuousBatch, answers: Sequence[Answer]) -> list[tuple[Answer, Piece]]:
-        """Adds them to the batch; says which of them cannot be."""
-        failed: list[tuple[Answer, Piece]] = []
+    def _join(
+        self, scheduler: Scheduler[StreamedAnswer], answers: Sequence[StreamedAnswer]
+    ) -> list[tuple[StreamedAnswer, Piece]]:
+        """Add answers to the batch; return the failures of the refused questions."""
+        failures: list[tuple[StreamedAnswer, Piece]] = []
         for answer in answers:
-            started = time.perf_counter()
-            try:
-                request = self._request(answer)
-                batch.add([request])
-            except _UNFIT as error:
-                if not isinstance(error, UnfuseError):
-                    _LOG.exception("a question could not be asked")
-                failed.append((answer, Piece("", error)))
-                with self._wake:
-                    self._joining -= 1
-                continue
-            answer.prompt_tokens = request.prompt.length
+            start = time.perf_counter()
+            refused = scheduler.join([(answer, partial(self._request, answer))])
             answer.joined_s = time.perf_counter()
-            answer.preprocess_ms = 1e3 * (answer.joined_s - started)
-            answer.text = TextPieces(self.model.adapter.decode_text)
-            with self._wake:
-                self._running[answer.request_id] = answer
-                self._joining -= 1
-        return failed
+            answer.preprocess_ms = 1e3 * (answer.joined_s - start)
+            answer.text = IncrementalDetokenizer(self.model.adapter.decode_text)
+            for _, error in refused:
+                if not isinstance(error, UnfuseError):
+                    _LOG.error("a question was refused", exc_info=error)
+                self._unfinished.discard(answer)
+                failures.append((answer, Piece("", error)))
+        return failures
 
-    def _request(self, answer: Answer) -> Request:
+    def _request(self, answer: StreamedAnswer) -> Request:
         return self.model.request(
-            answer.request_id,
-            answer.question,
+            answer.question.question_id,
+            answer.question.text,
             answer.features,
             max_new_tokens=answer.max_new_tokens,
             sampling=answer.sampling,
             reuse=True,
         )
 
-    def _heard(self, written: TokenOutput) -> tuple[Answer, Piece]:
-        answer = self._running[written.request_id]
+    def _piece(self, answer: StreamedAnswer) -> Piece:
+        """Return the text of the answer's new token."""
         assert answer.text is not None
         answer.last_s = time.perf_counter()
-        if not answer.output_tokens:
+        if len(answer.token_ids) == 1:
             answer.first_s = answer.last_s
-            answer.reused_prefix_tokens = written.reused_prefix_tokens
-        answer.output_tokens += 1
-        text = answer.text.add(written.token_id)
-        if written.finished is not None:
-            text += answer.text.end()
-            answer.finished = written.finished
-            del self._running[written.request_id]
-        return answer, Piece(text, last=written.finished is not None)
+        text = answer.text.add(answer.token_ids[-1])
+        if answer.generation is None:
+            return Piece(text)
+        self._unfinished.discard(answer)
+        return Piece(text + answer.text.end(), last=True)
 
-    def _encoded(self, loaded: Loaded, *, host_copy: bool = False) -> Encoded:
+    def _encode(self, loaded: Loaded, *, host_copy: bool = False) -> Encoded:
         clock = StageClock(timer_for(self.model.device))
         with clock.stage("preprocess"):
             prepared = self.model.preprocess(loaded)
@@ -303,35 +296,34 @@ class EngineLoop:
             encode_ms=clock.stages["encode"].host_ms,
         )
 
-    def _hand_over(self, out: list[tuple[Answer, Piece]]) -> None:
-        """To the event loop, in one call; an answer that nobody waits for is left to the garbage collector."""
+    def _hand_over(self, pieces: list[tuple[StreamedAnswer, Piece]]) -> None:
+        """Send pieces to the event loop in one call."""
 
         def put() -> None:
-            for answer, piece in out:
+            for answer, piece in pieces:
                 answer.pieces.put_nowait(piece)
 
-        if out:
+        if pieces:
             self._on_loop(put)
 
     def _on_loop(self, call: Callable[[], None]) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(call)
-        except RuntimeError:  # it is closed: nobody is left to hear
+        except RuntimeError:  # the event loop is closed
             self._stopping = True
 
-    def _fail_all(self, why: EngineGoneError) -> None:
+    def _fail_all(self, reason: EngineStoppedError) -> None:
         with self._wake:
-            self._gone = why
-            answers = [*self._running.values(), *self._waiting]
-            jobs = list(self._jobs)
-            self._running.clear()
+            self._stopped = reason
+            answers, jobs = list(self._unfinished), list(self._jobs)
+            self._unfinished.clear()
             self._waiting.clear()
             self._jobs.clear()
         for _, future in jobs:
             if future.set_running_or_notify_cancel():
-                future.set_exception(why)
-        self._hand_over([(answer, Piece("", why)) for answer in answers])
+                future.set_exception(reason)
+        self._hand_over([(answer, Piece("", reason)) for answer in answers])
 
 
 def _do(work: Callable[[], Any], future: Future[Any]) -> None:
@@ -339,7 +331,7 @@ def _do(work: Callable[[], Any], future: Future[Any]) -> None:
         return
     try:
         future.set_result(work())
-    except _UNFIT as error:
+    except _REFUSALS as error:
         if not isinstance(error, UnfuseError):
             _LOG.exception("a scene could not be encoded")
         future.set_exception(error)

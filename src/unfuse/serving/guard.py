@@ -1,8 +1,8 @@
-"""Who is let in, and how much may come: the layer around the application.
+"""ASGI middleware that checks requests and limits their size and time.
 
-Before a byte of a body is read: the Host that the client thinks it talks to (a page of another site may have its own
-name point at this machine), the Origin (another site's page may send forms here), the token. Then bodies are counted
-and timed as they come, all together and each, and answers that nobody takes are given up.
+Before a byte of a body is read, it checks the Host header (the DNS name of another site may point at this machine), the
+Origin header (a page of another site may send forms here) and the token. Then it limits size and time of each body and
+the size of all bodies together, and it drops a response that the client does not read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 UPLOADS: Final = "/v1/files"
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready"})
-"""Served without a token: the page holds nothing, and the others say up or down."""
+"""Paths without a token: the page contains no data, and the others report up or down."""
 _MULTIPART_ROOM: Final = 64 << 10
 _JSON_ROOM: Final = 1 * MIB
 _LINGER_S: Final = 2.0
 _LINGER_BYTES: Final = 16 * MIB
-_TOGETHER: Final = 4
-"""Bodies of the largest size that may be under way together."""
+_MAX_LARGE_BODIES: Final = 4
+"""Number of largest bodies that may be in flight together."""
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -40,54 +40,54 @@ _HEADERS: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
 )
-_CLOSED: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_DENY_ALL: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::\d*)?", re.ASCII)
-_NOT_KEPT: Final = (b"cache-control", b"no-store")
+_NO_STORE: Final = (b"cache-control", b"no-store")
 
 
-class GivenUpError(Exception):
-    """The client takes no more of the answer."""
+class SlowClientError(Exception):
+    """The client does not read the response."""
 
 
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: App, settings: ServeSettings, seen: Callable[[str, int], None]):
-        """Around an application.
+    def __init__(self, app: App, settings: ServeSettings, observe: Callable[[str, int], None]):
+        """Wrap an application.
 
         Args:
-            app: what is guarded.
-            settings: whom and how much to let in.
-            seen: told the path (a known one, or ``other``) and status of every answer.
+            app: the application.
+            settings: limits.
+            observe: called with the path and status of every response.
         """
         self._app = app
         self._settings = settings
-        self._seen = seen
+        self._observe = observe
         self._token = None if settings.token is None else _digest(settings.token.encode())
         self._local_only = is_loopback(settings.host)
-        self._under_way = 0
+        self._in_flight = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(self, receive, self._most(scope["path"]), self._settings)
-        answer = _Answer(send, body, self._settings.opening_s, lambda status: self._seen(scope["path"], status))
+        body = _Body(self, receive, self._max_bytes(scope["path"]), self._settings)
+        response = _Response(send, body, self._settings.opening_s, lambda status: self._observe(scope["path"], status))
         try:
             try:
                 headers = _headers(scope)
                 self._check(scope, headers)
                 body.expect(headers)
-                await self._app(scope, body.receive, answer.send)
+                await self._app(scope, body.receive, response.send)
             except RequestError as error:
                 body.failure = error
-            if body.failure is not None and not answer.started:
-                await answer.refuse(body.failure)
-        except GivenUpError:
+            if body.failure is not None and not response.started:
+                await response.refuse(body.failure)
+        except SlowClientError:
             pass
         finally:
-            self._under_way -= body.size
+            self._in_flight -= body.size
 
     def _check(self, scope: MutableMapping[str, Any], headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
@@ -102,7 +102,7 @@ class Guard:
             )
         if self._token is not None and scope["path"] not in _OPEN_PATHS:
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            # Digests: nothing of the token's length or content shows in the time that this takes.
+            # Digests: the time of the comparison reveals neither length nor content of the token.
             right = hmac.compare_digest(_digest(given.strip().encode("latin-1", "replace")), self._token)
             if scheme.lower() != "bearer" or not right:
                 raise RequestError(
@@ -112,46 +112,46 @@ class Guard:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
 
-    def _most(self, path: str) -> int:
+    def _max_bytes(self, path: str) -> int:
         if path == UPLOADS:
             return self._settings.max_upload_bytes + _MULTIPART_ROOM
         return self._settings.max_inline_bytes * 4 // 3 + _JSON_ROOM
 
-    def take(self, size: int) -> None:
-        """Counts bytes that are under way.
+    def count(self, size: int) -> None:
+        """Count bytes of a body in flight.
 
         Raises:
-            RequestError: they are too many with those of other requests.
+            RequestError: the bodies of all requests are too large together.
         """
-        if self._under_way + size > _TOGETHER * (self._settings.max_upload_bytes + _JSON_ROOM):
+        if self._in_flight + size > _MAX_LARGE_BODIES * (self._settings.max_upload_bytes + _JSON_ROOM):
             raise RequestError(
                 429, "too_much_under_way", "too many bytes are being uploaded at once", headers={"Retry-After": "5"}
             )
-        self._under_way += size
+        self._in_flight += size
 
 
 class _Body:
-    """A request's body as it comes."""
+    """A request's body while it arrives."""
 
-    def __init__(self, guard: Guard, receive: Receive, most: int, settings: ServeSettings):
+    def __init__(self, guard: Guard, receive: Receive, max_bytes: int, settings: ServeSettings):
         self.size = 0
         self.ended = False
         self.failure: RequestError | None = None
-        """Why no more of it is taken; the application's own words about that are not sent."""
+        """Reason why the body is refused; it replaces the application's own response."""
         self._guard = guard
         self._receive = receive
-        self._most = most
+        self._max_bytes = max_bytes
         self._gap_s = settings.opening_s
         self._deadline = time.monotonic() + settings.timeout_s
 
     def expect(self, headers: Mapping[str, str]) -> None:
-        """Refuses by what a client announces."""
+        """Check the announced length."""
         length = headers.get("content-length")
-        if length is not None and length.isdigit() and int(length) > self._most:
+        if length is not None and length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """The next part, counted and timed."""
+        """Return the next part, within the limits of size and time."""
         if self.ended:
             return await self._receive()  # until the client leaves
         try:
@@ -170,14 +170,14 @@ class _Body:
         if message["type"] == "http.request":
             part = len(message.get("body", b""))
             self.ended = not message.get("more_body", False)
-            if self.size + part > self._most:
+            if self.size + part > self._max_bytes:
                 raise self._too_large()
-            self._guard.take(part)
+            self._guard.count(part)
             self.size += part
         return message
 
     async def linger(self) -> None:
-        """Takes a little of what still comes and drops it: a client that only writes would never see the answer."""
+        """Drop a limited rest of the body: a client that only writes would never read the response."""
         dropped = 0
         try:
             async with asyncio.timeout(_LINGER_S):
@@ -189,39 +189,39 @@ class _Body:
             pass
 
     def _too_large(self) -> RequestError:
-        return RequestError(413, "too_large", f"the request: expected at most {self._most} bytes")
+        return RequestError(413, "too_large", f"the request: expected at most {self._max_bytes} bytes")
 
 
-class _Answer:
-    """A response on its way out."""
+class _Response:
+    """A response while it is sent."""
 
-    def __init__(self, send: Send, body: _Body, patience_s: float, seen: Callable[[int], None]):
+    def __init__(self, send: Send, body: _Body, patience_s: float, observe: Callable[[int], None]):
         self.started = False
         self._send = send
         self._body = body
         self._patience_s = patience_s
-        self._seen = seen
+        self._observe = observe
 
     async def send(self, message: Message) -> None:
-        """What the application says."""
+        """Send a message of the application."""
         if self.started or self._body.failure is None:
             await self._out(message)
 
     async def _out(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            self._seen(message["status"])
+            self._observe(message["status"])
             names = {name.lower() for name, _ in message["headers"]}
-            more = [header for header in (*_HEADERS, _CLOSED, _NOT_KEPT) if header[0] not in names]
+            more = [header for header in (*_HEADERS, _DENY_ALL, _NO_STORE) if header[0] not in names]
             message = {**message, "headers": [*message["headers"], *more]}
         try:
             async with asyncio.timeout(self._patience_s):
                 await self._send(message)
         except TimeoutError:
-            raise GivenUpError from None
+            raise SlowClientError from None
 
     async def refuse(self, error: RequestError) -> None:
-        """An error, whole before the connection is closed on a client that still sends."""
+        """Send an error, and close the connection after a client that still sends has read it."""
         data = json.dumps(error.body).encode()
         headers = [
             (b"content-type", b"application/json"),
@@ -236,20 +236,20 @@ class _Answer:
 
 
 def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
-    """By name in small letters; one that comes twice and decides something is refused."""
-    found: dict[str, str] = {}
+    """Return headers by lower-case name; a duplicate of a checked header is refused."""
+    headers: dict[str, str] = {}
     for raw, value in scope["headers"]:
         name = raw.decode("latin-1").lower()
-        if name in found and name in ("host", "origin", "authorization", "content-length"):
+        if name in headers and name in ("host", "origin", "authorization", "content-length"):
             raise RequestError(400, "double_header", f"header {name}: found twice")
-        found[name] = value.decode("latin-1")
-    return found
+        headers[name] = value.decode("latin-1")
+    return headers
 
 
 def _without_port(host: str) -> str:
-    """Empty where it is no host and port."""
-    found = _HOST.fullmatch(host)
-    return found[1] if found else ""
+    """Return the host of a Host header; empty if the header is malformed."""
+    match = _HOST.fullmatch(host)
+    return match[1] if match else ""
 
 
 def _digest(data: bytes) -> bytes:

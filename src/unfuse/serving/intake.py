@@ -1,6 +1,6 @@
-"""Where uploads lie while they are read: a private folder, names of our own, gone as soon as the frames exist.
+"""Private folder for uploaded files, which are deleted as soon as their frames are read.
 
-Of what a client calls a file, only what is printable is kept, and only to be shown.
+Files get random names. The printable characters of a client's file name are for display only.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Upload:
     """Files of one scene, in order."""
 
     scene_id: str
-    """By what is in them: the same bytes are the same scene."""
+    """Hash of the contents: equal bytes are the same scene."""
     name: str
-    """To be shown, never to be opened."""
+    """Name for display, never opened."""
     num_bytes: int
     paths: tuple[Path, ...]
 
     def discard(self) -> None:
-        """Removes the files."""
+        """Delete the files."""
         for path in self.paths:
             path.unlink(missing_ok=True)
 
 
 class Intake:
-    """The private folder of one server. ``close`` removes it."""
+    """The private folder of one server; ``close`` deletes it."""
 
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
@@ -52,8 +52,8 @@ class Intake:
         self._lock: int | None = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def keep(self, files: Sequence[IO[bytes]], name: str) -> Upload:
-        """Writes files of one scene; whoever takes the upload discards it. Blocks while it writes."""
+    def save(self, files: Sequence[IO[bytes]], name: str) -> Upload:
+        """Write the files of one scene; the caller discards the upload. Blocks while it writes."""
         paths: list[Path] = []
         digests = []
         size = 0
@@ -72,10 +72,10 @@ class Intake:
             for path in paths:
                 path.unlink(missing_ok=True)
             raise
-        return Upload(scene_id=scene_id(digests), name=shown_name(name), num_bytes=size, paths=tuple(paths))
+        return Upload(scene_id=scene_id(digests), name=display_name(name), num_bytes=size, paths=tuple(paths))
 
     def close(self) -> None:
-        """Removes the folder and what is in it; a second call does nothing."""
+        """Delete the folder with its files; a second call does nothing."""
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -83,33 +83,33 @@ class Intake:
 
 
 def scene_id(digests: Sequence[str]) -> str:
-    """The name of a scene by the SHA-256 of its files."""
-    together = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    return f"scene-{together[:40]}"
+    """Return the ID of a scene from the SHA-256 of its files."""
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return f"scene-{digest[:40]}"
 
 
-def shown_name(name: str) -> str:
-    """A client's name for a file as it may be shown."""
+def display_name(name: str) -> str:
+    """Return a client's file name for display."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(c for c in last if c.isprintable())[:_NAME_LENGTH] or "upload"
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what servers left that were killed: their locks are gone with them."""
-    for place in folder.glob(f"{_PREFIX}*"):
-        lock = place / _LOCK
+    """Delete the folders of killed servers, which hold no lock any more."""
+    for old in folder.glob(f"{_PREFIX}*"):
+        lock = old / _LOCK
         with contextlib.suppress(OSError):
-            about = place.lstat()
-            # One that is being made may not be locked yet.
+            status = old.lstat()
+            # A folder that is being created may not be locked yet.
             if (
-                not stat.S_ISDIR(about.st_mode)
-                or about.st_uid != os.getuid()
-                or time.time() - about.st_mtime < _YOUNG_S
+                not stat.S_ISDIR(status.st_mode)
+                or status.st_uid != os.getuid()
+                or time.time() - status.st_mtime < _YOUNG_S
             ):
                 continue
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
             finally:
                 os.close(descriptor)

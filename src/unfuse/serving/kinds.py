@@ -1,30 +1,26 @@
-"""What an upload is, and what a model is shown of it; no model and no torch is needed to say.
+"""Medium of an upload, and its sample for a model; needs no model and no torch.
 
-Its first bytes say what it is, never its name or the type that a client claims.
+The first bytes decide the medium, not the file name or the type that a client claims.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-from unfuse.adapters.media import evenly, load_event_frames, load_frames, middle
+from unfuse.adapters.media import Takes, evenly, load_event_frames, load_frames, middle
 from unfuse.errors import MediaError
 from unfuse.samples import Sample
 from unfuse.stages import Loaded
 
-if TYPE_CHECKING:
-    from unfuse.adapters.base import Adapter
-
 _VIDEO_FRAMES: Final = 8
-Takes = Literal["events", "video", "image"]
 LOADERS: Final[Mapping[Takes, Callable[[Sample], Loaded]]] = {
     "events": load_event_frames,
     "video": lambda sample: load_frames(sample, evenly(_VIDEO_FRAMES)),
     "image": lambda sample: load_frames(sample, middle),
 }
-"""Stage 1 as the adapters have it, by what a model takes: tests hold them equal."""
+"""Stage 1 of the adapters by the medium that a model takes; tests hold both equal."""
 
 Kind = Literal["events", "image", "video"]
 HEAD_BYTES: Final = 16
@@ -35,7 +31,7 @@ MAX_PICTURES: Final = 32
 
 
 def kind_of(head: bytes) -> Kind:
-    """Of the first ``HEAD_BYTES``; whatever is neither a picture nor a video must prove to be events."""
+    """Return the medium of a file's first ``HEAD_BYTES``; an unknown one is read as events."""
     if head.startswith((_PNG, _JPEG)) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return "image"
     if head[4:8] == b"ftyp" or head.startswith(_MATROSKA) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
@@ -44,9 +40,9 @@ def kind_of(head: bytes) -> Kind:
 
 
 def sample_of(paths: Sequence[Path], kind: Kind, takes: Takes) -> Sample:
-    """The scene that files of one kind are, for a model that takes ``takes``.
+    """Return the sample in files of one kind, for a model that accepts ``takes``.
 
-    A model of events takes pictures for event frames, in order.
+    A model of events accepts pictures as event frames, in order.
 
     Raises:
         MediaError: a model of events was given a video, or several files are not the frames of one scene.
@@ -62,10 +58,3 @@ def sample_of(paths: Sequence[Path], kind: Kind, takes: Takes) -> Sample:
     if kind == "image":
         return Sample.from_image(paths[0])
     return Sample.from_video(paths[0]) if kind == "video" else Sample.from_events(paths[0])
-
-
-def taken_by(adapter: Adapter) -> Takes:
-    """What a loaded model is shown of a sample."""
-    if adapter.family == "eventgpt":
-        return "events"
-    return "video" if getattr(adapter, "takes_video", False) else "image"

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a server."""
+"""Prometheus metrics of a server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SECONDS: Final = (
 
 
 class Metrics:
-    """The counters of one server, in a registry of its own."""
+    """Metrics of one server, in a registry of its own."""
 
     def __init__(self, engine: EngineLoop):
-        """All at zero.
+        """Create all metrics at zero.
 
         Args:
-            engine: what is running and waiting is asked of it at each scrape.
+            engine: read at each scrape.
         """
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -32,7 +32,7 @@ class Metrics:
         self.request = self._histogram("unfuse_request_seconds", "A chat request from its arrival to its end")
         self.requests = self._counter("unfuse_requests", "HTTP requests by path and status", ["path", "status"])
         self.errors = self._counter("unfuse_errors", "Refused or failed requests by error code", ["code"])
-        self.scenes = self._counter("unfuse_scenes", "Scenes asked for, by where their features came from", ["source"])
+        self.scenes = self._counter("unfuse_scenes", "Scenes requested, by source of their features", ["source"])
         self.prompt_tokens = self._counter("unfuse_prompt_tokens", "Prompt positions, text and features")
         self.reused_tokens = self._counter("unfuse_reused_prefix_tokens", "Of them, taken over from an earlier prompt")
         self.output_tokens = self._counter("unfuse_output_tokens", "New tokens")
@@ -43,17 +43,17 @@ class Metrics:
         self.registry.register(_Busy(engine))
 
     def watch_scenes(self, count: Callable[[], float], size: Callable[[], float]) -> None:
-        """Gauges of what is kept; both are called at each scrape."""
+        """Add gauges of the scene cache; both calls are made at each scrape."""
         self._gauge("unfuse_scenes_kept", "Scenes in memory", count)
         self._gauge("unfuse_scenes_kept_bytes", "Their features and pictures", size)
 
     def stages(self, milliseconds: Mapping[str, float]) -> None:
-        """Adds stages of one request."""
+        """Observe the stages of one request."""
         for stage, ms in milliseconds.items():
             self.stage.labels(stage).observe(ms / 1e3)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """Return Prometheus's text format."""
         return generate_latest(self.registry)
 
     def _histogram(self, name: str, about: str, labels: Iterable[str] = ()) -> Histogram:
@@ -67,7 +67,7 @@ class Metrics:
 
 
 class _Busy:
-    """The batch's own clock: how long the engine has been at each stage, all requests together."""
+    """Seconds of the continuous batch in each stage."""
 
     def __init__(self, engine: EngineLoop):
         self._engine = engine

@@ -1,4 +1,4 @@
-"""Binds, loads, serves, and ends in good order."""
+"""Bind a socket, serve on it, and shut down in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import uvicorn
 from unfuse.errors import InputError
 from unfuse.feature_store import FeatureStore
 from unfuse.serving.app import build_app
-from unfuse.serving.listener import timed
+from unfuse.serving.listener import timed_protocol
 from unfuse.serving.service import Service
 from unfuse.serving.settings import ServeSettings
 from unfuse.staged_model import StagedModel
@@ -23,22 +23,22 @@ _BACKLOG: Final = 512
 
 
 def bind(settings: ServeSettings) -> socket.socket:
-    """Takes the address before anything slow happens.
+    """Bind the address before the model is loaded.
 
     Raises:
-        InputError: it is taken, or none of this machine's.
+        InputError: the address is in use, or not this machine's.
     """
     host = settings.host.strip("[]")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        taken = socket.socket(family, kind, protocol)
+        bound = socket.socket(family, kind, protocol)
         try:
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken.bind(address)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
         except OSError:
-            taken.close()
+            bound.close()
             raise
     except OSError as error:
         raise InputError(
@@ -47,13 +47,13 @@ def bind(settings: ServeSettings) -> socket.socket:
             expected="an address of this machine that is free",
             fix="give another --port, or 0 for any",
         ) from None
-    return taken
+    return bound
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where a browser on this machine finds it."""
+    """Return the URL for a browser on this machine."""
     host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # every address, of which one is shown
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # a wildcard address has no URL
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -65,19 +65,19 @@ def serve(
     store: FeatureStore | None = None,
     started: Callable[[uvicorn.Server, Service], None] = lambda server, service: None,
 ) -> None:
-    """Serves until it is told to end (SIGINT, SIGTERM), letting answers under way finish first.
+    """Serve until SIGINT or SIGTERM; unfinished answers may finish first.
 
     Args:
-        listening: from ``bind``.
+        listening: socket from ``bind``.
         model: closed at the end.
         settings: limits.
-        store: of features that outlive the process.
-        started: given both before they run.
+        store: features that outlive the process.
+        started: called with server and service before they run.
     """
     with closing(Service(model, settings, store)) as service:
         config = uvicorn.Config(
             build_app(service),
-            http=timed(settings.opening_s),
+            http=timed_protocol(settings.opening_s),
             ws="none",
             loop="asyncio",
             lifespan="on",

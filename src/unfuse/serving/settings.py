@@ -1,4 +1,4 @@
-"""What a server allows: where it listens, who may ask, how much and for how long."""
+"""Settings of a server: address, token and limits."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ MIB: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeSettings:
-    """Limits of one server."""
+    """Address, token and limits of one server."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 takes any free one."""
+    """0 for any free port."""
     token: str | None = field(default=None, repr=False)
-    """What a client must send as ``Authorization: Bearer ...``; None lets everybody in."""
+    """Token that clients send as ``Authorization: Bearer ...``; None for no token."""
     open_to_all: bool = False
-    """Listen beyond this machine without a token."""
+    """Allow other machines to connect without a token."""
     max_upload_bytes: int = 256 * MIB
     timeout_s: float = 120.0
-    """For one request, from its first byte to the last of its answer."""
+    """Time limit of a request, from its first byte to the last byte of its answer."""
     max_concurrent: int | None = None
-    """Answers written together; None leaves it to the engine."""
+    """Answers generated at the same time; the engine's default for None."""
     queue: int = 64
-    """Answers that may wait for their turn, and uploads that may be under way; one more is refused."""
+    """Largest number of waiting answers, and of uploads in progress; the server refuses more."""
     scene_bytes: int = 1024 * MIB
-    """Memory for scenes that are kept; the one that was longest not asked about goes first."""
+    """Memory of the scene cache, which evicts the least recently used scene."""
     reading_s: float = 30.0
-    """For turning one uploaded file into frames."""
+    """Time limit for reading the frames of an uploaded file."""
     opening_s: float = 10.0
-    """For a client to send a request's head, and for the gaps in its body."""
+    """Time limit for a request's head, and for each gap in its body."""
     max_new_tokens: int = 512
-    """Where a request does not say."""
+    """Default for requests without ``max_tokens``."""
     max_new_tokens_limit: int = 4096
-    """What a request may say."""
+    """Largest ``max_tokens`` of a request."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -68,12 +68,12 @@ class ServeSettings:
 
     @property
     def max_inline_bytes(self) -> int:
-        """Of a file inside a chat request, which is held in memory as base64."""
+        """Size limit of a file inside a chat request, which is held in memory as base64."""
         return min(self.max_upload_bytes, 32 * MIB)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether an address is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -81,13 +81,13 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token of a file, else of the environment, which is cleared of it; None where neither has one.
+    """Return the token in a file or else in the environment, which is cleared of it; None without a token.
 
-    It is no option: other users of a machine see a process's arguments.
+    The token is not a command-line option, because other users of a machine can read a process's arguments.
 
     Raises:
         FileAccessError: the file cannot be read.
-        InputError: it is too short to be a secret, or cannot be sent in a header.
+        InputError: the token is too short, or cannot be sent in a header.
     """
     where = str(path) if path is not None else TOKEN_VARIABLE
     given = os.environ.pop(TOKEN_VARIABLE, None)

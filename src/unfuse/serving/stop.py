@@ -1,4 +1,4 @@
-"""Texts before which an answer ends."""
+"""Stop texts: an answer ends before the first of them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Sequence
 
 
 class StopTexts:
-    """Lets text through until one of the stops is complete; what may be the beginning of one is held back."""
+    """Passes text on until a stop text is complete, and buffers a possible beginning of a stop text."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops = stops
-        self._held = ""
+        self._buffer = ""
         self.hit = False
-        """Whether a stop was written; nothing after it is shown."""
+        """Whether a stop text was found; no text follows it."""
 
     def feed(self, text: str) -> str:
-        """What may be shown of the text so far and was not yet."""
+        """Add text; return the text that can be sent."""
         if self.hit:
             return ""
         if not self._stops:
             return text
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        self._buffer += text
+        found = [at for stop in self._stops if (at := self._buffer.find(stop)) >= 0]
         if found:
             self.hit = True
-            shown, self._held = self._held[: min(found)], ""
-            return shown
-        keep = max(self._beginning(stop) for stop in self._stops)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return shown
+            passed, self._buffer = self._buffer[: min(found)], ""
+            return passed
+        end = len(self._buffer) - max(self._overlap(stop) for stop in self._stops)
+        passed, self._buffer = self._buffer[:end], self._buffer[end:]
+        return passed
 
     def end(self) -> str:
-        """What was held back and turned out to be no stop."""
-        shown, self._held = self._held, ""
-        return shown
+        """Return the buffered text at the end of an answer."""
+        passed, self._buffer = self._buffer, ""
+        return passed
 
-    def _beginning(self, stop: str) -> int:
-        """Length of the longest end of what is held that a stop begins with."""
-        return next((n for n in range(min(len(stop), len(self._held)), 0, -1) if self._held.endswith(stop[:n])), 0)
+    def _overlap(self, stop: str) -> int:
+        """Return the length of the longest suffix of the buffer that is a prefix of ``stop``."""
+        return next((n for n in range(min(len(stop), len(self._buffer)), 0, -1) if self._buffer.endswith(stop[:n])), 0)

@@ -1,21 +1,21 @@
-"""What goes over the wire: OpenAI's shapes of answers, chunks, files and errors."""
+"""JSON bodies in OpenAI's format: answers, chunks, files and errors."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from unfuse.errors import FeaturesError, MissingPackageError, UnfuseError
-from unfuse.serving.answer import Answer, EngineGoneError
+from unfuse.scheduler import ScheduledQuestion
 from unfuse.serving.engine_loop import BusyError
-from unfuse.serving.scenes import Scene
+from unfuse.serving.scenes import CachedScene
+from unfuse.serving.streamed import EngineStoppedError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class RequestError(Exception):
-    """A request that gets an error for an answer."""
+    """An error that is the response to a request."""
 
     def __init__(
         self,
@@ -26,14 +26,14 @@ class RequestError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
-        """Says what, in one line.
+        """Describe the error in one line.
 
         Args:
-            status: of HTTP.
+            status: HTTP status.
             code: a short name that programs compare.
             message: for people.
             param: the field at fault.
-            headers: beside the usual ones.
+            headers: additional headers.
         """
         super().__init__(message)
         self.status = status
@@ -44,20 +44,20 @@ class RequestError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """As OpenAI writes it."""
+        """Body in OpenAI's format."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Any failure of ours as one of a request."""
+    """Convert any error of this package to the response of a request."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, BusyError):
         return RequestError(
             429, "queue_full", "as many answers or uploads wait as may; try again soon", headers={"Retry-After": "1"}
         )
-    if isinstance(error, EngineGoneError):
+    if isinstance(error, EngineStoppedError):
         return RequestError(503, "engine_stopped", str(error), headers={"Retry-After": "5"})
     if isinstance(error, TimeoutError):
         return RequestError(504, "timeout", "the request took longer than this server allows")
@@ -70,9 +70,9 @@ def as_request_error(error: Exception) -> RequestError:
 
 
 def completion(
-    reply_id: str, created: int, model: str, answer: Answer, text: str, reason: str, **more: Any
+    reply_id: str, created: int, model: str, answer: ScheduledQuestion, text: str, reason: str, **more: Any
 ) -> dict[str, Any]:
-    """A whole ``chat.completion``."""
+    """Return a complete ``chat.completion``."""
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     return {
@@ -84,7 +84,7 @@ def completion(
 def chunk(
     reply_id: str, created: int, model: str, delta: Mapping[str, Any] | None, reason: str | None = None, **more: Any
 ) -> Any:
-    """A ``chat.completion.chunk``; without a delta it has no choice and carries the usage."""
+    """Return a ``chat.completion.chunk``; without a delta it has no choice and carries the usage."""
     choices = [] if delta is None else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
     return {
         "id": reply_id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": choices,
@@ -92,28 +92,23 @@ def chunk(
     }  # fmt: skip
 
 
-def event(data: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: " + (data if isinstance(data, bytes) else json.dumps(data).encode()) + b"\n\n"
-
-
-def usage(answer: Answer) -> dict[str, Any]:
-    """Tokens; ``cached_tokens`` are prompt positions whose keys and values were taken over."""
+def usage(answer: ScheduledQuestion) -> dict[str, Any]:
+    """Count tokens; ``cached_tokens`` are prompt positions whose keys and values were reused."""
     return {
         "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.output_tokens,
-        "total_tokens": answer.prompt_tokens + answer.output_tokens,
+        "completion_tokens": len(answer.token_ids),
+        "total_tokens": answer.prompt_tokens + len(answer.token_ids),
         "prompt_tokens_details": {"cached_tokens": answer.reused_prefix_tokens},
     }
 
 
-def file_object(scene: Scene, *, reused: bool = False, name: str | None = None) -> dict[str, Any]:
-    """A scene as OpenAI's file, with what else is known of it under ``unfuse``.
+def file_object(scene: CachedScene, *, reused: bool = False, name: str | None = None) -> dict[str, Any]:
+    """Return a scene as OpenAI's file object, with its further facts under ``unfuse``.
 
     Args:
         scene: the scene.
-        reused: whether it was known before this request, which then took no time.
-        name: what this client calls it; another may have called the same bytes something else.
+        reused: whether it was encoded before this request, whose stages then took no time.
+        name: this client's file name; another client may have uploaded the same bytes under another.
     """
     stages = dict.fromkeys(scene.stages_ms, 0.0) if reused else dict(scene.stages_ms)
     return {

@@ -1,4 +1,4 @@
-"""Proof that the parts compute what the whole computed."""
+"""Checks that the stages compute exactly what the fused ``generate`` computes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from unfuse.errors import CutError, FeaturesError
 from unfuse.measure.timers import DeviceTimer, timer_for
+from unfuse.records.verification_file import CheckResult
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 from unfuse.verification import checks
 from unfuse.verification.golden import GoldenSet, golden
 from unfuse.verification.hooks import hooks_agree
-from unfuse.verification.result import CheckResult, Verification, judged, skipped
+from unfuse.verification.result import Verification, judged, skipped
 from unfuse.verification.steady import steady
 from unfuse.verification.stored import store_hit
 from unfuse.verification.timing import timing_additive
@@ -26,31 +27,31 @@ def verify_model(
     timer: DeviceTimer | None = None,
     on_result: Callable[[CheckResult], None] | None = None,
 ) -> Verification:
-    """Runs every check on one model with one sample.
+    """Run every check on one model with one sample.
 
     Args:
         model: loaded.
         sample: its media have been checked.
-        max_new_tokens: tokens compared.
-        reference: a golden set of this very checkpoint.
-        timer: of the device; the model's own by default.
-        on_result: called with each row as it is known.
+        max_new_tokens: number of tokens that are compared.
+        reference: a golden set of the same checkpoint.
+        timer: of the device; by default the timer of the model's device.
+        on_result: called with the result of every check.
     """
-    s = checks.subject(model, sample, max_new_tokens)
+    subject = checks.prepare_subject(model, sample, max_new_tokens)
     clock = timer or timer_for(model.device)
-    rows: dict[str, Callable[[], CheckResult]] = {
-        "encode-once": lambda: checks.encode_once(s),
-        "same-output": lambda: checks.same_output(s),
-        "features-used": lambda: checks.features_used(s),
-        "store-hit": lambda: store_hit(s),
+    all_checks: dict[str, Callable[[], CheckResult]] = {
+        "encode-once": lambda: checks.encode_once(subject),
+        "same-output": lambda: checks.same_output(subject),
+        "features-used": lambda: checks.features_used(subject),
+        "store-hit": lambda: store_hit(subject),
         "golden": lambda: _golden(model, reference),
-        "backward-compatible": lambda: checks.backward_compatible(s),
+        "backward-compatible": lambda: checks.backward_compatible(subject),
         "timing-additive": lambda: timing_additive(model, sample, clock, max_new_tokens),
-        "hooks-agree": lambda: hooks_agree(model, s.prepared, clock),
+        "hooks-agree": lambda: hooks_agree(model, subject.prepared, clock),
         "steady": lambda: steady(model, sample, clock),
     }
     results: list[CheckResult] = []
-    for name, check in rows.items():
+    for name, check in all_checks.items():
         try:
             result = check()
         except CutError as error:

@@ -1,4 +1,4 @@
-"""The checks. Each takes a model and one sample's stages and gives one row; each has a broken model that it catches."""
+"""The checks of a model on one sample. The tests hold a broken model against each of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Final
 import torch
 
 from unfuse.features import Features
+from unfuse.records.verification_file import CheckResult
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared, Sampling
-from unfuse.verification.result import CheckResult, judged
+from unfuse.verification.result import judged
 from unfuse.verification.watch import watch_vision
 
 LOGIT_CAP: Final = {torch.float32: 0.0, torch.bfloat16: 0.5, torch.float16: 0.1}
-"""Largest logit difference of two equal computations in another order, by dtype; float32 must agree in every token."""
+"""Cap of the logit difference in a near tie, by dtype; in float32 every token must be equal."""
 PATHS_CAP: Final = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
-"""Largest logit difference of one computation on two paths: cut or fused, whole or continued from a kept prefix."""
+"""Tolerance of the logits of one computation on two paths: staged or fused, whole or from a cached prefix."""
 _MIN_EFFECT: Final = 1e-3
 _GREEDY: Final = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One sample on one model, prepared and encoded."""
+    """One sample, prepared for one model."""
 
     model: StagedModel
     sample: Sample
@@ -32,38 +33,37 @@ class Subject:
     max_new_tokens: int
 
 
-def subject(model: StagedModel, sample: Sample, max_new_tokens: int) -> Subject:
-    """Stages 1 and 2 of a sample."""
+def prepare_subject(model: StagedModel, sample: Sample, max_new_tokens: int) -> Subject:
+    """Run stages 1 and 2 of a sample."""
     return Subject(model, sample, model.preprocess(model.load(sample)), max_new_tokens)
 
 
 def encode_once(s: Subject) -> CheckResult:
-    """The vision side runs in ``encode`` as often as the adapter says, and never in Stage 4."""
+    """Check that the vision side runs in ``encode`` as often as the adapter says, and never in Stage 4."""
     modules = s.model.adapter.vision_modules()
     with watch_vision(modules) as encoding:
         features = s.model.encode(s.prepared)
     with watch_vision(modules) as generating:
         s.model.decode(s.model.prefill(s.prepared, features), s.max_new_tokens)
         s.model.generate(s.prepared.question, features, max_new_tokens=2)
-    wanted = dict(s.model.adapter.vision_calls(s.prepared))
-    ok = encoding.by_name == wanted and generating.none
+    expected = dict(s.model.adapter.vision_calls(s.prepared))
+    ok = encoding.by_name == expected and generating.is_empty
     return judged(
         "encode-once",
         ok,
-        expected=f"encode: {', '.join(f'{n} {c}' for n, c in wanted.items())}; prefill and decode: none",
+        expected=f"encode: {', '.join(f'{n} {c}' for n, c in expected.items())}; prefill and decode: none",
         observed=f"encode: {encoding}; prefill and decode: {generating}",
     )
 
 
 def same_output(s: Subject) -> CheckResult:
-    """The parts write what the model's own fused ``generate`` writes.
+    """Check that the stages write the tokens of the model's own fused ``generate``.
 
-    Where the first tokens to differ are a near tie, the two are one computation in another order: the margin between
-    the two candidates is no larger than the largest logit difference of the two paths on that same forced prefix, and
-    that difference is under a cap for the dtype. In float32 there are no near ties.
+    A first difference may be a near tie, which two orders of one computation decide differently: the margin between
+    the two candidates is at most the logit difference of the two paths on the same forced prefix, and that difference
+    is below a cap for the dtype. In float32 there are no near ties.
 
-    A trained model may write the right words for the wrong reason, so where all tokens are equal, the logits that they
-    were chosen from must be as well.
+    Equal tokens can hide different logits, so where all tokens are equal the logits are compared as well.
     """
     features = s.model.encode(s.prepared)
     prefilled = s.model.prefill(s.prepared, features)
@@ -77,17 +77,17 @@ def same_output(s: Subject) -> CheckResult:
     assert fused.logits is not None
     if staged == fused.token_ids:
         limit = PATHS_CAP[s.model.dtype]
-        apart = float((s.model.engine.score(prefilled, staged) - fused.logits).abs().max()) if staged else 0.0
+        difference = float((s.model.engine.score(prefilled, staged) - fused.logits).abs().max()) if staged else 0.0
         return judged(
             "same-output",
-            bool(staged) and apart <= limit,
+            bool(staged) and difference <= limit,
             expected=expected,
-            observed=f"{len(staged)} equal tokens, logits at most {apart:.2g} apart",
+            observed=f"{len(staged)} equal tokens, logits differ by at most {difference:.2g}",
             tolerance=f"tokens: {rule}; logits: {limit}",
         )
     at = next((i for i, (a, b) in enumerate(zip(staged, fused.token_ids, strict=False)) if a != b), None)
     if at is None:
-        observed = f"{len(staged)} tokens, equal as far as they go"
+        observed = f"{len(staged)} tokens, equal up to the shorter answer"
         return judged("same-output", False, expected=expected, observed=observed, tolerance=rule)
     ours = s.model.engine.score(prefilled, staged[: at + 1])[at]
     theirs = fused.logits[at]
@@ -107,58 +107,59 @@ def same_output(s: Subject) -> CheckResult:
 
 
 def features_used(s: Subject) -> CheckResult:
-    """Other features change the logits, also right after a question about the first ones; none are changed in place."""
+    """Check that other features change the logits, also after a cached prefix, and that none are changed in place."""
     features = s.model.encode(s.prepared)
-    other = _other(features)
+    other = _random_features(features)
     digest = _digest(features)
     logits = s.model.prefill(s.prepared, features).logits
     effect = float((s.model.prefill(s.prepared, other).logits - logits).abs().max())
     s.model.generate(s.prepared.question, features, max_new_tokens=s.max_new_tokens)
     unchanged = _digest(features) == digest
-    # Asked about the first features and then about the others, a kept prefix must not answer for the first.
-    fresh = s.model.prefill(s.prepared, other).logits
+    # After a question about the first features, their cached prefix must not answer for the others.
+    uncached = s.model.prefill(s.prepared, other).logits
     s.model.prefill(s.prepared, features, reuse=True)
     reused = s.model.prefill(s.prepared, other, reuse=True).logits
-    apart = float((reused - fresh).abs().max())
+    difference = float((reused - uncached).abs().max())
     limit = PATHS_CAP[s.model.dtype]
     return judged(
         "features-used",
-        effect > max(_MIN_EFFECT, limit) and unchanged and apart <= limit,
+        effect > max(_MIN_EFFECT, limit) and unchanged and difference <= limit,
         expected="other features change the logits; features unchanged by generate; no stale prefix",
         observed=(
             f"logits change by {effect:.4g}; features {'unchanged' if unchanged else 'CHANGED'}; "
-            f"after other features the prefix is {'fresh' if apart <= limit else 'STALE'} ({apart:.2g} apart)"
+            f"after other features the prefix is {'current' if difference <= limit else 'STALE'} "
+            f"(logits differ by {difference:.2g})"
         ),
         tolerance=f"effect: more than {max(_MIN_EFFECT, limit)}; prefix: at most {limit}",
     )
 
 
 def backward_compatible(s: Subject) -> CheckResult:
-    """The fused call still works and writes the same before and after the stages ran; it does encode."""
+    """Check that the fused call encodes, and writes equal tokens before and after the stages ran."""
 
-    def whole() -> tuple[int, ...]:
+    def fused_tokens() -> tuple[int, ...]:
         answer = s.model.adapter.fused_generate([s.prepared], max_new_tokens=s.max_new_tokens, sampling=_GREEDY)
         return answer[0].token_ids
 
     with watch_vision(s.model.adapter.vision_modules()) as calls:
-        before = whole()
+        before = fused_tokens()
     features = s.model.encode(s.prepared)
     s.model.generate(s.prepared.question, features, max_new_tokens=s.max_new_tokens)
-    after = whole()
-    wanted = s.model.adapter.vision_calls(s.prepared)
-    encoded = all(calls.by_name[name] for name, count in wanted.items() if count)
+    after = fused_tokens()
+    expected = s.model.adapter.vision_calls(s.prepared)
+    encoded = all(calls.by_name[name] for name, count in expected.items() if count)
     same = "equal" if before == after else f"DIFFERENT ({before[:5]}... then {after[:5]}...)"
     return judged(
         "backward-compatible",
         bool(before) and before == after and encoded,
-        expected="the fused generate encodes and writes the same before and after the stages",
+        expected="the fused generate encodes and writes equal tokens before and after the stages",
         observed=f"{len(before)} tokens before, {len(after)} after, {same}; "
         f"tower {'called' if encoded else 'NOT called'}",
     )
 
 
-def _other(features: Features) -> Features:
-    """Features of the same kind and spread with other values."""
+def _random_features(features: Features) -> Features:
+    """Return random features with the shape, mean and deviation of ``features``."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(tensor: torch.Tensor) -> torch.Tensor:
@@ -170,5 +171,5 @@ def _other(features: Features) -> Features:
 
 
 def _digest(features: Features) -> str:
-    # A fresh value, since a cached digest could hide a change that bypassed torch's version counter.
+    # Of a copy, since a cached digest could hide a change that bypassed torch's version counter.
     return features.clone().digest

@@ -1,4 +1,4 @@
-"""Check ``golden``: the stages give what the published code gave, kept in a folder.
+"""Check ``golden``: the stages give the outputs of the published code, stored in a folder.
 
 ``golden.json`` holds the cases (events file, query, frame hashes, input ids, new ids); ``golden.safetensors`` holds
 ``EVENTS.pixel_values``, ``EVENTS.event_features`` and ``EVENTS.qN.prefill_last_logits``. The recordings lie beside
@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unfuse.errors import InputError
+from unfuse.records.verification_file import CheckResult
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
-from unfuse.verification.result import CheckResult, judged
+from unfuse.verification.result import judged
 
 TOLERANCE: Final = 1e-4
 """Relative L2 norm of the difference of tensors; ids and frame hashes must be equal."""
@@ -29,16 +30,16 @@ TOLERANCE: Final = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class GoldenSet:
-    """A folder of reference outputs, read."""
+    """Reference outputs, read from a folder."""
 
     cases: tuple[dict[str, Any], ...]
     tensors: dict[str, torch.Tensor]
     recordings: tuple[Path, ...]
-    """One a case."""
+    """Recording of each case."""
 
 
 def read_golden(folder: str | Path) -> GoldenSet:
-    """Reads a golden folder.
+    """Read a golden folder.
 
     Raises:
         InputError: incomplete or malformed.
@@ -58,13 +59,13 @@ def read_golden(folder: str | Path) -> GoldenSet:
 
 
 def golden(model: StagedModel, reference: GoldenSet) -> CheckResult:
-    """Every case through the stages, from the recording's file."""
-    worst = 0.0
+    """Run every case through the stages, from the recording's file, and compare with its reference outputs."""
+    largest = 0.0
     problems: list[str] = []
-    seen: Counter[str] = Counter()
+    queries: Counter[str] = Counter()
     for case, recording in zip(reference.cases, reference.recordings, strict=True):
-        scene = recording.stem
-        where = f"{scene} q{seen[scene]}"
+        query = f"q{queries[recording.stem]}"
+        where = f"{recording.stem} {query}"
         loaded = model.load(Sample.from_events(recording, case["query"]))
         if [hashlib.sha256(frame.tobytes()).hexdigest() for frame in loaded.frames] != case["frame_sha256"]:
             problems.append(f"{where}: other frames")
@@ -76,22 +77,23 @@ def golden(model: StagedModel, reference: GoldenSet) -> CheckResult:
         for name, tensor in (
             ("pixel_values", prepared.pixel_values),
             ("event_features", features.tensor),
-            (f"q{seen[scene]}.prefill_last_logits", prefilled.logits),
+            (f"{query}.prefill_last_logits", prefilled.logits),
         ):
-            apart = _apart(tensor, reference.tensors[f"{scene}.{name}"])
-            worst = max(worst, apart)
-            if not apart <= TOLERANCE:
-                problems.append(f"{where}: {name} {apart:.2g} apart")
-        wanted = case["generated_ids"]
-        written = model.decode(prefilled, max(len(wanted), 48)).token_ids
-        if list(written) != wanted:
+            difference = _relative_difference(tensor, reference.tensors[f"{recording.stem}.{name}"])
+            largest = max(largest, difference)
+            if not difference <= TOLERANCE:
+                problems.append(f"{where}: {name} differs by {difference:.2g}")
+        expected_ids = case["generated_ids"]
+        written = model.decode(prefilled, max(len(expected_ids), 48)).token_ids
+        if list(written) != expected_ids:
             problems.append(f"{where}: other tokens")
-        seen[scene] += 1
+        queries[recording.stem] += 1
     return judged(
         "golden",
         bool(reference.cases) and not problems,
         expected=f"{len(reference.cases)} cases equal to the published code",
-        observed="; ".join(problems[:4]) or f"{len(reference.cases)} cases equal, tensors at most {worst:.1g} apart",
+        observed="; ".join(problems[:4])
+        or f"{len(reference.cases)} cases equal, tensors differ by at most {largest:.1g}",
         tolerance=f"ids exact, tensors {TOLERANCE:g} relative",
     )
 
@@ -103,7 +105,7 @@ def _recording(root: Path, name: str) -> Path:
     raise FileNotFoundError(f"no recording {name} beside it")
 
 
-def _apart(tensor: torch.Tensor, reference: torch.Tensor) -> float:
+def _relative_difference(tensor: torch.Tensor, reference: torch.Tensor) -> float:
     if tensor.shape != reference.shape:
         return float("inf")
     difference = tensor.detach().float().cpu() - reference.float()

@@ -1,47 +1,32 @@
-"""What a check says."""
+"""Results of a verification."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from unfuse.errors import VerificationError
-
-Status = Literal["pass", "fail", "skip"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckResult:
-    """One row of ``unfuse verify``."""
-
-    name: str
-    status: Status
-    expected: str
-    observed: str
-    tolerance: str = "exact"
-    reason: str | None = None
-    """Why it was skipped."""
+from unfuse.records.verification_file import CheckResult, CheckStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """All rows for one model."""
+    """The results of all checks of one model."""
 
     model: str
     results: tuple[CheckResult, ...]
 
     @property
     def failed(self) -> tuple[CheckResult, ...]:
-        """Rows that failed."""
+        """Checks that failed."""
         return tuple(result for result in self.results if result.status == "fail")
 
     @property
     def passed(self) -> bool:
-        """No row failed, and at least one was judged."""
+        """Whether no check failed and at least one was judged."""
         return not self.failed and any(result.status == "pass" for result in self.results)
 
     def raise_if_failed(self) -> None:
-        """Raises where ``passed`` is false.
+        """Raise where ``passed`` is false.
 
         Raises:
             VerificationError: names the failed checks.
@@ -54,11 +39,11 @@ class Verification:
 
 
 def judged(name: str, ok: bool, *, expected: str, observed: str, tolerance: str = "exact") -> CheckResult:
-    """A row that passes or fails."""
-    status: Status = "pass" if ok else "fail"
+    """Return the result of a check that passes or fails."""
+    status: CheckStatus = "pass" if ok else "fail"
     return CheckResult(name=name, status=status, expected=expected, observed=observed, tolerance=tolerance)
 
 
 def skipped(name: str, reason: str, *, expected: str) -> CheckResult:
-    """A row that was not judged."""
+    """Return the result of a check that was not judged."""
     return CheckResult(name=name, status="skip", expected=expected, observed="not run", reason=reason)

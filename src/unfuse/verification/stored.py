@@ -1,7 +1,7 @@
-"""Check ``store-hit``: features out of a store are those that encoding gives, and only ever those.
+"""Check ``store-hit``: features out of a store equal those of encoding, and an unsound entry is refused.
 
-It has a store of its own in a temporary folder, and does to it what happens to stores: an entry is damaged, one of
-another model lies under this one's name, one is asked for another scene.
+It opens a store of its own in a temporary folder and breaks it: an entry is damaged, an entry of another model lies
+under the model's name, and features of another scene are requested.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import torch
 
 from unfuse.feature_store import FeatureStore
 from unfuse.features import Features
+from unfuse.records.verification_file import CheckResult
 from unfuse.staged_model import StagedModel
 from unfuse.verification.checks import Subject
-from unfuse.verification.result import CheckResult, judged, skipped
+from unfuse.verification.result import judged, skipped
 from unfuse.verification.watch import watch_vision
 
 _MAX_TOKENS: Final = 16
-"""The logits are held as well, so a few tokens say it."""
+"""The logits are compared as well, so a few tokens are enough."""
 _EXPECTED: Final = "a hit has the digest, logits and tokens of encoding and calls no tower; unsound entries are refused"
 _OTHER: Final = "0" * 64
 
 
 def store_hit(s: Subject, open_store: Callable[[Path], FeatureStore] = FeatureStore) -> CheckResult:
-    """A hit equals a miss by digest, logits and tokens, at no call of the tower; what is not sound is encoded again."""
+    """Check that a hit equals encoding by digest, logits and tokens without a call of the tower."""
     if not s.prepared.media_tokens:
-        return skipped("store-hit", "the sample shows nothing that could be kept", expected=_EXPECTED)
+        return skipped("store-hit", "the sample has no media to cache", expected=_EXPECTED)
     with tempfile.TemporaryDirectory(prefix="unfuse-store-") as folder:
         faults = _faults(s, Path(folder), open_store)
     return judged(
@@ -45,33 +46,33 @@ def store_hit(s: Subject, open_store: Callable[[Path], FeatureStore] = FeatureSt
 
 def _faults(s: Subject, folder: Path, open_store: Callable[[Path], FeatureStore]) -> list[str]:
     model, faults = s.model, []
-    fresh = model.encode(s.prepared)
-    origin = fresh.provenance
+    encoded = model.encode(s.prepared)
+    origin = encoded.provenance
     if model.media_sha256(s.sample) != origin.media_sha256:
         faults.append("the hash of the media without decoding is ANOTHER than the one of load")
-    _, early = open_store(folder).features(model, s.prepared)
+    _, first_hit = open_store(folder).features(model, s.prepared)
 
-    # A store opened anew, as another process would.
+    # Open the store again, as another process would.
     store = open_store(folder)
     with watch_vision(model.adapter.vision_modules()) as calls:
-        kept, hit = store.features(model, s.sample)
-    if early or not hit:
-        faults.append(f"first pass {_said(early)}, second pass {_said(hit)}")
-    if not calls.none:
+        cached, hit = store.features(model, s.sample)
+    if first_hit or not hit:
+        faults.append(f"first pass {_hit_or_miss(first_hit)}, second pass {_hit_or_miss(hit)}")
+    if not calls.is_empty:
         faults.append(f"the second pass ENCODED ({calls})")
-    faults += [f"a hit has {what}" for what in _differences(s, kept, fresh)]
+    faults += [f"a hit has {what}" for what in _differences(s, cached, encoded)]
 
-    place = store.place(origin)
-    for what, spoil in (("a damaged entry", _flip), ("an entry of another model", partial(_swap, store, fresh))):
-        if not place.is_file():
-            faults.append(f"nothing in the place of an entry, to make {what} of")
+    entry = store.place(origin)
+    for what, spoil in (("a damaged entry", _flip), ("an entry of another model", partial(_swap, store, encoded))):
+        if not entry.is_file():
+            faults.append(f"no file of the entry, to make {what} of")
             continue
-        spoil(place)
+        spoil(entry)
         again, hit = open_store(folder).features(model, s.prepared)
-        if hit or again.clone().digest != fresh.digest:
-            faults.append(f"{what} was BELIEVED")
+        if hit or again.clone().digest != encoded.digest:
+            faults.append(f"{what} was ACCEPTED")
         elif not open_store(folder).features(model, s.prepared)[1]:
-            faults.append(f"after {what} nothing is kept")
+            faults.append(f"after {what} nothing is cached")
     if store.get(origin.model_fingerprint, _OTHER, origin.dtype) is not None:
         faults.append("another scene was answered with this one")
     if store.get(_OTHER, origin.media_sha256, origin.dtype) is not None:
@@ -79,41 +80,38 @@ def _faults(s: Subject, folder: Path, open_store: Callable[[Path], FeatureStore]
     return faults
 
 
-def _differences(s: Subject, kept: Features, fresh: Features) -> list[str]:
-    """What is not the same of the two; ``fresh`` was never in a store."""
+def _differences(s: Subject, cached: Features, encoded: Features) -> list[str]:
+    """Name the differences between features out of the store and features that were never in it."""
     found = []
-    if kept.clone().digest != fresh.clone().digest:
-        apart = float((kept.tensor.float() - fresh.tensor.float()).abs().max()) if _same_shape(kept, fresh) else "?"
-        found.append(f"another digest ({apart} apart)")
-    if kept.provenance != fresh.provenance or dict(kept.layout) != dict(fresh.layout):
+    if cached.clone().digest != encoded.clone().digest:
+        same_shape = cached.tensor.shape == encoded.tensor.shape
+        difference = float((cached.tensor.float() - encoded.tensor.float()).abs().max()) if same_shape else "?"
+        found.append(f"another digest (values differ by {difference})")
+    if cached.provenance != encoded.provenance or dict(cached.layout) != dict(encoded.layout):
         found.append("another provenance or layout")
-    (ours, mine), (theirs, other) = (_answer(s.model, s, features) for features in (kept, fresh))
-    if not torch.equal(ours, theirs):
-        found.append(f"other logits ({float((ours - theirs).abs().max()):.2g} apart)")
-    if mine != other:
+    (logits, tokens), (expected, expected_tokens) = (_answer(s.model, s, features) for features in (cached, encoded))
+    if not torch.equal(logits, expected):
+        found.append(f"other logits (they differ by {float((logits - expected).abs().max()):.2g})")
+    if tokens != expected_tokens:
         found.append("other tokens")
     return found
 
 
-def _same_shape(kept: Features, fresh: Features) -> bool:
-    return kept.tensor.shape == fresh.tensor.shape
-
-
 def _answer(model: StagedModel, s: Subject, features: Features) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Without the sample's pixels, as after a hit."""
+    """Return logits and tokens without the sample's pixels, as after a hit."""
     prefilled = model.prefill(model.adapter.tokenize(s.prepared.question, features), features)
     return prefilled.logits.clone(), model.decode(prefilled, min(s.max_new_tokens, _MAX_TOKENS)).token_ids
 
 
-def _flip(place: Path) -> None:
-    """One bit of the last value."""
-    data = bytearray(place.read_bytes())
+def _flip(entry: Path) -> None:
+    """Flip one bit of the last value."""
+    data = bytearray(entry.read_bytes())
     data[-1] ^= 1
-    place.write_bytes(data)
+    entry.write_bytes(data)
 
 
-def _swap(store: FeatureStore, features: Features, place: Path) -> None:
-    """A sound entry of another model, under this one's name."""
+def _swap(store: FeatureStore, features: Features, entry: Path) -> None:
+    """Replace an entry by a sound entry of another model."""
     foreign = Features(
         features.tensor.flip(0).contiguous(),
         replace(features.provenance, model_fingerprint=_OTHER),
@@ -121,8 +119,8 @@ def _swap(store: FeatureStore, features: Features, place: Path) -> None:
         features.layout,
     )
     store.put(foreign)
-    store.place(foreign.provenance).replace(place)
+    store.place(foreign.provenance).replace(entry)
 
 
-def _said(hit: bool) -> str:
+def _hit_or_miss(hit: bool) -> str:
     return "a hit" if hit else "a miss"

@@ -1,7 +1,7 @@
-"""Watches the vision side: who called it, and how often.
+"""Count calls of the vision side.
 
-Hooks on every module below it also see a call that goes around the top one; a dispatch mode sees convolutions, which no
-language model has, so that a copy of the tower kept elsewhere does not escape either.
+Hooks on its inner modules see a call that bypasses the top module. A dispatch mode counts convolutions, which no
+language model has: it sees a copy of the tower that is no module of the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class VisionCalls:
-    """Counts of one watched stretch."""
+    """Counts of one watched region."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, int] = {}
@@ -25,8 +25,8 @@ class VisionCalls:
         self.convolutions = 0
 
     @property
-    def none(self) -> bool:
-        """Whether the vision side was left alone."""
+    def is_empty(self) -> bool:
+        """Whether the vision side was not called."""
         return not (sum(self.by_name.values()) or self.inner or self.convolutions)
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class _Convolutions(TorchDispatchMode):
 
 @contextmanager
 def watch_vision(modules: Mapping[str, nn.Module]) -> Iterator[VisionCalls]:
-    """Counts calls of the vision side while the body runs."""
+    """Count calls of the vision side while the body runs."""
     calls = VisionCalls()
     calls.by_name = dict.fromkeys(modules, 0)
     handles = []

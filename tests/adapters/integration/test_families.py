@@ -25,7 +25,7 @@ def fused(family, prepared):
 
 
 @pytest.mark.parametrize(("frames", "question"), PROMPTS, ids=["one", "several", "text"])
-def test_parts_write_what_the_whole_writes(family, frames, question):
+def test_staged_answers_equal_fused_answers(family, frames, question):
     prepared = family.prepare(frames, question)
     features = family.staged.encode(prepared)
     prefilled = family.staged.prefill(prepared, features)
@@ -38,7 +38,7 @@ def test_parts_write_what_the_whole_writes(family, frames, question):
 
 def test_batches_write_what_single_prompts_write(family):
     """Prompts of other lengths, text alone among them; videos of one length, as their processors want."""
-    counts = [2, 2, 0] if family.prompter.video else [1, 3, 0]
+    counts = [2, 2, 0] if family.processor.video else [1, 3, 0]
     prepared = [
         family.prepare(n, q, seed=i) for i, (n, q) in enumerate(zip(counts, (q for _, q in PROMPTS), strict=True))
     ]
@@ -75,16 +75,16 @@ def test_scenes_encoded_together_are_those_encoded_alone(family):
     assert all(one == other for one, other in answers)
 
 
-def test_where_rows_are_missing_each_is_encoded_alone(family, monkeypatch):
+def test_prompts_with_missing_rows_are_encoded_separately(family, monkeypatch):
     prepared = [family.prepare(2, "What moves?", seed=i) for i in range(2)]
     alone = [family.staged.encode(each).tensor for each in prepared]
-    whole = hf.shares
+    whole = hf.split_equally
     ways = [lambda found, parts: whole(found, 1) if parts == 1 else []]
     if "pixel_values_videos" not in prepared[0].inputs:
         # As where pictures that are black all over are left out.
         ways.append(lambda f, n: [replace(p, rows=p.rows[1:]) if n > 1 else p for p in whole(f, n)])
     for way in ways:
-        monkeypatch.setattr(hf, "shares", way)
+        monkeypatch.setattr(hf, "split_equally", way)
         assert all(map(torch.equal, alone, (each.tensor for each in family.staged.encode_batch(prepared))))
 
 
@@ -108,7 +108,7 @@ def test_encoded_once_and_asked_again(family):
     assert sum(encoding.by_name.values()) > 0
     with watch_vision(family.adapter.vision_modules()) as later:
         answers = [family.staged.generate(q, features, max_new_tokens=TOKENS) for q in ("Where to?", "How fast?")]
-    assert later.none
+    assert later.is_empty
     for question, answer in zip(("Where to?", "How fast?"), answers, strict=True):
         fresh = family.prepare(2, question)
         assert answer.token_ids == fused(family, [fresh])[0].token_ids
@@ -151,7 +151,7 @@ def test_wrong_features_are_refused(family):
 
 
 def test_the_model_is_left_as_it_was(family):
-    """Seams are put in and taken out again; an error on the way leaves nothing behind."""
+    """Methods that a split point replaces are restored, also after an error."""
     prepared = family.prepare(1, "What moves?")
     base = family.adapter.model.base_model
     before = dict(vars(base)), len(family.adapter.language.decoder._forward_pre_hooks)

@@ -125,7 +125,7 @@ def test_folder_to_answer(name, tmp_path):
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(8)]
     with load(str(tmp_path), device="cpu", dtype="float32") as staged:
-        assert staged.adapter.uncut is None
+        assert staged.adapter.unsplittable is None
         prepared = staged.preprocess(staged.load(Sample.from_frames(frames, "What moves?")))
         assert prepared.media_tokens > 0
         assert prepared.num_frames == (8 if staged.adapter.takes_video else 1)

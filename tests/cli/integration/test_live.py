@@ -7,15 +7,18 @@ import threading
 
 import pytest
 from rich.console import Console
-from rich.live import Live
+from rich.progress import Progress
 
-from unfuse.api.benchmarking import prepare_bench
+from unfuse.api.benchmarking import BenchOptions, prepare_bench
+from unfuse.benchmarking.pairs import Pairs
 from unfuse.cli.bench import run_and_show
 from unfuse.loading import Placement
-from unfuse.protocols.pairs import Pairs
-from unfuse.report import live
 
-SETTINGS = {"max_new_tokens": 3, "num_warmups": 1, "balance_seconds": 0.0, "noise_repeats": 1}
+OPTIONS = BenchOptions(
+    max_samples=2,
+    placement=Placement("cpu"),
+    settings={"max_new_tokens": 3, "num_warmups": 1, "balance_seconds": 0.0, "noise_repeats": 1},
+)
 
 
 class Terminal(io.StringIO):
@@ -46,7 +49,7 @@ def watched(tmp_path, monkeypatch):
 
     def run():
         console = Console(file=file, width=80, height=24, force_terminal=True, _environ={"TERM": "xterm"})
-        run_and_show(console, prepare_bench(["demo"], max_samples=2, placement=Placement("cpu"), settings=SETTINGS))
+        run_and_show(console, prepare_bench(["demo"], OPTIONS))
         return seen, file.getvalue()
 
     return run
@@ -61,10 +64,11 @@ def test_nothing_of_the_display_runs_while_a_stage_is_timed(watched):
 
 
 def test_control_a_display_that_draws_by_itself_is_seen(watched, monkeypatch):
-    class Restless(Live):
-        def __init__(self, *arguments, **how):
-            super().__init__(*arguments, **{**how, "auto_refresh": True, "refresh_per_second": 100})
+    quiet = Progress.__init__
 
-    monkeypatch.setattr(live, "Live", Restless)
+    def restless(progress, *columns, **options):
+        quiet(progress, *columns, **{**options, "auto_refresh": True, "refresh_per_second": 100})
+
+    monkeypatch.setattr(Progress, "__init__", restless)
     seen, _ = watched()
     assert any(threads for threads, _ in seen)

@@ -47,7 +47,7 @@ def use_few_programs(patch):
     patch.setattr(skinny_gemm, "CANDIDATES", (skinny_gemm.SkinnyGemmConfig(64, 16, 2, 2, 4),))
     patch.setattr(gemm, "LIBRARY", skinny_gemm.CANDIDATES[0])
     patch.setattr(extend_attention, "CANDIDATES", (extend_attention.ExtendConfig(2, 64, 8, 3),))
-    patch.setattr(extend_attention, "IN_FLOAT32", extend_attention.ExtendConfig(2, 64, 8, 3))
+    patch.setattr(extend_attention, "FLOAT32_CONFIG", extend_attention.ExtendConfig(2, 64, 8, 3))
     # Every engine compares itself on being made; these tests compare it themselves, on longer prompts.
     patch.setattr(engine.GraphedEngine, "_compare", lambda _: None)
     # One program for each of four key heads; the kinds with fewer share a head's positions out.

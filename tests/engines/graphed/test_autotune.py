@@ -32,7 +32,7 @@ def choose(folder, key="one"):
     return Autotuner(torch.device("cuda"), folder).choose(key, WAYS, lambda way: None)
 
 
-def test_the_fastest_is_chosen_and_remembered(timed, tmp_path):
+def test_the_fastest_config_is_chosen_and_stored(timed, tmp_path):
     assert choose(tmp_path) == WAYS[1]
     assert len(timed) == 3
     assert choose(tmp_path) == WAYS[1]
@@ -42,7 +42,7 @@ def test_the_fastest_is_chosen_and_remembered(timed, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"one": "no such way"}'])
-def test_a_damaged_memory_is_tried_again(timed, tmp_path, damage):
+def test_a_damaged_tuning_file_is_timed_again(timed, tmp_path, damage):
     choose(tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_text(damage)
@@ -51,11 +51,11 @@ def test_a_damaged_memory_is_tried_again(timed, tmp_path, damage):
     assert json.loads(file.read_text()) == {"one": [1, 2, 3, True]}
 
 
-def test_a_memory_that_cannot_be_written_costs_time_only(timed, tmp_path):
+def test_an_unwritable_tuning_file_costs_time_only(timed, tmp_path):
     (tmp_path / "file").write_text("")
     assert choose(tmp_path / "file") == WAYS[1]
 
 
-def test_without_a_device_the_first_is_taken(tmp_path):
+def test_without_a_device_the_first_candidate_is_chosen(tmp_path):
     assert Autotuner(torch.device("cpu"), tmp_path).choose("one", WAYS, lambda way: None) == WAYS[0]
     assert not list(tmp_path.iterdir())

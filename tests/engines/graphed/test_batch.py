@@ -74,7 +74,7 @@ def asked(model, name, length, seed, tokens, sampling=FREE, reuse=False):
     return Request(request_id=name, prompt=made, max_new_tokens=tokens, sampling=sampling, reuse=reuse)
 
 
-def test_each_gets_the_tokens_that_it_gets_alone(model, batch):
+def test_a_request_gets_the_tokens_that_it_gets_alone(model, batch):
     lengths, tokens = (3, 40, 30, 7, 25, 70, 9), (1, 4, 7, 2, 3, 3, 5)
     requests = [asked(model, str(n), lengths[n], n, tokens[n]) for n in range(7)]
     batch.add(requests[:5])
@@ -152,7 +152,7 @@ def test_other_features_share_nothing(model, batch):
     assert written(batch)[2] == {"second": 0}
 
 
-def test_what_was_prepared_is_not_captured_again(model, batch, monkeypatch):
+def test_prepared_steps_are_not_captured_again(model, batch, monkeypatch):
     batch.prepare()
     steps = dict(batch._slots._steps)
     assert {size for size, _ in steps} >= {2, 4}
@@ -162,7 +162,7 @@ def test_what_was_prepared_is_not_captured_again(model, batch, monkeypatch):
     assert batch._slots._steps == steps
 
 
-def test_an_aborted_request_is_not_heard_of_again(model, batch):
+def test_an_aborted_request_returns_no_more_tokens(model, batch):
     batch.add([asked(model, str(n), 5, n, 6) for n in range(6)])
     before = {token.request_id: token.token_id for token in batch.step()}
     for name in ("0", "5", "nobody"):
@@ -173,7 +173,7 @@ def test_an_aborted_request_is_not_heard_of_again(model, batch):
     assert [before["3"], *ids["3"]] == alone(model, asked(model, "3", 5, 3, 6))
 
 
-def test_few_join_at_once_where_others_are_being_answered(model, engine, monkeypatch):
+def test_few_requests_join_at_once_while_others_run(model, engine, monkeypatch):
     passes = []
     own = PrefillRunner.__call__
 
@@ -193,7 +193,7 @@ def test_few_join_at_once_where_others_are_being_answered(model, engine, monkeyp
     batch.close()
 
 
-def test_memory_bounds_who_is_under_way(model, engine, monkeypatch):
+def test_memory_limits_the_running_requests(model, engine, monkeypatch):
     batch = engine.continuous(8)
     size = batch._cache_pool._size(64)
     batch._cache_pool = KVCachePool(engine._runner.llama, 2 * size)
@@ -214,7 +214,7 @@ def test_memory_bounds_who_is_under_way(model, engine, monkeypatch):
     batch.close()
 
 
-def test_what_is_kept_goes_where_there_is_no_room_beside_it(model, batch):
+def test_weights_move_to_the_host_on_a_small_device(model, batch):
     """Else a request that begins like it would wait for others to end, for ever where there are none."""
     batch._cache_pool = KVCachePool(batch._runner.llama, batch._cache_pool._size(64))
     first, second = asked(model, "first", 40, 1, 2, reuse=True), asked(model, "second", 40, 1, 3, reuse=True)
@@ -227,7 +227,7 @@ def test_what_is_kept_goes_where_there_is_no_room_beside_it(model, batch):
     assert ids == {request.request_id: alone(model, request) for request in (first, second)}
 
 
-def test_prompts_that_need_more_than_their_rows_are_answered_beside(model, batch):
+def test_prompts_with_decoder_inputs_run_in_the_fallback(model, batch):
     plain = asked(model, "plain", 6, 1, 4)
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool, device=DEVICE).tril()
     other = replace(plain, request_id="masked", prompt=replace(plain.prompt, decoder_inputs={"attention_mask": mask}))
@@ -237,7 +237,7 @@ def test_prompts_that_need_more_than_their_rows_are_answered_beside(model, batch
     assert max(map(max, ids.values())) < VOCABULARY
 
 
-def test_two_batches_at_once_keep_their_rows_apart(model, engine):
+def test_two_batches_at_once_have_separate_rows(model, engine):
     one, other = engine.continuous(2), engine.continuous(2)
     requests = [asked(model, str(n), 6, n, 4) for n in range(2)]
     one.add(requests[:1])
@@ -258,7 +258,7 @@ def test_two_batches_at_once_keep_their_rows_apart(model, engine):
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_keys_of_those_who_were_answered_are_held_by_nobody(model, engine, ended):
+def test_kv_caches_of_finished_requests_are_released(model, engine, ended):
     """Slots stay with the engine; the KV caches that they held would be taken for free memory."""
     batch = engine.continuous(2)
     batch.add([asked(model, str(n), 5, n, 3) for n in range(2)])

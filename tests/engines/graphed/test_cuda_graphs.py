@@ -14,7 +14,7 @@ def test_parts_grow_from_one_layer():
     assert split_points(2) == {1}
 
 
-def test_without_a_device_the_work_is_called():
+def test_without_a_device_the_function_is_called():
     called = []
 
     def work():
@@ -30,7 +30,7 @@ def test_without_a_device_the_work_is_called():
 
 @pytest.mark.cuda
 @CUDA
-def test_a_capture_that_fails_leaves_everything_as_it_was():
+def test_a_failed_capture_restores_the_stream():
     before, x = torch.cuda.current_stream(), torch.zeros(4, device="cuda")
     calls = []
 
@@ -51,7 +51,7 @@ def test_a_capture_that_fails_leaves_everything_as_it_was():
 
 @pytest.mark.cuda
 @CUDA
-def test_a_cut_makes_another_graph_of_the_same_work():
+def test_split_graphs_do_the_same_work():
     x = torch.zeros(4, device="cuda")
 
     def work():

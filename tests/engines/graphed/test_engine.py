@@ -54,7 +54,7 @@ def test_every_kind_writes_what_eager_writes(kind, tmp_path):
         torch.testing.assert_close(engine.score(ours, tokens), eager.score(theirs, tokens), rtol=1e-4, atol=1e-4)
 
 
-def test_whoever_comes_first_in_inference_mode_leaves_the_engine_usable(tmp_path):
+def test_a_first_call_in_inference_mode_leaves_the_engine_usable(tmp_path):
     model, asked = language(), Sampling()
     with torch.inference_mode():
         engine = GraphedEngine(model, tuning=tmp_path)
@@ -69,7 +69,7 @@ def test_whoever_comes_first_in_inference_mode_leaves_the_engine_usable(tmp_path
     assert list(engine.decode(engine.prefill(given, asked), 4)) == written
 
 
-def test_weights_are_held_once(tmp_path):
+def test_weights_are_stored_once(tmp_path):
     model = language("biases")
     before = {name: p.clone() for name, p in model.decoder.named_parameters()}
     llama = find_llama(model)
@@ -159,7 +159,7 @@ def test_sampling_is_eagers(model, engine):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(ignore_eos=True), Sampling(temperature=2.0, ignore_eos=True)])
-def test_answers_may_be_written_by_turns(model, engine, sampling):
+def test_answers_may_be_decoded_alternately(model, engine, sampling):
     """Two answers share one captured step, and each goes on where it was."""
     prefilled = [engine.prefill(prompt(model, 9, seed), sampling) for seed in (1, 2)]
     alone = [list(engine.decode(one, 4)) for one in prefilled]
@@ -168,13 +168,13 @@ def test_answers_may_be_written_by_turns(model, engine, sampling):
     assert [list(tokens) for tokens in zip(*turns, strict=True)] == alone
 
 
-def test_an_answer_may_outgrow_its_room(model, engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "_MAX_ROOM", 1)
+def test_an_answer_may_outgrow_its_kv_cache(model, engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "_MAX_ANSWER", 1)
     monkeypatch.setattr(decoding, "_GROWTH", 1)
     asked, sampling = prompt(model, 62), Sampling(ignore_eos=True)
     theirs = EagerEngine(model)
     wanted = list(theirs.decode(theirs.prefill(asked, sampling), 4))
-    monkeypatch.setattr(engine, "_room", 1)
+    monkeypatch.setattr(engine, "_answer_positions", 1)
     mine = engine.prefill(asked, sampling)
     assert mine.state.cache.capacity == 64
     assert list(engine.decode(mine, 4)) == wanted
@@ -293,7 +293,7 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-def test_what_is_no_llama_is_refused_with_a_reason():
+def test_other_decoders_are_unsupported_with_a_reason():
     model = language()
     model.decoder.layers[1].mlp.down_proj = Doubled(48, HIDDEN, bias=False, device=DEVICE)
     with pytest.raises(Unsupported, match="Doubled"):
@@ -308,7 +308,7 @@ def test_what_is_no_llama_is_refused_with_a_reason():
 
 
 @pytest.mark.usefixtures("compared_in_full")
-def test_what_looks_the_same_and_computes_something_else_is_found(monkeypatch):
+def test_a_decoder_with_other_logits_is_unsupported(monkeypatch):
     model = language()
     forward = type(model.decoder.layers[0]).forward
     monkeypatch.setattr(
@@ -359,7 +359,7 @@ def test_positions_of_several_axes(tmp_path):
     assert not torch.allclose(engine.prefill(flat, sampling).logits, ours.logits, rtol=1e-3)
 
 
-def test_a_prompt_with_more_than_rows_is_answered_by_eager(model, engine):
+def test_a_prompt_with_decoder_inputs_is_answered_by_eager(model, engine):
     """A mask that is not causal: the model's own forward alone takes it."""
     asked = prompt(model, 6)
     mask = torch.zeros(1, 1, 6, 6, device=DEVICE)
@@ -376,7 +376,7 @@ def test_an_engine_that_cannot_be_built_gives_way(model, monkeypatch):
         raise RuntimeError("no memory left\nand more")
 
     monkeypatch.setattr(engine_module, "GraphedEngine", fails)
-    adapter = SimpleNamespace(uncut=None, language=model, device=torch.device("cuda", 0), vision_modules=dict)
+    adapter = SimpleNamespace(unsplittable=None, language=model, device=torch.device("cuda", 0), vision_modules=dict)
     chosen, (note,) = pick_engine("graphed", adapter)
     assert chosen.name == "eager"
     assert note.endswith("graphed: it could not be built (RuntimeError: no memory left)")

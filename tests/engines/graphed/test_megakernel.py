@@ -51,7 +51,7 @@ def test_table_is_in_the_order_of_the_source():
         at = {name: tensor.data_ptr() for name, tensor in wanted.items()}
         assert dict(zip(enum("Entry"), row, strict=True)) == dict.fromkeys(enum("Entry"), 0) | at
     assert torch.equal(norms[-1], found.final_norm_weight[order])
-    last = dict(zip(enum("Last"), table.tolist()[-1], strict=False))
+    last = dict(zip(enum("HeadEntry"), table.tolist()[-1], strict=False))
     assert last == {"HEAD_B": 0, "FINAL_NORM": norms[-1].data_ptr()}
 
 
@@ -64,7 +64,7 @@ def test_macros_are_those_of_the_source():
 def test_constants_are_the_source_s():
     warps = int(constant("WARPS"))
     assert warps == megakernel._WARPS
-    assert constant("LAUNCHED") == "THREADS + (SETMAXNREG ? 128 : 32)"
+    assert constant("BLOCK_THREADS") == "THREADS + (SETMAXNREG ? 128 : 32)"
     assert 32 * warps + 128 == megakernel._THREADS
     assert int(constant("SLICE")) == megakernel._SLICE
     assert int(constant("BOX")) == megakernel._BOX

@@ -41,7 +41,7 @@ class Fastest:
         return candidates[times.index(min(times))]
 
 
-def test_each_is_tried_beside_what_was_chosen_before_it():
+def test_configs_are_timed_within_the_whole_pass():
     gemms = [gemm("large"), gemm("small")]
     configs = decode_configs(HEADS, 1, torch.bfloat16)
     tuned = TunedConfigs.for_rows(16, configs, gemms, scratch(2**30))
@@ -63,7 +63,7 @@ def test_each_is_tried_beside_what_was_chosen_before_it():
     assert len(set(tuner.keys)) == 3
 
 
-def test_what_has_one_way_takes_it():
+def test_a_single_candidate_is_not_timed():
     tuned = TunedConfigs.for_rows(16, decode_configs(HEADS, 16, torch.bfloat16), [gemm("one")], scratch(0))
     assert all(config == LIBRARY or config.split == 1 for config in tuned.candidates["one"]), "no room for parts"
     assert TunedConfigs.for_rows(128, decode_configs(HEADS, 128, torch.bfloat16), (), scratch(0)).gemms == {}
@@ -71,7 +71,7 @@ def test_what_has_one_way_takes_it():
 
 @pytest.mark.parametrize("rows", [1, 16, 64, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_attention_of_a_step_has_programs_enough(rows, dtype):
+def test_decode_configs_have_enough_programs(rows, dtype):
     configs = decode_configs(HEADS, rows, dtype)
     for config in configs:
         assert config.splits >= 1
@@ -79,19 +79,19 @@ def test_attention_of_a_step_has_programs_enough(rows, dtype):
     assert usual.splits == 16 or rows * HEADS.num_kv_heads * usual.splits >= 264
 
 
-def test_attention_of_a_tail_fits_what_it_may_leave():
+def test_extend_configs_fit_into_the_scratch_memory():
     everything = extend_configs(HEADS, 32, scratch(2**30))
     assert tuple(everything) == tails.CANDIDATES
     some = tails.partial_size(HEADS, 32, 3, 1)
     assert {config.splits for config in extend_configs(HEADS, 32, scratch(some))} == {2, 3}
 
 
-def test_float32_has_one_way_which_is_soon_compiled():
+def test_float32_has_one_config_that_compiles_fast():
     assert len(decode_configs(HEADS, 1, torch.float32)) == 1
-    assert extend_configs(HEADS, 64, scratch(2**30, torch.float32)) == [tails.IN_FLOAT32]
+    assert extend_configs(HEADS, 64, scratch(2**30, torch.float32)) == [tails.FLOAT32_CONFIG]
 
 
-def test_other_work_is_remembered_by_another_name():
+def test_other_problems_have_other_keys():
     def keys(layers=2, heads=HEADS, kind="decode", rows=16, **more):
         key = tuning_key(layers, heads, kind, rows, [gemm("qkv", **more)])
         return key("qkv"), key("attention")

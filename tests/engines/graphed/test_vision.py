@@ -83,7 +83,7 @@ def test_results_are_copies_and_hooks_fire():
 
 
 @torch.no_grad()
-def test_queries_keys_and_values_are_one_memory_and_the_model_goes_on():
+def test_stacked_projections_share_memory_with_the_model():
     model = tower()
     own = model(pixels(1)).last_hidden_state
     assert TowerLayers(model, Autotuner(DEVICE))
@@ -95,7 +95,7 @@ def test_queries_keys_and_values_are_one_memory_and_the_model_goes_on():
 
 
 @torch.no_grad()
-def test_what_computes_something_else_runs_its_own_forward(monkeypatch):
+def test_a_module_with_another_output_runs_its_own_forward(monkeypatch):
     model = tower()
     own = model(pixels(1)).last_hidden_state
     monkeypatch.setattr(tower_layers, "activate", lambda *_: None)
@@ -109,7 +109,7 @@ def test_what_computes_something_else_runs_its_own_forward(monkeypatch):
 
 @torch.no_grad()
 def test_shapes_that_were_not_used_for_long_are_forgotten(monkeypatch):
-    monkeypatch.setattr(vision, "_MOST_SHAPES", 2)
+    monkeypatch.setattr(vision, "_MAX_GRAPHS", 2)
     module = nn.Linear(4, 4).to(DEVICE)
     fast = captured(module)
     with fast.active():
@@ -163,7 +163,7 @@ def test_tensors_that_lie_elsewhere_are_not_captured():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @torch.no_grad()
-def test_a_module_that_looks_at_the_device_runs_its_own_forward():
+def test_a_module_that_synchronises_runs_its_own_forward():
     class Looking(nn.Module):
         def __init__(self):
             super().__init__()

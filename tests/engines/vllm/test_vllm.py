@@ -22,9 +22,9 @@ from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
-from unfuse.engines.vllm.building import memory_arguments
+from unfuse.engines.vllm.builder import memory_arguments
 from unfuse.engines.vllm.engine import VllmEngine
-from unfuse.engines.vllm.handover import text_config, text_weights
+from unfuse.engines.vllm.weights import text_config, text_weights
 from unfuse.errors import DeviceError, MissingPackageError
 from unfuse.loading import check_engine, load
 from unfuse.staged_model import pick_engine
@@ -148,12 +148,11 @@ def test_drawn_tokens_are_repeatable_and_said_to_be_vllms(model, folder):
     first = alone(engine, given, 20, DRAWN)
     assert alone(engine, given, 20, DRAWN) == first
     assert alone(engine, given, 20, replace(DRAWN, seed=6)) != first
-    assert engine.prefill(given, DRAWN).token_id == EagerEngine(model).prefill(given, DRAWN).token_id
     assert any("drawn by vLLM" in note for note in engine.notes)
     engine.close()
 
 
-def test_later_tokens_are_not_drawn_with_the_first_ones_noise(folder):
+def test_later_tokens_use_other_noise_than_the_first(folder):
     model = language()
     model.head.weight.data *= 1e-3  # what is drawn is then a matter of noise alone
     engine = VllmEngine(model, cache=folder)
@@ -163,7 +162,7 @@ def test_later_tokens_are_not_drawn_with_the_first_ones_noise(folder):
 
 
 @pytest.mark.parametrize("temperature", [0.001, 2.5])
-def test_temperatures_that_vllm_would_change_or_refuse_are_eagers(model, engine, temperature):
+def test_unsupported_temperatures_run_on_eager(model, engine, temperature):
     drawn = Sampling(temperature=temperature, seed=2)
     given = prompt(model, 9)
     assert alone(engine, given, 9, drawn) == alone(EagerEngine(model), given, 9, drawn)
@@ -175,7 +174,7 @@ def test_temperatures_that_vllm_would_change_or_refuse_are_eagers(model, engine,
 # What is taken over
 
 
-def test_nothing_is_taken_over_unless_it_is_asked_for(model, engine):
+def test_prefixes_are_not_reused_without_reuse(model, engine):
     given = prompt(model, 50, seed=9)
     for reuse, expected in ((False, 0), (False, 0), (True, 0), (True, 48), (False, 0)):
         assert engine.prefill(given, FREE, reuse=reuse).reused_prefix_tokens == expected
@@ -191,7 +190,7 @@ def test_nothing_is_taken_over_unless_it_is_asked_for(model, engine):
     assert alone(engine, longer, reuse=True) == alone(EagerEngine(model), longer)
 
 
-def test_rows_are_hashed_where_nothing_else_tells_them_apart(model, engine):
+def test_embeddings_are_hashed_without_token_keys(model, engine):
     vllm = fake.built[-1]
     vllm.hashed_rows = 0
     prompts = [prompt(model, 40, seed=n) for n in range(4)]
@@ -226,7 +225,7 @@ def test_keys_of_features_are_theirs_alone(model, engine):
     assert alone(engine, further, reuse=True) == alone(EagerEngine(model), further)
 
 
-def test_a_vllm_with_other_names_hashes_as_ever(model, folder, monkeypatch):
+def test_a_vllm_with_other_private_names_hashes_embeddings(model, folder, monkeypatch):
     whole = fake.LLMEngine.__init__
 
     def without(self, *args, **kwargs):
@@ -240,7 +239,7 @@ def test_a_vllm_with_other_names_hashes_as_ever(model, folder, monkeypatch):
     engine.close()
 
 
-def test_a_batch_takes_over_what_its_requests_ask_for(model, engine):
+def test_a_batch_reuses_prefixes_that_requests_allow(model, engine):
     given = prompt(model, 40, seed=11)
     batch = engine.continuous(1)
     batch.add([asked("a", given, reuse=True), asked("b", given, reuse=True), asked("c", given)])
@@ -254,7 +253,7 @@ def test_a_batch_takes_over_what_its_requests_ask_for(model, engine):
 
 @pytest.mark.parametrize("capacity", [None, 1, 3])
 @pytest.mark.parametrize("sampling", [Sampling(), FREE], ids=["up to an end", "a number"])
-def test_requests_that_join_and_leave_get_what_each_gets_alone(model, engine, capacity, sampling):
+def test_requests_that_join_and_leave_get_the_tokens_of_a_single_request(model, engine, capacity, sampling):
     requests = [asked(str(i), prompt(model, 5 + 9 * i, seed=i), 1 + 4 * i, sampling) for i in range(6)]
     batch = filled(engine.continuous(capacity), requests[:4])
     assert batch.capacity == (capacity or 4)
@@ -269,7 +268,7 @@ def test_requests_that_join_and_leave_get_what_each_gets_alone(model, engine, ca
     assert batch.busy_s["decode"] > 0
 
 
-def test_no_more_are_written_than_there_is_room_for_and_one_joins_a_step(model, folder):
+def test_capacity_limits_the_running_requests_and_one_joins_per_step(model, folder):
     engine = VllmEngine(model, cache=folder, capacity=4)
     vllm = fake.built[-1]
     vllm.most_running = 0
@@ -284,7 +283,7 @@ def test_no_more_are_written_than_there_is_room_for_and_one_joins_a_step(model, 
     engine.close()
 
 
-def test_an_aborted_request_is_not_heard_of_again(model, engine):
+def test_an_aborted_request_returns_no_more_tokens(model, engine):
     batch = filled(engine.continuous(2), [asked(str(i), prompt(model, 9)) for i in range(4)])
     batch.step()
     for name in ("0", "3", "nobody", "0"):
@@ -293,7 +292,7 @@ def test_an_aborted_request_is_not_heard_of_again(model, engine):
     assert set(written(batch)[0]) == {"1", "2"}
 
 
-def test_close_forgets_all_and_lets_others_be(model, engine):
+def test_close_aborts_only_its_own_requests(model, engine):
     one, other = engine.continuous(), engine.continuous()
     one.add([asked("a", prompt(model, 9))])
     other.add([asked("a", prompt(model, 12))])
@@ -340,7 +339,7 @@ def test_rows_of_a_padded_batch_are_answered_as_each_alone(model, engine):
         ({"decoder_inputs": {"attention_mask": torch.ones(1, 12, dtype=torch.long)}}, "prompts with attention_mask"),
     ],
 )
-def test_prompts_of_another_kind_are_answered_by_eager_and_noted(model, folder, more, reason, monkeypatch):
+def test_unsupported_prompts_are_answered_by_eager_with_a_note(model, folder, more, reason, monkeypatch):
     engine = VllmEngine(model, cache=folder)
     given = replace(prompt(model, 12), **more)
     if "scene_inputs" in more or more.get("position_ids", torch.empty(0)).dim() == 3:
@@ -361,7 +360,7 @@ def test_prompts_of_another_kind_are_answered_by_eager_and_noted(model, folder, 
     engine.close()
 
 
-def test_a_prompt_longer_than_the_models_positions_is_eagers(model, engine):
+def test_a_prompt_over_the_context_length_is_answered_by_eager(model, engine):
     given = prompt(model, SIZES["max_position_embeddings"])
     assert alone(engine, given, 3) == alone(EagerEngine(model), given, 3)
     assert any("256 positions and more are answered by engine eager" in note for note in engine.notes)
@@ -406,8 +405,8 @@ def quantized(model):
         (with_more_tokens, "knows 41 tokens, the embedding 40"),
         (with_two_dtypes, "several kinds"),
         (quantized, "quantized"),
-        (with_an_adapter, "no place for model.layers.0.self_attn.q_proj.lora.weight"),
-        (with_one_bias, "no place for model.layers.0.self_attn.q_proj.bias"),
+        (with_an_adapter, "no parameter for model.layers.0.self_attn.q_proj.lora.weight"),
+        (with_one_bias, "no parameter for model.layers.0.self_attn.q_proj.bias"),
     ],
 )
 def test_models_of_another_kind_are_refused(change, reason, folder):
@@ -425,7 +424,7 @@ def test_positions_of_several_axes_are_refused(folder):
         VllmEngine(model, cache=folder)
 
 
-def test_weights_that_vllm_holds_in_another_form_are_refused(folder, monkeypatch):
+def test_weights_that_vllm_stores_in_another_form_are_unsupported(folder, monkeypatch):
     def load_weights(self, weights):
         own(self, ((name, weight * 2 if "k_proj" in name else weight) for name, weight in weights))
 
@@ -433,7 +432,7 @@ def test_weights_that_vllm_holds_in_another_form_are_refused(folder, monkeypatch
     monkeypatch.setattr(fake.Model, "load_weights", load_weights)
     model = language()
     before = model.decoder.layers[0].self_attn.q_proj.weight.data_ptr()
-    with pytest.raises(Unsupported, match=r"vLLM holds model.layers.0.self_attn.k_proj.weight in another form"):
+    with pytest.raises(Unsupported, match=r"vLLM stores model.layers.0.self_attn.k_proj.weight in another form"):
         VllmEngine(model, cache=folder)
     assert model.decoder.layers[0].self_attn.q_proj.weight.data_ptr() == before
 
@@ -449,7 +448,7 @@ def test_a_vllm_that_computes_something_else_is_refused_and_closed(folder, monke
 # What is handed over
 
 
-def test_weights_are_held_once_and_the_models_own_forward_goes_on(folder):
+def test_weights_are_stored_once_and_the_models_own_forward_works(folder):
     model = language("biases")
     given = prompt(model, 9)
     before = alone(EagerEngine(model), given)
@@ -494,7 +493,7 @@ def test_only_the_shape_of_the_language_side_is_written(tmp_path):
 
 def adapter(model, device="cuda"):
     place = SimpleNamespace(type=device)
-    return SimpleNamespace(uncut=None, device=place, language=model, vision_modules=dict)
+    return SimpleNamespace(unsplittable=None, device=place, language=model, vision_modules=dict)
 
 
 def test_one_at_a_time_in_a_process(model, engine, folder):
@@ -541,7 +540,7 @@ def test_a_vllm_that_cannot_be_built_leaves_the_model_to_eager(error, reason, mo
     assert len(alone(engine, prompt(model, 9))) == 12
 
 
-def test_a_model_that_vllm_does_not_know_is_eagers():
+def test_a_model_that_vllm_does_not_know_runs_on_eager():
     model = language()
     quantized(model)
     engine, notes = pick_engine("vllm", adapter(model))
@@ -560,7 +559,7 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
     ("free", "positions", "measured"),
     [(70, 64, False), (70, 1600, False), (70, 1800, True), (70, 4096, True), (2, 4096, True)],
 )
-def test_a_small_cache_is_not_left_to_be_measured(monkeypatch, model, free, positions, measured):
+def test_a_small_cache_is_not_profiled(monkeypatch, model, free, positions, measured):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, 80 * 2**30))
     shape = {**text_config(model), "max_position_embeddings": positions, "num_hidden_layers": 320}
     weights = text_weights(model)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from unfuse.adapters.base import Shown
+from unfuse.adapters.base import SceneInfo
 from unfuse.adapters.eventgpt import EventGPTAdapter
 from unfuse.loading import load
 from unfuse.models.eventgpt import EventChatModel, EventGPTForConditionalGeneration, EventGPTProcessor
@@ -82,8 +82,8 @@ def test_published_generate(golden, published, checkpoint, way):
                 media = {"event_features": published.visval_encode(pixels)}
         else:
             tokens = len(pixels) + published.num_patches
-            scene = Shown(media_sha256="golden", num_frames=len(pixels), media_tokens=tokens)
-            prepared = staged.adapter.front.prepared(tuple(case["input_ids"]), scene, case["query"])
+            scene = SceneInfo(media_sha256="golden", num_frames=len(pixels), media_tokens=tokens)
+            prepared = staged.adapter.preprocessor.prepared(tuple(case["input_ids"]), scene, case["query"])
             prepared = replace(prepared, pixel_values=pixels)
             media = {"event_features": staged.encode(prepared)}
         out = published.generate(ids, **media, event_image_sizes=[480, 640], do_sample=False, max_new_tokens=48)

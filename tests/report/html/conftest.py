@@ -11,11 +11,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.browsers import chromium, new_context
+from unfuse.records import STAGES, Manifest, Noise, Probes, SampleRecord, StageMemory, StageTime
+from unfuse.records.frames import FrameStore
+from unfuse.records.schema import Ceilings, StageWork
 from unfuse.report.html import report_html
 from unfuse.report.reading import ReportRun, run_of
-from unfuse.runs import STAGES, Manifest, Noise, Probes, SampleRecord, StageMemory, StageTime
-from unfuse.runs.frames import FrameStore
-from unfuse.runs.schema import Ceilings, StageWork
 
 MODELS = ("checkpoints/EventGPT-7b", "llava-hf/llava-1.5-7b-hf", "LanguageBind/Video-LLaVA-7B-hf", "demo")
 MEDIANS_MS = {"load": 6.0, "preprocess": 30.0, "encode": 9.0, "prefill": 24.0}

@@ -15,9 +15,9 @@ from playwright.sync_api import Browser
 
 from tests.browsers import new_context
 from tests.report.html.conftest import Opened, make_records, make_run, page_of
+from unfuse.records import SampleRecord
+from unfuse.records.frames import FrameStore
 from unfuse.report.reading import ReportRun
-from unfuse.runs import SampleRecord
-from unfuse.runs.frames import FrameStore
 
 SCHEMES = ["light", "dark"]
 HOSTILE = (

@@ -26,7 +26,7 @@ from tests.serving.conftest import OPENING_S, Served, about
 from tests.started import PATIENCE_S, wait_for
 from unfuse.events import EventStream, write_eventgpt_npy
 from unfuse.samples.video import write_frames
-from unfuse.serving import reader
+from unfuse.serving import sandbox_worker
 from unfuse.serving.settings import ServeSettings
 
 TOKEN = "correct-horse-battery-staple"
@@ -159,10 +159,11 @@ def test_frames_that_are_too_large_together(tmp_path: Path, monkeypatch: pytest.
     for path in paths:
         path.write_bytes(picture(64, 48))
     request = {"paths": [str(path) for path in paths], "takes": "events"}
-    assert reader.served(request)[0]["shapes"] == 4 * [(48, 64, 3)]
-    monkeypatch.setattr(reader, "MAX_SCENE_PIXELS", 4 * 48 * 64 - 1)
-    said, blobs = reader.served(request)
-    assert said["refused"] == "upload: found 4 frames of 12288 pixels together, expected at most 12287 in a scene"
+    ((message, _),) = sandbox_worker.answer(request)
+    assert message["shapes"] == 4 * [(48, 64, 3)]
+    monkeypatch.setattr(sandbox_worker, "MAX_SCENE_PIXELS", 4 * 48 * 64 - 1)
+    ((message, blobs),) = sandbox_worker.answer(request)
+    assert message["refused"] == "upload: found 4 frames of 12288 pixels together, expected at most 12287 in a scene"
     assert not blobs
 
 

@@ -11,8 +11,8 @@ import pytest
 from tests.serving.conftest import Served
 from unfuse.serving.conversation import ChatRequest
 from unfuse.serving.kinds import kind_of
-from unfuse.serving.reader import MAX_FRAME_PIXELS, MAX_SCENE_PIXELS
-from unfuse.serving.reading import MEMORY_BYTES
+from unfuse.serving.sandbox_client import MEMORY_BYTES
+from unfuse.serving.sandbox_worker import MAX_FRAME_PIXELS, MAX_SCENE_PIXELS
 from unfuse.serving.settings import TOKEN_VARIABLE, ServeSettings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "serve.md").read_text()
@@ -40,8 +40,9 @@ def test_the_limits_are_the_code_s() -> None:
     assert f"| `--queue`: answers that wait, and uploads under way | {limits.queue} |" in PAGE
     assert f"| `--timeout-s`: one request | {limits.timeout_s:g} |" in PAGE
     assert f"takes nothing | {limits.opening_s:g} s |" in PAGE
-    frame = f"a frame of {MAX_FRAME_PIXELS // 10**6} million pixels, a scene of {MAX_SCENE_PIXELS // 10**6}"
-    assert f"| {limits.reading_s:g} s, {MEMORY_BYTES >> 30} GiB, {frame} |" in PAGE
+    frame = f"{MAX_FRAME_PIXELS // 10**6} million pixels in a frame"
+    scene = f"{MAX_SCENE_PIXELS // 10**6} million pixels in all frames of a scene"
+    assert f"| {limits.reading_s:g} s, {MEMORY_BYTES >> 30} GiB of memory, {frame}, {scene} |" in PAGE
     assert TOKEN_VARIABLE in PAGE
 
 

@@ -28,6 +28,7 @@ from unfuse.errors import as_ours
 from unfuse.events import read_events, write_eventgpt_npy
 from unfuse.feature_store import FeatureStore
 from unfuse.serving.settings import ServeSettings
+from unfuse.unavailable import Unavailable
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,7 +50,7 @@ def shortened(recording: Path, count: int) -> bytes:
     return data
 
 
-def test_killed_in_the_middle_of_a_stream(recording: Path, tmp_path: Path, demo_model: Any) -> None:
+def test_killed_during_a_stream(recording: Path, tmp_path: Path, demo_model: Any) -> None:
     """Clients get an error; what the store holds is whole, and a new server finds it there."""
     served = ServedProcess("--store", str(tmp_path / "store"))
     with recording.open("rb") as file:
@@ -98,7 +99,7 @@ def test_killed_in_the_middle_of_a_stream(recording: Path, tmp_path: Path, demo_
         again.close()
 
 
-def test_told_to_end_it_finishes_what_it_began(demo_model: Any, release: threading.Event) -> None:
+def test_shutdown_finishes_started_answers(demo_model: Any, release: threading.Event) -> None:
     """The answer is held until the server has heard; only then it is written to its end."""
     served = Served(demo_model, ServeSettings(port=0, max_new_tokens=32, timeout_s=TIMEOUT_S))
     chunks = iter(endless(served.openai, "demo:0", tokens=LONG))
@@ -111,6 +112,18 @@ def test_told_to_end_it_finishes_what_it_began(demo_model: Any, release: threadi
     assert len(rest) > AFTER
     served.close()
     assert served.failure is None
+
+
+def test_a_stream_goes_on_after_sigterm() -> None:
+    """sse-starlette would end it within half a second; the answer takes longer, or the test shows nothing."""
+    served = ServedProcess()
+    chunks = iter(endless(served.openai, "demo:0", tokens=LONG - 1))
+    next(chunks)
+    served.process.terminate()
+    rest = list(chunks)
+    assert rest[-1].choices[0].finish_reason == "length"
+    assert rest[-1].unfuse["stages"]["decode_ms"] > 0
+    served.close()
 
 
 def _listens(port: int) -> bool:
@@ -143,7 +156,7 @@ def test_a_failing_engine_ends_the_server(
 
 
 @pytest.mark.usefixtures("release")
-def test_more_than_may_wait_is_refused_and_a_client_that_tries_again_is_served(demo_model: Any) -> None:
+def test_a_full_queue_refuses_and_a_retry_is_served(demo_model: Any) -> None:
     settings = ServeSettings(port=0, max_new_tokens=8, max_concurrent=1, queue=0, timeout_s=TIMEOUT_S)
     served = Served(demo_model, settings)
     try:
@@ -160,7 +173,7 @@ def test_more_than_may_wait_is_refused_and_a_client_that_tries_again_is_served(d
 
 
 @pytest.mark.usefixtures("release")
-def test_what_takes_too_long_is_ended(demo_model: Any) -> None:
+def test_a_request_beyond_its_time_limit_ends(demo_model: Any) -> None:
     """The time passes for the server alone, while an answer is held in its middle."""
     served = Served(demo_model, ServeSettings(port=0, timeout_s=TIMEOUT_S, max_new_tokens=8))
     try:
@@ -239,10 +252,10 @@ def test_a_wrong_start_is_one_line(arguments: list[str], words: str, capsys: pyt
 def test_a_model_that_cannot_be_cut_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = SimpleNamespace(adapter=SimpleNamespace(uncut="no place to cut"))
+    whole = SimpleNamespace(adapter=SimpleNamespace(unsplittable=Unavailable("no split point")))
     monkeypatch.setattr(loading, "load", lambda *_, **__: whole)
     assert run(["serve", "--port", "0"]) == 2
-    assert "no place to cut" in capsys.readouterr().err
+    assert "no split point" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_nothing_is_loaded")
@@ -250,7 +263,7 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert run(["serve"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: unfuse serve: found no package fastapi, expected it, to serve. Run: ")
+    assert error.startswith("error: unfuse serve: found no package fastapi, expected the package. Run: ")
     assert error.endswith('pip install "unfuse[serve]"\n')
 
 

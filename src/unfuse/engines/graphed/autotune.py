@@ -1,4 +1,4 @@
-"""Which of several ways is the fastest here: tried once, remembered on disk."""
+"""Autotuner: times kernel configs on this device once, and stores the fastest on disk."""
 
 from __future__ import annotations
 
@@ -16,49 +16,47 @@ from typing import Any, Final, TypeVar
 import torch
 import triton
 
-from unfuse.cache import cache_home
 from unfuse.engines.graphed.cuda_graphs import GraphedCall
 from unfuse.engines.graphed.kernels.launch import compiling
 from unfuse.errors import UnfuseError
-from unfuse.runs.atomic import write_json_atomic
+from unfuse.records.atomic import write_json_atomic
+from unfuse.user_cache import cache_home
 
 T = TypeVar("T")
 _REPEATS: Final = 8
+"""Launches that a config is timed by; the fastest counts."""
 
 
 class Autotuner:
-    """Chooses and remembers; what cannot be timed here (no CUDA device) takes the first."""
+    """Chooses the fastest config. Without a CUDA device it returns the first candidate."""
 
     def __init__(self, device: torch.device, folder: Path | None = None):
         self._device = device
         self._folder = folder or cache_home() / "tuning"
-        self.tried = 0
-        """Shapes that were timed and not remembered."""
 
     def choose(self, key: str, candidates: Sequence[T], run: Callable[[T], None]) -> T:
-        """The fastest candidate.
+        """Return the fastest candidate.
 
         Args:
-            key: the shape's name.
-            candidates: ways to do it; the first one always works.
-            run: launches the work with one of them; once with each while kernels are compiled and not run. What is
-                fast alone need not be so among its neighbours, so this is best the whole of what will be captured; it
-                must also be too large for caches.
+            key: name of the problem in the tuning file.
+            candidates: configs; the first one always works.
+            run: launches the work with a config. It should launch the whole pass that will be captured, because a
+                kernel's speed depends on the kernels around it; the pass must also exceed the caches. ``run`` is first
+                called once per config only to compile its kernels.
         """
         if self._device.type != "cuda" or len(candidates) == 1:
             return candidates[0]
         names = [_name(candidate) for candidate in candidates]
-        known = self._known.get(key)
-        if known in names:
-            return candidates[names.index(known)]
-        self.tried += 1
+        stored = self._stored.get(key)
+        if stored in names:
+            return candidates[names.index(stored)]
         with compiling(os.cpu_count() or 1):
             for candidate in candidates:
                 run(candidate)
         times = [self._time(candidate, run) for candidate in candidates]
         best = min(range(len(times)), key=times.__getitem__)
-        self._known[key] = names[best]
-        self._remember()
+        self._stored[key] = names[best]
+        self._save()
         return candidates[best]
 
     def _time(self, candidate: T, run: Callable[[T], None]) -> float:
@@ -85,18 +83,18 @@ class Autotuner:
         return self._folder / ("-".join([*parts, code]).replace(" ", "_").replace("/", "_") + ".json")
 
     @cached_property
-    def _known(self) -> dict[str, Any]:
+    def _stored(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
             found = json.loads(self._file.read_text(encoding="utf-8"))
             if isinstance(found, dict):
                 return found
         return {}
 
-    def _remember(self) -> None:
-        # A cache that cannot be written costs time, not answers.
+    def _save(self) -> None:
+        # Without the file, the next run only times the configs again.
         with suppress(OSError, UnfuseError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(self._file, self._known)
+            write_json_atomic(self._file, self._stored)
 
 
 def _name(candidate: object) -> object:

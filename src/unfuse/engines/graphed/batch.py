@@ -1,6 +1,6 @@
 """Continuous batching on captured decode steps (Orca: Yu et al., OSDI 2022).
 
-Waiting prompts are prefilled several at a time; a request leaves its slot as soon as its answer ends. The host reads
+Waiting prompts are prefilled several at a time; a request leaves the batch as soon as its answer ends. The host reads
 the tokens of a step while the device computes the next one. A request whose last token was an end token is therefore
 computed once more, and that token is dropped; a request that reaches its length is not.
 """
@@ -80,7 +80,7 @@ class GraphedBatch:
         self._in_flight: deque[InFlightStep] = deque()
         self._busy = {"prefill": 0.0, "decode": 0.0}
         self._num_first = 0
-        """Requests that were prefilled before the next decode step."""
+        """Requests that were prefilled since the last decode step; the count of used ``first_tokens``."""
 
     @property
     def unfinished(self) -> int:
@@ -144,8 +144,8 @@ class GraphedBatch:
         self._in_flight.clear()
         self._cache_pool.close()
         if self._slots is not None:
-            self._slots.free()
-            self._slots.user = None
+            self._slots.clear()
+            self._slots.owner = None
             self._slots = None
 
     def _admit(self) -> None:
@@ -212,7 +212,7 @@ class GraphedBatch:
         for index, each in enumerate(requests):
             each.slot = MAX_BATCH + self._num_first + index
             if each.chooser is not None:
-                tokens[index] = each.chooser(logits[index])
+                tokens[index] = each.chooser(logits[index], each.position)
         self._num_first += len(requests)
         self._read_later(requests, tokens, "prefill", start)
 
@@ -221,7 +221,7 @@ class GraphedBatch:
         requests = [each for each in self._running.values() if each.unfinished]
         if not requests:
             if self._slots is not None:
-                self._slots.free()
+                self._slots.clear()
             return 0
         start, slots = self._now(), self._own_slots()
         slots.step(requests)
@@ -229,7 +229,7 @@ class GraphedBatch:
             each.submitted += 1
             each.slot = slot
             if each.chooser is not None:
-                slots.batch.token[slot] = each.chooser(slots.batch.logits[slot])
+                slots.batch.token[slot] = each.chooser(slots.batch.logits[slot], slots.batch.position[slot])
         self._read_later(requests, slots.batch.token[: len(requests)], "decode", start)
         return 1
 
@@ -261,9 +261,14 @@ class GraphedBatch:
             )
 
     def _finish(self, running: RunningRequest) -> None:
-        """Free the request's slot and release its KV cache, which a later question may reuse."""
+        """Remove the request from the batch and release its KV cache, which a later question may reuse.
+
+        No slot is freed here: the next decode step assigns slots to the remaining requests from 0 on.
+        """
         running.ended = True
         del self._running[running.request.request_id]
+        # A decode step in flight may still write to this cache. It writes behind the prompt, and only positions of the
+        # prompt are reused; a new owner of the buffer writes later, because all work is on one stream.
         self._cache_pool.release(running.entry)
 
     def _now(self) -> torch.cuda.Event | float:

@@ -22,15 +22,15 @@ class GraphedCall:
         work: Callable[[], None],
         device: torch.device,
         pool: Any = None,
-        generator: torch.Generator | None = None,
     ):
-        """Run the function once, which compiles its kernels, and capture it; ``split_graph`` begins another graph.
+        """Run the function once to compile its kernels, then capture the function as one or several CUDA graphs.
+
+        The function begins another graph by a call of ``split_graph``.
 
         Args:
             work: launches kernels on tensors at fixed addresses, and does not synchronise.
             device: the device.
             pool: memory pool of graphs that never run at the same time.
-            generator: random generator that the function draws from.
         """
         self._work = work
         self._graphs: list[torch.cuda.CUDAGraph] = []
@@ -43,7 +43,7 @@ class GraphedCall:
                 work()
             torch.cuda.current_stream().wait_stream(stream)
             # A failed capture leaves its stream current; the context manager restores the previous one.
-            with torch.cuda.stream(stream), _Capture(stream, pool, generator) as capture:
+            with torch.cuda.stream(stream), _Capture(stream, pool) as capture:
                 work()
             self._graphs = capture.graphs
 
@@ -63,7 +63,10 @@ def set_device(device: torch.device) -> None:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Leave the caller's inference mode, without gradients: tensors of graphs are also written outside of it."""
+    """Leave the caller's inference mode, without gradients.
+
+    Tensors made in inference mode cannot be written outside of it, and graphs write their tensors in both modes.
+    """
     # Leaving inference mode enables gradients, so no_grad comes second.
     with torch.inference_mode(False), torch.no_grad():
         yield
@@ -71,10 +74,11 @@ def outside_inference_mode() -> Iterator[None]:
 
 @functools.cache
 def _capture_stream(index: int) -> torch.cuda.Stream:
-    """Return the one stream of all captures: cuBLAS keeps a workspace of 32 MiB for every stream that it was used on.
+    """Return the stream for all captures on a device.
 
-    A function runs on this stream before it is captured. A workspace that cuBLAS allocates during a capture would lie
-    in the graphs' pool, which cannot be reused after the graphs are gone while an allocation remains.
+    cuBLAS keeps a workspace of 32 MiB for every stream, so all captures share a stream. A function runs on this stream
+    before the capture, so that cuBLAS allocates the workspace outside of the graphs' memory pool. A workspace inside
+    the pool would outlive the graphs, and the pool's memory could not be reused.
     """
     return torch.cuda.Stream(index)
 
@@ -82,17 +86,14 @@ def _capture_stream(index: int) -> torch.cuda.Stream:
 class _Capture:
     """Captures the launches of its body as one or several graphs."""
 
-    def __init__(self, stream: torch.cuda.Stream, pool: Any, generator: torch.Generator | None):
+    def __init__(self, stream: torch.cuda.Stream, pool: Any):
         self.graphs: list[torch.cuda.CUDAGraph] = []
         self._stream = stream
         self._pool = pool
-        self._generator = generator
         self._open = ExitStack()
 
     def begin(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        if self._generator is not None:
-            graph.register_generator_state(self._generator)
         # Other threads may pin memory and copy during the capture.
         self._open.enter_context(
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")

@@ -1,4 +1,4 @@
-"""Decoding of one or several sequences in step, on a captured decode step that other answers use too."""
+"""Decode one or several sequences by a captured decode step. Answers take turns in using the captured step."""
 
 from __future__ import annotations
 
@@ -27,19 +27,17 @@ class SequenceState:
     cache: KVCache
     position: int
     """Rotary position of the first token after the prompt."""
-    generator_state: torch.Tensor
-    """State of the random generator after the first token was drawn."""
 
 
 @dataclass(slots=True)
 class DecodeStep:
-    """A captured decode step, and the answer whose state its tensors hold."""
+    """A captured decode step, and the run that owns its tensors."""
 
     batch: DecodeBatch
     chooser: TokenChooser
     run: GraphedCall
-    user: weakref.ref[DecodeRun] | None = None
-    """Weak, so that a finished answer and its KV cache are freed."""
+    owner: weakref.ref[DecodeRun] | None = None
+    """The run whose state the tensors hold. Weak, so that a finished answer and its KV cache are freed."""
 
 
 class DecodeRun:
@@ -52,7 +50,6 @@ class DecodeRun:
         self._step, self._rows, self._runner = step, rows, runner
         self._tokens = [row.token_id for row in rows]
         self._submitted = 0
-        self._generator_state: torch.Tensor = rows[0].state.generator_state
         self._in_flight: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
         self._retired: deque[list[int]] = deque()
 
@@ -61,11 +58,10 @@ class DecodeRun:
         """Launch the next step; ``retire`` returns its tokens."""
         set_device(self._runner.llama.device)
         step = self._step
-        if step.user is None or step.user() is not self or self._grow_caches():
+        if step.owner is None or step.owner() is not self or self._grow_caches():
             self._upload_state()
         step.run()
         self._submitted += 1
-        self._generator_state = step.chooser.generator.get_state()
         token = step.batch.token
         if not token.is_cuda:
             self._in_flight.append((token.clone(), None))
@@ -108,7 +104,7 @@ class DecodeRun:
             self._retire()
         self._grow_caches()
         step, batch = self._step, self._step.batch
-        step.user = weakref.ref(self)
+        step.owner = weakref.ref(self)
         work, dummy = batch.work, batch.work.dummy_cache
         caches = [row.state.cache for row in self._rows]
         idle = batch.rows - len(self._rows)
@@ -122,7 +118,6 @@ class DecodeRun:
         put(batch.caches, [work.offset(cache) for cache in caches], work.offset(dummy))
         put(batch.capacity, [cache.capacity for cache in caches], dummy.capacity)
         step.chooser.set(self._rows[0].sampling)
-        step.chooser.generator.set_state(self._generator_state)
 
     def _retire(self) -> None:
         on_host, event = self._in_flight.popleft()

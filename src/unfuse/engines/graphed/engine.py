@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unfuse.engines.batching import ContinuousBatch
-from unfuse.engines.eager import EagerEngine, common_prefix
+from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed.autotune import Autotuner
 from unfuse.engines.graphed.batch import BatchSettings, GraphedBatch
 from unfuse.engines.graphed.cuda_graphs import GraphedCall, outside_inference_mode, set_device
@@ -31,6 +31,7 @@ from unfuse.engines.graphed.vision import CapturedVision
 from unfuse.engines.graphed.workspace import row_bucket
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.padding import unpadded
+from unfuse.engines.prefix import common_prefix
 from unfuse.engines.sampling import TokenChooser
 from unfuse.engines.sequential import SequentialBatch
 from unfuse.engines.unsupported import Unsupported
@@ -39,14 +40,14 @@ from unfuse.stages import Prefilled, Prompt, Sampling
 _TOLERANCE: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative L2 distance from the logits of the model's own forward."""
 _COMPARED: Final = MAX_SKINNY_ROWS + 8
-"""Rows of the prompts that a new engine is compared on: enough for both skinny GEMMs and cuBLAS."""
-_ROOM: Final = 64
-"""Positions that are allocated for an answer before its largest length is known."""
+"""Rows of the prompts on which a new engine is compared: some passes use skinny GEMMs, others cuBLAS."""
+_MIN_ANSWER: Final = 64
+"""Positions that are allocated for an answer at least, and for the first answer, whose limit is not known yet."""
 _CACHE_BYTES_ON_HOST: Final = 2**30
 _RESERVED_BYTES: Final = 3 * 2**30
-"""Device memory that a continuous batch leaves to encoding and prefill."""
-_MAX_ROOM: Final = 1024
-"""Positions that are allocated for an answer at first. Most answers end long before their limit."""
+"""Device memory that a continuous batch leaves free for encoding and prefill."""
+_MAX_ANSWER: Final = 1024
+"""Positions that are allocated for an answer at most; a longer answer grows its KV cache. Most answers end early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,8 @@ class _LastPrompt:
     token_keys: tuple[int, ...]
     features_digest: str | None
     cache: KVCache
-    user: weakref.ref[SequenceState]
-    """Whoever holds the prefilled prompt and may still decode from the cache."""
+    state: weakref.ref[SequenceState]
+    """State of the prefilled prompt; while it is alive, its answer may still be decoded from the cache."""
 
 
 class GraphedEngine:
@@ -90,7 +91,7 @@ class GraphedEngine:
         self._batches: weakref.WeakSet[GraphedBatch] = weakref.WeakSet()
         self._slots: list[Slots] = []
         self._last: _LastPrompt | None = None
-        self._room = _ROOM
+        self._answer_positions = _MIN_ANSWER
         self._pool = torch.cuda.graph_pool_handle() if llama.device.type == "cuda" else None
         self._prefill = PrefillRunner(self._runner, self._pool)
         with outside_inference_mode():
@@ -128,8 +129,8 @@ class GraphedEngine:
             logits = self._prefill([PromptRows(embeds[reused:], positions[:, reused:], cache)])[0]
         logits = logits.clone()
         chooser = TokenChooser(sampling, self._end_ids, logits.device)
-        token = chooser(logits)
-        state = SequenceState(cache, following, chooser.marked().mark)
+        token = chooser(logits, following)
+        state = SequenceState(cache, following)
         if keys:
             self._last = _LastPrompt(keys, prompt.features_digest, cache, weakref.ref(state))
         return Prefilled(
@@ -151,7 +152,7 @@ class GraphedEngine:
         if self.is_end(token) or max_new_tokens == 1:
             yield token
             return
-        self._room = min(max(_ROOM, max_new_tokens), _MAX_ROOM)
+        self._answer_positions = min(max(_MIN_ANSWER, max_new_tokens), _MAX_ANSWER)
         run = self._decode_run([prefilled], max_new_tokens)
         run.submit()
         yield token
@@ -169,7 +170,7 @@ class GraphedEngine:
         """See ``Engine.answer_batch``."""
         if not self._prefill.supports(prompt):
             return self._eager.answer_batch(prompt, sampling, max_new_tokens)
-        self._room = min(max(_ROOM, max_new_tokens), _MAX_ROOM)
+        self._answer_positions = min(max(_MIN_ANSWER, max_new_tokens), _MAX_ANSWER)
         rows = [self.prefill(row, sampling) for row in unpadded(prompt)]
         groups = (rows[at : at + MAX_SKINNY_ROWS] for at in range(0, len(rows), MAX_SKINNY_ROWS))
         return list(itertools.chain.from_iterable(self._decode_together(group, max_new_tokens) for group in groups))
@@ -189,14 +190,14 @@ class GraphedEngine:
         return batch
 
     def _slots_for(self, batch: GraphedBatch) -> Slots:
-        """Return slots that no batch uses, or new ones."""
-        free = (slots for slots in self._slots if slots.user is None or slots.user() is None)
+        """Return slots that no batch owns, or new ones."""
+        free = (slots for slots in self._slots if slots.owner is None or slots.owner() is None)
         slots = next(free, None)
         if slots is None:
             capture = functools.partial(GraphedCall, device=self._runner.llama.device, pool=self._pool)
             slots = Slots(self._runner, capture, self._end_ids)
             self._slots.append(slots)
-        slots.user = weakref.ref(batch)
+        slots.owner = weakref.ref(batch)
         return slots
 
     @outside_inference_mode()
@@ -233,18 +234,18 @@ class GraphedEngine:
 
     def _cache_for(self, keys: tuple[int, ...], digest: str | None, length: int) -> KVCache:
         """Return a KV cache for a prompt, with the prefix that it has in common with the last prompt."""
-        kept, room = self._last, length + self._room
-        if kept is None or not keys:
-            return new_kv_cache(self._runner.llama, room)
-        same = common_prefix(kept.token_keys, keys, same_features=kept.features_digest == digest)
+        last, capacity = self._last, length + self._answer_positions
+        if last is None or not keys:
+            return new_kv_cache(self._runner.llama, capacity)
+        same = common_prefix(last.token_keys, keys, same_features=last.features_digest == digest)
         # At least one position must be computed: its logits give the first token.
         same = min(same, length - 1)
-        if kept.user() is None and kept.cache.capacity >= room:
+        if last.state() is None and last.cache.capacity >= capacity:
             # The last prompt cannot be decoded any more, so the positions after the prefix are free.
             self._last = None
-            kept.cache.length = same
-            return kept.cache
-        return kept.cache.copy_prefix(same, room)
+            last.cache.length = same
+            return last.cache
+        return last.cache.copy_prefix(same, capacity)
 
     def _step(self, rows: int, sampling: Sampling) -> DecodeStep:
         key = row_bucket(rows), sampling.temperature == 0, sampling.ignore_eos
@@ -256,22 +257,21 @@ class GraphedEngine:
             greedy, eos_masked = key[1], torch.full((key[0],), sampling.ignore_eos, device=device)
             # A closure over the engine would be a reference cycle.
             end_ids = self._end_ids
-            generator = None if greedy else chooser.generator
 
             def decode() -> None:
                 runner.decode(batch)
                 if greedy:
                     argmax(batch.token, batch.logits, end_ids, eos_masked)
                 else:
-                    batch.token.copy_(chooser(batch.logits))
+                    batch.token.copy_(chooser(batch.logits, batch.position))
 
-            self._steps[key] = DecodeStep(batch, chooser, GraphedCall(decode, device, self._pool, generator))
+            self._steps[key] = DecodeStep(batch, chooser, GraphedCall(decode, device, self._pool))
         return self._steps[key]
 
     @outside_inference_mode()
     def _decode_run(self, rows: Sequence[Prefilled], max_new_tokens: int) -> DecodeRun:
         for row in rows:
-            row.state.cache.reserve(row.prompt_tokens + min(max_new_tokens, _MAX_ROOM), row.prompt_tokens)
+            row.state.cache.reserve(row.prompt_tokens + min(max_new_tokens, _MAX_ANSWER), row.prompt_tokens)
         return DecodeRun(self._step(len(rows), rows[0].sampling), rows, self._runner)
 
     def _decode_together(self, rows: Sequence[Prefilled], max_new_tokens: int) -> list[tuple[int, ...]]:
@@ -304,7 +304,7 @@ class GraphedEngine:
         language, weight = self._language, self._runner.llama.embedding
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(len(weight), (_COMPARED,), generator=generator).to(weight.device)
-        asked, tokens = Sampling(ignore_eos=True), ids[:3].tolist()
+        sampling, tokens = Sampling(ignore_eos=True), ids[:3].tolist()
 
         def prompt(length: int) -> Prompt:
             keys = tuple(ids[:length].tolist())
@@ -318,8 +318,8 @@ class GraphedEngine:
 
         eager = self._eager
         for length, reuse in ((len(ids) - 2, True), (len(ids), True)):
-            ours = self.score(self.prefill(prompt(length), asked, reuse=reuse), tokens)
-            theirs = eager.score(eager.prefill(prompt(length), asked), tokens)
+            ours = self.score(self.prefill(prompt(length), sampling, reuse=reuse), tokens)
+            theirs = eager.score(eager.prefill(prompt(length), sampling), tokens)
             distance = float((ours - theirs).norm() / theirs.norm())
             # True for NaN as well.
             if not distance <= _TOLERANCE[weight.dtype]:

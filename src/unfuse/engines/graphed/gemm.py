@@ -54,7 +54,10 @@ class Gemm:
         *,
         rows: int,
     ) -> None:
-        """Compute ``out [>= rows, N]`` from ``x [>= padded rows, K]`` for up to 64 rows."""
+        """Compute the product of a layer for the first ``rows`` rows (at most 64), with norm, gate or residual.
+
+        ``x`` is ``[M, K]`` with at least ``padded_rows(rows)`` rows, ``out`` is ``[M, N]`` with at least ``rows`` rows.
+        """
         if not isinstance(config, gemv.GemvConfig):
             self._run(config, layer, out, x, scratch, rows)
             return

@@ -24,9 +24,13 @@ class RunningRequest:
     chooser: TokenChooser | None
     """Samples the tokens; None for greedy decoding, where the captured step takes the argmax."""
     slot: int = 0
-    """Index of the last token: in the batch's slots or, from ``MAX_BATCH`` on, among the first tokens of prompts."""
+    """Where the request's last token is on the device.
+
+    Below ``MAX_BATCH``: the slot in the batch. From ``MAX_BATCH`` on: ``slot - MAX_BATCH`` is the index in
+    ``first_tokens``, the tokens of prompts that were prefilled since the last decode step.
+    """
     submitted: int = 1
-    """Tokens that were computed or are being computed."""
+    """Tokens computed so far, including tokens of steps in flight."""
     received: int = 0
     """Tokens that the host has read."""
     ended: bool = False
@@ -56,7 +60,7 @@ class InFlightStep:
 
 
 def groups_of(requests: Sequence[RunningRequest]) -> list[list[int]]:
-    """Return the slots of requests that share a prefix, at most ``MEMBERS`` in a group."""
+    """Return groups of at most ``MEMBERS`` slots whose requests share a prefix."""
     shared: dict[tuple[int, int], list[int]] = {}
     for slot, each in enumerate(requests):
         if each.entry.prefix_length:
@@ -65,12 +69,15 @@ def groups_of(requests: Sequence[RunningRequest]) -> list[list[int]]:
 
 
 def max_positions(request: Request) -> int:
-    """Return the positions of a prompt and its longest answer. The last token's keys are never needed."""
+    """Return the positions of a prompt with its longest answer.
+
+    The sum includes the answer's last token, although no later token reads its keys and values.
+    """
     return request.prompt.length + request.max_new_tokens
 
 
 def seconds_between(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
-    """Return the seconds from one event to the other; waits for the second."""
+    """Return the seconds between two events; wait for the second event."""
     if isinstance(start, float) or isinstance(end, float):
         assert isinstance(start, float)
         assert isinstance(end, float)

@@ -21,7 +21,7 @@ class KVCache:
     buffer: torch.Tensor
     """``[layers, 2, kv_heads, capacity, D]``"""
     length: int = 0
-    """Positions of the prompt. Decoding writes positions after them and counts those itself."""
+    """Positions of the prompt written so far in this buffer. Decoding counts the later positions itself."""
 
     @property
     def capacity(self) -> int:

@@ -1,8 +1,8 @@
-"""A LLaMA found in a Hugging Face decoder, by its parts.
+"""Finds the weights of a LLaMA in a Hugging Face decoder, by its structure.
 
-LLaMA (Touvron et al., arXiv 2302.13971) and what differs from it in sizes, shared key heads, biases, norms of heads,
-tied embeddings or how rotary angles are scaled. What differs in anything else is not served; what looks the same and
-computes something else is found by ``engine``, which compares itself with the model.
+Supported: LLaMA (Touvron et al., arXiv 2302.13971) and models that differ from it in sizes, grouped-query attention,
+biases, norms of heads, tied embeddings or rotary scaling. A decoder with the same structure that computes something
+else is detected by ``engine``, which compares its logits with the model's own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
 
 _STATIC_ROTARY: Final = frozenset({"default", "linear", "llama3", "yarn"})
-"""Whose angles do not depend on the length of the prompt."""
-_NOT_HERE: Final = (
+"""Rotary types whose frequencies do not depend on the length of the prompt."""
+_UNSUPPORTED_SETTINGS: Final = (
     "logit_scale",
     "logits_scaling",
     "residual_multiplier",
@@ -35,7 +35,7 @@ _MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One matrix, or several that lie one below the other in memory."""
+    """One weight matrix, or several that are stacked in memory."""
 
     weight: torch.Tensor
     """``[N, K]``"""
@@ -50,7 +50,7 @@ class Layer:
     input_norm_weight: torch.Tensor
     qkv: Linear
     head_norm_weights: tuple[torch.Tensor, torch.Tensor] | None
-    """Of queries and keys, ``[D]`` each."""
+    """Weights of the RMS norms of queries and keys, ``[D]`` each."""
     out: Linear
     post_norm_weight: torch.Tensor
     gate_up: Linear
@@ -59,7 +59,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Llama:
-    """Weights and sizes; the weights are the model's own memory."""
+    """Weights and sizes. The weights are the model's own memory."""
 
     embedding: torch.Tensor
     """``[V, H]``"""
@@ -69,11 +69,11 @@ class Llama:
     heads: Heads
     eps: float
     scale: float
-    """On the scores of attention."""
+    """Factor of the attention scores."""
     inv_freq: torch.Tensor
-    """float32 ``[D / 2]``: radians a position."""
+    """float32 ``[D / 2]``: radians per position."""
     axes: torch.Tensor
-    """int32 ``[D / 2]``: which rotary axis turns each pair."""
+    """int32 ``[D / 2]``: rotary axis of each pair of dimensions (M-RoPE sections)."""
     rotary_scaling: float
 
     @property
@@ -88,22 +88,23 @@ class Llama:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of every weight."""
+        """Dtype of all weights."""
         return self.embedding.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of all weights."""
         return self.embedding.device
 
 
 def find_llama(language: LanguageModel) -> Llama:
-    """Finds the parts and puts matrices that read the same input one below the other.
+    """Find the weights, and stack matrices that have the same input.
 
-    The model's own modules keep working: their weights become views of the joined memory, so nothing is held twice.
+    The model's own modules keep working: their weights become views of the stacked matrices, so each weight is stored
+    once.
 
     Raises:
-        Unsupported: it is no LLaMA, or one in a form that is not served.
+        Unsupported: the decoder is no LLaMA, or differs in a way that is not supported.
     """
     decoder: Any = language.decoder
     name = type(decoder).__name__
@@ -111,7 +112,7 @@ def find_llama(language: LanguageModel) -> Llama:
         if not hasattr(decoder, part):
             raise Unsupported(f"{name} has no {part}")
     config = decoder.config
-    if found := [key for key in _NOT_HERE if getattr(config, key, None) not in (None, 1.0)]:
+    if found := [key for key in _UNSUPPORTED_SETTINGS if getattr(config, key, None) not in (None, 1.0)]:
         raise Unsupported(f"{name} has {found[0]}")
     if getattr(config, "sliding_window", None) and any(
         kind != "full_attention" for kind in getattr(config, "layer_types", None) or ["sliding_attention"]
@@ -128,13 +129,13 @@ def find_llama(language: LanguageModel) -> Llama:
     if size % 2 or size > 256 or heads.num_heads % heads.num_kv_heads:
         raise Unsupported(f"{heads.num_heads} heads of {size} on {heads.num_kv_heads}")
     head = _plain(language.head, "the head")
-    tensors = {parameter.dtype for parameter in decoder.parameters()} | {head.weight.dtype}
-    places = {parameter.device for parameter in decoder.parameters()} | {
+    dtypes = {parameter.dtype for parameter in decoder.parameters()} | {head.weight.dtype}
+    devices = {parameter.device for parameter in decoder.parameters()} | {
         head.weight.device,
         language.embed.weight.device,
     }
-    if len(tensors) != 1 or len(places) != 1:
-        raise Unsupported(f"weights of several kinds or places ({', '.join(map(str, [*tensors, *places]))})")
+    if len(dtypes) != 1 or len(devices) != 1:
+        raise Unsupported(f"weights of several dtypes or devices ({', '.join(map(str, [*dtypes, *devices]))})")
     inv_freq, axes, scaling = _rotary(decoder, size)
     return Llama(
         embedding=language.embed.weight.detach(),
@@ -152,7 +153,8 @@ def find_llama(language: LanguageModel) -> Llama:
 
 def _joined_layer(module: Any) -> Layer:
     layer = _layer(module)
-    # The pieces that were joined fit no later, larger request: kept by the allocator, they add up to half a model.
+    # Joining frees the separate matrices, but the joined matrices are larger, so the allocator cannot reuse the freed
+    # memory. Give the memory back to the device; otherwise up to half of the model's size stays reserved.
     torch.cuda.empty_cache()
     return layer
 
@@ -203,7 +205,7 @@ def _plain(linear: Any, what: str) -> nn.Linear:
 
 
 def joined(linears: Sequence[Any]) -> Linear:
-    """The matrices one below the other; done once, and found again by whoever comes later."""
+    """Stack the matrices; a second call for the same matrices finds them stacked."""
     linears = [_plain(linear, "a projection") for linear in linears]
     weight = _join([linear.weight for linear in linears])
     biases = [linear.bias for linear in linears]
@@ -211,7 +213,7 @@ def joined(linears: Sequence[Any]) -> Linear:
         return Linear(weight, None)
     for linear in linears:
         if linear.bias is None:
-            # Qwen2 has biases on queries, keys and values; a family that has some only gets zeros for the rest.
+            # Qwen2 has biases on queries, keys and values; no supported family has a bias on some of them only.
             raise Unsupported("some projections have a bias and their neighbours have none")
     return Linear(weight, _join(biases))
 
@@ -244,7 +246,7 @@ def _rotary(decoder: Any, size: int) -> tuple[torch.Tensor, torch.Tensor, float]
 
 
 def _axes(rotary: Any, pairs: int) -> torch.Tensor:
-    """int32 ``[pairs]``: which of several axes turns each pair of dimensions."""
+    """Return the rotary axis of each pair of dimensions, int32 ``[pairs]``."""
     sections = getattr(rotary, "mrope_section", None)
     if sections is None:
         return torch.zeros(pairs, dtype=torch.int32)
@@ -255,6 +257,6 @@ def _axes(rotary: Any, pairs: int) -> torch.Tensor:
     steps = torch.eye(len(sections), dtype=torch.long, device=device)[:, None]
     _, sines = rotary(torch.zeros(1, 1, 1, device=device), steps)
     if sines.dim() == 3:
-        # Qwen3-VL deals the axes out in turns: a step along one turns the pairs that are its own, and no other.
+        # Qwen3-VL interleaves the axes: a step along one axis rotates only the pairs of this axis.
         axes = (sines[0, :, :pairs] != 0).int().argmax(0).to(axes)
     return axes

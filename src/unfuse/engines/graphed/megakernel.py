@@ -1,9 +1,10 @@
 """A decode step of one sequence as one persistent kernel: ``kernels/decode_step.cu``, compiled for the model's sizes.
 
-Between two kernels the memory idles while results are passed on, five times a layer. Within one kernel the weight
-stream never stops. A pass takes 1 to ``MAX_TOKENS`` consecutive tokens, their number is read on the device, and a
-token's bits do not depend on it. The kernel needs Hopper's bulk tensor copies and large shared memory: other devices,
-dtypes and odd sizes keep the kernel-by-kernel step.
+With five kernels a layer the memory is idle at each border between two kernels: the second kernel waits for the results
+of the first. A persistent kernel keeps streaming weights across these borders. A pass computes 1 to ``MAX_TOKENS``
+consecutive tokens. The kernel reads the number of tokens on the device, and the bits of a token do not depend on the
+number. The kernel needs Hopper's bulk tensor copies and large shared memory; other devices, dtypes and sizes run five
+kernels a layer.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
 MAX_TOKENS: Final = 16
 """Consecutive tokens of one pass."""
 _THREADS: Final = 20 * 32
-"""As in the source, like the constants below: sixteen warps compute, one copies, three only give up their registers."""
+"""Threads of a block: 16 warps compute, 1 warp copies, and 3 warps only give up registers.
+
+This constant and the constants below must be equal to the constants of ``decode_step.cu``; a test compares them.
+"""
 _WARPS: Final = 16
 _STAGE_BYTES: Final = 16384
 _ENTRIES: Final = 8
 _RUNS: Final = 2
-"""Runs of columns that a weight row is read as. With 2, tiles are 8 rows: on an H200 3.40 ms a token, 3.58 with 1."""
+"""Runs of columns per weight row. With 2 runs a tile has 8 rows, which was faster on an H200 than 16 rows (1 run)."""
 _SLICE: Final = 4096
-"""Columns of a product that are summed at once."""
+"""Columns of K in a slice. A product with more columns is summed slice by slice."""
 _FLIGHT: Final = 3
-"""Stages of the ring with copies in flight. More lengthen every access to the L2: 12 cost 0.19 ms a token (H200)."""
-_FEWEST_STAGES: Final = 4
-_MOST_LAYERS: Final = 120
-"""Tensor maps are constants, of which a kernel has 64 KiB."""
+"""Stages of the ring with copies in flight. More would delay every access to the L2."""
+_MIN_STAGES: Final = 4
+_MAX_LAYERS: Final = 120
+"""Tensor maps are in constant memory, which has 64 KiB."""
 _TABLE: Final = ("qkv", "out", "gate_up", "down")
 _BOX: Final = 64
-"""Columns that the copy engine swizzles together: 128 bytes."""
+"""Columns of a line of a stage: 128 bytes, the width of the swizzle."""
 _HOPPER: Final = 9
 
 
@@ -74,19 +78,19 @@ class Sizes:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory: the ring with its barriers and tags, the table, partial sums, and attention's exchange."""
+        """Bytes of dynamic shared memory: the ring and ``struct Shared`` of the source, which this sum mirrors."""
         table, norms = 8 * (self.layers + 1) * _ENTRIES, 4 * self.tokens * _WARPS
         marks, received = 8 * self.tokens + 8 * 8 * 16, 4 * self.tokens * self.head_size
-        kept = 4 * self.rows * self.tokens * max(1, self._kept_tiles())
+        slice_sums = 4 * self.rows * self.tokens * max(1, self._static_tiles())
         results = max(128, self.rows * self.tokens)
         sums = 2 * 4 * _WARPS * (results + results // 16)
         given = 2 * (16 * (self.head_size + 32) + 2 * self.tokens * self.head_size)
         attended = 4 * 8 * 4 * self.head_size
-        fixed = 8 + table + norms + marks + max(received, kept) + max(sums, given, attended) + 128
+        fixed = 8 + table + norms + marks + max(received, slice_sums) + max(sums, given, attended) + 128
         return self.stages * (_STAGE_BYTES + 20) + fixed
 
-    def _kept_tiles(self) -> int:
-        """Most tiles of a block in a product that is summed slice by slice."""
+    def _static_tiles(self) -> int:
+        """Return the most tiles per block of a product that is summed slice by slice."""
         width, rows = self.heads * self.head_size, self.rows
         products = (
             (self.hidden, (width + 2 * self.kv_heads * self.head_size) // rows),
@@ -99,7 +103,7 @@ class Sizes:
 
 
 class DecodeRows(Protocol):
-    """Inputs and outputs of a pass, as ``DecodeBatch`` has them."""
+    """Inputs and outputs of a pass; ``DecodeBatch`` has these attributes."""
 
     @property
     def logits(self) -> torch.Tensor:
@@ -107,11 +111,11 @@ class DecodeRows(Protocol):
 
     @property
     def cosine(self) -> torch.Tensor:
-        """Of the rotation angles, ``[T, D / 2]``."""
+        """Cosine of the rotary embedding, ``[T, D / 2]``."""
 
     @property
     def sine(self) -> torch.Tensor:
-        """Of the rotation angles, ``[T, D / 2]``."""
+        """Sine of the rotary embedding, ``[T, D / 2]``."""
 
     @property
     def caches(self) -> torch.Tensor:
@@ -119,16 +123,16 @@ class DecodeRows(Protocol):
 
     @property
     def capacity(self) -> torch.Tensor:
-        """int32 ``[1]``: positions that the KV cache has room for."""
+        """int32 ``[1]``: capacity of the KV cache in positions."""
 
     @property
-    def here(self) -> torch.Tensor:
+    def write_position(self) -> torch.Tensor:
         """int32 ``[1]``: position of the first token."""
 
 
 @dataclass(frozen=True, slots=True)
 class MegakernelWorkspace:
-    """Memory of one pass at a time."""
+    """Workspace of a pass. Two passes in the workspace must not run at the same time."""
 
     x: torch.Tensor
     """``[MAX_TOKENS, H]``: the tokens' embeddings, in fragment order."""
@@ -137,10 +141,13 @@ class MegakernelWorkspace:
     qkv: torch.Tensor
     attended: torch.Tensor
     inner: torch.Tensor
-    counter: torch.Tensor
-    """int32, of the grid barrier: starts at zero, and its top bit flips at each barrier."""
-    tickets: torch.Tensor
-    """int32 zeros, left as zeros."""
+    barrier_counter: torch.Tensor
+    """int32, counter of the grid barrier: starts at zero; the top bit flips at each barrier."""
+    tile_counters: torch.Tensor
+    """int32 ``[products]``: tickets drawn of each product (work stealing). Zeros at first.
+
+    The kernel resets each counter after the product, and the head's counter in the next pass.
+    """
 
 
 class Megakernel:
@@ -162,7 +169,7 @@ class Megakernel:
         self._table, self._norms = _table(llama)
 
     def memory(self) -> MegakernelWorkspace:
-        """Allocate the memory that passes work in."""
+        """Allocate a workspace."""
         llama = self._llama
         zeros = functools.partial(torch.zeros, dtype=llama.dtype, device=llama.device)
         return MegakernelWorkspace(
@@ -171,16 +178,16 @@ class Megakernel:
             qkv=zeros(MAX_TOKENS, llama.heads.width),
             attended=zeros(MAX_TOKENS, llama.heads.num_heads * llama.heads.head_dim),
             inner=zeros(MAX_TOKENS, llama.inner),
-            counter=zeros((), dtype=torch.int32),
-            tickets=zeros(4 * len(llama.layers) + 1, dtype=torch.int32),
+            barrier_counter=zeros((), dtype=torch.int32),
+            tile_counters=zeros(4 * len(llama.layers) + 1, dtype=torch.int32),
         )
 
     def __call__(self, rows: DecodeRows, memory: MegakernelWorkspace, base_pointer: torch.Tensor) -> None:
-        """Put the new positions into the cache, and the logits into the batch.
+        """Launch a pass: write the new positions to the KV cache, and the logits to ``rows.logits``.
 
         Args:
             rows: of one sequence, after ``begin_step``: ``cosine``, ``sine`` and ``logits`` have a row for each of the
-                ``memory.count`` tokens, which take the positions from ``here`` on. The cache has room for them.
+                ``memory.count`` tokens, which are written from ``write_position`` on. The cache has room for them.
             memory: the workspace; its ``x`` holds the embeddings.
             base_pointer: base pointer of the cache's offset.
         """
@@ -188,12 +195,13 @@ class Megakernel:
 
         pointers = (
             self._table, memory.x, rows.logits, rows.cosine, rows.sine, base_pointer, rows.caches, rows.capacity,
-            rows.here, memory.count, memory.qkv, memory.attended, memory.inner, memory.counter, memory.tickets,
+            rows.write_position, memory.count, memory.qkv, memory.attended, memory.inner, memory.barrier_counter,
+            memory.tile_counters,
         )  # fmt: skip
         values = (*(tensor.data_ptr() for tensor in pointers), self._llama.eps, self._llama.scale)
         types = (*[ctypes.c_void_p] * len(pointers), ctypes.c_float, ctypes.c_float)
         cooperative, cluster = driver.CUlaunchAttribute(), driver.CUlaunchAttribute()
-        # All blocks are resident at once or none: they wait for each other.
+        # Blocks wait for each other, so a cooperative launch starts only if all blocks are resident.
         cooperative.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
         cooperative.value.cooperative = 1
         # The blocks that share an attention head combine their results through distributed shared memory.
@@ -210,7 +218,7 @@ class Megakernel:
 
 
 def megakernel_sizes(llama: Llama) -> Sizes | None:
-    """What to compile for; None where the step is not for this device, dtype or these sizes."""
+    """Return the sizes to compile for; None where device, dtype or sizes are not supported."""
     device, heads = llama.device, llama.heads
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < _HOPPER or llama.dtype != torch.bfloat16:
         return None
@@ -224,7 +232,7 @@ def megakernel_sizes(llama: Llama) -> Sizes | None:
         return None
     properties: Any = torch.cuda.get_device_properties(device)
     programs = properties.multi_processor_count
-    if heads.num_heads > programs or len(llama.layers) > _MOST_LAYERS:
+    if heads.num_heads > programs or len(llama.layers) > _MAX_LAYERS:
         return None
     sizes = Sizes(
         layers=len(llama.layers),
@@ -240,26 +248,28 @@ def megakernel_sizes(llama: Llama) -> Sizes | None:
         # Two blocks are a cluster, and the grid consists of whole clusters.
         splits=min(2, programs // heads.num_heads) if programs % 2 == 0 else 1,
     )
-    room = properties.shared_memory_per_block_optin - sizes.shared_bytes
-    stages = room // (_STAGE_BYTES + 20)
-    return replace(sizes, stages=stages) if stages >= _FEWEST_STAGES else None
+    ring_bytes = properties.shared_memory_per_block_optin - sizes.shared_bytes
+    stages = ring_bytes // (_STAGE_BYTES + 20)
+    return replace(sizes, stages=stages) if stages >= _MIN_STAGES else None
 
 
 def fragment_order(columns: int) -> torch.Tensor:
-    """Return the column at each place of an activation vector in the kernel's order of B fragments.
+    """Return the column at each index of an activation vector in the kernel's order of B fragments.
 
-    A lane of a warp needs 2 columns of each of 4 chunks of 8; in this order they are 16 consecutive bytes.
+    A lane of a warp needs 2 columns of each of 4 chunks of 8 columns. In this order the lane's 8 columns are 16
+    consecutive bytes.
     """
-    place = torch.arange(columns)
+    index = torch.arange(columns)
     block = 32 * _RUNS
-    run, lane, word, low = place % block // 32, place // 8 % 4, place // 2 % 4, place % 2
-    return place // block * block + (word // 2 * 2 * _RUNS + run * 2 + word % 2) * 8 + lane * 2 + low
+    run, lane, word, low = index % block // 32, index // 8 % 4, index // 2 % 4, index % 2
+    return index // block * block + (word // 2 * 2 * _RUNS + run * 2 + word % 2) * 8 + lane * 2 + low
 
 
 def _table(llama: Llama) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return addresses of biases and norm weights, and the norm weights in fragment order, which the table points to.
+    """Return a table of addresses of biases and norm weights, and the norm weights in fragment order.
 
-    The table is int64 ``[layers + 1, entries]``, 0 where there is no tensor.
+    The table is int64 ``[layers + 1, entries]``, 0 where there is no tensor. The table points to the norm weights: keep
+    them alive.
     """
     order = fragment_order(llama.hidden).to(llama.device)
     norms: list[torch.Tensor] = []
@@ -287,7 +297,7 @@ def _table(llama: Llama) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 def _tensor_maps(llama: Llama, sizes: Sizes) -> bytes:
-    """Return the tensor maps of all weight matrices, in the order of use. A box is a tile of one stage."""
+    """Return the tensor maps of all weight matrices, in the order of use. One copy by a map is one stage of a tile."""
     from cuda.bindings import driver
 
     def encoded(weight: torch.Tensor, *, gated: bool = False) -> bytes:
@@ -296,7 +306,7 @@ def _tensor_maps(llama: Llama, sizes: Sizes) -> bytes:
         shape: tuple[int, ...]
         strides: tuple[int, ...]
         box: tuple[int, ...]
-        # Columns are cut into boxes of 128 bytes, the width of the swizzle. Rows of gate and up alternate in a tile.
+        # A line of a stage is 128 bytes of a row, the width of the swizzle. Rows of gate and up alternate in a tile.
         if gated:
             shape, strides = (_BOX, 2, rows // 2, columns // _BOX), (rows // 2 * row, row, 2 * _BOX)
             box = (_BOX, 2, sizes.rows // 2, sizes.columns // _BOX)
@@ -337,7 +347,7 @@ def _compiled(sizes: Sizes, llama: Llama) -> Any:
     major, minor = torch.cuda.get_device_capability(llama.device)
     macros = {**asdict(sizes), "shared_bytes": sizes.shared_bytes}
     defined = (f"-D{name.upper()}={value}" for name, value in macros.items())
-    # "a": moving registers between warpgroups is a feature of this very architecture.
+    # The suffix "a" enables setmaxnreg, a feature of this architecture alone.
     options = [option.encode() for option in (f"--gpu-architecture=sm_{major}{minor}a", "--std=c++17", *defined)]
     try:
         program = _checked(nvrtc.nvrtcCreateProgram(_SOURCE.read_bytes(), _SOURCE.name.encode(), 0, [], []))
@@ -350,7 +360,7 @@ def _compiled(sizes: Sizes, llama: Llama) -> Any:
         code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
         _checked(nvrtc.nvrtcGetCUBIN(program, code))
         with torch.cuda.device(llama.device):
-            torch.cuda.current_stream().synchronize()  # the driver's calls need torch's context to be there
+            torch.cuda.current_stream().synchronize()  # the driver's calls need torch's context
             module = _checked(driver.cuModuleLoadData(code))
             kernel = _checked(driver.cuModuleGetFunction(module, b"decode_step"))
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -366,10 +376,10 @@ def _compiled(sizes: Sizes, llama: Llama) -> Any:
 
 
 def _checked(result: tuple[Any, ...]) -> Any:
-    """What a call of the driver or the compiler gave.
+    """Return the values of a call of the driver or the compiler.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the call failed.
     """
     error, *values = result
     if int(error) != 0:

@@ -11,7 +11,7 @@ import torch
 
 from unfuse.engines.graphed.autotune import Autotuner
 from unfuse.engines.graphed.cuda_graphs import split_graph, split_points
-from unfuse.engines.graphed.gemm import Gemm, GemmConfig, bucket
+from unfuse.engines.graphed.gemm import Gemm, GemmConfig, Scratch, bucket
 from unfuse.engines.graphed.kernels.attention_common import partial_size
 from unfuse.engines.graphed.kernels.decode_attention import DecodeConfig, decode_attention
 from unfuse.engines.graphed.kernels.extend_attention import ExtendConfig, extend_attention
@@ -34,12 +34,12 @@ from unfuse.engines.graphed.tuned_configs import (
     extend_configs,
     tuning_key,
 )
-from unfuse.engines.graphed.workspace import Workspace
+from unfuse.engines.graphed.workspace import Activations, Workspace
 from unfuse.engines.unsupported import Unsupported
 
-_BESIDE_SHARED: Final = {2: DecodeConfig(1, 32, 1, 2), 4: DecodeConfig(1, 32, 4, 2)}
-"""By bytes of a number: for rows with a shared prefix, whose own positions are few (137 against 275 us on an H100, for
-250 rows of 50 positions)."""
+_WITH_SHARED_PREFIX: Final = {2: DecodeConfig(1, 32, 1, 2), 4: DecodeConfig(1, 32, 4, 2)}
+"""Attention config by bytes per number, for rows with a shared prefix, whose own positions are few: 137 us instead of
+275 us on an H100, for 250 rows of 50 positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class DecodeBatch:
     """int64 ``[B]``: offsets of the KV caches, see ``decode_attention``."""
     capacity: torch.Tensor
     """int32 ``[B]``: positions that each KV cache has room for."""
-    here: torch.Tensor
+    write_position: torch.Tensor
     """int32 ``[B]``, out: position that this step's keys and values go to."""
     cosine: torch.Tensor
     sine: torch.Tensor
@@ -110,8 +110,25 @@ class ExtendBatch:
         return dataclasses.replace(self, embeds=self.embeds[:rows], positions=self.positions[:, :rows])
 
 
+@dataclass(frozen=True, slots=True)
+class _Gemms:
+    """Launches the matrix products of one pass."""
+
+    configs: Mapping[str, GemmConfig]
+    """By product; those without a config are cuBLAS's."""
+    memory: Activations
+    scratch: Scratch
+    rows: int
+
+    def __call__(self, gemm: Gemm, layer: int, out: torch.Tensor, x: torch.Tensor) -> None:
+        if (config := self.configs.get(gemm.name)) is not None:
+            gemm(config, layer, out, x, self.scratch, rows=self.rows)
+        else:
+            gemm.with_library(layer, out, x, self.memory.normed, self.memory.wide, rows=self.rows)
+
+
 class ModelRunner:
-    """Launches the kernels of one LLaMA. Graphs, sampling and scheduling are its callers' business."""
+    """Launches the kernels of one LLaMA. Callers capture graphs, choose tokens and schedule requests."""
 
     def __init__(self, llama: Llama, tuner: Autotuner):
         self.llama = llama
@@ -131,7 +148,7 @@ class ModelRunner:
             gated=True,
         )
         self._down = Gemm("down", [x.down for x in layers], add=True)
-        # The largest first, as ``TunedConfigs`` wants them.
+        # The largest first, see ``TunedConfigs.for_rows``.
         self._gemms = (self._gate_up, self._qkv, self._down, self._out)
         self._head = Gemm("head", [llama.head], norm_weights=[llama.final_norm_weight], eps=llama.eps)
         self._decode_configs: dict[int, TunedConfigs[DecodeConfig]] = {}
@@ -139,7 +156,7 @@ class ModelRunner:
         self._heads: dict[int, GemmConfig] = {}
         self._work: Workspace | None = None
         self.notes: tuple[str, ...] = ()
-        """Why a decode step of one sequence is not one kernel, although the device has them."""
+        """Reason why a decode step of one sequence is not one kernel on a device that supports it."""
         self._megakernel: Megakernel | None = None
         if (sizes := megakernel_sizes(llama)) is not None:
             try:
@@ -164,7 +181,7 @@ class ModelRunner:
             position=self._zeros(rows, dtype=torch.int32),
             caches=self._zeros(rows, dtype=torch.int64).fill_(work.offset(work.dummy_cache)),
             capacity=self._zeros(rows, dtype=torch.int32).fill_(work.dummy_cache.capacity),
-            here=self._zeros(rows, dtype=torch.int32),
+            write_position=self._zeros(rows, dtype=torch.int32),
             cosine=self._zeros(rows, half),
             sine=self._zeros(rows, half),
             logits=self._zeros(rows, self.llama.head.weight.shape[0], dtype=torch.float32),
@@ -193,7 +210,7 @@ class ModelRunner:
             caches=self._zeros(groups, dtype=torch.int64),
             capacity=self._zeros(groups, dtype=torch.int32).fill_(1),
             length=self._zeros(groups, dtype=torch.int32),
-            shares=self._zeros(rows, dtype=torch.int32),
+            in_group=self._zeros(rows, dtype=torch.int32),
             partial=self._zeros(partial_size(heads, rows, MAX_SHARED_SPLITS), dtype=torch.float32),
         )
 
@@ -203,7 +220,8 @@ class ModelRunner:
         self._tune_head(size)
         if size in self._decode_configs or (size == 1 and self._megakernel is not None):
             return
-        # With more rows the products are cuBLAS's, and the heads alone give enough thread blocks.
+        # With more rows cuBLAS computes the products. Attention needs no measurement either: enough thread blocks run
+        # without splitting the positions of a head.
         gemms = self._gemms if size <= MAX_SKINNY_ROWS else ()
         configs = decode_configs(heads, size, self.llama.dtype)
         tuned = self._decode_configs[size] = TunedConfigs.for_rows(size, configs, gemms, self.work.scratch)
@@ -264,7 +282,7 @@ class ModelRunner:
         memory, scratch, base_pointer = work.activations(rows), work.scratch, work.base_pointer
         megakernel_work = work.megakernel_work if rows == 1 else None
         begin_step(
-            megakernel_work.x if megakernel_work else memory.x, batch.cosine, batch.sine, batch.here,
+            megakernel_work.x if megakernel_work else memory.x, batch.cosine, batch.sine, batch.write_position,
             batch.token, batch.length, batch.position, batch.capacity,
             llama.embedding, llama.inv_freq, llama.axes, llama.rotary_scaling, fragments=megakernel_work is not None,
         )  # fmt: skip
@@ -274,23 +292,24 @@ class ModelRunner:
             return
         size = bucket(rows)
         tuned = self._decode_configs[size]
-        gemms = {**tuned.gemms, self._head.name: self._heads[size]} if size in self._heads else tuned.gemms
-        config = _BESIDE_SHARED[llama.dtype.itemsize] if shared is not None else tuned.attention
+        configs = {**tuned.gemms, self._head.name: self._heads[size]} if size in self._heads else tuned.gemms
+        gemms = _Gemms(configs, memory, scratch, rows)
+        config = _WITH_SHARED_PREFIX[llama.dtype.itemsize] if shared is not None else tuned.attention
         for index, layer in enumerate(llama.layers):
-            self._gemm(self._qkv, gemms, index, memory.heads, memory.x, work, rows)
+            gemms(self._qkv, index, memory.heads, memory.x)
             if shared is not None:
                 shared_prefix_attention(
                     shared, memory.heads, base_pointer, (batch.cosine, batch.sine), llama.heads, index,
                     norm_weights=layer.head_norm_weights, eps=llama.eps, scale=llama.scale,
                 )  # fmt: skip
             decode_attention(
-                memory.attended, memory.heads, base_pointer, batch.caches, batch.capacity, batch.here,
+                memory.attended, memory.heads, base_pointer, batch.caches, batch.capacity, batch.write_position,
                 (batch.cosine, batch.sine), llama.heads, index,
                 config=config, partial=scratch.partial, semaphores=scratch.semaphores,
                 norm_weights=layer.head_norm_weights, eps=llama.eps, scale=llama.scale, shared=shared,
             )  # fmt: skip
-            self._finish_layer(gemms, index, work, rows)
-        self._gemm(self._head, gemms, 0, batch.logits, memory.x, work, rows)
+            self._finish_layer(gemms, index)
+        gemms(self._head, 0, batch.logits, memory.x)
 
     def extend(self, batch: ExtendBatch) -> None:
         """Run an extend pass: write the rows' keys and values into the KV caches, and each prompt's logits.
@@ -298,55 +317,40 @@ class ModelRunner:
         Products of up to 64 rows are skinny GEMMs; those of more rows are cuBLAS's.
         """
         llama, rows, heads, work = self.llama, batch.rows, self.llama.heads, batch.work
-        where = PackedSequences(work.base_pointer, batch.metadata, batch.shared)
+        sequences = PackedSequences(work.base_pointer, batch.metadata, batch.shared)
         memory, scratch = work.activations(rows), work.scratch
-        angles = memory.x.new_empty(rows, heads.head_dim // 2), memory.x.new_empty(rows, heads.head_dim // 2)
+        cos_sin = memory.x.new_empty(rows, heads.head_dim // 2), memory.x.new_empty(rows, heads.head_dim // 2)
         tuned = self._extend_configs.get(rows)
-        gemms = tuned.gemms if tuned is not None else {}
-        ends = split_points(len(llama.layers))
+        gemms = _Gemms(tuned.gemms if tuned is not None else {}, memory, scratch, rows)
+        splits = split_points(len(llama.layers))
         memory.x[:rows].copy_(batch.embeds)
-        rotary_cos_sin(*angles, batch.positions, llama.inv_freq, llama.axes, llama.rotary_scaling)
+        rotary_cos_sin(*cos_sin, batch.positions, llama.inv_freq, llama.axes, llama.rotary_scaling)
         for index, layer in enumerate(llama.layers):
-            if index in ends:
+            if index in splits:
                 split_graph()
-            self._gemm(self._qkv, gemms, index, memory.heads, memory.x, work, rows)
-            given, attended = memory.heads[:rows], memory.attended[:rows]
+            gemms(self._qkv, index, memory.heads, memory.x)
+            qkv, attended = memory.heads[:rows], memory.attended[:rows]
             if tuned is not None:
                 config = dataclasses.replace(tuned.attention, splits=max(1, tuned.attention.splits // batch.sequences))
                 extend_attention(
-                    attended, given, where, angles, heads, index,
+                    attended, qkv, sequences, cos_sin, heads, index,
                     norm_weights=layer.head_norm_weights, eps=llama.eps, scale=llama.scale,
                     config=config, partial=scratch.partial, semaphores=scratch.semaphores,
                 )  # fmt: skip
             else:
-                write_kv(given, where, angles, heads, index, norm_weights=layer.head_norm_weights, eps=llama.eps)
-                prefill_attention(attended, given, where, heads, index, scale=llama.scale)
-            self._finish_layer(gemms, index, work, rows)
+                write_kv(qkv, sequences, cos_sin, heads, index, norm_weights=layer.head_norm_weights, eps=llama.eps)
+                prefill_attention(attended, qkv, sequences, heads, index, scale=llama.scale)
+            self._finish_layer(gemms, index)
         last = (batch.metadata[3] + batch.metadata[4] - 1).clamp(min=0)
         head_config = self._heads[bucket(batch.sequences)]
         self._head(head_config, 0, batch.logits, memory.x.index_select(0, last), scratch, rows=batch.sequences)
 
-    def _finish_layer(self, gemms: Mapping[str, GemmConfig], index: int, work: Workspace, rows: int) -> None:
-        memory = work.activations(rows)
-        self._gemm(self._out, gemms, index, memory.x, memory.attended, work, rows)
-        self._gemm(self._gate_up, gemms, index, memory.inner, memory.x, work, rows)
-        self._gemm(self._down, gemms, index, memory.x, memory.inner, work, rows)
-
-    def _gemm(
-        self,
-        gemm: Gemm,
-        configs: Mapping[str, GemmConfig],
-        layer: int,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        work: Workspace,
-        rows: int,
-    ) -> None:
-        if (config := configs.get(gemm.name)) is not None:
-            gemm(config, layer, out, x, work.scratch, rows=rows)
-        else:
-            memory = work.activations(rows)
-            gemm.with_library(layer, out, x, memory.normed, memory.wide, rows=rows)
+    def _finish_layer(self, gemms: _Gemms, index: int) -> None:
+        """Launch the products after attention: output projection and MLP."""
+        memory = gemms.memory
+        gemms(self._out, index, memory.x, memory.attended)
+        gemms(self._gate_up, index, memory.inner, memory.x)
+        gemms(self._down, index, memory.x, memory.inner)
 
     def close(self) -> None:
         """Release the workspace; a running step keeps its own."""

@@ -107,11 +107,14 @@ class PrefillRunner:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which prompts were left to the eager engine."""
+        """Kinds of prompts that were left to engine eager, one sentence each."""
         return tuple(self._unsupported)
 
     def supports(self, prompt: Prompt) -> bool:
-        """Return whether the prompt is rows alone; inputs beside them need the model's own forward, and are noted."""
+        """Return whether the prompt consists of embedding rows only.
+
+        Other inputs (a mask, features for deeper layers) need the model's own forward; they are added to ``notes``.
+        """
         more = [*prompt.decoder_inputs, *prompt.scene_inputs]
         if more:
             self._unsupported[f"prompts with {', '.join(more)} are answered by engine eager"] = None
@@ -137,7 +140,8 @@ class PrefillRunner:
         shared = any(prompt.prefix_length for prompt in prompts)
         batch, run = self._batch_for([len(prompt.embeds) for prompt in prompts], shared)
         work, at = batch.work, 0
-        # Unused columns have no rows; their offset is the end of the packed rows.
+        # Each column of ``metadata`` describes a prompt. A column without a prompt has no rows, and its offset is the
+        # end of the packed rows.
         metadata = [[batch.rows if line == _OFFSET else 0] * batch.sequences for line in range(len(batch.metadata))]
         for index, prompt in enumerate(prompts):
             rows, cache = len(prompt.embeds), prompt.cache

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from unfuse.engines.eager import common_prefix
 from unfuse.engines.graphed.kv_cache import KVCache, new_kv_cache, rounded_capacity
 from unfuse.engines.graphed.llama import Llama
+from unfuse.engines.prefix import common_prefix
 
 MIN_HIT: Final = 32
 """Positions. A shorter prefix costs about as much to share as to compute."""
@@ -26,7 +26,7 @@ class CacheEntry:
     prefix_entry: CacheEntry | None
     """Entry with the first ``prefix_length`` positions of the prompt; ``cache`` holds the positions after them."""
     prefix_length: int
-    users: int = 0
+    num_readers: int = 0
     """Running requests that read the entry."""
 
 
@@ -113,11 +113,11 @@ class KVCachePool:
     def _acquire(self, entry: CacheEntry) -> None:
         self._released.pop(id(entry), None)
         self._used[id(entry)] = entry
-        entry.users += 1
+        entry.num_readers += 1
 
     def _release(self, entry: CacheEntry) -> None:
-        entry.users -= 1
-        if not entry.users:
+        entry.num_readers -= 1
+        if not entry.num_readers:
             del self._used[id(entry)]
             self._released[id(entry)] = entry
 

@@ -21,7 +21,11 @@ GROUPS: Final = (0, 8, 32, 96, MAX_BATCH)
 
 
 class Slots:
-    """Slots that one batch uses at a time. The captured steps stay for the next batch."""
+    """Slots that one batch owns at a time. The captured steps stay for the next batch.
+
+    The requests of a step have the slots 0, 1, 2, ... in order. Whenever a request joins or leaves, all requests are
+    assigned and uploaded again, so no slot is empty between two others.
+    """
 
     def __init__(
         self,
@@ -36,14 +40,14 @@ class Slots:
             capture: makes a graph of a function.
             end_ids: int64, on the device: tokens that end an answer.
         """
-        self.user: weakref.ref[Any] | None = None
-        """The batch that uses the slots."""
+        self.owner: weakref.ref[Any] | None = None
+        """The batch that owns the slots."""
         self.batch = runner.decode_batch(MAX_BATCH)
         device = runner.llama.device
         self.first_tokens = torch.zeros(MAX_BATCH, dtype=torch.int64, device=device)
         """First tokens of the requests that were prefilled since the last step."""
         self._runner, self._capture, self._end_ids = runner, capture, end_ids
-        # Each request may share a prefix of its own.
+        # Room for MAX_BATCH prefixes, since every request may share a different prefix.
         self._shared = runner.shared_prefixes(MAX_BATCH)
         self._eos_masked = torch.zeros(MAX_BATCH, dtype=torch.bool, device=device)
         self._steps: dict[tuple[int, int], Callable[[], None]] = {}
@@ -66,8 +70,8 @@ class Slots:
                 self._upload_groups(requests, groups)
         run()
 
-    def free(self) -> None:
-        """Free all slots, and with them the references to the requests' KV caches."""
+    def clear(self) -> None:
+        """Forget the requests, and with them the references to their KV caches."""
         self._assigned = []
 
     def uploaded(self, values: torch.Tensor) -> torch.Tensor:
@@ -116,8 +120,8 @@ class Slots:
         shared.length.copy_(table[:, 2])
         shared.members.copy_(table[:, 3:])
         flags = [int(each.entry.prefix_length > 0) for each in requests]
-        flags += [0] * (len(shared.shares) - len(requests))
-        shared.shares.copy_(self.uploaded(torch.tensor(flags)))
+        flags += [0] * (len(shared.in_group) - len(requests))
+        shared.in_group.copy_(self.uploaded(torch.tensor(flags)))
 
     def _step(self, size: int, groups: int) -> Callable[[], None]:
         key = size, groups
@@ -139,7 +143,7 @@ class Slots:
             batch.position.zero_()
             if shared is not None:
                 shared.length.zero_()
-                shared.shares.zero_()
+                shared.in_group.zero_()
             self._steps[key] = self._capture(decode)
             batch.token.copy_(tokens)
             self._assigned = []

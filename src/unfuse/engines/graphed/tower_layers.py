@@ -1,7 +1,7 @@
-"""Layers of a vision transformer of CLIP's kind through own kernels.
+"""Layers of a CLIP-like vision transformer by the project's kernels.
 
 CLIP (Radford et al., arXiv 2103.00020) and SigLIP (Zhai et al., arXiv 2303.15343) differ in sizes and activation. A
-layer is found by its parts, not by its name; any other keeps its own forward.
+layer is recognised by its structure, not by its name; other layers keep their own forward.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Affine:
     """``[N]``"""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``[R, K]`` to ``[R, N]``."""
+        """Map ``[R, K]`` to ``[R, N]``."""
         return torch.addmm(self.bias, x, self.weight.t())
 
 
@@ -65,48 +65,48 @@ class TowerLayer:
         return self.out.weight.shape[0]
 
     def __call__(self, x: torch.Tensor, config: TowerConfig) -> torch.Tensor:
-        """``[F, P, C]`` to the same, in memory of its own."""
+        """Map ``[F, P, C]`` to a new tensor of this shape."""
         flat = x.reshape(-1, self.width).contiguous()
-        normed, moved = torch.empty_like(flat), torch.empty_like(flat)
-        layer_norm(normed, moved, flat, *_norm(self.norms[0]), self.out.bias, self.norms[0].eps)
+        normed, residual = torch.empty_like(flat), torch.empty_like(flat)
+        layer_norm(normed, residual, flat, *_norm(self.norms[0]), self.out.bias, self.norms[0].eps)
         attended = torch.empty_like(flat)
         tower_attention(attended, self.qkv(normed), len(x), self.heads, self.scale, config)
-        torch.addmm(moved, attended, self.out.weight.t(), out=moved)
-        layer_norm(normed, moved, moved, *_norm(self.norms[1]), self.down.bias, self.norms[1].eps)
+        torch.addmm(residual, attended, self.out.weight.t(), out=residual)
+        layer_norm(normed, residual, residual, *_norm(self.norms[1]), self.down.bias, self.norms[1].eps)
         inner = self.up(normed)
         activate(inner, self.activation)
-        torch.addmm(moved, inner, self.down.weight.t(), out=moved)
-        return moved.view(x.shape)
+        torch.addmm(residual, inner, self.down.weight.t(), out=residual)
+        return residual.view(x.shape)
 
 
 class TowerLayers:
-    """All such layers of a module, and how their attention is cut for each number of images."""
+    """All supported layers of a module, and the attention config of each number of images."""
 
     def __init__(self, module: nn.Module, tuner: Autotuner):
-        """Joins queries, keys and values of each layer in place."""
+        """Stack the query, key and value weights of each layer in place."""
         self._tuner = tuner
-        self._layers = [layer for each in module.modules() if (layer := _found(each)) is not None]
-        self._shapes: dict[tuple[int, int], TowerConfig] = {}
+        self._layers = [layer for each in module.modules() if (layer := _tower_layer(each)) is not None]
+        self._configs: dict[tuple[int, int], TowerConfig] = {}
 
     def __bool__(self) -> bool:
         return bool(self._layers)
 
     @contextmanager
     def own_kernels(self) -> Iterator[None]:
-        """While the body runs, the layers' forwards are these."""
-        ends = split_points(len(self._layers))
+        """Replace the layers' forwards while the body runs."""
+        splits = split_points(len(self._layers))
         for index, layer in enumerate(self._layers):
-            layer.module.forward = self._forward(layer, cuts=index in ends)
+            layer.module.forward = self._forward(layer, split_before=index in splits)
         try:
             yield
         finally:
             for layer in self._layers:
                 del layer.module.forward
 
-    def _shape(self, images: int, positions: int) -> TowerConfig:
-        """How attention of so many images is cut; tried at the first call."""
-        if (images, positions) in self._shapes:
-            return self._shapes[images, positions]
+    def _config(self, images: int, positions: int) -> TowerConfig:
+        """Return the attention config of so many images; timed at the first call."""
+        if (images, positions) in self._configs:
+            return self._configs[images, positions]
         first = self._layers[0]
         weight, heads = first.qkv.weight, first.heads
         qkv = torch.zeros(images * positions, len(weight), dtype=weight.dtype, device=weight.device)
@@ -117,24 +117,24 @@ class TowerLayers:
                 tower_attention(out, qkv, images, heads, layer.scale, config)
 
         key = f"{len(self._layers)} tower layers {images} x {positions} of {heads} x {first.width // heads}"
-        configs = (tower.IN_FLOAT32,) if weight.dtype == torch.float32 else tower.CANDIDATES
+        configs = (tower.FLOAT32_CONFIG,) if weight.dtype == torch.float32 else tower.CANDIDATES
         config = self._tuner.choose(f"{key} {weight.dtype}", configs, run)
-        self._shapes[images, positions] = config
+        self._configs[images, positions] = config
         return config
 
-    def _forward(self, layer: TowerLayer, *, cuts: bool) -> Any:
+    def _forward(self, layer: TowerLayer, *, split_before: bool) -> Any:
         def forward(hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> torch.Tensor:
             if attention_mask is not None or kwargs.get("output_attentions"):
-                raise Unsupported("a tower's layer is given a mask or asked for its attention")
-            if cuts:
+                raise Unsupported("a tower's layer got a mask, or must return its attention")
+            if split_before:
                 split_graph()
-            return layer(hidden_states, self._shape(*hidden_states.shape[:2]))
+            return layer(hidden_states, self._config(*hidden_states.shape[:2]))
 
         return forward
 
 
-def _found(module: Any) -> TowerLayer | None:
-    """The layer, if it is of this kind in every part."""
+def _tower_layer(module: Any) -> TowerLayer | None:
+    """Return the layer; None where its structure is not supported."""
     if {name for name, _ in module.named_children()} != _LAYER:
         return None
     attention, mlp, norms = module.self_attn, module.mlp, (module.layer_norm1, module.layer_norm2)

@@ -103,7 +103,7 @@ def extend_configs(heads: Heads, rows: int, scratch: Scratch) -> list[ExtendConf
     """Return candidates for attention of an extend pass."""
     most = scratch.partial.numel()
     float32 = scratch.normed.dtype == torch.float32
-    configs = (extend_attention.IN_FLOAT32,) if float32 else extend_attention.CANDIDATES
+    configs = (extend_attention.FLOAT32_CONFIG,) if float32 else extend_attention.CANDIDATES
     return [config for config in configs if extend_attention.partial_size(heads, rows, config.splits, 1) <= most]
 
 

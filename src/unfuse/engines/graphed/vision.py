@@ -1,4 +1,4 @@
-"""Stage 3 as captured graphs: one for each vision module and each shape of what it is given."""
+"""Stage 3 as CUDA graphs: one for each vision module and each shape of its inputs."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from unfuse.engines.graphed.cuda_graphs import GraphedCall
 from unfuse.engines.graphed.tower_layers import TowerLayers
 from unfuse.engines.unsupported import Unsupported
 
-_MOST_SHAPES: Final = 8
-"""Kept for a module; the one that was used longest ago goes first."""
+_MAX_GRAPHS: Final = 8
+"""Graphs per module; the least recently used one is freed first."""
 _TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
-"""Largest relative distance from the module's own output at which both compute the same."""
+"""Largest relative L2 distance from the output of the module's own forward."""
 _PLAIN: Final = (bool, int, float, str, type(None), torch.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A captured call: where its tensors are put, what runs, and where its results are."""
+    """A captured call, with the tensors that it reads and writes."""
 
     inputs: list[torch.Tensor]
     run: GraphedCall
-    found: list[Any]
-    """The one output."""
+    output: list[Any]
+    """The output, as the only element."""
 
 
 class CapturedVision:
-    """Runs vision modules as graphs; their hooks fire as ever, those of modules inside them do not."""
+    """Runs vision modules as graphs. Their own hooks run as usual; hooks of modules inside them do not."""
 
     def __init__(self, modules: Mapping[str, nn.Module], tuner: Autotuner, pool: Any):
         self._modules = modules
@@ -45,73 +45,72 @@ class CapturedVision:
         self._calls: dict[str, OrderedDict[Hashable, _Call | None]] = {name: OrderedDict() for name in modules}
         self._pool = pool
         self.notes: dict[str, None] = {}
-        """Why which module runs its own forward."""
+        """Modules that run their own forward, each with the reason."""
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """While the body runs, the modules' forwards are their graphs."""
-        taken = [name for name, module in self._modules.items() if "forward" not in vars(module)]
-        for name in taken:
+        """Replace the modules' forwards by their graphs while the body runs."""
+        replaced = [name for name, module in self._modules.items() if "forward" not in vars(module)]
+        for name in replaced:
             self._modules[name].forward = functools.partial(self._forward, name)
         try:
             yield
         finally:
-            for name in taken:
+            for name in replaced:
                 del self._modules[name].forward
 
     def close(self) -> None:
-        """Frees the graphs."""
+        """Free the graphs."""
         for calls in self._calls.values():
             calls.clear()
 
     def _forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """The module's output, in memory that is the caller's."""
+        """Return the module's output, in new memory."""
         module, calls = self._modules[name], self._calls[name]
         own: Callable[..., Any] = functools.partial(type(module).forward, module)
         key = _key(args, kwargs, next(module.parameters()).device)
         if key is None:
-            self._note(name, "it is given something else than tensors on its device and plain values")
+            self._note(name, "its arguments are not only tensors on its device and plain values")
             return own(*args, **kwargs)
         if key not in calls:
             calls[key] = self._captured(name, own, args, kwargs)
-            if len(calls) > _MOST_SHAPES:
+            if len(calls) > _MAX_GRAPHS:
                 calls.popitem(last=False)
         calls.move_to_end(key)
         call = calls[key]
         if call is None:
             return own(*args, **kwargs)
-        given = _tensors(args, kwargs)
-        for target, tensor in zip(call.inputs, given, strict=True):
+        for target, tensor in zip(call.inputs, _tensors(args, kwargs), strict=True):
             target.copy_(tensor)
         call.run()
-        return pytree.tree_map_only(torch.Tensor, torch.clone, call.found[0])
+        return pytree.tree_map_only(torch.Tensor, torch.clone, call.output[0])
 
     def _captured(
         self, name: str, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Call | None:
-        """The call as a graph, or None and a note where it cannot be one."""
+        """Capture a call; return None, and note the reason, where it cannot be captured."""
         device = next(self._modules[name].parameters()).device
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
         inputs = _tensors(args, kwargs)
-        found: list[Any] = []
+        output: list[Any] = []
 
         def work(layers: TowerLayers | None) -> None:
             with layers.own_kernels() if layers else nullcontext():
-                found[:] = [own(*args, **kwargs)]
+                output[:] = [own(*args, **kwargs)]
 
         try:
-            with _no_looks():
+            with _no_synchronisation():
                 theirs = own(*args, **kwargs)
         except RuntimeError as error:
             self._note(name, error)
             return None
         layers = self._layers[name]
-        for replaced in [layers, None] if layers else [None]:
+        for kernels in [layers, None] if layers else [None]:
             try:
-                run = GraphedCall(functools.partial(work, replaced), device, self._pool)
+                run = GraphedCall(functools.partial(work, kernels), device, self._pool)
                 run()
-                _require_same(found[0], theirs)
-                return _Call(inputs, run, found)
+                _require_same(output[0], theirs)
+                return _Call(inputs, run, output)
             except (Unsupported, RuntimeError) as error:
                 self._note(name, error)
         return None
@@ -121,15 +120,15 @@ class CapturedVision:
 
 
 @contextmanager
-def _no_looks() -> Iterator[None]:
-    """Refuses whatever makes the host wait for the device: such a call cannot be captured."""
+def _no_synchronisation() -> Iterator[None]:
+    """Raise an error where the host waits for the device: such a call cannot be captured."""
     if not torch.cuda.is_available():
         yield
         return
     before = torch.cuda.get_sync_debug_mode()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Synchronization debug mode")  # that it is a prototype
+            warnings.filterwarnings("ignore", "Synchronization debug mode")  # a warning that the mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
@@ -141,9 +140,9 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Hashable | None:
-    """What two calls must share to be the same graph; None for what no graph can take.
+    """Return the key of a call's graph; None for a call that cannot be captured.
 
-    The host may read a tensor of its own without a look at the device, and its values would stay in the graph.
+    Tensors on the host are refused: the host could read their values, which would then be constants of the graph.
     """
     described: list[Hashable] = [len(args), *kwargs]
     for value in (*args, *kwargs.values()):
@@ -157,15 +156,15 @@ def _key(args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) ->
 
 
 def _require_same(output: Any, theirs: Any) -> None:
-    """Holds what the graph gave against the module's own forward.
+    """Compare the output of the graph with that of the module's own forward.
 
     Raises:
-        Unsupported: it is something else.
+        Unsupported: the outputs differ.
     """
-    for mine, own in zip(*(pytree.tree_leaves(each) for each in (output, theirs)), strict=True):
+    for ours, own in zip(*(pytree.tree_leaves(each) for each in (output, theirs)), strict=True):
         if not isinstance(own, torch.Tensor) or not own.is_floating_point():
             continue
-        apart = float((mine.float() - own.float()).norm() / own.float().norm().clamp(min=1e-12))
-        # Not a number is far apart.
-        if not apart <= _TOLERANCE.get(own.dtype, 0.0):
-            raise Unsupported(f"its graph's output is {apart:.2g} from its own")
+        distance = float((ours.float() - own.float()).norm() / own.float().norm().clamp(min=1e-12))
+        # True for NaN as well.
+        if not distance <= _TOLERANCE.get(own.dtype, 0.0):
+            raise Unsupported(f"its graph's output is {distance:.2g} from its own")

@@ -57,12 +57,12 @@ class Workspace:
 
     llama: Llama
     skinny: Activations
-    """Of passes over up to 64 rows."""
+    """Activations of passes over up to 64 rows."""
     scratch: Scratch
     dummy_cache: KVCache
     """KV cache that padding rows read and write."""
     megakernel_work: MegakernelWorkspace | None
-    """None where a decode step is several kernels."""
+    """None if a decode step is several kernels."""
     _wide: dict[int, Activations] = field(default_factory=dict)
 
     @classmethod

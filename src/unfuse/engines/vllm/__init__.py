@@ -1,6 +1,7 @@
 """Engine ``vllm``: Stage 4 on vLLM (Kwon et al., SOSP 2023), inside this process.
 
-``engine`` is the ``Engine``, ``continuous`` its batch of requests that come and go. ``requests`` steps vLLM and deals
-out what it says, ``prefixes`` says what may be taken over between prompts, ``watched`` sees the logits of a request.
-``building`` sets vLLM up, and ``handover`` gives it the weights.
+``engine`` implements ``Engine``, and ``batch`` its continuous batch. ``client`` submits requests to vLLM and returns
+their tokens; ``host_prompt`` copies prompts to the host, where vLLM wants them. ``prefix_hash`` decides which prompts
+share KV-cache blocks, and ``logits_recorder`` records the logits of a request. ``builder`` builds vLLM, and ``weights``
+gives it the model's weights.
 """

@@ -1,25 +1,25 @@
-"""One module a file format; what a file is, its first bytes say, not its name."""
+"""One module for each file format; the first bytes of a file tell its format, not its name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from unfuse.errors import EventFileError, FileAccessError
-from unfuse.events.readers import child, dat, npy, npz, raw, text
+from unfuse.events.readers import dat, decoder_client, npy, npz, raw, text
 from unfuse.events.stream import EventStream, TimeWindow
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MAX_WHOLE_BYTES = 8 << 30
-"""Of a format that is read whole; a sparse file of any size costs nobody anything."""
+"""Limit for formats that are read whole; a sparse file can claim any size."""
 _FORMATS = "EventGPT .npy or .npz, DSEC events.h5, Prophesee RAW or DAT, AEDAT4, or text"
 
 
 def read_events(path: str | Path, *, window: TimeWindow | None = None) -> EventStream:
-    """Reads a recording of any format in ``docs/events.md``.
+    """Read a recording of any format in ``docs/events.md``.
 
     Args:
         path: the file.
-        window: only this stretch of the recording's own clock; long recordings are then not loaded whole.
+        window: part of the recording, on its own clock; a long recording is then not loaded whole.
 
     Raises:
         FileAccessError: missing or unreadable.
@@ -45,9 +45,9 @@ def _read(file: Path, head: bytes, window: TimeWindow | None) -> EventStream:
         stream = npy.read_npy(file) if head.startswith(npy.MAGIC) else npz.read_npz(file)
         return stream if window is None else stream.window(window)
     if head.startswith(_HDF5):
-        return child.decode("dsec", file, window)
+        return decoder_client.decode("dsec", file, window)
     if head.startswith(b"#!AER-DAT4"):
-        return child.decode("aedat4", file, window)
+        return decoder_client.decode("aedat4", file, window)
     if head.startswith(b"%"):
         return raw.read_raw(file, window) if raw.is_raw(file) else dat.read_dat(file, window)
     if text.is_text(head):

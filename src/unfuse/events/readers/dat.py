@@ -1,7 +1,7 @@
 """Prophesee DAT: records of 8 bytes, time in microseconds and then 4 bits of polarity, 14 of y, 14 of x.
 
 A header of lines that begin with ``%``, then one byte of event type (0 or 12: brightness changes) and one of their size
-(Prophesee, "DAT format"). Times never go back, so that a window is found by halving.
+(Prophesee, "DAT format"). Times never go back, so that a binary search finds a window.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Final
 
 import numpy as np
 
-from unfuse.errors import EventFileError, EventStreamError
+from unfuse.errors import EventFileError
 from unfuse.events.readers.raw import read_header
-from unfuse.events.stream import EventStream, TimeWindow, require_room
+from unfuse.events.stream import EventStream, TimeWindow, empty_window, require_room
 
 _RECORD: Final = np.dtype([("t", "<u4"), ("data", "<u4")])
 _KINDS: Final = (0, 12)
 
 
 def read_dat(path: Path, window: TimeWindow | None = None) -> EventStream:
-    """Reads a recording or a window of it.
+    """Read a recording or a window of it.
 
     Raises:
         EventFileError: other events than brightness changes, or cut off.
@@ -43,12 +43,7 @@ def read_dat(path: Path, window: TimeWindow | None = None) -> EventStream:
     if window is not None:
         first, last = np.searchsorted(records["t"], [window.start_us, window.stop_us], side="left").tolist()
         if first >= last:
-            span = f"{records['t'][0]} to {records['t'][-1]} us" if len(records) else "nothing: it is empty"
-            raise EventStreamError(
-                f"{path}, window [{window.start_us}, {window.stop_us}) us",
-                found="no events",
-                expected=f"a stretch of the recording's {span}",
-            )
+            raise empty_window(path, window, records["t"][[0, -1]].tolist() if len(records) else None)
     require_room(path, last - first)
     times, data = records["t"][first:last].astype(np.int64), records["data"][first:last].astype(np.int64)
     return EventStream.from_arrays(

@@ -24,7 +24,7 @@ _MAX_HEADER: Final = 10_000
 
 
 def read_npy(path: Path) -> EventStream:
-    """Reads and validates one recording.
+    """Read and validate one recording.
 
     Raises:
         UnsafeFileError: the pickle holds anything but plain arrays.
@@ -36,7 +36,7 @@ def read_npy(path: Path) -> EventStream:
 
 
 def parse_npy(data: bytes, source: str) -> Any:
-    """The value of one ``.npy``: an array of integers or of records of them, or what a pickle holds of such.
+    """Return the value of one ``.npy``: an array of integers, or of records of them, or a pickled container of such.
 
     Raises:
         UnsafeFileError: the pickle holds anything but plain arrays.
@@ -50,7 +50,7 @@ def parse_npy(data: bytes, source: str) -> Any:
 
 
 def stream_of(value: Any, source: str) -> EventStream:
-    """Events of a dict or record of x, y, t and p, or of a list of such in the order of time (EventBench's bins).
+    """Return the events of a dict or record of x, y, t and p, or of a list of them in time order (EventBench's bins).
 
     Raises:
         EventFileError: another type, or without x, y, t and p.
@@ -67,7 +67,7 @@ def stream_of(value: Any, source: str) -> EventStream:
 
 
 def _header(data: bytes, source: str) -> tuple[dict[str, Any], int]:
-    """The header's dict and where the data starts (numpy.lib.format, versions 1 to 3)."""
+    """Return the header's dict and the offset of the data (numpy.lib.format, versions 1 to 3)."""
     wanted = "a complete .npy header"
     if len(data) < 10 or not data.startswith(MAGIC):
         raise EventFileError(source, found=f"{len(data)} bytes that do not start a .npy file", expected=wanted)

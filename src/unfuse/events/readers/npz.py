@@ -18,11 +18,11 @@ MAGIC: Final = b"PK\x03\x04"
 _ALIASES: Final = {"timestamp": "t", "polarity": "p"}
 _MAX_MEMBERS: Final = 64
 _MAX_EXPANSION: Final = 200
-"""Unpacked bytes for a packed one; events pack a few times."""
+"""Unpacked bytes for each packed byte; events compress a few times."""
 
 
 def read_npz(path: Path) -> EventStream:
-    """Reads and validates one recording.
+    """Read and validate one recording.
 
     Raises:
         UnsafeFileError: a member holds anything but plain arrays.

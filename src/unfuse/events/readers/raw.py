@@ -1,6 +1,6 @@
-"""Prophesee RAW: EVT2, decoded here, and EVT3, through a library in a process of its own.
+"""Prophesee RAW: EVT2, decoded here, and EVT3, decoded by a library in a process of its own.
 
-A header of lines that begin with ``%`` says which; EVT2 is a list of 32-bit words (Prophesee, "EVT 2.0 format"):
+Header lines that begin with ``%`` state the version. EVT2 is a list of 32-bit words (Prophesee, "EVT 2.0 format"):
 
     bits 31-28   0 darker, 1 brighter, 8 time high; others carry no events
     brightness   27-22 low 6 bits of the time in microseconds, 21-11 x, 10-0 y
@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfuse.compiled import compiled
-from unfuse.errors import EventFileError, EventStreamError
-from unfuse.events.readers import child
-from unfuse.events.stream import EventStream, TimeWindow, require_room
+from unfuse.errors import EventFileError
+from unfuse.events.readers import decoder_client
+from unfuse.events.stream import EventStream, TimeWindow, empty_window, require_room
 
 _BLOCK: Final = 1 << 22
-"""Words decoded at a time."""
+"""Words in one call."""
 _MAX_HEADER: Final = 1 << 16
 
 
 def read_raw(path: Path, window: TimeWindow | None = None) -> EventStream:
-    """Reads a recording or a window of it.
+    """Read a recording or a window of it.
 
     Raises:
         EventFileError: another version, no header, or words that are no events.
@@ -38,7 +38,7 @@ def read_raw(path: Path, window: TimeWindow | None = None) -> EventStream:
     version = _version(header)
     size = _geometry(header)
     if version == "3.0":
-        return child.decode("evt3", path, window, size)
+        return decoder_client.decode("evt3", path, window, size)
     if version != "2.0":
         raise EventFileError(
             str(path),
@@ -53,12 +53,12 @@ def read_raw(path: Path, window: TimeWindow | None = None) -> EventStream:
 
 
 def is_raw(path: Path) -> bool:
-    """Whether a file that begins with ``%`` names a version of EVT."""
+    """Return whether a file that begins with ``%`` names a version of EVT."""
     return any(re.match(r"% (evt|format EVT)", line) for line in read_header(path)[0])
 
 
 def read_header(path: Path) -> tuple[list[str], int]:
-    """The lines that begin with ``%`` and where what follows them begins."""
+    """Return the lines that begin with ``%``, and the offset of the first byte after them."""
     with path.open("rb") as file:
         head = file.read(_MAX_HEADER)
     lines, at = [], 0
@@ -100,7 +100,7 @@ def _decoded(
         block = np.ascontiguousarray(words[at : at + _BLOCK])
         n = len(block)
         part = np.empty(n, np.uint16), np.empty(n, np.uint16), np.empty(n, np.int64), np.empty(n, np.uint8)
-        count = int(_decode_evt2(block, state, start, stop, *part))
+        count = int(_decode_evt2(block, state, start, stop, part))
         if state[2]:
             raise EventFileError(
                 str(path), found=f"a word of unknown type near word {at + int(state[2]) - 1}", expected="EVT2 words"
@@ -108,11 +108,7 @@ def _decoded(
         parts.append([column[:count].copy() for column in part])
         require_room(path, sum(len(part[0]) for part in parts))
     if window is not None and not sum(len(part[0]) for part in parts):
-        raise EventStreamError(
-            f"{path}, window [{window.start_us}, {window.stop_us}) us",
-            found="no events",
-            expected="a stretch with events",
-        )
+        raise empty_window(path, window)
     if not parts:
         return EventStream.from_arrays(*(np.empty(0, np.int64),) * 4, source=str(path))
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -125,19 +121,20 @@ def _decode_evt2(
     state: NDArray[np.int64],
     start: int,
     stop: int,
-    x: NDArray[np.uint16],
-    y: NDArray[np.uint16],
-    t: NDArray[np.int64],
-    p: NDArray[np.uint8],
+    columns: tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint8]],
 ) -> int:
-    """Number of events written. ``state``: time high or -1, times it wrapped, 1 + the first word of unknown type."""
+    """Write events into x, y, t and p, and return their number.
+
+    ``state`` goes from block to block: time high or -1, how often it wrapped, 1 + the first word of unknown type.
+    """
+    x, y, t, p = columns
     count = 0
     high, wraps = state[0], state[1]
     for i in range(len(words)):
         word = np.int64(words[i])
         kind = word >> 28
         if kind <= 1:
-            if high < 0:  # before the first time high its time is not known
+            if high < 0:  # before the first time high, the time of an event is not known
                 continue
             time = (((wraps << 28) + high) << 6) | ((word >> 22) & 0x3F)
             if start <= time < stop:

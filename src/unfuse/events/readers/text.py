@@ -1,8 +1,8 @@
 """Text: one event a line, four numbers, separated by commas or white space.
 
-A first line with the names x, y, t and p (or timestamp, polarity) says the order. Without one it is ``t x y p``, as in
-the Event Camera Dataset, or ``x y p t``, as Metavision writes it, whichever has times that never go back and
-polarities; a file that fits both or neither is refused. A time with a decimal point is in seconds, else microseconds.
+A first line with the names x, y, t and p (or timestamp, polarity) states the order. Without it, the order is
+``t x y p`` (Event Camera Dataset) or ``x y p t`` (Metavision), whichever has times that never go back and valid
+polarities. A file that fits both or neither is refused. A time with a decimal point is in seconds, else microseconds.
 A first line of two numbers is the sensor's width and height.
 """
 
@@ -17,27 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfuse.errors import EventFileError, EventStreamError
-from unfuse.events.stream import EventStream, TimeWindow, require_room
+from unfuse.events.stream import EventStream, TimeWindow, empty_window, require_room
 
 _LINES: Final = 1 << 20
-"""Read at a time."""
+"""Lines in one table."""
 _MAX_LINE: Final = 200
 _NAMES: Final = {"x": "x", "y": "y", "t": "t", "p": "p", "timestamp": "t", "time": "t", "polarity": "p", "pol": "p"}
 _EXACT: Final = 2.0**53
-"""From here on a float is no longer every whole number."""
+"""Larger floats skip whole numbers."""
 _ORDERS: Final = (("t", "x", "y", "p"), ("x", "y", "p", "t"))
 _NUMBER: Final = re.compile(rb"\s*[-+]?[0-9.]")
 
 
 def is_text(head: bytes) -> bool:
-    """Whether a file that begins so may be lines of events."""
+    """Return whether the first bytes of a file may be lines of events."""
     line = head.split(b"\n")[0]
     named = re.fullmatch(rb"[ -~\t]*", line.rstrip(b"\r")) and set(_words(line.decode("latin1"))) <= set(_NAMES)
     return bool(_NUMBER.match(head)) or bool(named and line.strip())
 
 
 def read_text(path: Path, window: TimeWindow | None = None) -> EventStream:
-    """Reads a recording or a window of it.
+    """Read a recording or a window of it.
 
     Raises:
         EventFileError: a line that is no event, or an order that cannot be told.
@@ -60,16 +60,12 @@ def read_text(path: Path, window: TimeWindow | None = None) -> EventStream:
         name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0, np.int64) for name in "xytp"
     }
     if window is not None and not len(columns["t"]):
-        raise EventStreamError(
-            f"{path}, window [{window.start_us}, {window.stop_us}) us",
-            found="no events",
-            expected="a stretch with events",
-        )
+        raise empty_window(path, window)
     return EventStream.from_arrays(**columns, sensor_size=size, source=str(path))
 
 
 def _layout(path: Path, file: TextIO) -> tuple[tuple[str, ...] | None, tuple[int, int] | None, bool, str | None]:
-    """Order of the columns if named, sensor size if given, whether times are seconds, and what separates numbers."""
+    """Return the named order or None, the sensor size or None, whether times are in seconds, and the separator."""
     order: tuple[str, ...] | None = None
     size: tuple[int, int] | None = None
     while True:

@@ -1,7 +1,7 @@
-"""Strict loading and saving: every key of a checkpoint is accounted for, and is called what the published one calls it.
+"""Strict loading and saving: a missing or unexpected tensor is an error, and keys have their published names.
 
-transformers reports a missing or unexpected tensor and goes on with random weights; here it is an error that lists it.
-It renames the tower's tensors on the way in and, only if it did so, on the way out.
+transformers only reports such a tensor and continues with random weights. It renames the tower's tensors while loading,
+and renames them back while saving only if it has loaded them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class StrictLoading:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Loads a checkpoint folder, ``.safetensors`` or ``.bin`` (weights-only), sharded or not.
+        """Load a checkpoint folder, ``.safetensors`` or ``.bin`` (weights-only), sharded or not.
 
         Raises:
             CheckpointError: a file is damaged, or a tensor is missing, unexpected or of another shape.
@@ -35,7 +35,7 @@ class StrictLoading:
         kwargs["trust_remote_code"] = False
         refuse_kernels(path)
         verbosity = logging.get_verbosity()
-        # The report that transformers logs says the same as the error below, and as advice.
+        # transformers logs a report with the content of the error below.
         logging.set_verbosity_error()
         try:
             model, info = super().from_pretrained(
@@ -59,7 +59,7 @@ class StrictLoading:
         return result
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves under the published names, also what was built anew or loaded under other names."""
+        """Save under the published names, also a model that was built from a config or loaded under other names."""
         conversions = "_weight_conversions"
         known = getattr(self, conversions, None)
         if not known:
@@ -77,7 +77,7 @@ def _refuse_misfits(path: str, info: dict[str, Any]) -> None:
         if (keys := sorted(info.get(f"{kind}_keys") or ()))
     ]
     if mismatched := info.get("mismatched_keys"):
-        shapes = (f"{key} is {list(there)}, not {list(here)}" for key, there, here in sorted(mismatched))
+        shapes = (f"{key} is {list(found_shape)}, not {list(shape)}" for key, found_shape, shape in sorted(mismatched))
         found.append("another shape for " + ", ".join(shapes))
     if errors := info.get("error_msgs"):
         found.append(str(errors))
@@ -91,10 +91,10 @@ def _refuse_misfits(path: str, info: dict[str, Any]) -> None:
 
 
 def require_folder(path: str | Path) -> Path:
-    """The checkpoint folder, before anything heavy is imported.
+    """Return the path of a checkpoint folder after a quick check.
 
     Raises:
-        CheckpointError: it is missing, or is no checkpoint.
+        CheckpointError: the folder is missing, or is no checkpoint.
     """
     folder = Path(path)
     if not folder.exists():

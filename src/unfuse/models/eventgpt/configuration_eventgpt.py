@@ -1,6 +1,6 @@
 """The published EventGPT configuration: a flat LLaMA config with a few ``mm_*`` fields.
 
-Read unchanged and written back in the same flat form, which transformers 4.37 reads too.
+It is read unchanged and written in the same flat form, which transformers 4.37 reads too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class EventChatConfig(LlamaConfig):
     event_feature_adaptor: bool = False
     """Whether a Linear (hidden -> hidden) follows the projector."""
     spatial_temporal_encoder: bool = False
-    """Read and kept; the published code pools over frames whether it is set or not."""
+    """Has no effect: the published code always pools over frames."""
     mm_use_im_start_end: bool = False
     """Whether ``<ev_start>`` and ``<ev_end>`` are tokens."""
     mm_use_im_patch_token: bool = True
@@ -57,7 +57,7 @@ class EventChatConfig(LlamaConfig):
         return int((vision.image_size // vision.patch_size) ** 2 + 1)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds, in the flat published form.
+        """Return the content of ``config.json``, in the flat published form.
 
         Every architecture field is written, since defaults differ between versions.
         """
@@ -67,8 +67,8 @@ class EventChatConfig(LlamaConfig):
         return _flat({key: value for key, value in full.items() if key in changed or key in architecture})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Writes ``config.json`` in the flat published form."""
-        # The published code knows one architecture name; the HF-native class reads the same folder.
+        """Write ``config.json`` in the flat published form."""
+        # The published code supports this architecture name only; the HF-native class reads the same folder.
         self.architectures = ["EventChatModel"]
         super().save_pretrained(save_directory, **kwargs)
 

@@ -1,8 +1,8 @@
 """EventGPT as a Hugging Face model (arXiv 2412.00832): CLIP tower, projector, adaptor, pooling, LLaMA.
 
-Module names follow the published checkpoint, so its keys load and save unchanged. Here the field's conventions hold:
-``forward(input_ids, pixel_values, labels)``, ``generate`` returns prompt and new ids, ``get_event_features`` is all of
-the vision side. The published calls are in ``published.py``.
+Module names are those of the published checkpoint, so its keys load and save unchanged. The calls follow Hugging Face's
+conventions: ``forward(input_ids, pixel_values, labels)``, ``generate`` returns prompt and new ids, and
+``get_event_features`` is Stage 3. The published calls are in ``published.py``.
 
 Shape letters: B prompts, F frames, P patches + 1, C tower width, H hidden width, N = F + P feature positions, L ids.
 """
@@ -23,7 +23,7 @@ from unfuse.models.eventgpt.tower import TowerSettings, resolve_tower
 
 
 class VisualTower(nn.Module):
-    """Holds the CLIP model one level down, where the published checkpoint has it."""
+    """Wraps the CLIP model, since the published checkpoint has one more level of names."""
 
     def __init__(self, config: EventChatConfig, settings: TowerSettings | None):
         super().__init__()
@@ -31,13 +31,13 @@ class VisualTower(nn.Module):
         self.settings = settings
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``[F, 3, H, W]`` to ``last_hidden_state`` with the class token, ``[F, P, C]``."""
+        """Map ``[F, 3, H, W]`` to ``last_hidden_state`` with the class token, ``[F, P, C]``."""
         hidden: torch.Tensor = self.visual_tower(pixel_values).last_hidden_state
         return hidden
 
 
 class EventGPTModel(LlamaModel):
-    """The LLaMA decoder with the vision side beside its layers."""
+    """The LLaMA decoder, with the vision modules."""
 
     config_class = EventChatConfig
 
@@ -59,11 +59,11 @@ class EventGPTModel(LlamaModel):
         self.post_init()
 
     def finish_features(self, projected_FPH: torch.Tensor) -> torch.Tensor:
-        """Adaptor and spatio-temporal pooling: ``[..., F, P, H]`` to ``[..., F + P, H]``.
+        """Apply adaptor and spatio-temporal pooling: ``[..., F, P, H]`` to ``[..., F + P, H]``.
 
-        Temporal tokens are means over the patches of a frame, spatial tokens means over the frames of a patch; temporal
-        ones come first (published ``get_spatio_temporal_features``). The adaptor is affine, so it may follow the means
-        that it precedes there, and meets F + P rows in the place of F * P.
+        Temporal tokens are means over the patches of a frame, spatial tokens means over the frames of a patch. Temporal
+        tokens come first (published ``get_spatio_temporal_features``). The adaptor is affine, so it can run after the
+        means instead of before, on F + P rows instead of F * P.
         """
         pooled = torch.cat([projected_FPH.mean(dim=-2), projected_FPH.mean(dim=-3)], dim=-2)
         adapted: torch.Tensor = self.feature_adaptor(pooled)
@@ -104,7 +104,7 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
         return int(self.config.num_patches)
 
     def get_event_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """All of Stage 3: what replaces the placeholder.
+        """Run Stage 3: return the features that replace the placeholder.
 
         Args:
             pixel_values: ``[B, F, 3, H, W]`` or ``[F, 3, H, W]``.
@@ -117,11 +117,11 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
         return self.model.finish_features(projected.unflatten(0, pixel_values.shape[:-3]))
 
     def get_placeholder_mask(self, input_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Where features go, ``[B, L]`` bool.
+        """Return the mask of feature positions, bool ``[B, L]``.
 
         Raises:
-            FeaturesError: the numbers of placeholders and of feature positions differ, which would shift every
-                later feature into a wrong place silently.
+            FeaturesError: the number of placeholders is not that of feature positions, so features would silently
+                shift to wrong positions.
         """
         mask = input_ids == self.config.placeholder_id
         wanted = features.numel() // features.shape[-1]
@@ -133,7 +133,7 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
             )
         return mask
 
-    def forward(
+    def forward(  # noqa: PLR0913  # overrides transformers' forward
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -147,7 +147,7 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Next-token logits, with the loss where ``labels`` are given.
+        """Return next-token logits, and the loss if ``labels`` are given.
 
         Args:
             input_ids: ``[B, L]``, ``<ev_patch>`` once per feature position.
@@ -158,8 +158,8 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
             labels: ``[B, L]``, -100 where no loss is taken.
             use_cache: whether keys and values are returned.
             pixel_values: ``[B, F, 3, H, W]``.
-            event_features: ``[B, N, H]`` from ``get_event_features`` instead of pixels; nothing is encoded then.
-            logits_to_keep: only the last so many positions.
+            event_features: ``[B, N, H]`` from ``get_event_features``, instead of pixels.
+            logits_to_keep: number of last positions whose logits are computed.
             **kwargs: passed to the decoder.
         """
         if inputs_embeds is None:
@@ -210,7 +210,7 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Gives pixels or features to the first step only: later ones must not encode again."""
+        """Pass pixels or features to the first step only, so that later steps do not encode again."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )

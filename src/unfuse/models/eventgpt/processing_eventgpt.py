@@ -1,7 +1,7 @@
-"""EventGPT's processor: event frames and text to what the model takes in.
+"""EventGPT's processor: converts event frames and text to the model's inputs.
 
-Pixels are Pillow's whatever else is installed: in transformers 5 ``CLIPImageProcessor`` means the torchvision backend
-where torchvision is found, one uint8 step away.
+Pillow computes the pixels in all cases. In transformers 5 ``CLIPImageProcessor`` is the torchvision backend if
+torchvision is installed, whose results differ by one uint8 step.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from unfuse.models.pretrained import from_pretrained
 
 
 def load_event_processor(path: str | Path, config: EventChatConfig) -> CLIPImageProcessorPil:
-    """The frame processor of a checkpoint: its own ``preprocessor_config.json``, else the tower folder's.
+    """Return the image processor of a checkpoint: its own ``preprocessor_config.json``, else the tower folder's.
 
     Raises:
-        CheckpointError: neither can be found or read.
+        CheckpointError: neither is found, or the file is not readable.
     """
     own = Path(path) / "preprocessor_config.json"
     try:
@@ -41,7 +41,7 @@ def load_event_processor(path: str | Path, config: EventChatConfig) -> CLIPImage
 
 
 class EventGPTProcessor(ProcessorMixin):
-    """Frames and text to ``input_ids``, ``attention_mask`` and ``pixel_values [B, F, 3, H, W]``."""
+    """Converts frames and text to ``input_ids``, ``attention_mask`` and ``pixel_values [B, F, 3, H, W]``."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class EventGPTProcessor(ProcessorMixin):
         ``trust_remote_code`` is accepted and has no effect: no code of a checkpoint is run.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or asks for code of its own.
+            CheckpointError: a file is missing or damaged, or needs remote code.
         """
         path = pretrained_model_name_or_path
         config = kwargs.pop("config", None)
@@ -79,7 +79,7 @@ class EventGPTProcessor(ProcessorMixin):
         )
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes ``preprocessor_config.json`` and the tokenizer so that the golden ids survive."""
+        """Write ``preprocessor_config.json`` and the tokenizer; token ids stay the same."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         settings = self.image_processor.to_dict()
@@ -103,7 +103,7 @@ class EventGPTProcessor(ProcessorMixin):
         padding: bool = True,
         **kwargs: Any,
     ) -> BatchFeature:
-        """One scene a prompt.
+        """Process prompts of one scene each.
 
         Args:
             images: the frames of each prompt: a list of lists, or one flat list for one prompt.
@@ -113,7 +113,7 @@ class EventGPTProcessor(ProcessorMixin):
             **kwargs: passed to the frame processor.
 
         Raises:
-            PromptError: numbers of prompts and scenes differ, or frames per scene do.
+            PromptError: the numbers of prompts and scenes differ, or scenes have different numbers of frames.
         """
         prompts = [text] if isinstance(text, str) else list(text or [])
         data: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """EventGPT's prompt (template ``v1``) and its token ids.
 
-The text is split at ``<event>``, the halves are tokenised apart, ``-200`` is put between them and the second half's
-start token is dropped.
+The text is split at ``<event>`` and the halves are tokenised separately. The second half's start token is dropped, and
+``-200`` is inserted between the halves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 from unfuse.errors import PromptError
 
 EVENT_INDEX: Final = -200
-"""Stands for the whole scene in the published code's ids."""
+"""Placeholder of the scene in the published code's ids."""
 EVENT_TOKEN: Final = "<event>"
 PATCH_TOKEN: Final = "<ev_patch>"
 START_TOKEN: Final = "<ev_start>"
@@ -36,12 +36,12 @@ CHAT_TEMPLATE: Final = (
 
 
 def build_prompt(question: str) -> str:
-    """One question about one scene."""
+    """Return the prompt of one question about one scene."""
     return f"{SYSTEM} USER: {START_TOKEN}{EVENT_TOKEN}{END_TOKEN}\n{question} ASSISTANT:"
 
 
 def tokenize_prompt(prompt: str, tokenizer: Any, *, placeholder: tuple[int, ...] = (EVENT_INDEX,)) -> list[int]:
-    """Token ids of a prompt, with ``placeholder`` where it says ``<event>``.
+    """Return the token ids of a prompt, with ``placeholder`` in the place of ``<event>``.
 
     Args:
         prompt: text with at most one ``<event>``.

@@ -1,9 +1,9 @@
-"""The calls of the published ``EventChatModel``, with the features finally used.
+"""The calls of the published ``EventChatModel``, which here use given features.
 
-``visval_encode`` encodes once; ``generate(event_features=...)`` never touches the tower again. Where the published code
-went on silently with a wrong result, these raise.
+``visval_encode`` encodes once, and ``generate(event_features=...)`` does not run the tower. Calls for which the
+published code silently computes a wrong result raise an error.
 
-``event_image_sizes`` has no effect in the published code and none here; it is accepted so that existing calls run.
+``event_image_sizes`` has no effect, as in the published code; it is accepted so that existing calls run.
 
 Shape letters: B prompts, F frames, P patches + 1, H hidden width, N = F + P, L ids.
 """
@@ -36,14 +36,14 @@ SixTuple = tuple[
 
 
 class PublishedTower:
-    """What ``get_visual_tower()`` gives: the tower with its ``event_processor``."""
+    """Result of ``get_visual_tower()``: the tower with its ``event_processor``."""
 
     def __init__(self, tower: VisualTower, event_processor: Any):
         self._tower = tower
         self.event_processor = event_processor
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``[F, 3, H, W]`` to ``[F, P, C]``."""
+        """Map ``[F, 3, H, W]`` to ``[F, P, C]``."""
         return self._tower(pixels)
 
     def __getattr__(self, name: str) -> Any:
@@ -51,14 +51,14 @@ class PublishedTower:
 
 
 class EventChatModel(EventGPTForConditionalGeneration):
-    """EventGPT with the published calls; everything Hugging Face works on it as well."""
+    """EventGPT with the published calls; Hugging Face's calls work as well."""
 
     def get_visual_tower(self) -> PublishedTower:
-        """The tower and the processor of its frames."""
+        """Return the tower and its image processor."""
         return PublishedTower(self.model.visual_tower, load_event_processor(self.config.name_or_path, self.config))
 
     def visval_encode(self, event_tensors: torch.Tensor) -> torch.Tensor:
-        """Tower and projector over all frames at once.
+        """Run tower and projector on all frames in one batch.
 
         Args:
             event_tensors: ``[F, 3, H, W]``.
@@ -82,41 +82,41 @@ class EventChatModel(EventGPTForConditionalGeneration):
         event_image_sizes: Any = None,
         event_features: torch.Tensor | Features | None = None,
     ) -> SixTuple:
-        """Puts the scene in the place of ``-200``.
+        """Replace ``-200`` by the features of the scene.
 
         Args:
-            input_ids: ``[B, L]`` with one ``-200`` a prompt.
-            position_ids: returned as None where it was None.
-            attention_mask: ``[B, L]``; padding is cut away before features go in.
+            input_ids: ``[B, L]`` with one ``-200`` per prompt.
+            position_ids: if None, None is returned.
+            attention_mask: ``[B, L]``; padding is removed before features are inserted.
             past_key_values: passed through.
-            labels: ``[B, L]``; features get -100.
-            event_tensors: the frames ``[3, H, W]`` of the prompt (for a batch: one list a prompt).
-            event_image_sizes: without effect.
+            labels: ``[B, L]``; feature positions get -100.
+            event_tensors: frames ``[3, H, W]`` of the prompt (for a batch: one list per prompt).
+            event_image_sizes: has no effect.
             event_features: ``visval_encode`` output ``[F, P, H]`` (a batch: ``[B, F, P, H]``), or a ``Features``.
-                With it the tower is not touched.
+                With features the tower does not run.
 
         Returns:
             ``(None, position_ids, attention_mask, past_key_values, inputs_embeds, labels)``.
 
         Raises:
-            FeaturesError: features that do not fit, both kinds together, or neither.
-            PromptError: several or no placeholders, or a prompt that is too long.
+            FeaturesError: the features do not fit, or not exactly one of pixels and features is given.
+            PromptError: a prompt has no or several placeholders, or is too long.
         """
-        scenes = self._finished(event_tensors, event_features, batch=input_ids.shape[0])
+        scenes = self._features_of(event_tensors, event_features, batch=input_ids.shape[0])
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        given = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
+        all_labels = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
         rows = [
             self._row(ids[keep], row[keep], scene)
-            for ids, row, keep, scene in zip(input_ids, given, mask, scenes, strict=True)
+            for ids, row, keep, scene in zip(input_ids, all_labels, mask, scenes, strict=True)
         ]
         longest = max(embeds.shape[0] for embeds, _ in rows)
         left = self.config.tokenizer_padding_side == "left"
         embeds_out = rows[0][0].new_zeros(len(rows), longest, rows[0][0].shape[-1])
-        labels_out = given.new_full((len(rows), longest), IGNORE_INDEX)
+        labels_out = all_labels.new_full((len(rows), longest), IGNORE_INDEX)
         mask_out = torch.zeros(len(rows), longest, dtype=torch.long, device=input_ids.device)
         for i, (embeds, row_labels) in enumerate(rows):
-            place = slice(longest - len(embeds), longest) if left else slice(0, len(embeds))
-            embeds_out[i, place], labels_out[i, place], mask_out[i, place] = embeds, row_labels, 1
+            columns = slice(longest - len(embeds), longest) if left else slice(0, len(embeds))
+            embeds_out[i, columns], labels_out[i, columns], mask_out[i, columns] = embeds, row_labels, 1
         positions = (mask_out.cumsum(-1) - 1).clamp(min=0)
         return (
             None,
@@ -136,16 +136,16 @@ class EventChatModel(EventGPTForConditionalGeneration):
         event_features: torch.Tensor | Features | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The published ``generate``: new ids only.
+        """Run the published ``generate``, which returns new ids only.
 
-        With ``pixel_values`` or ``inputs_embeds`` it is Hugging Face's instead, which returns prompt and new ids.
+        With ``pixel_values`` or ``inputs_embeds`` it is Hugging Face's ``generate``, which returns prompt and new ids.
 
         Args:
-            input_ids: ``[B, L]`` with one ``-200`` a prompt.
-            event_tensors: the frames of the prompt; encoded here.
-            event_image_sizes: without effect.
-            event_features: as in ``prepare_inputs_labels_for_multimodal``; nothing is encoded.
-            **kwargs: Hugging Face's.
+            input_ids: ``[B, L]`` with one ``-200`` per prompt.
+            event_tensors: frames of the prompt.
+            event_image_sizes: has no effect.
+            event_features: as in ``prepare_inputs_labels_for_multimodal``, instead of frames.
+            **kwargs: arguments of Hugging Face's ``generate``.
         """
         native = kwargs.get("pixel_values") is not None or kwargs.get("inputs_embeds") is not None
         if native and event_tensors is None and event_features is None:
@@ -166,14 +166,14 @@ class EventChatModel(EventGPTForConditionalGeneration):
             kwargs["position_ids"] = position_ids
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
-    def _finished(
+    def _features_of(
         self,
         event_tensors: Sequence[Any] | None,
         event_features: torch.Tensor | Features | None,
         *,
         batch: int,
     ) -> list[torch.Tensor]:
-        """One ``[N, H]`` a prompt."""
+        """Return the features ``[N, H]`` of each prompt."""
         if (event_tensors is None) == (event_features is None):
             raise FeaturesError(
                 "generate",
@@ -200,7 +200,7 @@ class EventChatModel(EventGPTForConditionalGeneration):
         return scenes
 
     def _checked(self, features: torch.Tensor) -> torch.Tensor:
-        """``[B, F, P, H]`` of this model's sizes and dtype."""
+        """Check sizes and dtype of features; return them as ``[B, F, P, H]``."""
         tail = (self.num_patches, self.config.hidden_size)
         if features.dim() not in (3, 4) or tuple(features.shape[-2:]) != tail:
             raise FeaturesError(

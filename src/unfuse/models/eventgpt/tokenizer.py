@@ -1,4 +1,4 @@
-"""The tokenizer of an EventGPT folder: the event tokens added as the published inference does, ids kept by saving."""
+"""Loads and saves the tokenizer of an EventGPT folder, with the event tokens that the published inference adds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from unfuse.models.pretrained import from_pretrained
 
 
 def load_tokenizer(path: str | Path, config: EventChatConfig, **kwargs: Any) -> Any:
-    """The folder's tokenizer with the tokens that the two config flags ask for, in the published order.
+    """Return the folder's tokenizer with the event tokens of the two config flags, in the published order.
 
-    A tokenizer without them would split ``<ev_start>`` into pieces silently.
+    A tokenizer without these tokens would silently split ``<ev_start>``.
 
     Raises:
-        CheckpointError: there is no readable tokenizer, or it needs code of its own.
+        CheckpointError: the tokenizer is not readable, or needs remote code.
     """
     written = _tokenizer_config(path)
     # transformers 4.37 reads an absent `legacy` as true, 5.x as false, and the ids differ.
@@ -43,17 +43,17 @@ def load_tokenizer(path: str | Path, config: EventChatConfig, **kwargs: Any) -> 
 
 
 def model_vocabulary(tokenizer: Any) -> int:
-    """Rows that the published code gives the embeddings: as many as the tokenizer has ids."""
+    """Return the number of embedding rows in the published code: one for each token id."""
     return len(tokenizer)
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
-    """Writes the published layout: ``tokenizer.model``, ``added_tokens.json`` and a config that keeps ``legacy``.
+    """Write the published layout: ``tokenizer.model``, ``added_tokens.json`` and a config that keeps ``legacy``.
 
     transformers 5 writes ``tokenizer.json`` instead and drops ``legacy``; reading that back gives other ids.
 
     Raises:
-        CheckpointError: the sentencepiece file it was loaded from is gone.
+        CheckpointError: the sentencepiece file of the tokenizer no longer exists.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Finds the shape and the pixel settings of EventGPT's CLIP tower.
+"""Finds the config and the pixel settings of EventGPT's CLIP tower.
 
-The checkpoint holds the tower's weights itself, so only two small JSON files are needed: ``config.json`` and
+The checkpoint contains the tower's weights, so only two small JSON files are needed: ``config.json`` and
 ``preprocessor_config.json`` of the CLIP folder that ``mm_visual_tower`` names.
 """
 
@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 
 from unfuse.errors import CheckpointError
 
-# Facts of openai/clip-vit-large-patch14-336, so that an offline user needs no CLIP download.
+# Settings of openai/clip-vit-large-patch14-336, so that an offline user needs no CLIP download.
 _BUILT_IN: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "clip-vit-large-patch14-336": (
         {
@@ -52,27 +52,27 @@ _REPO_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerSettings:
-    """What the tower's folder says."""
+    """Settings from the tower's folder."""
 
     vision_config: CLIPVisionConfig
     preprocessor: dict[str, Any]
     """Arguments of the CLIP image processor."""
     source: str
-    """Where they were found."""
+    """Location of the settings."""
 
 
 def resolve_tower(name: str | None, checkpoint: str | Path | None) -> TowerSettings:
-    """Looks the tower up, the first place that exists.
+    """Return the settings from the first location that has them.
 
-    As given; beside the checkpoint folder; inside it; ``./checkpoints``; the Hugging Face cache; the built-in settings
-    of well-known towers; the hub.
+    The locations are: the path as given, beside the checkpoint folder, inside it, ``./checkpoints``, the Hugging Face
+    cache, the built-in settings of well-known towers, and the hub.
 
     Args:
         name: ``mm_visual_tower`` of the config.
         checkpoint: the EventGPT folder, if it is one.
 
     Raises:
-        CheckpointError: found nowhere; lists every place tried.
+        CheckpointError: no location has them; the message lists all.
     """
     if not name:
         raise CheckpointError("config.json", found="no mm_visual_tower", expected="the name or path of the CLIP folder")
@@ -93,7 +93,7 @@ def resolve_tower(name: str | None, checkpoint: str | Path | None) -> TowerSetti
         return TowerSettings(
             vision_config=CLIPVisionConfig(**shape), preprocessor=dict(pixels), source=f"built in ({base})"
         )
-    # A bare folder name is no hub name; asking the hub for a guess would only make an offline user wait.
+    # A bare folder name is no hub name; a request for a guessed name would only delay an offline user.
     if repo == name:
         tried.append(f"the hub ({repo})")
         try:
@@ -121,7 +121,7 @@ def _folders(name: str, checkpoint: str | Path | None) -> list[Path]:
 
 def _read(config: Path, preprocessor: Path) -> TowerSettings:
     shape = _json(config)
-    # The folder of a whole CLIP holds the vision part one level down.
+    # The config of a whole CLIP model contains the vision config.
     shape = shape.get("vision_config", shape)
     return TowerSettings(
         vision_config=CLIPVisionConfig.from_dict(shape),

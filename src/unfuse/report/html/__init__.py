@@ -1,7 +1,7 @@
-"""``report.html``: runs as one page in one file, which asks the network for nothing.
+"""``report.html``: runs as one page in one file, which fetches nothing from the network.
 
-Everything it says comes from the same summaries as the terminal and ``report.md``; what is drawn has a table of its
-numbers. Loads Altair, so import it where a page is written.
+Terminal, ``report.md`` and page print the same summaries and tables; every chart has a table of its numbers. The
+package loads Altair, so import it where a page is written.
 """
 
 from unfuse.report.html.page import report_html

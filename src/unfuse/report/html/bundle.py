@@ -1,4 +1,4 @@
-"""Vega, Vega-Lite and their embedding as one script: what draws the charts in the reader's browser, offline."""
+"""Vega, Vega-Lite and Vega-Embed as one script, which draws the charts offline in the reader's browser."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import warnings
 from functools import cache
 from importlib.metadata import version
 
-from unfuse.cache import remembered
+from unfuse.user_cache import cached_text
 
 _ENTRY = "window.unfuseDraw = (element, spec, options) => vegaEmbed(element, spec, options);"
 
 
 @cache
 def vega_script() -> str:
-    """The script; making it takes seconds, so it is kept in the cache, its digest in its first line."""
+    """Return the script. Making it takes seconds, so it is cached, with its digest in the first line."""
     made_of = f"{version('vl-convert-python')}\n{_vegalite_version()}\n{_ENTRY}"
     name = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    return remembered(f"vega/{name}.js", _make, _whole).partition("\n")[2]
+    return cached_text(f"vega/{name}.js", _make, _intact).partition("\n")[2]
 
 
 def _make() -> str:
@@ -27,8 +27,8 @@ def _make() -> str:
     return f"// {_digest(script)}\n{script}"
 
 
-def _whole(kept: str) -> bool:
-    first, _, script = kept.partition("\n")
+def _intact(cached: str) -> bool:
+    first, _, script = cached.partition("\n")
     return first == f"// {_digest(script)}"
 
 
@@ -37,7 +37,7 @@ def _digest(script: str) -> str:
 
 
 def _vegalite_version() -> str:
-    """Of the specifications that the installed Altair writes: ``6.1`` of ``v6.1.0``."""
+    """Return the version of the specifications that the installed Altair writes, such as ``6.1`` for ``v6.1.0``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from altair import SCHEMA_VERSION

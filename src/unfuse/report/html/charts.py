@@ -1,6 +1,6 @@
-"""Charts as Vega-Lite specifications, from numbers that are known already; nothing is computed here but places.
+"""Charts as Vega-Lite specifications, from numbers that are computed elsewhere; this module computes positions only.
 
-Each is as wide as its place on the page, has a description for screen readers, and no legend: the page has one.
+A chart is as wide as its panel, and has a description for screen readers. The legend is part of the page.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import altair as alt
 
+from unfuse.records.schema import RECORD_STAGES
 from unfuse.report.html.looks import Look, stage_colour, stage_ink
 from unfuse.report.statistics import Distribution, LineFit
-from unfuse.runs.schema import RECORD_STAGES
 
 _INK, _MUTED, _GRID = "var(--ink)", "var(--muted)", "var(--line)"
 _ROW: Final = 46
@@ -53,14 +53,14 @@ class RoofDot:
     run: str
     stage: str
     intensity: float
-    """FLOP a byte."""
+    """FLOP per byte."""
     tflops: float
-    """Reached, in 10^12 a second."""
+    """Reached, in 10^12 FLOP per second."""
     reached_pct: float
 
 
 def stacked(bars: Sequence[Bar], longest_ms: float, description: str) -> Spec:
-    """Rows of stages end to end, on an axis that ends at ``longest_ms``."""
+    """Draw rows of stages end to end, on an axis that ends at ``longest_ms``."""
     data = [
         {
             "row": bar.row,
@@ -107,7 +107,7 @@ def stacked(bars: Sequence[Bar], longest_ms: float, description: str) -> Spec:
 
 
 def strips(values: Sequence[tuple[Look, Distribution]], description: str) -> Spec:
-    """Every value of every run as a tick, with the median and its interval."""
+    """Draw every value of every run as a tick, with the median and its interval."""
     rows = [look.label for look, _ in values]
     named = len(rows) > 1
     y = alt.Y("row:N", sort=rows, axis=None)
@@ -165,7 +165,7 @@ def scatter(
     description: str,
     height: int = 170,
 ) -> Spec:
-    """Samples as points, and straight lines through them.
+    """Draw samples as points, and straight lines through them.
 
     Args:
         dots: the samples.
@@ -214,7 +214,7 @@ def scatter(
 def roof(
     dots: Sequence[RoofDot], roofs: Sequence[tuple[str, float, float]], looks: Sequence[Look], description: str
 ) -> Spec:
-    """Stages under the roof of their device, both axes logarithmic.
+    """Draw stages under the roof of their device; both axes are logarithmic.
 
     Args:
         dots: the stages.
@@ -268,7 +268,7 @@ def roof(
 
 
 def memory(rows: Sequence[tuple[str, str, float, float]], looks: Sequence[Look], description: str) -> Spec:
-    """Peak of each stage as a bar, with what stayed resident marked on it.
+    """Draw the peak of each stage as a bar, with the resident memory marked on it.
 
     Args:
         rows: label of a run, stage, peak and resident in GiB.
@@ -302,18 +302,18 @@ def memory(rows: Sequence[tuple[str, str, float, float]], looks: Sequence[Look],
 
 
 def line_between(fit: LineFit) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The two ends of a fitted line, over the x that were seen."""
+    """Return the two ends of a fitted line, over the range of measured x."""
     low, high = (fit.intercept + fit.slope * x for x in (fit.x_min, fit.x_max))
     return (fit.x_min, low), (fit.x_max, high)
 
 
 def _chart(data: str) -> alt.Chart:
-    """A chart of named values. They are put beside it when it is whole: checking each by the schema takes seconds."""
+    """Return a chart of named values. ``_themed`` adds the values: checking each by the schema takes seconds."""
     return alt.Chart(alt.NamedData(name=data))
 
 
 def _row_names(rows: Sequence[str]) -> alt.Chart:
-    """The name of each row above its bar: beside it there is no room on a phone."""
+    """Draw the name of each row above its bar, because a phone has no room beside it."""
     mark = _chart("rows").mark_text(align="left", baseline="bottom", dy=-5, fontSize=12, color=_INK, aria=False)
     names: alt.Chart = mark.encode(x=alt.value(0), y=alt.Y("row:N", sort=list(rows), axis=None), text="row:N")
     return names
@@ -358,5 +358,5 @@ def _themed(
 
 
 def _short(value: float) -> float:
-    """Six digits: more than a screen shows, and a small file."""
+    """Return six digits: more than a screen shows, and a small file."""
     return float(f"{value:.6g}")

@@ -1,127 +1,108 @@
-"""Figures of the device: how near each stage came to what it can do, and what the stages take of its memory."""
+"""Figures of the device: how near each stage came to its limits, and how much memory and energy the stages take."""
 
 from __future__ import annotations
 
-from unfuse.report.energy import energy_line, energy_rows
+from unfuse.report.energy import energy_line
 from unfuse.report.html import charts
-from unfuse.report.html.figure import Figure, Grid, Panel, Shown, said, said_missing, summary_of, words
+from unfuse.report.html.figure import (
+    Figure,
+    LookedRuns,
+    Panel,
+    finding,
+    missing_finding,
+    stacked,
+    summary_of,
+    words,
+)
 from unfuse.report.html.looks import Look
-from unfuse.report.rows import number
+from unfuse.report.reading import ReportRun
+from unfuse.report.roofline import Position
+from unfuse.report.run_tables import GIB, energy_table, memory_table, roofline_table
+from unfuse.report.summary import Summary
 
 
-def under_the_roof(shown: Shown) -> Figure:
-    """Where each stage stands under the roof of its device."""
-    dots: list[charts.RoofDot] = []
-    roofs, rows, findings, missing = [], [], [], []
-    for look, run in shown:
-        s = summary_of(run)
-        if not s.roofline or s.ceilings is None:
-            missing.append(look.label)
-            continue
-        roofs.append((look.label, s.ceilings.bytes_per_s, s.ceilings.flops_per_s))
-        best = max(s.roofline, key=lambda stage: s.roofline[stage].reached_pct)
-        worst = min(s.roofline, key=lambda stage: s.roofline[stage].reached_pct)
-        text = (
-            f"{best} reaches {s.roofline[best].reached_pct:.0f} % of its roof, {worst} "
-            f"{s.roofline[worst].reached_pct:.0f} %; ceilings measured here: {s.ceilings.bytes_per_s / 1e9:.0f} GB/s, "
-            f"{s.ceilings.flops_per_s / 1e12:.3g} TFLOP/s."
-        )
-        findings.append(said(look, shown, text))
-        for stage, at in s.roofline.items():
-            taken = at.device_ms or at.host_ms
-            if at.flops and at.least_bytes:
-                dots.append(
-                    charts.RoofDot(
-                        run=look.label,
-                        stage=stage,
-                        intensity=at.flops / at.least_bytes,
-                        tflops=at.flops / taken / 1e9,
-                        reached_pct=at.reached_pct,
-                    )
-                )
-            rows.append(
-                (
-                    look.label,
-                    stage,
-                    f"{at.flops / 1e9:.4g}",
-                    f"{at.least_bytes / 1e9:.4g}",
-                    f"{at.floor_ms:.3f}",
-                    at.bound,
-                    f"{at.host_ms:.2f}",
-                    number(at.device_ms),
-                    f"{at.reached_pct:.1f} %",
-                )
-            )
-    if missing:
-        findings.append(said_missing("Work and ceilings", missing, len(shown)))
+def under_the_roof(runs: LookedRuns) -> Figure:
+    """Draw the position of each stage under the roof of its device."""
+    measured = [(look, s) for look, run in runs if (s := summary_of(run)).roofline and s.ceilings]
+    findings = [finding(look, runs, _reached(s)) for look, s in measured]
+    if missing := [look.label for look, run in runs if not summary_of(run).roofline or not summary_of(run).ceilings]:
+        findings.append(missing_finding("Work and ceilings", missing, len(runs)))
+    dots = [
+        _dot(look, stage, at) for look, s in measured for stage, at in s.roofline.items() if at.flops and at.least_bytes
+    ]
+    roofs = [(look.label, s.ceilings.bytes_per_s, s.ceilings.flops_per_s) for look, s in measured if s.ceilings]
+    drawn = [look for look, _ in runs if any(look.label == dot.run for dot in dots)]
     description = "Speed of each stage against its arithmetic intensity, under the roof. " + " ".join(findings)
-    drawn = [look for look, _ in shown if any(look.label == dot.run for dot in dots)]
     return Figure(
         key="roofline",
         title="Position under the roofline, of one sample",
         findings=tuple(findings),
         panels=(Panel(key="roofline", title="", spec=charts.roof(dots, roofs, drawn, description)),) if dots else (),
         looks=tuple(drawn) if len(drawn) > 1 else (),
-        table=Grid(
-            caption="Least work of each stage, and how near it came to the roof",
-            columns=("run", "stage", "GFLOP", "GB", "floor ms", "bound by", "host ms", "device ms", "reached"),
-            rows=tuple(rows),
-        )
-        if rows
-        else None,
+        table=stacked("Least work of each stage, and how near it came to the roof", runs, roofline_table),
     )
 
 
-def memory(shown: Shown) -> Figure:
-    """Peak and resident memory of each stage, of each model's first run that has it: protocols share weights."""
-    rows: list[tuple[str, str, float, float]] = []
-    findings = []
-    drawn: dict[str, Look] = {}
-    for look, run in shown:
-        s = summary_of(run)
-        if not s.memory or run.part.model in drawn:
-            continue
-        drawn[run.part.model] = look
-        rows += [
-            (look.label, words(stage), m.peak_bytes / 2**30, m.resident_bytes / 2**30) for stage, m in s.memory.items()
-        ]
-        most = max(s.memory, key=lambda stage: s.memory[stage].peak_bytes)
-        text = (
-            f"most is held in {words(most)}, {s.memory[most].peak_bytes / 2**30:.2f} GiB, "
-            f"counted by {s.memory_source or 'a source that is not recorded'}."
-        )
-        findings.append(said(look, shown, text))
-    missing = list(dict.fromkeys(run.part.model for _, run in shown if run.part.model not in drawn))
-    if missing:
-        findings.append(said_missing("Memory", missing, len({run.part.model for _, run in shown})))
-    looks = tuple(drawn.values())
+def _reached(summary: Summary) -> str:
+    """Return how near the best and the worst stage came to the roof."""
+    assert summary.ceilings is not None
+    reached = {stage: at.reached_pct for stage, at in summary.roofline.items()}
+    best, worst = max(reached, key=lambda stage: reached[stage]), min(reached, key=lambda stage: reached[stage])
+    return (
+        f"{best} reaches {reached[best]:.0f} % of its roof, {worst} {reached[worst]:.0f} %; ceilings measured here: "
+        f"{summary.ceilings.bytes_per_s / 1e9:.0f} GB/s, {summary.ceilings.flops_per_s / 1e12:.3g} TFLOP/s."
+    )
+
+
+def _dot(look: Look, stage: str, at: Position) -> charts.RoofDot:
+    return charts.RoofDot(
+        run=look.label,
+        stage=stage,
+        intensity=at.flops / at.least_bytes,
+        tflops=at.flops / (at.device_ms or at.host_ms) / 1e9,
+        reached_pct=at.reached_pct,
+    )
+
+
+def memory(runs: LookedRuns) -> Figure:
+    """Draw peak and resident memory of each stage, of each model's first run that has it: protocols share weights."""
+    first: dict[str, tuple[Look, ReportRun]] = {}
+    for look, run in runs:
+        if summary_of(run).memory:
+            first.setdefault(run.part.model, (look, run))
+    drawn = list(first.values())
+    findings = [finding(look, runs, _most_memory(summary_of(run))) for look, run in drawn]
+    models = list(dict.fromkeys(run.part.model for _, run in runs))
+    if missing := [model for model in models if model not in first]:
+        findings.append(missing_finding("Memory", missing, len(models)))
+    bars = [
+        (look.label, words(stage), m.peak_bytes / GIB, m.resident_bytes / GIB)
+        for look, run in drawn
+        for stage, m in summary_of(run).memory.items()
+    ]
+    looks = tuple(look for look, _ in drawn)
     description = "Peak memory of each stage as a bar, what stays resident as a line on it. " + " ".join(findings)
     return Figure(
         key="memory",
         title="Memory of each stage",
-        findings=(*findings, *(["The bar is the peak; the line on it is what stays resident."] if rows else [])),
-        panels=(Panel(key="memory", title="", spec=charts.memory(rows, looks, description)),) if rows else (),
+        findings=(*findings, *(["The bar is the peak; the line on it is what stays resident."] if bars else [])),
+        panels=(Panel(key="memory", title="", spec=charts.memory(bars, looks, description)),) if bars else (),
         looks=looks if len(looks) > 1 else (),
-        table=Grid(
-            caption="Memory of each stage, GiB",
-            columns=("run", "stage", "peak", "resident"),
-            rows=tuple((run, stage, f"{peak:.3f}", f"{resident:.3f}") for run, stage, peak, resident in rows),
-        )
-        if rows
-        else None,
+        table=stacked("Memory of each stage, GiB", drawn, memory_table),
     )
 
 
-def energy(shown: Shown) -> Figure:
-    """Joules of each stage and token, or why there are none: numbers and how far each can be off, no chart."""
-    found = [(look, summary_of(run).energy) for look, run in shown]
+def _most_memory(summary: Summary) -> str:
+    most = max(summary.memory, key=lambda stage: summary.memory[stage].peak_bytes)
+    source = summary.memory_source or "a source that is not recorded"
+    return f"most is held in {words(most)}, {summary.memory[most].peak_bytes / GIB:.2f} GiB, counted by {source}."
+
+
+def energy(runs: LookedRuns) -> Figure:
+    """Return joules of each stage and token, or why there are none. The figure has no chart."""
     return Figure(
         key="energy",
         title="Energy of each stage and token, of one sample",
-        findings=tuple(said(look, shown, energy_line(each)) for look, each in found),
-        table=Grid(
-            caption="Energy of one sample, J, of the whole board",
-            columns=("run", "what", "J", "can be off by", "above idle"),
-            rows=tuple((look.label, words(row[0]), *row[1:]) for look, each in found for row in energy_rows(each)),
-        ),
+        findings=tuple(finding(look, runs, energy_line(summary_of(run).energy)) for look, run in runs),
+        table=stacked("Energy of one sample, J, of the whole board", runs, energy_table),
     )

@@ -1,26 +1,19 @@
-"""A figure of the page: charts that are read together, what they show in words, and their numbers as a table."""
+"""A figure of the page: charts that are read together, findings in words, and the numbers as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unfuse.report.html.looks import Look
 from unfuse.report.reading import ReportRun
 from unfuse.report.summary import Summary
+from unfuse.report.table import Table
+from unfuse.report.text import some
 
-Shown = Sequence[tuple[Look, ReportRun]]
+LookedRuns = Sequence[tuple[Look, ReportRun]]
 """Runs with a summary, each with its look."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """A table of text: the first column names the row."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +21,7 @@ class Panel:
     """One chart."""
 
     key: str
-    """Of its specification on the page."""
+    """Key of its specification on the page."""
     title: str
     spec: Mapping[str, Any]
 
@@ -40,37 +33,52 @@ class Figure:
     key: str
     title: str
     findings: tuple[str, ...]
-    """What they show, with numbers; where there is no chart, why."""
+    """Findings with numbers; without a chart, the reason."""
     panels: tuple[Panel, ...] = ()
     looks: tuple[Look, ...] = ()
     """For the legend; none where there is one run."""
     stages: tuple[str, ...] = ()
     """For the legend of stages."""
-    table: Grid | None = None
+    table: Table | None = None
 
 
 def summary_of(run: ReportRun) -> Summary:
-    """Of a run that is shown."""
+    """Return the summary of a run that is drawn."""
     assert run.part.summary is not None, "only runs with a summary are drawn"
     return run.part.summary
 
 
-def legend(shown: Shown) -> tuple[Look, ...]:
-    """None for one run."""
-    return tuple(look for look, _ in shown) if len(shown) > 1 else ()
+def legend(runs: LookedRuns) -> tuple[Look, ...]:
+    """Return the looks of several runs; one run needs no legend."""
+    return tuple(look for look, _ in runs) if len(runs) > 1 else ()
 
 
 def words(stage: str) -> str:
-    """A stage's name as it is read."""
+    """Return a stage's name as it is read."""
     return stage.replace("_", " ")
 
 
-def said(look: Look, shown: Shown, text: str) -> str:
-    """A finding of one run among others, or of the only one."""
-    return f"{look.label}: {text}" if len(shown) > 1 else text[0].upper() + text[1:]
+def finding(look: Look, runs: LookedRuns, text: str) -> str:
+    """Return a finding of one run among others, or of the only one."""
+    return f"{look.label}: {text}" if len(runs) > 1 else text[0].upper() + text[1:]
 
 
-def said_missing(what: str, names: Sequence[str], of: int) -> str:
-    """What was not recorded by some or all of so many."""
-    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{what} not recorded: {some}." if len(names) < of else f"{what} not recorded."
+def missing_finding(quantity: str, names: Sequence[str], count: int) -> str:
+    """Return that a quantity was not recorded by some or all of ``count`` runs."""
+    return f"{quantity} not recorded: {some(names, most=3)}." if len(names) < count else f"{quantity} not recorded."
+
+
+def stacked(title: str, runs: LookedRuns, form: Callable[[Summary], Table | None]) -> Table | None:
+    """Return one table of several runs, with the name of the run in the first column; None where no run has one."""
+    tables = [(look.label, table) for look, run in runs if (table := form(summary_of(run))) is not None]
+    if not tables:
+        return None
+    first = tables[0][1]
+    return replace(
+        first,
+        title=title,
+        columns=("run", *first.columns),
+        rows=tuple((label, words(row[0]), *row[1:]) for label, table in tables for row in table.rows),
+        align="l" + "".join(side[0] for side in first.alignments),
+        notes=(),
+    )

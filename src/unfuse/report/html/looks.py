@@ -1,4 +1,4 @@
-"""How a run is called and drawn, the same in every chart: a name, a colour, and a shape for who sees no colours.
+"""Label, colour and shape of each run, equal in every chart; the shape is for readers who see no colours.
 
 Colours are names of CSS variables: the style sheet gives them one value on paper, one on light and one on dark.
 """
@@ -25,18 +25,18 @@ _SHAPES: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """Of one run."""
+    """Label, colour and shape of one run."""
 
     label: str
     colour: str
     shape: str
-    """As Vega names it."""
+    """Name of the shape in Vega."""
     glyph: str
-    """The same shape as a character, for legends."""
+    """Character of that shape, for legends."""
 
 
 def looks_of(runs: Sequence[ReportRun]) -> list[Look]:
-    """One a run, in order; labels are unique and safe to show. A model keeps its colour under every protocol."""
+    """Return the look of each run; labels are unique and printable, and a model has one colour under every protocol."""
     models = list(dict.fromkeys(run.part.model for run in runs))
     protocols = list(dict.fromkeys(run.part.protocol for run in runs))
     shapes = list(_SHAPES.items())
@@ -52,10 +52,10 @@ def looks_of(runs: Sequence[ReportRun]) -> list[Look]:
 
 
 def stage_colour(stage: str) -> str:
-    """Of a stage's bars."""
+    """Return the colour of a stage's bars."""
     return f"var(--stage-{stage.replace('_', '-')})"
 
 
 def stage_ink(stage: str) -> str:
-    """Of text on them."""
+    """Return the colour of text on a stage's bars."""
     return f"var(--on-{stage.replace('_', '-')})"

@@ -1,7 +1,7 @@
-"""The page: what is on it and in which order; the template says how it looks.
+"""Content and order of the page; the template has its layout.
 
-Texts of files and models reach the template as they are. It escapes every one and takes out control characters, and
-the page's own policy lets no script run but the two that are named there by their hash, and nothing be fetched.
+Texts of files and models reach the template unchanged. The template escapes every text and removes control characters.
+The content security policy of the page allows two scripts, by their hashes, and no requests.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unfuse.report.checks import RunCheck, run_checks
 from unfuse.report.comparison import compare
-from unfuse.report.comparison_tables import Kind, Table, tables
+from unfuse.report.comparison_tables import tables
 from unfuse.report.html import device_figures, time_figures
 from unfuse.report.html.bundle import vega_script
+from unfuse.report.html.figure import Figure, LookedRuns
 from unfuse.report.html.looks import Look, looks_of
-from unfuse.report.html.samples import sample_table
-from unfuse.report.markdown import flat
+from unfuse.report.html.samples import sample_list
 from unfuse.report.reading import ReportRun
-from unfuse.report.rows import headlines, method_lines
+from unfuse.report.run_tables import check_table, fact_tables
+from unfuse.report.run_text import headlines, method_lines
 from unfuse.report.summary import FORMULAS, Summary
+from unfuse.report.table import Kind, Table, text_columns
 from unfuse.report.text import printable
+from unfuse.report.verdict import CONTROL_PROTOCOL
 
 _PACKAGE: Final = "unfuse.report.html"
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}"
@@ -39,7 +41,7 @@ _STAGE4: Final = ("decoupled", "hooked")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _RunView:
-    """What the page says of one run in words."""
+    """Texts and tables of one run on the page."""
 
     look: Look
     word: str
@@ -50,59 +52,47 @@ class _RunView:
     keys: tuple[tuple[str, str], ...]
     headlines: tuple[str, ...]
     methods: tuple[str, ...]
-    checks: tuple[RunCheck, ...]
+    checks: Table | None
+    """Rules that the run itself checked."""
     verified: str
-    """What is known of ``unfuse verify``: which weights, when, or that it was not run."""
-    verify_rows: tuple[Any, ...]
-    facts: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    """Weights and time of ``unfuse verify``, or why there is no verification."""
+    verification: Table | None
+    facts: tuple[Table, ...]
 
 
 def report_html(runs: Sequence[ReportRun], *, command: Sequence[str] = ()) -> str:
-    """Runs as one self-contained page.
+    """Return runs as one self-contained page.
 
     Args:
         runs: at least one; the order is that of every list on the page.
-        command: what made them all, where it is not each run's own.
+        command: command that made all runs, if one command did.
     """
     looks = looks_of(runs)
-    shown = [(look, run) for look, run in zip(looks, runs, strict=True) if run.part.measured]
-    protocols = dict.fromkeys(run.part.protocol for _, run in shown)
-    by_protocol = {name: [(look, run) for look, run in shown if run.part.protocol == name] for name in protocols}
+    looked = list(zip(looks, runs, strict=True))
+    sections = _sections([(look, run) for look, run in looked if run.part.measured])
+    figures = [figure for found in sections.values() for figure in found]
     several = len(runs) > 1
     comparison = compare([run.part for run in runs])
-    grouped: dict[str, list[Table]] = {kind: [] for kind in get_args(Kind)}
-    for table in tables(comparison) if several else []:
-        grouped[table.kind].append(table)
-    longest = time_figures.longest_ms(shown)
-    sections = {
-        "time": [time_figures.where_time_goes(each, name, longest) for name, each in by_protocol.items()],
-        "spread": [time_figures.spread(each, name) for name, each in by_protocol.items()],
-        "drift": [time_figures.over_the_run(each, name) for name, each in by_protocol.items()],
-        "tokens": [time_figures.against_tokens(each, name) for name, each in by_protocol.items() if name in _STAGE4],
-        "roofline": [device_figures.under_the_roof(shown)],
-        "memory": [device_figures.memory(shown), device_figures.energy(shown)],
-    }
-    specs = {panel.key: panel.spec for found in sections.values() for each in found for panel in each.panels}
-    samples = sample_table(list(zip(looks, runs, strict=True)))
-    views = [_view(look, run) for look, run in zip(looks, runs, strict=True)]
+    views = [_view(look, run) for look, run in looked]
+    samples = sample_list(looked)
     vega, own = Markup(_script_safe(vega_script())), Markup(_text("page.js"))
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             title=_title(runs),
             several=several,
-            headed=len(by_protocol) > 1,
+            headed=len(sections["time"]) > 1,
             valid=comparison.valid if several else views[0].word == "VALID",
-            word=("VALID" if comparison.valid else "INVALID") if several else views[0].word,
+            word=comparison.word if several else views[0].word,
             made=_made(runs),
             views=views,
             key_names=next(([name for name, _ in view.keys] for view in views if view.keys), []),
-            tables=grouped,
+            tables=_by_kind(tables(comparison) if several else []),
             sections=sections,
-            specs=specs,
+            specs={panel.key: panel.spec for figure in figures for panel in figure.panels},
             samples=samples,
-            pictures={key: picture.uri for key, picture in samples.pictures.items()},
+            pictures={key: strip.uri for key, strip in samples.pictures.items()},
             commands=_commands(runs, command),
             formulas=FORMULAS,
             style=Markup(_text("style.css")),
@@ -113,7 +103,27 @@ def report_html(runs: Sequence[ReportRun], *, command: Sequence[str] = ()) -> st
     )
 
 
-def _environment() -> Environment:
+def _sections(measured: LookedRuns) -> dict[str, list[Figure]]:
+    """Return the figures of each section of the page."""
+    protocols = dict.fromkeys(run.part.protocol for _, run in measured)
+    by_protocol = {name: [(look, run) for look, run in measured if run.part.protocol == name] for name in protocols}
+    longest = time_figures.longest_ms(measured)
+    return {
+        "time": [time_figures.where_time_goes(each, name, longest) for name, each in by_protocol.items()],
+        "spread": [time_figures.spread(each, name) for name, each in by_protocol.items()],
+        "drift": [time_figures.over_the_run(each, name) for name, each in by_protocol.items()],
+        "tokens": [time_figures.against_tokens(each, name) for name, each in by_protocol.items() if name in _STAGE4],
+        "roofline": [device_figures.under_the_roof(measured)],
+        "memory": [device_figures.memory(measured), device_figures.energy(measured)],
+    }
+
+
+def _by_kind(found: Sequence[Table]) -> dict[str, list[Table]]:
+    return {kind: [table for table in found if table.kind == kind] for kind in get_args(Kind)}
+
+
+def environment() -> Environment:
+    """Return the templates of the page, which escape every text."""
     return Environment(
         loader=PackageLoader(_PACKAGE, ""),
         autoescape=True,
@@ -137,13 +147,13 @@ def _view(look: Look, run: ReportRun) -> _RunView:
             keys=(),
             headlines=(),
             methods=(),
-            checks=(),
+            checks=None,
             verified="Not run, so not verified.",
-            verify_rows=(),
+            verification=None,
             facts=(),
         )
-    verified, rows = _verified(run)
-    control = part.protocol == "reencode"
+    verified, verification = _verified(run)
+    control = part.protocol == CONTROL_PROTOCOL
     return _RunView(
         look=look,
         word=f"{s.verdict.word}{', as it must be' if control and not s.verdict.valid else ''}",
@@ -154,19 +164,10 @@ def _view(look: Look, run: ReportRun) -> _RunView:
         keys=_keys(s),
         headlines=tuple(headlines(s)),
         methods=tuple(method_lines(s)),
-        checks=run_checks(part.manifest, part.records, run.probes, s),
+        checks=check_table(s),
         verified=verified,
-        verify_rows=rows,
-        facts=tuple(
-            (name, tuple((key, _fact(value)) for key, value in flat(facts)))
-            for name, facts in (
-                ("Model", part.manifest.model),
-                ("Options", part.manifest.config),
-                ("Data", part.manifest.dataset),
-                ("Environment", part.manifest.environment),
-                ("Clock", part.manifest.clock),
-            )
-        ),
+        verification=verification,
+        facts=tuple(fact_tables(part.manifest)),
     )
 
 
@@ -184,28 +185,28 @@ def _keys(s: Summary) -> tuple[tuple[str, str], ...]:
     return tuple((name, "-" if value is None else f"{value:.{digits}f} {unit}") for name, value, digits, unit in found)
 
 
-def _verified(run: ReportRun) -> tuple[str, tuple[Any, ...]]:
-    """What ``unfuse verify`` found on these very weights; rows of others are not shown."""
+def _verified(run: ReportRun) -> tuple[str, Table | None]:
+    """Return what ``unfuse verify`` found on these very weights; rows of others are not shown."""
     record, manifest = run.verification, run.part.manifest
     assert manifest is not None
     if record is None:
-        where = run.folder.name if run.folder else "RUN"
-        return f"Not verified: unfuse verify MODEL --output {where} adds its nine checks here.", ()
-    here = {name: manifest.model.get(name) for name in ("fingerprint", "dtype", "engine")}
-    there = {"fingerprint": record.fingerprint, "dtype": record.dtype, "engine": record.engine}
-    if other := [name for name in here if here[name] != there[name]]:
-        return f"Not verified: the verification in this folder is of another {' and '.join(other)}.", ()
-    return f"unfuse verify, {record.created}, on {record.device}, sample {record.sample_id}", record.rows
-
-
-def _fact(value: object) -> str:
-    if value is None:
-        return "not recorded"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        folder = run.folder.name if run.folder else "RUN"
+        return f"Not verified: unfuse verify MODEL --output {folder} adds its nine checks here.", None
+    names = ("fingerprint", "dtype", "engine")
+    if other := [name for name in names if manifest.model.get(name) != getattr(record, name)]:
+        return f"Not verified: the verification in this folder is of another {' and '.join(other)}.", None
+    table = Table(
+        title="unfuse verify",
+        columns=("check", "result", "expected", "observed", "tolerance"),
+        rows=tuple((r.name, r.status, r.expected, r.reason or r.observed, r.tolerance) for r in record.rows),
+        kind="checks",
+        align=text_columns(5),
+    )
+    return f"unfuse verify, {record.created}, on {record.device}, sample {record.sample_id}", table
 
 
 def _commands(runs: Sequence[ReportRun], command: Sequence[str]) -> list[str]:
-    """What to type to have it all again; each once."""
+    """Return the commands that repeat the runs, each once."""
     own = [run.part.manifest.command for run in runs if run.part.manifest]
     return list(dict.fromkeys(shlex.join(words) for words in ([command] if command else own)))
 
@@ -236,7 +237,7 @@ def _text(name: str) -> str:
 
 
 def _script_safe(script: str) -> str:
-    """Nothing in a script may look like its end, nor like a comment of the page around it."""
+    """Escape the end of a script and the start of a comment."""
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

@@ -1,4 +1,4 @@
-"""Every sample as a row: what was shown, asked and answered, and what it took."""
+"""Every sample as a row: frames, question, answer and times."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from unfuse.records.frames import MAX_FRAMES
+from unfuse.records.schema import RECORD_STAGES, SampleRecord
 from unfuse.report.html.looks import Look
 from unfuse.report.reading import ReportRun
-from unfuse.runs.frames import MAX_FRAMES
-from unfuse.runs.schema import RECORD_STAGES, SampleRecord
 
 _MAX_PICTURES: Final = 9 * 2**20
 """Characters that pictures may take of the page: with the charts it stays under 15 MiB."""
@@ -25,8 +25,8 @@ _MEDIA: Final = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A strip, once for all samples that share it."""
+class EmbeddedStrip:
+    """A strip of frames inside the page, once for all samples that share it."""
 
     uri: str
     width: int
@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """A number as it is shown and as it is sorted by."""
+    """A number as text, with its value for sorting."""
 
     text: str
     value: float | None
@@ -49,9 +49,9 @@ class SampleRow:
     sample_id: str
     failed: bool
     picture: str | None
-    """Its key among the pictures."""
-    shown: str
-    """What the picture shows, in words."""
+    """Key of its strip among the pictures."""
+    description: str
+    """Description of the picture."""
     question: str
     answer: str
     """The error of a failed sample."""
@@ -60,48 +60,57 @@ class SampleRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleTable:
+class SampleList:
     """All rows, the names of their numbers, and the pictures they refer to."""
 
     columns: tuple[str, ...]
     rows: tuple[SampleRow, ...]
-    pictures: dict[str, Picture]
+    pictures: dict[str, EmbeddedStrip]
     left_out: str | None
     """Why pictures are missing."""
 
 
-def sample_table(runs: Sequence[tuple[Look, ReportRun]]) -> SampleTable:
-    """Every measured or failed sample of every run; warm-up repeats are no samples."""
+def sample_list(runs: Sequence[tuple[Look, ReportRun]]) -> SampleList:
+    """Return every measured or failed sample of every run; warm-up repeats are no samples."""
     chosen = [(look, run, record) for look, run in runs for record in run.part.records if not record.warmup]
     stages = [stage for stage in RECORD_STAGES if any(stage in record.stages for *_, record in chosen)]
-    pictures: dict[str, Picture] = {}
-    absent = over = used = 0
+    strips, full = _embedded_strips([(run, record.media_sha256) for _, run, record in chosen])
     rows = []
-    for look, run, record in chosen:
-        media = record.media_sha256
-        if media is not None and media not in pictures and run.frames is not None:
-            strip = run.frames.read(media)
-            if strip is not None:
-                uri = "data:image/webp;base64," + base64.b64encode(strip.data).decode()
-                if used + len(uri) <= _MAX_PICTURES:
-                    pictures[media] = Picture(uri=uri, width=strip.width, height=strip.height)
-                    used += len(uri)
-                else:
-                    over += 1
-        known = media if media in pictures else None
-        absent += known is None
-        rows.append(_row(look, record, known, stages))
-    left_out = None
-    if over:
-        left_out = f"Pictures of {absent} rows are left out to keep this file small."
-    elif absent:
-        left_out = f"No pictures were kept of what {absent} of {len(rows)} rows were shown."
-    return SampleTable(
+    for look, _, record in chosen:
+        media = record.media_sha256 if record.media_sha256 in strips else None
+        rows.append(_row(look, record, media, stages))
+    return SampleList(
         columns=("tokens", *(f"{stage.replace('_', ' ')} ms" for stage in stages), "sum ms", "end to end ms"),
         rows=tuple(rows),
-        pictures=pictures,
-        left_out=left_out,
+        pictures=strips,
+        left_out=_left_out(sum(row.picture is None for row in rows), len(rows), full=full),
     )
+
+
+def _embedded_strips(media: Sequence[tuple[ReportRun, str | None]]) -> tuple[dict[str, EmbeddedStrip], bool]:
+    """Return the strips that fit into the page, by media, and whether any did not fit."""
+    strips: dict[str, EmbeddedStrip] = {}
+    size, full = 0, False
+    for run, sha256 in media:
+        if sha256 is None or sha256 in strips or run.frames is None:
+            continue
+        strip = run.frames.read(sha256)
+        if strip is None:
+            continue
+        uri = "data:image/webp;base64," + base64.b64encode(strip.data).decode()
+        if size + len(uri) > _MAX_PICTURES:
+            full = True
+            continue
+        strips[sha256] = EmbeddedStrip(uri=uri, width=strip.width, height=strip.height)
+        size += len(uri)
+    return strips, full
+
+
+def _left_out(absent: int, rows: int, *, full: bool) -> str | None:
+    """Return why pictures are missing."""
+    if full:
+        return f"Pictures of {absent} rows are left out to keep this file small."
+    return f"The run holds no pictures for {absent} of {rows} rows." if absent else None
 
 
 def _row(look: Look, record: SampleRecord, picture: str | None, stages: Sequence[str]) -> SampleRow:
@@ -113,7 +122,7 @@ def _row(look: Look, record: SampleRecord, picture: str | None, stages: Sequence
         sample_id=record.sample_id,
         failed=record.status == "failed",
         picture=picture,
-        shown=_shown(record),
+        description=_description(record),
         question=record.question or "",
         answer=(record.error or "unknown") if record.status == "failed" else (record.text or ""),
         reference=record.reference,
@@ -124,7 +133,7 @@ def _row(look: Look, record: SampleRecord, picture: str | None, stages: Sequence
     )
 
 
-def _shown(record: SampleRecord) -> str:
+def _description(record: SampleRecord) -> str:
     what = _MEDIA.get(record.media or "", "frames")
     count = record.num_frames or 0
     if count <= 1:

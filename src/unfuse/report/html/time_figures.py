@@ -1,4 +1,4 @@
-"""Figures of time: where it goes, how it spreads, whether it drifts, and what a token costs."""
+"""Figures of time: mean, distribution and drift of each stage, and the cost of a token."""
 
 from __future__ import annotations
 
@@ -6,97 +6,98 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Final
 
+from unfuse.records.schema import PROTOCOL_STAGES
 from unfuse.report.comparison import stage_ms
 from unfuse.report.html import charts
-from unfuse.report.html.figure import Figure, Grid, Panel, Shown, legend, said, summary_of, words
-from unfuse.report.rows import fit_text, number
+from unfuse.report.html.figure import Figure, LookedRuns, Panel, finding, legend, summary_of, words
+from unfuse.report.run_text import fit_text
 from unfuse.report.statistics import Distribution, Drift
 from unfuse.report.summary import Summary, stage4_points
-from unfuse.report.text import printable
-from unfuse.runs.schema import PROTOCOL_STAGES
+from unfuse.report.table import Table
+from unfuse.report.text import interval, number, printable
 
 SUM: Final = "sum of stages"
 
 
-def where_time_goes(shown: Shown, protocol: str, longest_ms: float) -> Figure:
-    """Mean stages end to end, on the host's clock and on the device's.
+def where_time_goes(runs: LookedRuns, protocol: str, longest_ms: float) -> Figure:
+    """Draw mean stages end to end, on the host's clock and on the device's.
 
     Args:
-        shown: runs of one protocol.
+        runs: runs of one protocol.
         protocol: its name.
         longest_ms: where the axis ends, so that the protocols' bars can be compared.
     """
     bars: list[charts.Bar] = []
     rows: list[tuple[str, ...]] = []
     findings: list[str] = []
-    for look, run in shown:
+    for look, run in runs:
         s = summary_of(run)
         host, device = _means(s.stages_host), _means(s.stages_device)
         for clock, means in (("host", host), ("device", device)):
             bars += _bars(f"{look.label}, {clock} clock", means)
         total = sum(host.values())
         if total:
-            largest = max(host, key=lambda stage: host[stage])
-            share = f"{words(largest)} takes {100 * host[largest] / total:.1f} % of {total:.2f} ms"
-            findings.append(said(look, shown, f"{share}{_on_device(host, device)}."))
+            longest = max(host, key=lambda stage: host[stage])
+            share = f"{words(longest)} takes {100 * host[longest] / total:.1f} % of {total:.2f} ms"
+            findings.append(finding(look, runs, f"{share}{_on_device(host, device)}."))
         for stage in s.stages_host:
             part = f"{100 * host[stage] / total:.1f} %" if total and stage in host else "-"
             rows.append((look.label, words(stage), number(host.get(stage)), part, number(device.get(stage))))
-    if not any(_means(summary_of(run).stages_device) for _, run in shown):
+    if not any(_means(summary_of(run).stages_device) for _, run in runs):
         findings.append("No device clock: on a CPU the host's clock is the only one.")
     description = "Stacked bars of the mean time of each stage. " + " ".join(findings)
     return Figure(
         key=f"time-{protocol}",
-        title=_title("Stages of a sample, end to end", protocol),
+        title=f"Stages of a sample, end to end: {protocol}",
         findings=tuple(findings),
         panels=(Panel(key=f"time-{protocol}", title="", spec=charts.stacked(bars, longest_ms, description)),),
         stages=tuple(dict.fromkeys(bar.stage for bar in bars)),
-        table=Grid(
-            caption="Mean time of each stage",
+        table=Table(
+            title="Mean time of each stage",
             columns=("run", "stage", "host ms", "share", "device ms"),
             rows=tuple(rows),
         ),
     )
 
 
-def longest_ms(shown: Shown) -> float:
-    """Of all mean sums of stages."""
-    return max((found.mean for _, run in shown if (found := summary_of(run).total)), default=0.0)
+def longest_ms(runs: LookedRuns) -> float:
+    """Return the longest mean sum of stages."""
+    return max((found.mean for _, run in runs if (found := summary_of(run).total)), default=0.0)
 
 
-def spread(shown: Shown, protocol: str) -> Figure:
-    """The distribution of each stage, and of their sum."""
+def spread(runs: LookedRuns, protocol: str) -> Figure:
+    """Draw the distribution of each stage, and of their sum."""
     panels = []
     for stage in _rows_of(protocol):
-        values = [(look, found) for look, run in shown if (found := _distribution(summary_of(run), stage))]
+        values = [(look, found) for look, run in runs if (found := _distribution(summary_of(run), stage))]
         if values:
             each = "; ".join(f"{look.label} median {found.p50:.2f}, p99 {found.p99:.2f} ms" for look, found in values)
             spec = charts.strips(values, f"Every sample's {words(stage)} as a tick. {each}.")
             panels.append(Panel(key=f"spread-{protocol}-{stage}", title=words(stage), spec=spec))
     findings = []
-    for look, run in shown:
+    for look, run in runs:
         if (total := summary_of(run).total) is not None:
-            text = f"a sample takes {total.p50:.2f} ms in the middle, {total.p90:.2f} at p90, {total.max:.2f} at most."
-            findings.append(said(look, shown, text))
+            text = f"a sample takes {total.p50:.2f} ms at the median, {total.p90:.2f} at p90, {total.max:.2f} at most."
+            findings.append(finding(look, runs, text))
     return Figure(
         key=f"spread-{protocol}",
-        title=_title("Distribution of each stage", protocol),
+        title=f"Distribution of each stage: {protocol}",
         findings=(*findings, "A tick is a sample; the diamond is the median, the bar its 95 % interval."),
         panels=tuple(panels),
-        looks=legend(shown),
-        table=_spread_table(shown),
+        looks=legend(runs),
+        table=_spread_table(runs),
     )
 
 
-def over_the_run(shown: Shown, protocol: str) -> Figure:
-    """Time against the sample's index, with the line whose slope drift is judged by."""
+def over_the_run(runs: LookedRuns, protocol: str) -> Figure:
+    """Draw time against the sample's index, with the line whose slope is the drift."""
     panels = []
     rows: list[tuple[str, ...]] = []
     found = []
     for stage in _rows_of(protocol):
         dots: list[charts.Dot] = []
         lines = []
-        for look, run in shown:
+        for look, run in runs:
             values = [(stage_ms(r, stage, protocol), r) for r in run.part.measured]
             dots += [
                 charts.Dot(run=look.label, x=i, y=ms, sample_id=printable(r.sample_id))
@@ -112,7 +113,7 @@ def over_the_run(shown: Shown, protocol: str) -> Figure:
             spec = charts.scatter(
                 dots,
                 lines,
-                [look for look, _ in shown],
+                [look for look, _ in runs],
                 x_title="sample index",
                 description=f"{words(stage)} against the sample's index, with a line where drift can be judged.",
             )
@@ -126,39 +127,39 @@ def over_the_run(shown: Shown, protocol: str) -> Figure:
         findings = ["Drift cannot be judged: fewer than 10 samples were measured."]
     return Figure(
         key=f"drift-{protocol}",
-        title=_title("Time over the run", protocol),
+        title=f"Time over the run: {protocol}",
         findings=tuple(findings),
         panels=tuple(panels),
-        looks=legend(shown),
-        table=Grid(
-            caption="Change over the run, in % of the median",
+        looks=legend(runs),
+        table=Table(
+            title="Change over the run, in % of the median",
             columns=("run", "stage", "change", "95 % interval", "drift"),
             rows=tuple(rows),
         ),
     )
 
 
-def against_tokens(shown: Shown, protocol: str) -> Figure:
-    """Stage 4 against output tokens: what a token costs, and what any answer costs."""
+def against_tokens(runs: LookedRuns, protocol: str) -> Figure:
+    """Draw Stage 4 against output tokens: the cost of a token, and the fixed cost of an answer."""
     findings, rows, lines = [], [], []
     dots: list[charts.Dot] = []
-    for look, run in shown:
+    for look, run in runs:
         s = summary_of(run)
         if s.stage4_fit is None:
-            findings.append(said(look, shown, f"no line can be fitted: {s.stage4_fit_missing}."))
+            findings.append(finding(look, runs, f"no line can be fitted: {s.stage4_fit_missing}."))
             rows.append((look.label, "-", "-", "-", "-", "-"))
         else:
             fit = s.stage4_fit
-            findings.append(said(look, shown, f"{fit_text(fit)}."))
+            findings.append(finding(look, runs, f"{fit_text(fit)}."))
             lines.append((look.label, *charts.line_between(fit)))
             rows.append(
                 (
                     look.label,
-                    f"{fit.slope:.3f}",
-                    f"{fit.slope_low:.3f} .. {fit.slope_high:.3f}",
-                    f"{fit.intercept:.2f}",
-                    f"{fit.intercept_low:.2f} .. {fit.intercept_high:.2f}",
-                    f"{fit.r_squared:.3f}",
+                    number(fit.slope, 3),
+                    interval(fit.slope_low, fit.slope_high, 3),
+                    number(fit.intercept),
+                    interval(fit.intercept_low, fit.intercept_high),
+                    number(fit.r_squared, 3),
                 )
             )
         dots += [
@@ -169,19 +170,19 @@ def against_tokens(shown: Shown, protocol: str) -> Figure:
     spec = charts.scatter(
         dots,
         lines,
-        [look for look, _ in shown],
+        [look for look, _ in runs],
         x_title="output tokens",
         description="Stage 4 against output tokens. " + " ".join(findings),
         height=260,
     )
     return Figure(
         key=f"tokens-{protocol}",
-        title=_title("Stage 4 against output tokens", protocol),
+        title=f"Stage 4 against output tokens: {protocol}",
         findings=tuple(findings),
         panels=(Panel(key=f"tokens-{protocol}", title="", spec=spec),) if lines else (),
-        looks=legend(shown),
-        table=Grid(
-            caption="Line through Stage 4 over output tokens",
+        looks=legend(runs),
+        table=Table(
+            title="Line through Stage 4 over output tokens",
             columns=("run", "ms a token", "95 % interval", "fixed ms", "95 % interval", "R2"),
             rows=tuple(rows),
         )
@@ -212,7 +213,7 @@ def _bars(row: str, means: Mapping[str, float]) -> Iterable[charts.Bar]:
 
 
 def _on_device(host: Mapping[str, float], device: Mapping[str, float]) -> str:
-    """The device's clock against the host's, over the stages that both have."""
+    """Compare the device's clock with the host's, over the stages that both have."""
     both = [stage for stage in device if stage in host]
     waited = sum(host[stage] for stage in both)
     if not waited:
@@ -222,10 +223,10 @@ def _on_device(host: Mapping[str, float], device: Mapping[str, float]) -> str:
 
 
 def _drift_line(drift: Drift, values: Sequence[float]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The line that the drift is the slope of, through the median of both as Theil and Sen draw it."""
-    last, middle = len(values) - 1, median(values)
-    half = middle * drift.change_pct / 200
-    return (0.0, middle - half), (float(last), middle + half)
+    """Return the line whose slope is the drift, through the median of both coordinates like Theil and Sen."""
+    last, center = len(values) - 1, median(values)
+    half = center * drift.change_pct / 200
+    return (0.0, center - half), (float(last), center + half)
 
 
 def _drift_cells(drift: Drift | None) -> tuple[str, str, str]:
@@ -235,20 +236,16 @@ def _drift_cells(drift: Drift | None) -> tuple[str, str, str]:
     return f"{drift.change_pct:+.2f} %", interval, "yes" if drift.found else "no"
 
 
-def _spread_table(shown: Shown) -> Grid:
+def _spread_table(runs: LookedRuns) -> Table:
     rows = []
-    for look, run in shown:
+    for look, run in runs:
         s = summary_of(run)
         for stage, found in (*s.stages_host.items(), (SUM, s.total), ("end to end", s.e2e)):
             if found is None:
                 rows.append((look.label, words(stage), *["-"] * 8))
                 continue
-            interval = "-" if found.ci_low is None else f"{found.ci_low:.2f} .. {found.ci_high:.2f}"
+            ends = interval(found.ci_low, found.ci_high)
             numbers = (found.mean, found.std, found.min, found.p90, found.p99, found.max)
-            rows.append((look.label, words(stage), f"{found.p50:.2f}", interval, *map(number, numbers)))
+            rows.append((look.label, words(stage), number(found.p50), ends, *map(number, numbers)))
     columns = ("run", "stage", "median", "95 % interval", "mean", "std", "min", "p90", "p99", "max")
-    return Grid(caption="Host ms of a sample", columns=columns, rows=tuple(rows))
-
-
-def _title(what: str, protocol: str) -> str:
-    return f"{what}: {protocol}"
+    return Table(title="Host ms of a sample", columns=columns, rows=tuple(rows))

@@ -1,7 +1,7 @@
 """Questions about a demo scene and their answers, in the style of the EventGPT instruction set.
 
 Each kind of question has several phrasings and each phrasing one wording of the answer. Answers are whole sentences of
-10 to 60 tokens. What events cannot show is asked as well, and answered so.
+10 to 60 tokens. Some questions ask for facts that events cannot show, and their answer says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from unfuse.samples.demo.scenes import Facts, Moving
+from unfuse.samples.demo.scenes import MoverFacts, SceneFacts
 from unfuse.samples.simulator import SHAPES
 from unfuse.stages import DEFAULT_QUESTION
 
@@ -156,7 +156,7 @@ _EGO_OR_NOT: Final = (
     "Is there any ego motion?",
     "Is the background moving?",
 )
-"""Asked for a yes or a no."""
+"""Questions answered with yes or no."""
 _FLICKER: Final = (
     "Does any light flicker?",
     "Is there a flickering lamp?",
@@ -187,25 +187,25 @@ _NOT_IN_EVENTS: Final = (
 )
 
 
-def describe(facts: Facts) -> str:
-    """Everything that can be said of a scene: the answer to the default question."""
+def describe(facts: SceneFacts) -> str:
+    """Return all facts of a scene as text, the answer to the default question."""
     movers = facts.movers
     if movers:
         noun = "object moves" if len(movers) == 1 else "objects move"
         listed = _listed([f"a {mover.shape} {_DOES[mover.direction]}" for mover in movers])
-        said = [f"{_NUMBER[len(movers)].capitalize()} {noun} in this scene: {listed}."]
+        sentences = [f"{_NUMBER[len(movers)].capitalize()} {noun} in this scene: {listed}."]
     else:
-        said = ["No object moves in this scene."]
+        sentences = ["No object moves in this scene."]
     if facts.fastest:
-        said.append(f"The {facts.fastest} is the fastest.")
-    said.append(f"{_CAMERA[facts.camera].capitalize()}.")
+        sentences.append(f"The {facts.fastest} is the fastest.")
+    sentences.append(f"{_CAMERA[facts.camera].capitalize()}.")
     if facts.flicker:
-        said.append("A lamp flickers.")
-    return " ".join(said)
+        sentences.append("A lamp flickers.")
+    return " ".join(sentences)
 
 
-def turns(facts: Facts) -> tuple[Turn, ...]:
-    """Every question that can be asked of a scene, in every phrasing."""
+def turns(facts: SceneFacts) -> tuple[Turn, ...]:
+    """Return every question about a scene in every phrasing, with its answer."""
     found = [Turn("describe", question, describe(facts)) for question in _DESCRIBE]
     found += [Turn("what", question, _what(facts, i % 2)) for i, question in enumerate(_WHAT)]
     found += [Turn("count", question, _count(facts, i % 2)) for i, question in enumerate(_COUNT)]
@@ -231,18 +231,18 @@ def turns(facts: Facts) -> tuple[Turn, ...]:
         found += [Turn("camera", question, _ego(facts, wording)) for question in questions]
     found += [Turn("flicker", question, _lamp(facts, i % 2)) for i, question in enumerate(_FLICKER)]
     for question in _NOT_IN_EVENTS:
-        asked = [question.format(shape) for shape in SHAPES] if "{}" in question else [question]
-        found += [Turn("not in events", each, _UNSEEN) for each in asked]
+        phrasings = [question.format(shape) for shape in SHAPES] if "{}" in question else [question]
+        found += [Turn("not in events", phrasing, _UNSEEN) for phrasing in phrasings]
     return tuple(found)
 
 
-def one_of_each(facts: Facts, choice: int) -> list[Turn]:
-    """One question of every kind; ``choice`` says in which phrasing."""
+def one_of_each(facts: SceneFacts, choice: int) -> list[Turn]:
+    """Return one question of every kind; ``choice`` selects the phrasing."""
     return [options[choice % len(options)] for options in _by_kind(turns(facts)).values()]
 
 
-def draw_turns(facts: Facts, rng: np.random.Generator, count: int) -> list[Turn]:
-    """A few questions about a scene: of different kinds as far as there are, each in a phrasing of its own."""
+def draw_turns(facts: SceneFacts, rng: np.random.Generator, count: int) -> list[Turn]:
+    """Draw questions about a scene, of different kinds as far as possible, each in a drawn phrasing."""
     kinds = _by_kind(turns(facts))
     names = list(kinds)
     weights = np.array([_WEIGHT.get(name, 1.0) for name in names])
@@ -258,7 +258,7 @@ _WEIGHT: Final = {
     "place of an absent object": 0.4,
     "not in events": 0.4,
 }
-"""How often each kind is asked, where 1 is usual: more often what is hard, less what is easy."""
+"""Weight of each kind in a draw, 1 by default: hard kinds more, easy kinds less."""
 
 
 def _by_kind(found: Sequence[Turn]) -> dict[str, list[Turn]]:
@@ -272,7 +272,7 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _what(facts: Facts, wording: int) -> str:
+def _what(facts: SceneFacts, wording: int) -> str:
     if not facts.movers:
         return (_NOTHING, "There is no moving object in this scene.")[wording]
     listed = _listed([f"a {mover.shape}" for mover in facts.movers])
@@ -284,7 +284,7 @@ def _what(facts: Facts, wording: int) -> str:
     )[wording]
 
 
-def _count(facts: Facts, wording: int) -> str:
+def _count(facts: SceneFacts, wording: int) -> str:
     number = _NUMBER[len(facts.movers)]
     be, noun, verb = ("is", "object", "moves") if len(facts.movers) == 1 else ("are", "objects", "move")
     return (
@@ -293,7 +293,7 @@ def _count(facts: Facts, wording: int) -> str:
     )[wording]
 
 
-def _direction(shape: str, mover: Moving | None, wording: int) -> str:
+def _direction(shape: str, mover: MoverFacts | None, wording: int) -> str:
     if mover is None:
         return _absent(shape)
     return (
@@ -302,13 +302,13 @@ def _direction(shape: str, mover: Moving | None, wording: int) -> str:
     )[wording]
 
 
-def _directions(facts: Facts) -> str:
+def _directions(facts: SceneFacts) -> str:
     if not facts.movers:
         return _NOTHING
     return f"As the events show, {_listed([f'the {mover.shape} {_DOES[mover.direction]}' for mover in facts.movers])}."
 
 
-def _where(shape: str, mover: Moving | None, wording: int) -> str:
+def _where(shape: str, mover: MoverFacts | None, wording: int) -> str:
     if mover is None:
         return _absent(shape)
     return (f"The {shape} is {_PLACE[mover.place]}.", f"The {shape} can be seen {_PLACE[mover.place]}.")[wording]
@@ -318,20 +318,20 @@ def _absent(shape: str) -> str:
     return f"There is no {shape} moving in this scene."
 
 
-def _ego(facts: Facts, wording: int) -> str:
-    said = _CAMERA[facts.camera]
+def _ego(facts: SceneFacts, wording: int) -> str:
+    motion = _CAMERA[facts.camera]
     if facts.camera == "still":
         return (
-            f"{said.capitalize()}: only what moves makes events.",
-            f"No, {said} and the background makes no events.",
+            f"{motion.capitalize()}: only what moves makes events.",
+            f"No, {motion} and the background makes no events.",
         )[wording]
     return (
-        f"{said.capitalize()}: the whole background makes events.",
-        f"Yes, {said} and the background makes events.",
+        f"{motion.capitalize()}: the whole background makes events.",
+        f"Yes, {motion} and the background makes events.",
     )[wording]
 
 
-def _lamp(facts: Facts, wording: int) -> str:
+def _lamp(facts: SceneFacts, wording: int) -> str:
     if facts.flicker:
         return ("Yes, a lamp flickers in this scene.", "There is a lamp that flickers in this scene.")[wording]
     return ("No, there is no lamp that flickers in this scene.", "There is no flickering lamp in this scene.")[wording]

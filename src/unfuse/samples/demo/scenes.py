@@ -1,13 +1,12 @@
 """Scenes of the demo, drawn from a seed, and the facts about them that events can show.
 
-Five frames are needed: a bright shape that moves left and a dark one that moves right paint the same single frame, and
-the pixels are as noisy in the dark as in the light, so that noise does not tell them apart either. The background is a
-thicket of sharp contours before an even wall. In a smooth one a single frame would show which way the camera turns: a
-pixel that an extremum has passed is silent until its threshold is reached again.
+An answer needs all five frames: a bright shape that moves left and a dark shape that moves right paint equal single
+frames. Noise does not tell them apart either, because dark and bright pixels are equally noisy. The background is a
+thicket of sharp contours before an even wall. With a smooth background a single frame would show the rotation of the
+camera: a pixel that an extremum has passed is silent until its threshold is reached again.
 
-Speeds are those of a close, fast scene, so that 50 ms show them. What is asked about stays inside the part of the
-picture that is left after the centre crop, no two movers touch, and nothing lies so near a border that its place is a
-matter of taste.
+Speeds are those of a close, fast scene, so that 50 ms show them. Movers stay inside the centre crop and do not touch
+each other, and none is near a border between places, so that every place is unambiguous.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from unfuse.samples.simulator import DAYLIGHT, SHAPES, Flicker, Mover, Scene
+from unfuse.samples.simulator import DAYLIGHT, SHAPES, Flicker, Mover, SimulatedScene
 from unfuse.samples.simulator.render import BACKGROUND, EPSILON
 
 DIRECTIONS: Final = ("left", "right", "up", "down", "closer", "away")
@@ -36,30 +35,30 @@ _COUNTS: Final = {"still": (0.06, 0.36, 0.36, 0.22), "moving": (0.3, 0.42, 0.28)
 
 
 @dataclass(frozen=True, slots=True)
-class Moving:
-    """What can be said about one mover."""
+class MoverFacts:
+    """Facts of one mover."""
 
     shape: str
     direction: str
     place: str
-    """Third of the picture in which it is halfway through."""
+    """Third of the image that holds the mover at half time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What can be said about a scene."""
+class SceneFacts:
+    """Facts of a scene, which the dialogue states."""
 
-    movers: tuple[Moving, ...]
-    """In the order of ``SHAPES``; no two of one shape."""
+    movers: tuple[MoverFacts, ...]
+    """Movers in the order of ``SHAPES``, each shape at most once."""
     fastest: str | None
-    """Shape of the fastest of several that cross the picture; None where there is no such comparison."""
+    """Shape of the fastest of several crossing movers; None without such a comparison."""
     camera: str
-    """Which way it turns or moves."""
+    """Motion of the camera, one of ``CAMERAS``."""
     flicker: bool
 
 
-def demo_scene(seed: int) -> tuple[Scene, Facts]:
-    """Draws a scene and says what is in it; the same seed gives the same scene."""
+def demo_scene(seed: int) -> tuple[SimulatedScene, SceneFacts]:
+    """Draw a scene and its facts; equal seeds give equal scenes."""
     rng = np.random.default_rng([seed, 20261123])
     camera = str(rng.choice(CAMERAS, p=(0.55, 0.15, 0.15, 0.15)))
     chances = _COUNTS["still" if camera == "still" else "moving"]
@@ -67,9 +66,9 @@ def demo_scene(seed: int) -> tuple[Scene, Facts]:
     movers, fastest = _movers(rng, count)
     lamps = _lamps(rng, movers) if camera == "still" and rng.uniform() < 0.25 else ()
     pan = float(rng.uniform(500, 1100) * {"left": 1, "right": -1}.get(camera, 0))
-    # Placed by where it is halfway through: where it begins would say which way it goes.
+    # The position at half time is drawn, because the first position would reveal the direction.
     thicket = rng.uniform(250, 390) - pan * _SECONDS / 2, rng.uniform(170, 310), rng.uniform(110, 170)
-    scene = Scene(
+    scene = SimulatedScene(
         movers=tuple(mover for mover, _ in movers),
         flickers=lamps,
         pan=(pan, 0.0),
@@ -83,11 +82,11 @@ def demo_scene(seed: int) -> tuple[Scene, Facts]:
         seed=seed,
     )
     facts = tuple(sorted((_facts(*mover) for mover in movers), key=lambda fact: SHAPES.index(fact.shape)))
-    return scene, Facts(movers=facts, fastest=fastest, camera=camera, flicker=bool(lamps))
+    return scene, SceneFacts(movers=facts, fastest=fastest, camera=camera, flicker=bool(lamps))
 
 
 def _movers(rng: np.random.Generator, count: int) -> tuple[list[tuple[Mover, str]], str | None]:
-    """Movers with their directions, and the shape of the fastest."""
+    """Draw movers with their directions, and the shape of the fastest."""
     while True:
         shapes = [str(shape) for shape in rng.permutation(SHAPES)[:count]]
         directions = [str(rng.choice(DIRECTIONS)) for _ in shapes]
@@ -98,7 +97,7 @@ def _movers(rng: np.random.Generator, count: int) -> tuple[list[tuple[Mover, str
         if count > 1 and crossing:
             fastest = int(rng.integers(count))
             speeds[fastest] = slow * rng.uniform(1.9, 2.3)
-        # A crowded draw is drawn again as a whole: placing what is left would favour some places and directions.
+        # A crowded draw is repeated completely: placing the rest would favour some places and directions.
         for _ in range(20):
             movers = [_mover(rng, *each) for each in zip(shapes, directions, speeds, strict=True)]
             if all(map(_fits, movers)) and not any(_touch(a, b) for a, b in combinations(movers, 2)):
@@ -121,19 +120,19 @@ def _mover(rng: np.random.Generator, shape: str, direction: str, speed: float) -
 
 
 def _intensity(rng: np.random.Generator) -> float:
-    """Brighter or darker than the background, by the same factor."""
+    """Draw an intensity above or below the background by a common factor."""
     contrast = rng.uniform(0.85, 1.0) * rng.choice([-1, 1])
     return float((BACKGROUND + EPSILON) * np.exp(contrast) - EPSILON)
 
 
 def _at(mover: Mover, seconds: float) -> tuple[float, float, float]:
-    """Centre and radius at a time."""
+    """Return centre and radius at a time."""
     x, y = (p + v * seconds for p, v in zip(mover.position, mover.velocity, strict=True))
     return x, y, mover.radius * (1 + mover.growth * seconds)
 
 
 def _fits(mover: Mover) -> bool:
-    """Whether it stays in view, clear of the borders between places."""
+    """Return whether a mover stays in view, clear of the borders between places."""
     for seconds in (0.0, _SECONDS):
         x, y, radius = _at(mover, seconds)
         if not (_LEFT + radius < x < _RIGHT - radius and radius < y < _HEIGHT - radius):
@@ -143,7 +142,7 @@ def _fits(mover: Mover) -> bool:
 
 
 def _touch(a: Mover, b: Mover) -> bool:
-    """Whether two come near each other, each taken as the square it fits."""
+    """Return whether the bounding squares of two movers come near each other."""
     for seconds in np.linspace(0.0, _SECONDS, 6):
         (ax, ay, ar), (bx, by, br) = _at(a, seconds), _at(b, seconds)
         if max(abs(ax - bx), abs(ay - by)) < ar + br + _GAP:
@@ -160,6 +159,6 @@ def _lamps(rng: np.random.Generator, movers: Sequence[tuple[Mover, str]]) -> tup
             return (Flicker(position=place, radius=radius, frequency_hz=float(rng.choice([100.0, 120.0]))),)
 
 
-def _facts(mover: Mover, direction: str) -> Moving:
+def _facts(mover: Mover, direction: str) -> MoverFacts:
     x = _at(mover, _SECONDS / 2)[0]
-    return Moving(shape=mover.shape, direction=direction, place=PLACES[int(3 * x / _WIDTH)])
+    return MoverFacts(shape=mover.shape, direction=direction, place=PLACES[int(3 * x / _WIDTH)])

@@ -1,25 +1,25 @@
-"""A small event-camera simulator, for fixtures, the demo and training: rendered scenes through a pixel model.
+"""A small event-camera simulator for fixtures, the demo and training: rendered scenes through a pixel model.
 
-``scene`` says what is in front of the camera, ``render`` how bright each pixel is at a time, ``pixels`` when it fires;
-``driving`` draws street-like scenes from a seed.
+``scene`` describes the objects before the camera, ``render`` computes the brightness of each pixel at a time,
+``pixels`` computes when each pixel fires, ``driving`` draws street-like scenes from a seed.
 """
 
 from unfuse.samples.simulator.driving import driving_scene
-from unfuse.samples.simulator.pixels import Chance, draw_chance, events_of, simulate
-from unfuse.samples.simulator.render import Picture
-from unfuse.samples.simulator.scene import DAYLIGHT, SHAPES, Camera, Flicker, Mover, Scene
+from unfuse.samples.simulator.pixels import Randomness, draw_randomness, simulate, simulate_events
+from unfuse.samples.simulator.render import SceneRenderer
+from unfuse.samples.simulator.scene import DAYLIGHT, SHAPES, Flicker, Mover, SimulatedCamera, SimulatedScene
 
 __all__ = [
     "DAYLIGHT",
     "SHAPES",
-    "Camera",
-    "Chance",
     "Flicker",
     "Mover",
-    "Picture",
-    "Scene",
-    "draw_chance",
+    "Randomness",
+    "SceneRenderer",
+    "SimulatedCamera",
+    "SimulatedScene",
+    "draw_randomness",
     "driving_scene",
-    "events_of",
     "simulate",
+    "simulate_events",
 ]

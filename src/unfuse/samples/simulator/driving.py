@@ -1,22 +1,22 @@
-"""Scenes like those of a camera behind a windscreen: the world grows and turns, others move, a lamp flickers."""
+"""Scenes of a camera behind a windscreen: the background grows and turns, objects move, a lamp flickers."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from unfuse.samples.simulator.scene import DAYLIGHT, Flicker, Mover, Scene
+from unfuse.samples.simulator.scene import DAYLIGHT, Flicker, Mover, SimulatedScene
 
 
-def driving_scene(seed: int) -> Scene:
-    """A scene drawn from a seed.
+def driving_scene(seed: int) -> SimulatedScene:
+    """Draw a scene from a seed.
 
-    The camera drives forward at its own speed and turns a little. One to three others cross or come nearer, darker or
-    brighter than the background; one scene in three has a lamp on alternating current.
+    The camera drives forward and turns a little. One to three objects cross or come nearer, darker or brighter than the
+    background; one scene in three has a lamp on alternating current.
     """
     rng = np.random.default_rng([seed, 20260115])
-    movers = tuple(_other(rng) for _ in range(rng.integers(1, 4)))
+    movers = tuple(_mover(rng) for _ in range(rng.integers(1, 4)))
     lamp = Flicker(position=(rng.uniform(40, 600), rng.uniform(20, 120)), radius=rng.uniform(6, 16), depth=0.4)
-    return Scene(
+    return SimulatedScene(
         movers=movers,
         flickers=(lamp,) if rng.uniform() < 1 / 3 else (),
         pan=(rng.uniform(-60, 60), rng.uniform(-10, 10)),
@@ -27,7 +27,7 @@ def driving_scene(seed: int) -> Scene:
     )
 
 
-def _other(rng: np.random.Generator) -> Mover:
+def _mover(rng: np.random.Generator) -> Mover:
     bright = rng.uniform() < 0.5
     return Mover(
         shape=str(rng.choice(["box", "bar"])),

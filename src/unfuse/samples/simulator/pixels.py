@@ -1,12 +1,12 @@
-"""When a pixel of an event camera fires.
+"""Compute the times at which the pixels of an event camera fire.
 
-A pixel remembers a log intensity and fires whenever the present one has moved a contrast threshold away; between two
-rendered frames the intensity is taken as linear in time, which gives each event its microsecond (ESIM: Rebecq et al.,
-CoRL 2018). Thresholds vary over pixels, and apart for rising and falling contrast; leak events rise without cause; shot
-noise fires at random, more often in the dark; a pixel rests for its refractory time (v2e: Hu et al., CVPRW 2021).
+A pixel remembers a log intensity and fires whenever the present intensity has moved a contrast threshold away; between
+two rendered frames the intensity is linear in time, which gives each event its microsecond (ESIM: Rebecq et al., CoRL
+2018). Thresholds vary over pixels, separately for rising and falling contrast. Leak events rise without a change; shot
+noise fires at random, more often in the dark; a pixel is silent for its refractory time (v2e: Hu et al., CVPRW 2021).
 
 Limits: the photoreceptor follows at any speed (v2e's bandwidth in dim light is not modelled), noise events do not move
-a pixel's memory, rest drops an event without delaying it, and nothing is read out in rows.
+a pixel's memory, the refractory time drops an event without delaying it, and pixels are not read out in rows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfuse.events import EventStream
-from unfuse.samples.simulator.render import BACKGROUND, Picture, draw_texture
-from unfuse.samples.simulator.scene import Scene
+from unfuse.samples.simulator.render import BACKGROUND, SceneRenderer, draw_texture
+from unfuse.samples.simulator.scene import SimulatedScene
 
 LOWEST_THRESHOLD: Final = 0.05
 """Threshold of the most sensitive pixel."""
@@ -30,31 +30,32 @@ Events = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Chance:
-    """All that is random about one recording."""
+class Randomness:
+    """Everything random about one recording."""
 
     texture: Array
-    """Of the background: rows (amplitude, kx, ky, phase)."""
+    """Waves of the background: rows (amplitude, kx, ky, phase)."""
     rising: Array
     """Threshold of each pixel for rising contrast, ``[H, W]``."""
     falling: Array
+    """Threshold of each pixel for falling contrast, ``[H, W]``."""
     start: Array
-    """How far each pixel's memory begins above what it sees."""
+    """Offset of each pixel's memory above its first log intensity, ``[H, W]``."""
     noise: Events
     """Shot noise."""
 
 
-def simulate(scene: Scene) -> EventStream:
-    """Events of a scene, sorted by time, then row, then column; the same seed gives the same events.
+def simulate(scene: SimulatedScene) -> EventStream:
+    """Return the events of a scene, sorted by time, then row, then column; equal seeds give equal events.
 
     Raises:
-        EventStreamError: nothing in it changes, so there are none.
+        EventStreamError: nothing in the scene changes, so there are no events.
     """
-    return events_of(scene, draw_chance(scene))
+    return simulate_events(scene, draw_randomness(scene))
 
 
-def draw_chance(scene: Scene) -> Chance:
-    """Draws the background, the pixels and their noise from the scene's seed."""
+def draw_randomness(scene: SimulatedScene) -> Randomness:
+    """Draw the background, the pixels and their noise from the scene's seed."""
     rng = np.random.default_rng(scene.seed)
     width, height = scene.size
     camera = scene.camera
@@ -64,36 +65,44 @@ def draw_chance(scene: Scene) -> Chance:
     )
     start = rng.uniform(-0.5, 0.5, (height, width)) * rising
     texture = draw_texture(rng, scene.wavelengths)
-    return Chance(texture, rising, falling, start, _shot_noise(scene, Picture(scene, texture), rng))
+    return Randomness(texture, rising, falling, start, _shot_noise(scene, SceneRenderer(scene, texture), rng))
 
 
-def events_of(scene: Scene, chance: Chance) -> EventStream:
-    """Events of a scene, all chance given."""
-    camera, rising = scene.camera, chance.rising
-    picture = Picture(scene, chance.texture)
-    before = picture.log_intensity(0.0)
-    memory = before + chance.start
+def simulate_events(scene: SimulatedScene, randomness: Randomness) -> EventStream:
+    """Return the events of a scene with given randomness."""
+    camera = scene.camera
+    renderer = SceneRenderer(scene, randomness.texture)
+    before = renderer.log_intensity(0.0)
+    memory = before + randomness.start
     columns = []
     for begin in range(0, scene.duration_us, scene.step_us):
         step = min(scene.step_us, scene.duration_us - begin)
-        now = picture.log_intensity((begin + step) / 1e6)
+        now = renderer.log_intensity((begin + step) / 1e6)
         if camera.leak_hz:
-            memory -= camera.leak_hz * step / 1e6 * rising
-        columns.append(_crossings(before, now, memory, rising, chance.falling, begin, step))
+            memory -= camera.leak_hz * step / 1e6 * randomness.rising
+        columns.append(_crossings(_Step(before, now, begin, step), memory, randomness.rising, randomness.falling))
         before = now
-    events = np.concatenate([*columns, chance.noise], axis=1)
+    events = np.concatenate([*columns, randomness.noise], axis=1)
     events = events[:, np.lexsort((events[2], events[1], events[0]))]
-    t, y, x, p = _rested(events, camera.refractory_us, scene.size[0])
+    t, y, x, p = _outside_refractory(events, camera.refractory_us, scene.size[0])
     return EventStream.from_arrays(
         x.astype(np.uint16), y.astype(np.uint16), t, p.astype(np.uint8), sensor_size=scene.size
     )
 
 
-def _crossings(
-    before: Array, now: Array, memory: Array, rising: Array, falling: Array, start_us: int, step_us: int
-) -> Events:
-    """One step's events; moves ``memory`` along."""
-    change = now - memory
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Log intensity ``[H, W]`` at the begin and the end of a time step."""
+
+    before: Array
+    after: Array
+    start_us: int
+    length_us: int
+
+
+def _crossings(step: _Step, memory: Array, rising: Array, falling: Array) -> Events:
+    """Return the events of one step, and move ``memory`` to the crossed thresholds."""
+    change = step.after - memory
     y, x = ((change >= rising) | (change <= -falling)).nonzero()
     change = change[y, x]
     up = change > 0
@@ -103,42 +112,43 @@ def _crossings(
     owner = np.repeat(np.arange(len(repeats)), repeats)
     ordinal = np.arange(len(owner)) - np.repeat(np.cumsum(repeats) - repeats, repeats) + 1
     reached = memory[y, x][owner] + ordinal * height[owner]
-    low, high = before[y, x][owner], now[y, x][owner]
+    low, high = step.before[y, x][owner], step.after[y, x][owner]
     moved = np.where(high == low, 1.0, high - low)
-    t = start_us + np.clip((reached - low) / moved, 0.0, 1.0) * step_us
+    t = step.start_us + np.clip((reached - low) / moved, 0.0, 1.0) * step.length_us
     memory[y, x] += repeats * height
     return np.stack([t.astype(np.int64), y[owner], x[owner], up[owner].astype(np.int64)])
 
 
-def _shot_noise(scene: Scene, picture: Picture, rng: np.random.Generator) -> Events:
-    """Events without cause: Poisson in time, either polarity, more often in the dark."""
+def _shot_noise(scene: SimulatedScene, renderer: SceneRenderer, rng: np.random.Generator) -> Events:
+    """Draw noise events: Poisson in time, of either polarity, more often in the dark."""
     rate, most = scene.camera.shot_noise_hz, scene.camera.dark_noise
     if not rate:
         return np.empty((4, 0), np.int64)
-    darkness = np.clip(BACKGROUND / np.maximum(picture.intensity(0.0), 1e-3), 1 / most, most)
+    darkness = np.clip(BACKGROUND / np.maximum(renderer.intensity(0.0), 1e-3), 1 / most, most)
     counts = rng.poisson(rate * darkness * scene.duration_us / 1e6)
     y, x = (np.repeat(axis, counts[counts > 0]) for axis in counts.nonzero())
     return np.stack([rng.integers(0, scene.duration_us, len(y)), y, x, rng.integers(0, 2, len(y))])
 
 
-def _rested(events: Events, rest_us: int, width: int) -> Events:
-    """Events without those that follow a kept one of the same pixel within ``rest_us``; their order stays."""
-    if not rest_us or not events.shape[1]:
+def _outside_refractory(events: Events, refractory_us: int, width: int) -> Events:
+    """Drop events that follow a retained event of the same pixel within ``refractory_us``; the order stays."""
+    if not refractory_us or not events.shape[1]:
         return events
     pixel = events[1] * width + events[2]
     order = np.argsort(pixel, kind="stable")
     t, same = events[0][order], np.diff(pixel[order], prepend=-1) == 0
-    # Whoever comes late enough after the one before it stays; only runs of others need a look, one rank at a time.
-    early = same & (np.diff(t, prepend=0) < rest_us)
+    # An event that is late enough after its predecessor stays. Only runs of early events need the last retained time,
+    # and they are resolved one rank at a time.
+    early = same & (np.diff(t, prepend=0) < refractory_us)
     keep = ~early
     index = np.arange(len(t))
     first = np.maximum.accumulate(np.where(early, 0, index))
-    suspects = np.flatnonzero(early)
-    rank = suspects - first[suspects]
-    last = t.copy()  # at the head of each run, the time of the last one kept
+    candidates = np.flatnonzero(early)
+    rank = candidates - first[candidates]
+    last = t.copy()  # at the head of each run, the time of its last retained event
     for nth in range(1, int(rank.max(initial=0)) + 1):
-        here = suspects[rank == nth]
-        kept = here[t[here] - last[first[here]] >= rest_us]
-        keep[kept] = True
-        last[first[kept]] = t[kept]
+        members = candidates[rank == nth]
+        retained = members[t[members] - last[first[members]] >= refractory_us]
+        keep[retained] = True
+        last[first[retained]] = t[retained]
     return events[:, np.sort(order[keep])]

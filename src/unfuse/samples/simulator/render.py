@@ -1,7 +1,7 @@
-"""How bright each pixel of a scene is at a time.
+"""Render the brightness of each pixel of a scene at a time.
 
-The background is a sum of plane waves. A wave of a sum of angles is a sum of products, ``sin(a + b) = sin a cos b +
-cos a sin b``, so a whole frame of them is one small matrix product.
+The background is a sum of plane waves. Because ``sin(a + b) = sin a cos b + cos a sin b``, a whole frame of the sum is
+one small matrix product.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unfuse.samples.simulator.scene import Flicker, Mover, Scene
+from unfuse.samples.simulator.scene import Flicker, Mover, SimulatedScene
 
 BACKGROUND: Final = 0.35
 EPSILON: Final = 0.02  # keeps the logarithm of a black pixel finite
 TONE: Final = 0.3
-"""Distance of a tone of the background from the middle, in natural-log intensity, at texture 1."""
+"""Distance of each background tone from the mean, in natural-log intensity, at texture 1."""
 _WAVES: Final = 6
 
 Array = NDArray[np.float64]
@@ -24,17 +24,17 @@ _Box = tuple[slice, slice]
 
 
 def draw_texture(rng: np.random.Generator, wavelengths: tuple[float, float]) -> Array:
-    """Rows (amplitude, kx, ky, phase) of a scene's background; wavelengths in pixels."""
+    """Draw rows (amplitude, kx, ky, phase) of a scene's background; wavelengths in pixels."""
     k = 2 * np.pi / rng.uniform(*wavelengths, _WAVES)
     angle = rng.uniform(0, np.pi, _WAVES)
     amplitude, phase = rng.uniform(0.02, 0.05, _WAVES), rng.uniform(0, 2 * np.pi, _WAVES)
     return np.stack([amplitude, k * np.cos(angle), k * np.sin(angle), phase], 1)
 
 
-class Picture:
-    """A scene in front of its background; what does not change is computed once."""
+class SceneRenderer:
+    """Renders a scene before its background; a background that does not move is computed once."""
 
-    def __init__(self, scene: Scene, texture: Array):
+    def __init__(self, scene: SimulatedScene, texture: Array):
         self._scene = scene
         self._texture = texture
         self._still: tuple[Array, Array] | None = None
@@ -43,13 +43,13 @@ class Picture:
             self._still = still, _log(still)
 
     def intensity(self, seconds: float) -> Array:
-        """Linear intensity ``[H, W]``, 0 to 1."""
+        """Return linear intensity ``[H, W]``, 0 to 1."""
         image = self._background(seconds) if self._still is None else self._still[0].copy()
         self._draw(image, seconds)
         return image.clip(0.0, 1.0)
 
     def log_intensity(self, seconds: float) -> Array:
-        """Natural logarithm of it, as a photoreceptor sees."""
+        """Return the natural logarithm of the intensity ``[H, W]``, as a photoreceptor measures it."""
         if self._still is None:
             return _log(self.intensity(seconds))
         image, log = (array.copy() for array in self._still)
@@ -70,7 +70,7 @@ class Picture:
         waves: Array = left.T @ np.concatenate([np.sin(along), np.cos(along)])
         if not scene.contours:
             return BACKGROUND + scene.texture * waves
-        # Equally far from the middle in log intensity: neither tone is told from the other by its events.
+        # Equally far from the mean in log intensity, so that events do not tell one tone from the other.
         tone = TONE * scene.texture * np.tanh(scene.contours * waves)
         if scene.thicket:
             cx, cy, radius = scene.thicket
@@ -79,10 +79,10 @@ class Picture:
         return image
 
     def _draw(self, image: Array, seconds: float) -> list[_Box]:
-        """Puts every shape in front; where each of them lies."""
+        """Draw every shape over the background; return the box of each."""
         lamps = [_lamp(light, seconds) for light in self._scene.flickers]
-        boxes = [_put(image, lamp, 0.0) for lamp in lamps]
-        boxes += [_put(image, mover, seconds) for mover in self._scene.movers]
+        boxes = [_draw_shape(image, lamp, 0.0) for lamp in lamps]
+        boxes += [_draw_shape(image, mover, seconds) for mover in self._scene.movers]
         return [box for box in boxes if box is not None]
 
 
@@ -102,8 +102,8 @@ def _lamp(light: Flicker, seconds: float) -> Mover:
     )
 
 
-def _put(image: Array, mover: Mover, seconds: float) -> _Box | None:
-    """Draws one shape over what is there, within its own bounds."""
+def _draw_shape(image: Array, mover: Mover, seconds: float) -> _Box | None:
+    """Draw one shape over the image and return its box; None outside the image."""
     radius = mover.radius * (1 + mover.growth * seconds)
     cx = mover.position[0] + mover.velocity[0] * seconds
     cy = mover.position[1] + mover.velocity[1] * seconds
@@ -122,7 +122,7 @@ def _put(image: Array, mover: Mover, seconds: float) -> _Box | None:
 
 
 def _outside(shape: str, dx: Array, dy: Array, radius: float) -> Array:
-    """Distance beyond a shape's rim in pixels, below 0 inside; all shapes fit a square of ``2 radius``."""
+    """Return the distance beyond a shape's rim in pixels, below 0 inside; all shapes fit a square of ``2 radius``."""
     if shape == "disc":
         return np.hypot(dx, dy) - radius
     if shape == "box":

@@ -1,4 +1,4 @@
-"""What is in front of a simulated event camera, and the camera itself."""
+"""A simulated event camera and the objects before it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHAPES: Final = ("disc", "box", "triangle", "bar", "ring")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mover:
-    """One shape that moves on a straight line and may grow, as what comes nearer does."""
+    """A shape that moves on a straight line and may grow, as an approaching object does."""
 
     shape: str
     """One of ``SHAPES``."""
@@ -25,7 +25,7 @@ class Mover:
     intensity: float
     """Linear, 0 to 1; the background is about 0.35."""
     growth: float = 0.0
-    """Of the radius, as a share of it per second."""
+    """Growth of the radius per second, as a share of it."""
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -46,58 +46,57 @@ class Flicker:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Camera:
-    """The pixels' own behaviour; by default without noise, as fixtures want them. See ``DAYLIGHT``."""
+class SimulatedCamera:
+    """Behaviour of the pixels; by default without noise. See ``DAYLIGHT``."""
 
     threshold: float = 0.2
     """Contrast threshold in natural-log intensity."""
     threshold_spread: float = 0.03
-    """Standard deviation of the threshold over pixels, drawn for rising and falling contrast apart."""
+    """Standard deviation of the threshold over pixels, drawn separately for rising and falling contrast."""
     off_factor: float = 1.0
-    """Thresholds of falling contrast as a multiple of those of rising; above 1 there are more rising events."""
+    """Ratio of falling to rising thresholds; above 1 there are more rising events."""
     shot_noise_hz: float = 0.0
     """Rate of noise events of a mid-grey pixel."""
     dark_noise: float = 4.0
-    """Most noise of a dark pixel, as a multiple of that; a bright one has at least as little. 1 is even noise."""
+    """Most noise of a dark pixel and, inverted, least noise of a bright pixel, in ``shot_noise_hz``; 1: even noise."""
     leak_hz: float = 0.0
-    """Rate of rising events of a pixel that sees nothing change."""
+    """Rate of rising events of a pixel of constant brightness."""
     refractory_us: int = 0
-    """Time after an event in which a pixel gives no other."""
+    """Time after an event in which a pixel is silent."""
 
 
-DAYLIGHT: Final = Camera(off_factor=1.25, shot_noise_hz=1.0, leak_hz=0.1, refractory_us=100)
-"""A camera whose event rate, share of rising events and shortest interval are those of real recordings by day."""
+DAYLIGHT: Final = SimulatedCamera(off_factor=1.25, shot_noise_hz=1.0, leak_hz=0.1, refractory_us=100)
+"""A camera with the event rate, share of rising events and shortest interval of real recordings by day."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
-    """What is to be simulated."""
+class SimulatedScene:
+    """A scene to simulate."""
 
     movers: tuple[Mover, ...] = ()
-    """Later ones in front of earlier ones."""
+    """A later mover covers an earlier one."""
     flickers: tuple[Flicker, ...] = ()
     pan: tuple[float, float] = (0.0, 0.0)
-    """Apparent motion of the background from the camera's own turning, pixels per second."""
+    """Apparent motion of the background from the camera's rotation, pixels per second."""
     zoom: float = 0.0
     """Apparent growth of the background per second: above 0 the camera drives forward."""
     texture: float = 1.0
     """Contrast of the background; 0 is an even wall."""
     wavelengths: tuple[float, float] = (12.0, 60.0)
-    """Shortest and longest of its waves, in pixels."""
+    """Shortest and longest wave of the background, in pixels."""
     contours: float = 0.0
-    """How steeply the background changes between two tones where the sum of its waves is 0; 0 is the waves as they
-    are."""
+    """Steepness of the change between two background tones where the sum of the waves is 0; 0 keeps the waves."""
     thicket: tuple[float, float, float] | None = None
-    """Disc in which the two tones are: its centre (x, y) and radius at time 0, in pixels; None is everywhere."""
+    """Disc that holds the two tones: centre (x, y) and radius at time 0, in pixels; None is everywhere."""
     size: tuple[int, int] = (640, 480)
     """Sensor (width, height)."""
     duration_us: int = 50_000
     step_us: int = 1_000
     """Time between rendered frames."""
-    camera: Camera = field(default_factory=Camera)
+    camera: SimulatedCamera = field(default_factory=SimulatedCamera)
     seed: int = 0
 
     @property
     def camera_moves(self) -> bool:
-        """Whether the background moves in the picture."""
+        """True if the background moves in the image."""
         return self.zoom != 0 or self.pan != (0.0, 0.0)

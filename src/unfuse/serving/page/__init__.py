@@ -1,4 +1,4 @@
-"""The page of a server: one document with its style and script inside, which fetches nothing but from the server."""
+"""The server's page: one document with style and script inside, which fetches from the server only."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a browser is sent."""
+    """HTML and Content-Security-Policy of the page."""
 
     html: str
     policy: str
-    """Its Content-Security-Policy: this script and this style by their hashes, and this server."""
+    """Content-Security-Policy that allows the script and style by their hashes, and this server."""
 
 
 def page() -> Page:
-    """Puts the parts together."""
+    """Return the page from its parts."""
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     html = (folder / "page.html").read_text(encoding="utf-8")

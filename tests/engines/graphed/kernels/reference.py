@@ -62,17 +62,17 @@ def caches(heads, capacities, dtype):
 HEADS = [Heads(4, 4, 16), Heads(8, 2, 32), Heads(6, 1, 24)]
 
 
-def attended(qkv, sequences, angles, heads, splits, norm_weights=None):
+def attended(qkv, sequences, cos_sin, heads, splits, norm_weights=None):
     """Attention of rows, whose keys and values are then in the caches: of few rows in so many parts, or (0) of many."""
     out = torch.full((len(qkv), heads.num_heads * heads.head_dim), float("nan"), dtype=qkv.dtype, device=DEVICE)
     if not splits:
-        write_kv(qkv, sequences, angles, heads, LAYER, norm_weights=norm_weights, eps=EPS)
+        write_kv(qkv, sequences, cos_sin, heads, LAYER, norm_weights=norm_weights, eps=EPS)
         prefill_attention(out, qkv, sequences, heads, LAYER, scale=heads.head_dim**-0.5)
         return out
     partial = tails.partial_size(heads, len(qkv), splits, sequences.count)
     semaphores = torch.zeros(heads.num_heads * sequences.count, dtype=torch.int32, device=DEVICE)
     tails.extend_attention(
-        out, qkv, sequences, angles, heads, LAYER,
+        out, qkv, sequences, cos_sin, heads, LAYER,
         norm_weights=norm_weights, eps=EPS, scale=heads.head_dim**-0.5, config=tails.ExtendConfig(splits, 64, 4, 2),
         partial=torch.full((partial,), float("nan"), device=DEVICE), semaphores=semaphores,
     )  # fmt: skip

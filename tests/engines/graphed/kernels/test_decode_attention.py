@@ -29,8 +29,8 @@ def test_decode_attention(dtype, heads, splits, normed):
     base_pointer, buffers, where = caches(heads, rooms, dtype)
     wanted = [buffer.double() for buffer in buffers]
     rows, size = len(lengths), heads.head_dim
-    qkv, angles = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
-    cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+    qkv, cos_sin = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
+    cosine, sine = cos_sin.cos().to(dtype), cos_sin.sin().to(dtype)
     norm_weights = (normal(size, dtype=dtype), normal(size, dtype=dtype))
     out = torch.full((rows, heads.num_heads * size), float("nan"), dtype=dtype, device=DEVICE)
     semaphores = torch.zeros(rows * heads.num_kv_heads, dtype=torch.int32, device=DEVICE)

@@ -19,7 +19,7 @@ from unfuse.engines.graphed.kernels import gemv as one
         (7, 20, one.GemvConfig(4, 64, 4, True)),
     ],
 )
-def test_matvec(dtype, n, k, config, normed, gated):
+def test_gemv(dtype, n, k, config, normed, gated):
     weight, x = normal(n * (1 + gated), k, dtype=dtype), normal(k, dtype=dtype)
     norm_weight, bias = normal(k, dtype=dtype), normal(len(weight), dtype=dtype)
     out = normal(n, dtype=dtype)

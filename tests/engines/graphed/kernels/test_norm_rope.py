@@ -1,4 +1,4 @@
-"""Norms, gates, angles, argmax and the begin of a step against torch."""
+"""Norms, gates, cos_sin, argmax and the begin of a step against torch."""
 
 from __future__ import annotations
 
@@ -27,30 +27,40 @@ def test_gate(dtype):
     close(out, silu(pair[:, :2100].double()) * pair[:, 2100:].double())
 
 
-def test_angles_of_several_axes():
+def test_rotary_embedding_with_several_axes():
     positions, inv_freq = whole(1, 2, 3, 40, 50, 60, 7, 8, 9).view(3, 3), torch.rand(6).to(DEVICE)
     axes = whole(0, 0, 1, 1, 2, 2)
     cosine, sine = torch.empty(2, 3, 6, device=DEVICE)
     rotary_cos_sin(cosine, sine, positions, inv_freq, axes, 1.5)
-    angles = positions[axes.long()].t() * inv_freq
-    torch.testing.assert_close(cosine, angles.cos() * 1.5, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(sine, angles.sin() * 1.5, atol=1e-5, rtol=1e-5)
+    cos_sin = positions[axes.long()].t() * inv_freq
+    torch.testing.assert_close(cosine, cos_sin.cos() * 1.5, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sine, cos_sin.sin() * 1.5, atol=1e-5, rtol=1e-5)
 
 
-def test_a_step_begins_where_the_last_one_ended(dtype):
+def test_a_step_continues_after_the_last_step(dtype):
     embedding, inv_freq, axes = normal(10, 40, dtype=dtype), torch.rand(6).to(DEVICE), torch.zeros_like(whole(*[0] * 6))
-    x, angles = normal(2, 40, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
-    here, length, position, capacity = whole(0, 0), whole(4, 7), whole(7, 9), whole(9, 8)
+    x, cos_sin = normal(2, 40, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
+    write_position, length, position, capacity = whole(0, 0), whole(4, 7), whole(7, 9), whole(9, 8)
     for step in range(2):
         begin_step(
-            x, *angles, here, whole(3, 8, dtype=torch.int64), length, position, capacity, embedding, inv_freq, axes, 1.0
+            x,
+            *cos_sin,
+            write_position,
+            whole(3, 8, dtype=torch.int64),
+            length,
+            position,
+            capacity,
+            embedding,
+            inv_freq,
+            axes,
+            1.0,
         )
         assert torch.equal(x, embedding[[3, 8]])
         # The second row has no more room, and stays at its last place.
-        assert here.tolist() == [4 + step, 7]
+        assert write_position.tolist() == [4 + step, 7]
         assert position.tolist() == [8 + step, 10 + step]
         wanted = (whole(7, 9)[:, None] + step) * inv_freq
-        torch.testing.assert_close(angles[0], wanted.cos(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(cos_sin[0], wanted.cos(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_step_embeds_in_fragment_order(dtype):
@@ -59,9 +69,9 @@ def test_a_step_embeds_in_fragment_order(dtype):
         torch.rand(6).to(DEVICE),
         torch.zeros_like(whole(*[0] * 6)),
     )
-    x, angles = normal(2, 192, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
+    x, cos_sin = normal(2, 192, dtype=dtype), torch.empty(2, 2, 6, device=DEVICE)
     begin_step(
-        x, *angles, whole(0, 0), whole(3, 8, dtype=torch.int64), whole(4, 7), whole(7, 9), whole(9, 8),
+        x, *cos_sin, whole(0, 0), whole(3, 8, dtype=torch.int64), whole(4, 7), whole(7, 9), whole(9, 8),
         embedding, inv_freq, axes, 1.0, fragments=True,
     )  # fmt: skip
     assert torch.equal(x, embedding[[3, 8]][:, fragment_order(192).to(DEVICE)])
@@ -69,7 +79,7 @@ def test_a_step_embeds_in_fragment_order(dtype):
 
 @pytest.mark.parametrize("vocabulary", [40, 16384, 40000])
 @pytest.mark.parametrize("ends", [(), (7,), (39, 2)], ids=str)
-def test_largest(vocabulary, ends):
+def test_argmax(vocabulary, ends):
     """Logits of few bits, so that the largest is there several times: the first of them is chosen, as by torch."""
     logits = torch.randint(-9, 9, (6, vocabulary)).float().to(DEVICE)
     logits[2, 7] = logits[3, 39] = 20

@@ -22,15 +22,15 @@ from unfuse.engines.graphed.kernels.shared_prefix_attention import MEMBERS, Shar
 
 @pytest.mark.parametrize(("normed", "splits"), [(False, 1), (True, 3)])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_positions_that_rows_share_are_read_once_for_all(dtype, heads, normed, splits):
+def test_shared_prefixes_are_read_once(dtype, heads, normed, splits):
     """Against each row with a copy of them in its own buffer."""
     shared, own, size = (70, 3), (5, 0, 9, 2, 4), heads.head_dim
-    of = (0, 1, 0, None, 0)  # what each row shares
+    of = (0, 1, 0, None, 0)  # what each row in_group
     rooms = (80, 8, *(length + 4 for length in own))
     base_pointer, buffers, where = caches(heads, rooms, dtype)
     rows = len(own)
-    qkv, angles = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
-    angles = angles.cos().to(dtype), angles.sin().to(dtype)
+    qkv, cos_sin = normal(rows, heads.width, dtype=dtype), normal(rows, size // 2)
+    cos_sin = cos_sin.cos().to(dtype), cos_sin.sin().to(dtype)
     norm_weights = (normal(size, dtype=dtype), normal(size, dtype=dtype)) if normed else None
     settings = {"norm_weights": norm_weights, "eps": EPS, "scale": size**-0.5}
     # The reference: a buffer each.
@@ -45,7 +45,7 @@ def test_positions_that_rows_share_are_read_once_for_all(dtype, heads, normed, s
     def attended(base_pointer, where, rooms, lengths, parts):
         out = torch.full((rows, heads.num_heads * size), float("nan"), dtype=dtype, device=DEVICE)
         decode_attention(
-            out, qkv, base_pointer, where, whole(*rooms), whole(*lengths), angles, heads, LAYER,
+            out, qkv, base_pointer, where, whole(*rooms), whole(*lengths), cos_sin, heads, LAYER,
             config=DecodeConfig(2, 32, 4, 2),
             semaphores=torch.zeros(rows * heads.num_kv_heads, dtype=torch.int32, device=DEVICE),
             partial=torch.full((partial_size(heads, rows, 2),), float("nan"), device=DEVICE),
@@ -59,8 +59,8 @@ def test_positions_that_rows_share_are_read_once_for_all(dtype, heads, normed, s
     scratch = partial_size(heads, rows, splits)
     parts = SharedPrefixes(
         members=members, caches=torch.cat([where[:2], where[:1]]), capacity=whole(80, 8, 1), length=whole(*shared, 0),
-        shares=whole(*(int(each is not None) for each in of)),
+        in_group=whole(*(int(each is not None) for each in of)),
         partial=torch.full((scratch,), float("nan"), device=DEVICE), splits=splits,
     )  # fmt: skip
-    shared_prefix_attention(parts, qkv, base_pointer, angles, heads, LAYER, **settings)
+    shared_prefix_attention(parts, qkv, base_pointer, cos_sin, heads, LAYER, **settings)
     close(attended(base_pointer, where[2:], rooms[2:], own, parts), wanted.double())

@@ -20,7 +20,7 @@ from unfuse.engines.graphed.kernels import skinny_gemm as few
         (16, 128, few.SkinnyGemmConfig(16, 16, 4, 3, 4)),
     ],
 )
-def test_few_rows(dtype, n, k, config, gated, rows):
+def test_skinny_gemm(dtype, n, k, config, gated, rows):
     weight, x = normal(n * (1 + gated), k, dtype=dtype), normal(few.padded_rows(rows), k, dtype=dtype)
     bias, out = normal(len(weight), dtype=dtype), normal(rows, n, dtype=dtype)
     before = out.double()

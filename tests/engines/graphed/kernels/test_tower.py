@@ -9,7 +9,7 @@ from tests.engines.graphed.kernels.reference import EPS, close, normal
 from unfuse.engines.graphed.kernels import tower
 
 
-@pytest.mark.parametrize("config", [*tower.CANDIDATES, tower.IN_FLOAT32], ids=str)
+@pytest.mark.parametrize("config", [*tower.CANDIDATES, tower.FLOAT32_CONFIG], ids=str)
 @pytest.mark.parametrize(("images", "positions", "heads", "size"), [(2, 65, 2, 16), (1, 130, 1, 24), (3, 16, 2, 16)])
 def test_tower_attention(dtype, images, positions, heads, size, config):
     qkv = normal(images * positions, 3 * heads * size, dtype=dtype)
@@ -23,10 +23,10 @@ def test_tower_attention(dtype, images, positions, heads, size, config):
 @pytest.mark.parametrize("width", [32, 48])
 def test_layer_norm(dtype, width):
     x, norm_weight, shift, bias = normal(5, width, dtype=dtype), *(normal(width, dtype=dtype) for _ in range(3))
-    out, moved = torch.empty_like(x), torch.empty_like(x)
-    tower.layer_norm(out, moved, x, norm_weight, shift, bias, EPS)
+    out, residual = torch.empty_like(x), torch.empty_like(x)
+    tower.layer_norm(out, residual, x, norm_weight, shift, bias, EPS)
     close(out, torch.nn.functional.layer_norm(x.double(), (width,), norm_weight.double(), shift.double(), EPS))
-    close(moved, x.double() + bias.double())
+    close(residual, x.double() + bias.double())
 
 
 @pytest.mark.parametrize("kind", tower.ACTIVATIONS)

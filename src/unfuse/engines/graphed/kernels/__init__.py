@@ -1,6 +1,6 @@
-"""Triton kernels of Stage 4, each with what it computes in its docstring and a torch reference in the tests.
+"""Triton kernels of Stages 3 and 4. The docstring of each launcher gives the formula; the tests have a torch reference.
 
-Every kernel of a decode step may be launched before the one ahead of it has finished (programmatic dependent launch,
-Hopper): it loads weights, which nothing writes, and only then waits. Since each waits, all that came before the one
-ahead has finished too.
+On Hopper, a kernel may start before the previous kernel has finished (programmatic dependent launch). It first loads
+weights, which no kernel writes, and then waits for the previous kernel. Every kernel waits, so all kernels before the
+previous one have finished as well.
 """

@@ -1,4 +1,4 @@
-"""Greedy choice of the next token: the argmax of each row of logits."""
+"""Greedy decoding: the argmax of each row of logits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _argmax(token, logits, end_ids, eos_masked, ENDS: tl.constexpr, V: tl.conste
             value = tl.where(no_end & (at == tl.load(end_ids + end)), float("-inf"), value)
         where = tl.where(value > best, at, where)
         best = tl.maximum(value, best)
-    # Of equal ones the first, as everywhere: logits of few bits are often equal.
+    # Of equal logits the first, as in torch: logits of few bits are often equal.
     chosen = tl.min(tl.where(best == tl.max(best, axis=0), where, V), axis=0)
     tl.store(token + row, chosen.to(tl.int64))
 

@@ -1,4 +1,4 @@
-"""One row times a weight matrix: decode of one sequence, where reading the weights is all the work."""
+"""GEMV: one row times a weight matrix. Decoding one sequence is limited by reading the weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GemvConfig:
-    """How the work is cut."""
+    """Tile config of the GEMV."""
 
     rows: int
-    """Outputs a program."""
+    """Outputs per program."""
     columns: int
-    """Inputs a step."""
+    """Inputs per iteration."""
     warps: int
-    early: bool
-    """Start loading weights while the kernel ahead is still at work."""
+    pdl: bool
+    """Programmatic dependent launch: start loading weights before the previous kernel has finished."""
 
 
 CANDIDATES: Final = tuple(
-    GemvConfig(*cut)
-    for cut in (
+    GemvConfig(*config)
+    for config in (
         (2, 2048, 8, False),
         (2, 2048, 8, True),
         (2, 2048, 4, False),
@@ -41,7 +41,7 @@ CANDIDATES: Final = tuple(
         (4, 2048, 8, False),
         (2, 4096, 8, False),
         (8, 512, 8, True),
-        # All of a program's weights under way before the wait.
+        # All weights of a program are requested before the wait.
         (1, 4096, 4, True),
         (2, 4096, 4, True),
         (2, 4096, 8, True),
@@ -106,12 +106,12 @@ def _gemv(
             up = first_up if start == 0 else _tile(upper, rows, at, N, K, ROWS_FIT, start + COLUMNS <= K)
             total_up += up.to(tl.float32) * value[None, :]
     if OVERLAP:
-        # Not before all loads are under way: whoever comes next would compete with them.
+        # After all loads were issued: the next kernel would compete with them.
         gdc_launch_dependents()
     result = tl.sum(total, axis=1)
     result_up = tl.sum(total_up, axis=1)
     if NORM:
-        # The norm's factor is one number, so it is applied to the sums.
+        # The norm's factor is a scalar, so it is applied to the sums.
         scale = tl.rsqrt(tl.sum(square, axis=0) / K + eps)
         result *= scale
         result_up *= scale
@@ -142,13 +142,13 @@ def gemv(
     add: bool = False,
     gated: bool = False,
 ) -> None:
-    """``out = W norm(x) + bias``, all rounded to the weight's dtype once, after a float32 sum.
+    """Compute ``out = W norm(x) + bias``, rounded once to the weight's dtype after a float32 sum.
 
     Args:
         out: ``[N]``; with ``add`` the result is added to it. float32 keeps the rounded values.
         weight: ``[N, K]``, rows contiguous; with ``gated`` ``[2 N, K]``, gate above up.
         x: ``[K]``.
-        config: how the work is cut.
+        config: tile config.
         norm_weight: ``[K]`` of an RMS norm of ``x`` (Zhang and Sennrich, arXiv 1910.07467); None for no norm.
         eps: of that norm.
         bias: ``[N]``, or ``[2 N]`` with ``gated``.
@@ -176,5 +176,5 @@ def gemv(
         ADD=add,
         GATED=gated,
         num_warps=config.warps,
-        **overlap(weight, early=config.early),
+        **overlap(weight, pdl=config.pdl),
     )

@@ -1,4 +1,4 @@
-"""Small work on rows: what stands between the matrix products."""
+"""Kernels between the matrix products: RMS norm, gated activation, rotary embedding, start of a decode step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _rms_norm(
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     inside = at < K
-    # It is short: the product after it may ask for its weights while the one ahead is still at work.
+    # This kernel is short: the next product may prefetch its weights before the previous kernel has finished.
     if OVERLAP:
         gdc_launch_dependents()
     scale = tl.load(norm_weight + at, mask=inside, other=0.0)
@@ -29,13 +29,13 @@ def _rms_norm(
         gdc_wait()
     value = tl.load(x + row * K + at, mask=inside, other=0.0).to(tl.float32)
     value *= tl.rsqrt(tl.sum(value * value, axis=0) / K + eps)
-    # Rounded before the gain, as the model does it.
+    # Rounded before the norm weight, as in the model.
     value = value.to(out.dtype.element_ty).to(tl.float32) * scale.to(tl.float32)
     tl.store(out + row * K + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 def rms_norm(out: torch.Tensor, x: torch.Tensor, norm_weight: torch.Tensor, eps: float, *, rows: int) -> None:
-    """RMS norm of the first rows of ``x [R, K]`` (Zhang and Sennrich, arXiv 1910.07467)."""
+    """Normalise the first rows of ``x [R, K]`` (RMS norm: Zhang and Sennrich, arXiv 1910.07467)."""
     k = x.shape[1]
     block = triton.next_power_of_2(k)
     warps = min(16, max(1, block // 512))
@@ -54,13 +54,13 @@ def _gate(out, gate_up, N: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.conste
     base = gate_up + row.to(tl.int64) * (2 * N)
     value = tl.load(base + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(base + N + at, mask=inside, other=0.0).to(tl.float32)
-    # The activation is rounded before the product, as the model does it.
+    # The activation is rounded before the product, as in the model.
     value = (value * tl.sigmoid(value)).to(out.dtype.element_ty).to(tl.float32) * up
     tl.store(out + row.to(tl.int64) * N + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 def gate(out: torch.Tensor, gate_up: torch.Tensor) -> None:
-    """``silu(gate) * up`` of ``[R, 2 N]`` into ``[R, N]``."""
+    """Compute ``silu(gate) * up`` from ``[R, 2 N]`` to ``[R, N]``."""
     rows, n = out.shape
     launch(_gate, (rows, triton.cdiv(n, 2048)), out, gate_up, N=n, BLOCK=2048, num_warps=8, **overlap(out))
 
@@ -74,7 +74,7 @@ def _store_cos_sin(
     axis = tl.load(axes + at, mask=inside, other=0)
     position = tl.load(positions + axis * stride + row, mask=inside, other=0).to(tl.float32)
     angle = position * tl.load(inv_freq + at, mask=inside, other=0.0)
-    # Rounded to the model's dtype, as the model's own tables are.
+    # Rounded to the model's dtype, as in the model.
     dtype = cosine.dtype.element_ty
     tl.store(cosine + row * HALF + at, (tl.cos(angle) * scaling).to(dtype), mask=inside)
     tl.store(sine + row * HALF + at, (tl.sin(angle) * scaling).to(dtype), mask=inside)
@@ -100,15 +100,15 @@ def rotary_cos_sin(
     axes: torch.Tensor,
     scaling: float,
 ) -> None:
-    """Cosine and sine of every row's angles (Su et al., arXiv 2104.09864).
+    """Compute cosine and sine of the rotary embedding for every row (Su et al., arXiv 2104.09864).
 
     Args:
         cosine: ``[R, D / 2]``, out.
-        sine: the same.
-        positions: int ``[A, R]``: of every axis; text models have one axis.
-        inv_freq: float32 ``[D / 2]``, radians a position.
-        axes: int32 ``[D / 2]``, which axis turns each pair (M-RoPE, arXiv 2409.12191, has three).
-        scaling: factor on both.
+        sine: ``[R, D / 2]``, out.
+        positions: int ``[A, R]``, on every rotary axis; text models have one axis.
+        inv_freq: float32 ``[D / 2]``, radians per position.
+        axes: int32 ``[D / 2]``, rotary axis of each pair of dimensions (M-RoPE, arXiv 2409.12191, has three axes).
+        scaling: factor of cosine and sine.
     """
     half = cosine.shape[1]
     launch(
@@ -120,7 +120,7 @@ def rotary_cos_sin(
 
 @triton.jit
 def _begin_step(
-    x, cosine, sine, here, token, length, position, capacity, embedding, inv_freq, axes, scaling,
+    x, cosine, sine, write_position, token, length, position, capacity, embedding, inv_freq, axes, scaling,
     H: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr, FRAGMENTS: tl.constexpr,
     OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
@@ -132,19 +132,19 @@ def _begin_step(
     _store_cos_sin(cosine, sine, position, inv_freq, axes, scaling, row, 0, HALF, HALF_BLOCK)
     at = tl.arange(0, BLOCK)
     value = tl.load(embedding + tl.load(token + row).to(tl.int64) * H + at, mask=at < H, other=0.0)
-    place = at
+    stored_at = at
     if FRAGMENTS:
         # The inverse of ``megakernel.fragment_order``.
         chunk = at % 64 // 8
         word = (chunk // 2 % 2 * 4 + at % 8 // 2) * 4 + chunk // 4 * 2 + chunk % 2
-        place = at // 64 * 64 + word * 2 + at % 2
-    tl.store(x + row * H + place, value, mask=at < H)
-    # A row that has ended, or stands for nothing, goes on at its last place.
-    now = tl.minimum(tl.load(length + row), tl.load(capacity + row) - 1)
-    tl.store(here + row, now)
-    tl.store(length + row, now + 1)
+        stored_at = at // 64 * 64 + word * 2 + at % 2
+    tl.store(x + row * H + stored_at, value, mask=at < H)
+    # A row that has ended, and a padding row, overwrite their last position.
+    target = tl.minimum(tl.load(length + row), tl.load(capacity + row) - 1)
+    tl.store(write_position + row, target)
+    tl.store(length + row, target + 1)
     rotated = tl.load(position + row)
-    # Every thread must have read the position before it moves on.
+    # Every thread must have read the position before it is incremented.
     tl.debug_barrier()
     tl.store(position + row, rotated + 1)
 
@@ -153,7 +153,7 @@ def begin_step(
     x: torch.Tensor,
     cosine: torch.Tensor,
     sine: torch.Tensor,
-    here: torch.Tensor,
+    write_position: torch.Tensor,
     token: torch.Tensor,
     length: torch.Tensor,
     position: torch.Tensor,
@@ -165,27 +165,27 @@ def begin_step(
     *,
     fragments: bool = False,
 ) -> None:
-    """Embeds one token a row, gives its angles, and moves every row's place on by one.
+    """Start a decode step: embed one token per row, compute its cosine and sine, and increment its positions.
 
     Args:
         x: ``[B, H]``, out.
         cosine: ``[B, D / 2]``, out.
-        sine: the same.
-        here: int32 ``[B]``, out: where this step's keys and values go.
+        sine: ``[B, D / 2]``, out.
+        write_position: int32 ``[B]``, out: cache position of this step's keys and values.
         token: int64 ``[B]``.
-        length: int32 ``[B]``, positions in the cache; one more afterwards.
-        position: int32 ``[B]``, of the token on every rotary axis; one more afterwards.
-        capacity: int32 ``[B]``, positions that the cache has room for.
+        length: int32 ``[B]``, number of cached positions; incremented.
+        position: int32 ``[B]``, rotary position of the token on every axis; incremented.
+        capacity: int32 ``[B]``, capacity of the cache in positions.
         embedding: ``[V, H]``.
         inv_freq: as ``rotary_cos_sin``.
         axes: as ``rotary_cos_sin``.
         scaling: as ``rotary_cos_sin``.
-        fragments: store x in the order of ``megakernel.fragment_order``.
+        fragments: store ``x`` in the order of ``megakernel.fragment_order``.
     """
     h, half = embedding.shape[1], cosine.shape[1]
     launch(
         _begin_step, (len(token),),
-        x, cosine, sine, here, token, length, position, capacity, embedding, inv_freq, axes, scaling,
+        x, cosine, sine, write_position, token, length, position, capacity, embedding, inv_freq, axes, scaling,
         H=h, HALF=half, BLOCK=triton.next_power_of_2(h), HALF_BLOCK=triton.next_power_of_2(half), FRAGMENTS=fragments,
         num_warps=8, **overlap(x),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attention of prompts' positions, each prompt's to themselves and to what is cached before them."""
+"""Prefill attention of packed prompts: causal within a prompt, and to its cached positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from unfuse.engines.graphed.kernels.attention_common import Heads
-from unfuse.engines.graphed.kernels.launch import UNIT, launch, overlap, wide_enough
+from unfuse.engines.graphed.kernels.launch import UNIT, launch, mma_padded, overlap
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ class PackedSequences:
     """Prompts whose rows are packed one after the other, as the kernels read them."""
 
     base_pointer: torch.Tensor
-    """As in ``decode_attention``."""
+    """See ``decode_attention``."""
     metadata: torch.Tensor
     """int64 ``[8, S]``, S a power of two. Rows: offset of the KV cache (see ``decode_attention``), its capacity, number
     of cached positions, number of new rows, offset of the new rows in the packed batch; then of a prefix in another
@@ -36,7 +36,7 @@ class PackedSequences:
 
     @property
     def arguments(self) -> tuple[torch.Tensor, ...]:
-        """As kernels take them."""
+        """Arguments of the kernels."""
         return self.base_pointer, *self.metadata[:5].unbind()
 
 
@@ -48,75 +48,75 @@ def _write_kv(
     SEQUENCES: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    head = (tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER))[:, None]
+    heads = (tl.program_id(1) * TOGETHER + tl.arange(0, TOGETHER))[:, None]
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
     half: tl.constexpr = D // 2
     dtype: tl.constexpr = qkv.dtype.element_ty
-    which, own = 0, row
+    sequence, index = 0, row
     if SEQUENCES > 1:
-        begins = tl.load(first + tl.arange(0, SEQUENCES))
-        which = tl.sum((begins <= row).to(tl.int32), axis=0) - 1
-        own = row - tl.load(first + which).to(tl.int32)
-    if own < tl.load(count + which):
-        at = tl.arange(0, HALF_BLOCK)
-        inside = at < half
-        present = (head < HEADS + 2 * KV_HEADS) & inside[None, :]
-        mine = qkv + row.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * D) + head * D + at[None, :]
-        low = tl.load(mine, mask=present, other=0.0)
-        high = tl.load(mine + half, mask=present, other=0.0)
+        first_rows = tl.load(first + tl.arange(0, SEQUENCES))
+        sequence = tl.sum((first_rows <= row).to(tl.int32), axis=0) - 1
+        index = row - tl.load(first + sequence).to(tl.int32)
+    if index < tl.load(count + sequence):
+        half_dims = tl.arange(0, HALF_BLOCK)
+        half_mask = half_dims < half
+        mask = (heads < HEADS + 2 * KV_HEADS) & half_mask[None, :]
+        qkv_row = qkv + row.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * D) + heads * D + half_dims[None, :]
+        low = tl.load(qkv_row, mask=mask, other=0.0)
+        high = tl.load(qkv_row + half, mask=mask, other=0.0)
         rotated_low, rotated_high = low.to(tl.float32), high.to(tl.float32)
         if NORM:
             rms = tl.rsqrt(
                 (tl.sum(rotated_low * rotated_low, axis=1) + tl.sum(rotated_high * rotated_high, axis=1)) / D + eps
             )
-            is_query = head < HEADS
+            is_query = heads < HEADS
             rotated_low = (rotated_low * rms[:, None]).to(dtype).to(tl.float32)
             rotated_high = (rotated_high * rms[:, None]).to(dtype).to(tl.float32)
-            for_q = tl.load(q_norm_weight + at, mask=inside, other=0.0).to(tl.float32)[None, :]
-            for_k = tl.load(k_norm_weight + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            for_q = tl.load(q_norm_weight + half_dims, mask=half_mask, other=0.0).to(tl.float32)[None, :]
+            for_k = tl.load(k_norm_weight + half_dims, mask=half_mask, other=0.0).to(tl.float32)[None, :]
             rotated_low *= tl.where(is_query, for_q, for_k)
-            for_q = tl.load(q_norm_weight + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
-            for_k = tl.load(k_norm_weight + half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
+            for_q = tl.load(q_norm_weight + half + half_dims, mask=half_mask, other=0.0).to(tl.float32)[None, :]
+            for_k = tl.load(k_norm_weight + half + half_dims, mask=half_mask, other=0.0).to(tl.float32)[None, :]
             rotated_high *= tl.where(is_query, for_q, for_k)
-        cosine = tl.load(cosines + row * half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
-        sine = tl.load(sines + row * half + at, mask=inside, other=0.0).to(tl.float32)[None, :]
-        # Values are neither normed nor turned.
-        turns = head < HEADS + KV_HEADS
-        new_low = tl.where(turns, (rotated_low * cosine - rotated_high * sine).to(dtype), low)
-        new_high = tl.where(turns, (rotated_high * cosine + rotated_low * sine).to(dtype), high)
-        queries = present & (head < HEADS)
-        tl.store(mine, new_low, mask=queries)
-        tl.store(mine + half, new_high, mask=queries)
-        # Keys and values of a layer follow one another in the cache, as they do in a row.
-        kept = (layer * (2 * KV_HEADS) + head - HEADS).to(tl.int64) * tl.load(capacity + which)
-        kept += tl.load(start + which) + own
-        target = base_pointer + tl.load(cache_at + which) * UNIT + kept * D + at[None, :]
-        tl.store(target, new_low, mask=present & (head >= HEADS))
-        tl.store(target + half, new_high, mask=present & (head >= HEADS))
+        cosine = tl.load(cosines + row * half + half_dims, mask=half_mask, other=0.0).to(tl.float32)[None, :]
+        sine = tl.load(sines + row * half + half_dims, mask=half_mask, other=0.0).to(tl.float32)[None, :]
+        # Values are neither normed nor rotated.
+        rotates = heads < HEADS + KV_HEADS
+        new_low = tl.where(rotates, (rotated_low * cosine - rotated_high * sine).to(dtype), low)
+        new_high = tl.where(rotates, (rotated_high * cosine + rotated_low * sine).to(dtype), high)
+        queries = mask & (heads < HEADS)
+        tl.store(qkv_row, new_low, mask=queries)
+        tl.store(qkv_row + half, new_high, mask=queries)
+        # Keys and values of a layer are adjacent in the cache, as they are in a row.
+        cache_offset = (layer * (2 * KV_HEADS) + heads - HEADS).to(tl.int64) * tl.load(capacity + sequence)
+        cache_offset += tl.load(start + sequence) + index
+        target = base_pointer + tl.load(cache_at + sequence) * UNIT + cache_offset * D + half_dims[None, :]
+        tl.store(target, new_low, mask=mask & (heads >= HEADS))
+        tl.store(target + half, new_high, mask=mask & (heads >= HEADS))
 
 
 def write_kv(
     qkv: torch.Tensor,
     sequences: PackedSequences,
-    angles: tuple[torch.Tensor, torch.Tensor],
+    cos_sin: tuple[torch.Tensor, torch.Tensor],
     heads: Heads,
     layer: int,
     *,
     norm_weights: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
 ) -> None:
-    """Normalise and rotate the queries in place, and write keys and values into the KV caches.
+    """Normalise and rotate queries and keys; write the queries in place, keys and values into the KV caches.
 
     Args:
         qkv: ``[R, (heads + 2 kv_heads) * D]``.
-        sequences: whose the rows are.
-        angles: cosine and sine, ``[R, D / 2]`` each.
-        heads: their numbers and size.
-        layer: which layer of the cache.
-        norm_weights: of RMS norms of queries and keys, or None.
+        sequences: prompts of the rows.
+        cos_sin: cosine and sine of the rotary embedding, ``[R, D / 2]`` each.
+        heads: sizes of the heads.
+        layer: index of the layer.
+        norm_weights: of the RMS norms of queries and keys; None for no norm.
         eps: of those norms.
     """
     q_norm_weight, k_norm_weight = norm_weights or (qkv, qkv)
@@ -124,7 +124,7 @@ def write_kv(
     together = min(32, triton.next_power_of_2(count))
     launch(
         _write_kv, (len(qkv), triton.cdiv(count, together)),
-        qkv, *sequences.arguments, *angles, q_norm_weight, k_norm_weight, eps, layer,
+        qkv, *sequences.arguments, *cos_sin, q_norm_weight, k_norm_weight, eps, layer,
         HEADS=heads.num_heads, KV_HEADS=heads.num_kv_heads, D=heads.head_dim,
         HALF_BLOCK=triton.next_power_of_2(heads.head_dim // 2), TOGETHER=together,
         SEQUENCES=sequences.count, NORM=norm_weights is not None, num_warps=4, **overlap(qkv),
@@ -136,64 +136,90 @@ class PrefillConfig:
     """Tile config of prefill attention."""
 
     rows: int
-    """Queries a program."""
+    """Queries per program."""
     positions: int
-    """Positions a step."""
+    """Positions per iteration."""
     warps: int
     stages: int
 
 
-def _shape(rows: int, bytes_a_number: int) -> PrefillConfig:
+def _default_config(rows: int, bytes_a_number: int) -> PrefillConfig:
     if bytes_a_number == 4:
-        # One core compiles it in 7 s, and 64 by 64 in 43: see ``extend_attention``.
+        # Compiles in 7 s on one core, and 64 by 64 in 43 s: see ``extend_attention.FLOAT32_CONFIG``.
         return PrefillConfig(32, 32, 8, 2)
     return PrefillConfig(128, 64, 8, 3) if rows > 64 else PrefillConfig(64, 64, 4, 3)
 
 
 @triton.jit
 def _attend_rows(
-    q, keys, values, place, end, row_place, factor, best, weight, total,
-    D: tl.constexpr, D_BLOCK: tl.constexpr, ALL_SEEN: tl.constexpr, PRECISION: tl.constexpr,
+    q, keys, values, position, end, row_position, factor, row_max, row_sum, acc,
+    D: tl.constexpr, D_BLOCK: tl.constexpr, UNMASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    wide = tl.arange(0, D_BLOCK)
-    k_at = keys + place[None, :].to(tl.int64) * D + wide[:, None]
-    v_at = values + place[:, None].to(tl.int64) * D + wide[None, :]
-    if ALL_SEEN and D == D_BLOCK:
+    dims = tl.arange(0, D_BLOCK)
+    k_at = keys + position[None, :].to(tl.int64) * D + dims[:, None]
+    v_at = values + position[:, None].to(tl.int64) * D + dims[None, :]
+    if UNMASKED and D == D_BLOCK:
         k, v = tl.load(k_at), tl.load(v_at)
     else:
-        present, across = place < end, wide < D
-        k = tl.load(k_at, mask=present[None, :] & across[:, None], other=0.0)
-        v = tl.load(v_at, mask=present[:, None] & across[None, :], other=0.0)
+        present, dim_mask = position < end, dims < D
+        k = tl.load(k_at, mask=present[None, :] & dim_mask[:, None], other=0.0)
+        v = tl.load(v_at, mask=present[:, None] & dim_mask[None, :], other=0.0)
     scores = tl.dot(q, k, input_precision=PRECISION)
-    if not ALL_SEEN:
-        scores = tl.where(place[None, :] <= row_place[:, None], scores, float("-inf"))
-    higher = tl.maximum(best, tl.max(scores, axis=1) * factor)
-    # A row may see none of these positions: it must not give inf - inf.
-    safe = higher if ALL_SEEN else tl.where(higher == float("-inf"), 0.0, higher)
-    old = tl.exp2(best - safe)
+    if not UNMASKED:
+        scores = tl.where(position[None, :] <= row_position[:, None], scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, axis=1) * factor)
+    # A row may see none of these positions: avoid inf - inf.
+    safe = new_max if UNMASKED else tl.where(new_max == float("-inf"), 0.0, new_max)
+    rescale = tl.exp2(row_max - safe)
     p = tl.exp2(scores * factor - safe[:, None])
-    weight = weight * old + tl.sum(p, axis=1)
-    total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
-    return higher, weight, total
+    row_sum = row_sum * rescale + tl.sum(p, axis=1)
+    acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+    return new_max, row_sum, acc
 
 
 @triton.jit
-def _attend_to(
-    q, keys, values, end, row_place, seen_by_all, factor, best, weight, total,
+def _attend_cache(
+    q, keys, values, end, row_position, unmasked_end, factor, row_max, row_sum, acc,
     D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All positions of one cache; blocks of such as all rows see need no mask."""
+    """Attend to all positions of one cache. Blocks that all rows see need no mask."""
     positions = tl.arange(0, BLOCK)
-    whole = seen_by_all // BLOCK * BLOCK
-    for at in tl.range(0, whole, BLOCK, num_stages=STAGES):
-        best, weight, total = _attend_rows(
-            q, keys, values, at + positions, end, row_place, factor, best, weight, total, D, D_BLOCK, True, PRECISION
+    unmasked_blocks = unmasked_end // BLOCK * BLOCK
+    for at in tl.range(0, unmasked_blocks, BLOCK, num_stages=STAGES):
+        row_max, row_sum, acc = _attend_rows(
+            q,
+            keys,
+            values,
+            at + positions,
+            end,
+            row_position,
+            factor,
+            row_max,
+            row_sum,
+            acc,
+            D,
+            D_BLOCK,
+            True,
+            PRECISION,
         )
-    for at in tl.range(whole, end, BLOCK, num_stages=STAGES):
-        best, weight, total = _attend_rows(
-            q, keys, values, at + positions, end, row_place, factor, best, weight, total, D, D_BLOCK, False, PRECISION
+    for at in tl.range(unmasked_blocks, end, BLOCK, num_stages=STAGES):
+        row_max, row_sum, acc = _attend_rows(
+            q,
+            keys,
+            values,
+            at + positions,
+            end,
+            row_position,
+            factor,
+            row_max,
+            row_sum,
+            acc,
+            D,
+            D_BLOCK,
+            False,
+            PRECISION,
         )
-    return best, weight, total
+    return row_max, row_sum, acc
 
 
 @triton.jit
@@ -205,7 +231,7 @@ def _prefill_attention(
     SEQUENCES: tl.constexpr, SHARED: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    # The last rows have the most before them; they begin first.
+    # The last rows attend to the most positions, so they start first.
     tile, head, sequence = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0), tl.program_id(2)
     if DEPENDENT:
         gdc_wait()
@@ -215,45 +241,47 @@ def _prefill_attention(
         rows = tl.load(count + sequence).to(tl.int32)
         if tile * ROWS >= rows:
             return
-        skipped = tl.load(first + sequence)
-        qkv += skipped * ((HEADS + 2 * KV_HEADS) * D)
-        out += skipped * (HEADS * D)
+        first_row = tl.load(first + sequence)
+        qkv += first_row * ((HEADS + 2 * KV_HEADS) * D)
+        out += first_row * (HEADS * D)
     dtype: tl.constexpr = qkv.dtype.element_ty
-    wide = tl.arange(0, D_BLOCK)
-    across = wide < D
+    dims = tl.arange(0, D_BLOCK)
+    dim_mask = dims < D
     row = tile * ROWS + tl.arange(0, ROWS)
-    before = tl.load(start + sequence).to(tl.int32)
-    end = before + tl.minimum(tl.load(count + sequence).to(tl.int32), (tile + 1) * ROWS)
+    num_cached = tl.load(start + sequence).to(tl.int32)
+    end = num_cached + tl.minimum(tl.load(count + sequence).to(tl.int32), (tile + 1) * ROWS)
     width: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
     q = tl.load(
-        qkv + row[:, None].to(tl.int64) * width + head * D + wide[None, :],
-        mask=(row < rows)[:, None] & across[None, :], other=0.0,
+        qkv + row[:, None].to(tl.int64) * width + head * D + dims[None, :],
+        mask=(row < rows)[:, None] & dim_mask[None, :], other=0.0,
     )  # fmt: skip
-    size = tl.load(capacity + sequence).to(tl.int64) * D
+    kv_stride = tl.load(capacity + sequence).to(tl.int64) * D
     cache = base_pointer + tl.load(cache_at + sequence) * UNIT
-    keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * size
-    values = keys + KV_HEADS * size
-    best = tl.full([ROWS], float("-inf"), tl.float32)
-    weight = tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, D_BLOCK], tl.float32)
-    # Base 2, so that the exponential is one instruction.
+    keys = cache + (layer * (2 * KV_HEADS) + head // GROUP) * kv_stride
+    values = keys + KV_HEADS * kv_stride
+    row_max = tl.full([ROWS], float("-inf"), tl.float32)
+    row_sum = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, D_BLOCK], tl.float32)
+    # In base 2 the exponential is one instruction.
     factor = scale * 1.4426950408889634
     if SHARED:
-        ahead = tl.load(shared_count + sequence).to(tl.int32)
-        room = tl.load(shared_capacity + sequence).to(tl.int64) * D
-        ahead_keys = (
-            base_pointer + tl.load(shared_at + sequence) * UNIT + (layer * (2 * KV_HEADS) + head // GROUP) * room
+        prefix_length = tl.load(shared_count + sequence).to(tl.int32)
+        prefix_stride = tl.load(shared_capacity + sequence).to(tl.int64) * D
+        prefix_keys = (
+            base_pointer
+            + tl.load(shared_at + sequence) * UNIT
+            + (layer * (2 * KV_HEADS) + head // GROUP) * prefix_stride
         )
-        best, weight, total = _attend_to(
-            q, ahead_keys, ahead_keys + KV_HEADS * room, ahead, row * 0 + ahead - 1, ahead, factor,
-            best, weight, total, D, D_BLOCK, BLOCK, STAGES, PRECISION,
+        row_max, row_sum, acc = _attend_cache(
+            q, prefix_keys, prefix_keys + KV_HEADS * prefix_stride, prefix_length, row * 0 + prefix_length - 1,
+            prefix_length, factor, row_max, row_sum, acc, D, D_BLOCK, BLOCK, STAGES, PRECISION,
         )  # fmt: skip
-    best, weight, total = _attend_to(
-        q, keys, values, end, row + before, tl.minimum(before + tile * ROWS + 1, end), factor,
-        best, weight, total, D, D_BLOCK, BLOCK, STAGES, PRECISION,
+    row_max, row_sum, acc = _attend_cache(
+        q, keys, values, end, row + num_cached, tl.minimum(num_cached + tile * ROWS + 1, end), factor,
+        row_max, row_sum, acc, D, D_BLOCK, BLOCK, STAGES, PRECISION,
     )  # fmt: skip
-    target = out + row[:, None].to(tl.int64) * (HEADS * D) + head * D + wide[None, :]
-    tl.store(target, (total / weight[:, None]).to(dtype), mask=(row < rows)[:, None] & across[None, :])
+    target = out + row[:, None].to(tl.int64) * (HEADS * D) + head * D + dims[None, :]
+    tl.store(target, (acc / row_sum[:, None]).to(dtype), mask=(row < rows)[:, None] & dim_mask[None, :])
 
 
 def prefill_attention(
@@ -266,23 +294,23 @@ def prefill_attention(
     scale: float,
     config: PrefillConfig | None = None,
 ) -> None:
-    """Causal attention of the rows whose keys ``write_kv`` has put into the cache (after Dao, arXiv 2307.08691).
+    """Compute causal attention of rows whose keys and values are cached (FlashAttention-2: Dao, arXiv 2307.08691).
 
     Args:
-        out: ``[R, heads * D]``; rows that are not there get numbers without a meaning.
-        qkv: ``[R, (heads + 2 kv_heads) * D]``, queries turned.
-        sequences: whose the rows are.
-        heads: their numbers and size.
-        layer: which layer of the cache.
+        out: ``[R, heads * D]``; padding rows are undefined.
+        qkv: ``[R, (heads + 2 kv_heads) * D]``, after ``write_kv``.
+        sequences: prompts of the rows.
+        heads: sizes of the heads.
+        layer: index of the layer.
         scale: usually ``D ** -0.5``.
-        config: how the work is cut; by default what was fast for so many rows.
+        config: tile config; by default one that is fast for so many rows.
     """
     rows = len(qkv)
-    config = config or _shape(rows, qkv.element_size())
+    config = config or _default_config(rows, qkv.element_size())
     launch(
         _prefill_attention, (heads.num_heads, triton.cdiv(rows, config.rows), sequences.count),
         out, qkv, *sequences.arguments, *sequences.metadata[5:].unbind(), scale, layer, rows,
-        HEADS=heads.num_heads, KV_HEADS=heads.num_kv_heads, D=heads.head_dim, D_BLOCK=wide_enough(heads.head_dim),
+        HEADS=heads.num_heads, KV_HEADS=heads.num_kv_heads, D=heads.head_dim, D_BLOCK=mma_padded(heads.head_dim),
         GROUP=heads.group, ROWS=config.rows, BLOCK=config.positions, STAGES=config.stages,
         SEQUENCES=sequences.count, SHARED=sequences.shared, PRECISION="ieee" if qkv.element_size() == 4 else "tf32",
         num_warps=config.warps, **overlap(out),

@@ -1,7 +1,7 @@
-"""A few rows times a weight matrix: decode of several sequences, and the end of a prompt whose beginning is cached.
+"""Skinny GEMM: up to 64 rows times a weight matrix, for decoding several sequences or extending a cached prompt.
 
-Reading the weights is still most of the work, so the weights are what streams through shared memory; the rows are the
-narrow side of each matrix product.
+Reading the weights still takes most of the time, so the weights stream through shared memory. The rows are the narrow
+dimension of each product.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     import torch
 
 MAX_SKINNY_ROWS: Final = 64
-_AHEAD: Final = 512
-"""Inputs of each output whose weights are asked for while the kernel ahead is still at work."""
+_PREFETCHED: Final = 512
+"""Weights per output that are prefetched before the previous kernel has finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkinnyGemmConfig:
-    """How the work is cut."""
+    """Tile config of the skinny GEMM."""
 
     outputs: int
-    """Outputs a program."""
+    """Outputs per program."""
     depth: int
-    """Inputs a step."""
+    """Inputs per iteration."""
     split: int
-    """Programs that share one output's inputs."""
+    """Programs per output, which divide its inputs (split-K)."""
     stages: int
     warps: int
 
 
 CANDIDATES: Final = tuple(
-    SkinnyGemmConfig(*cut)
-    for cut in (
+    SkinnyGemmConfig(*config)
+    for config in (
         (64, 128, 1, 4, 4),
         (64, 128, 4, 4, 4),
         (64, 128, 2, 4, 4),
@@ -75,23 +75,23 @@ def _skinny_gemm(
     ADD: tl.constexpr,
     GATED: tl.constexpr,
     PRECISION: tl.constexpr,
-    AHEAD: tl.constexpr,
+    PREFETCH: tl.constexpr,
     OVERLAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    block, part = tl.program_id(0), tl.program_id(1)
+    block, split = tl.program_id(0), tl.program_id(1)
     outputs = block * OUTPUTS + tl.arange(0, OUTPUTS)
     rows = tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)
     steps: tl.constexpr = (K + DEPTH - 1) // DEPTH
-    share: tl.constexpr = (steps + SPLIT - 1) // SPLIT
-    if AHEAD > 0:
+    steps_per_split: tl.constexpr = (steps + SPLIT - 1) // SPLIT
+    if PREFETCH > 0:
         a_line: tl.constexpr = LINE // (weight.dtype.element_ty.primitive_bitwidth // 8)
-        lines = part * share * DEPTH + tl.arange(0, AHEAD // a_line) * a_line
-        asked = weight + outputs[:, None].to(tl.int64) * K + lines[None, :]
-        prefetch_l2(asked)
+        lines = split * steps_per_split * DEPTH + tl.arange(0, PREFETCH // a_line) * a_line
+        prefetched = weight + outputs[:, None].to(tl.int64) * K + lines[None, :]
+        prefetch_l2(prefetched)
         if GATED:
-            prefetch_l2(asked + N.to(tl.int64) * K)
+            prefetch_l2(prefetched + N.to(tl.int64) * K)
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
@@ -101,7 +101,9 @@ def _skinny_gemm(
     x_at = x + rows[None, :] * K + depth[:, None]
     total = tl.zeros([OUTPUTS, ROWS], tl.float32)
     total_up = tl.zeros([OUTPUTS, ROWS], tl.float32)
-    for step in tl.range(part * share, tl.minimum(part * share + share, steps), num_stages=STAGES):
+    for step in tl.range(
+        split * steps_per_split, tl.minimum(split * steps_per_split + steps_per_split, steps), num_stages=STAGES
+    ):
         start = step * DEPTH
         if EVEN:
             w = tl.load(w_at + start, eviction_policy="evict_first")
@@ -117,19 +119,19 @@ def _skinny_gemm(
             else:
                 up = tl.load(up_at + start, mask=(outputs[:, None] < N) & inside[None, :], other=0.0)
             total_up = tl.dot(up, value, total_up, input_precision=PRECISION)
-    last = True
+    is_last = True
     if SPLIT > 1:
-        # Whoever arrives last adds the parts up, always in the same order.
+        # The last program adds the parts, always in the same order.
         blocks = tl.num_programs(0)
         inner = tl.arange(0, OUTPUTS)[:, None] * ROWS + rows[None, :]
         size: tl.constexpr = OUTPUTS * ROWS
-        mine = partial + (part * blocks + block) * (size * (2 if GATED else 1))
-        tl.store(mine + inner, total)
+        own_partial = partial + (split * blocks + block) * (size * (2 if GATED else 1))
+        tl.store(own_partial + inner, total)
         if GATED:
-            tl.store(mine + size + inner, total_up)
+            tl.store(own_partial + size + inner, total_up)
         tl.debug_barrier()
-        last = tl.atomic_add(semaphores + block, 1, sem="acq_rel") == SPLIT - 1
-    if last:
+        is_last = tl.atomic_add(semaphores + block, 1, sem="acq_rel") == SPLIT - 1
+    if is_last:
         if SPLIT > 1:
             tl.debug_barrier()
             tl.store(semaphores + block, 0)
@@ -156,12 +158,12 @@ def _skinny_gemm(
 
 
 def padded_rows(rows: int) -> int:
-    """Rows that ``skinny_gemm`` reads: the next power of two, 16 at least, as matrix units want it."""
+    """Return the rows that ``skinny_gemm`` reads: a power of two, at least 16, for tensor cores."""
     return max(16, 1 << (rows - 1).bit_length())
 
 
 def partial_size(n: int, rows: int, config: SkinnyGemmConfig, *, gated: bool) -> int:
-    """float32 numbers that a split product leaves for whoever adds them up."""
+    """Return the size of the partial sums of a split product, in float32 numbers."""
     if config.split == 1:
         return 0
     blocks = triton.cdiv(n // 2 if gated else n, config.outputs)
@@ -181,16 +183,16 @@ def skinny_gemm(
     add: bool = False,
     gated: bool = False,
 ) -> None:
-    """``out = x W^T + bias``, rounded to the weight's dtype once, after a float32 sum.
+    """Compute ``out = x W^T + bias``, rounded once to the weight's dtype after a float32 sum.
 
     Args:
         out: ``[rows, N]``; with ``add`` the result is added to it.
         weight: ``[N, K]``, or ``[2 N, K]`` with ``gated``, gate above up.
-        x: ``[padded_rows(rows), K]``; rows beyond ``rows`` are read and change nothing.
-        config: how the work is cut.
+        x: ``[padded_rows(rows), K]``; rows beyond ``rows`` are read but do not affect the result.
+        config: tile config.
         rows: of ``out``, at most 64.
         partial: float32 scratch of at least ``partial_size`` numbers.
-        semaphores: int32 zeros, one a block of outputs; left as zeros.
+        semaphores: int32 zeros, one for each block of outputs; zeros again afterwards.
         bias: ``[N]``, or ``[2 N]`` with ``gated``.
         add: add to ``out``.
         gated: ``silu(gate) * up``.
@@ -199,8 +201,10 @@ def skinny_gemm(
     n = n // 2 if gated else n
     overlapping = overlap(weight)
     even = n % config.outputs == 0 and k % config.depth == 0
-    # Where every share is that long, so that nothing outside the matrix is asked for.
-    ahead = _AHEAD if overlapping["DEPENDENT"] and even and k // config.split - config.depth >= _AHEAD else 0
+    # Only where every split is long enough, so that no address outside the matrix is prefetched.
+    prefetched = (
+        _PREFETCHED if overlapping["DEPENDENT"] and even and k // config.split - config.depth >= _PREFETCHED else 0
+    )
     launch(
         _skinny_gemm,
         (triton.cdiv(n, config.outputs), config.split),
@@ -223,7 +227,7 @@ def skinny_gemm(
         ADD=add,
         GATED=gated,
         PRECISION="ieee" if weight.element_size() == 4 else "tf32",
-        AHEAD=ahead,
+        PREFETCH=prefetched,
         num_warps=config.warps,
         **overlapping,
     )

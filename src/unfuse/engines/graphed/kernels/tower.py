@@ -1,4 +1,4 @@
-"""What stands between the matrix products of a vision transformer's layer."""
+"""Kernels between the matrix products of a vision transformer: layer norm, activation, attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from unfuse.engines.graphed.kernels.launch import launch, overlap, wide_enough
+from unfuse.engines.graphed.kernels.launch import launch, mma_padded, overlap
 
 if TYPE_CHECKING:
     import torch
@@ -19,50 +19,50 @@ ACTIVATIONS: Final = {"quick_gelu": 0, "gelu": 1, "gelu_tanh": 2}
 
 @triton.jit
 def _layer_norm(
-    out, moved, x, norm_weight, shift, bias, eps, C: tl.constexpr, BLOCK: tl.constexpr,
+    out, residual, x, norm_weight, shift, bias, eps, C: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < C
-    by = tl.load(norm_weight + at, mask=inside, other=0.0).to(tl.float32)
-    plus = tl.load(shift + at, mask=inside, other=0.0).to(tl.float32)
-    more = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    scale_by = tl.load(norm_weight + at, mask=inside, other=0.0).to(tl.float32)
+    shift_by = tl.load(shift + at, mask=inside, other=0.0).to(tl.float32)
+    next_bias = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
     if DEPENDENT:
         gdc_wait()
     if OVERLAP:
         gdc_launch_dependents()
     value = tl.load(x + row * C + at, mask=inside, other=0.0).to(tl.float32)
-    apart = tl.where(inside, value - tl.sum(value, axis=0) / C, 0.0)
-    scale = tl.rsqrt(tl.sum(apart * apart, axis=0) / C + eps)
-    tl.store(out + row * C + at, (apart * scale * by + plus).to(out.dtype.element_ty), mask=inside)
-    tl.store(moved + row * C + at, (value + more).to(out.dtype.element_ty), mask=inside)
+    centered = tl.where(inside, value - tl.sum(value, axis=0) / C, 0.0)
+    scale = tl.rsqrt(tl.sum(centered * centered, axis=0) / C + eps)
+    tl.store(out + row * C + at, (centered * scale * scale_by + shift_by).to(out.dtype.element_ty), mask=inside)
+    tl.store(residual + row * C + at, (value + next_bias).to(out.dtype.element_ty), mask=inside)
 
 
 def layer_norm(
     out: torch.Tensor,
-    moved: torch.Tensor,
+    residual: torch.Tensor,
     x: torch.Tensor,
     norm_weight: torch.Tensor,
     shift: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
 ) -> None:
-    """Layer norm (Ba et al., arXiv 1607.06450), and the residual as the next product is to be added to it.
+    """Compute a layer norm (Ba et al., arXiv 1607.06450) and add the next product's bias to the residual.
 
     Args:
-        out: ``[R, C]``, normed.
-        moved: ``[R, C]``, ``x + bias``; may be ``x``.
+        out: ``[R, C]``, normalised.
+        residual: ``[R, C]``, ``x + bias``; may be ``x``.
         x: ``[R, C]``.
         norm_weight: ``[C]`` of the norm.
         shift: ``[C]`` of the norm.
-        bias: ``[C]`` of the product whose result will be added.
+        bias: ``[C]`` of the product that is added to the residual next.
         eps: of the norm.
     """
     rows, width = x.shape
     block = triton.next_power_of_2(width)
     launch(
-        _layer_norm, (rows,), out, moved, x, norm_weight, shift, bias, eps,
+        _layer_norm, (rows,), out, residual, x, norm_weight, shift, bias, eps,
         C=width, BLOCK=block, num_warps=min(8, max(1, block // 256)), **overlap(x),
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def _activate(x, count, KIND: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.con
 
 
 def activate(x: torch.Tensor, kind: str) -> None:
-    """An activation in place (Hendrycks and Gimpel, arXiv 1606.08415).
+    """Apply an activation in place (GELU: Hendrycks and Gimpel, arXiv 1606.08415).
 
     Args:
         x: contiguous, any shape.
@@ -102,12 +102,12 @@ def activate(x: torch.Tensor, kind: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TowerConfig:
-    """How attention of a tower is cut."""
+    """Tile config of tower attention."""
 
     rows: int
-    """Queries a program."""
+    """Queries per program."""
     positions: int
-    """Positions a step."""
+    """Positions per iteration."""
     warps: int
     stages: int
 
@@ -118,37 +118,37 @@ CANDIDATES: Final = (
     TowerConfig(64, 64, 4, 2),
     TowerConfig(128, 64, 4, 2),
 )
-IN_FLOAT32: Final = TowerConfig(64, 32, 8, 2)
-"""See ``extend_attention``."""
+FLOAT32_CONFIG: Final = TowerConfig(64, 32, 8, 2)
+"""See ``extend_attention.FLOAT32_CONFIG``."""
 
 
 @triton.jit
 def _attend(
-    q, base, start, P, factor, best, weight, total,
+    q, base, start, P, factor, row_max, row_sum, acc,
     WIDTH: tl.constexpr, C: tl.constexpr, D: tl.constexpr, D_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
     WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    place, wide = start + tl.arange(0, BLOCK), tl.arange(0, D_BLOCK)
-    across = wide < D
-    keys = base + C + place[None, :] * WIDTH + wide[:, None]
-    values = base + 2 * C + place[:, None] * WIDTH + wide[None, :]
+    position, dims = start + tl.arange(0, BLOCK), tl.arange(0, D_BLOCK)
+    dim_mask = dims < D
+    keys = base + C + position[None, :] * WIDTH + dims[:, None]
+    values = base + 2 * C + position[:, None] * WIDTH + dims[None, :]
     if WHOLE and D == D_BLOCK:
         k, v = tl.load(keys), tl.load(values)
     elif WHOLE:
-        k, v = tl.load(keys, mask=across[:, None], other=0.0), tl.load(values, mask=across[None, :], other=0.0)
+        k, v = tl.load(keys, mask=dim_mask[:, None], other=0.0), tl.load(values, mask=dim_mask[None, :], other=0.0)
     else:
-        present = place < P
-        k = tl.load(keys, mask=present[None, :] & across[:, None], other=0.0)
-        v = tl.load(values, mask=present[:, None] & across[None, :], other=0.0)
+        present = position < P
+        k = tl.load(keys, mask=present[None, :] & dim_mask[:, None], other=0.0)
+        v = tl.load(values, mask=present[:, None] & dim_mask[None, :], other=0.0)
     scores = tl.dot(q, k, input_precision=PRECISION)
     if not WHOLE:
-        scores = tl.where((place < P)[None, :], scores, float("-inf"))
-    higher = tl.maximum(best, tl.max(scores, axis=1) * factor)
-    old = tl.exp2(best - higher)
-    p = tl.exp2(scores * factor - higher[:, None])
-    weight = weight * old + tl.sum(p, axis=1)
-    total = tl.dot(p.to(v.dtype), v, total * old[:, None], input_precision=PRECISION)
-    return higher, weight, total
+        scores = tl.where((position < P)[None, :], scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, axis=1) * factor)
+    rescale = tl.exp2(row_max - new_max)
+    p = tl.exp2(scores * factor - new_max[:, None])
+    row_sum = row_sum * rescale + tl.sum(p, axis=1)
+    acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+    return new_max, row_sum, acc
 
 
 @triton.jit
@@ -163,47 +163,47 @@ def _tower_attention(
     if OVERLAP:
         gdc_launch_dependents()
     width: tl.constexpr = HEADS * D
-    row, wide = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
-    asked = (row < P)[:, None] & (wide < D)[None, :]
+    row, dims = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
+    query_mask = (row < P)[:, None] & (dims < D)[None, :]
     base = qkv + image.to(tl.int64) * P * (3 * width) + head * D
-    q = tl.load(base + row[:, None] * (3 * width) + wide[None, :], mask=asked, other=0.0)
-    best = tl.full([ROWS], float("-inf"), tl.float32)
-    weight = tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, D_BLOCK], tl.float32)
+    q = tl.load(base + row[:, None] * (3 * width) + dims[None, :], mask=query_mask, other=0.0)
+    row_max = tl.full([ROWS], float("-inf"), tl.float32)
+    row_sum = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, D_BLOCK], tl.float32)
     whole = P // BLOCK * BLOCK
     for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-        best, weight, total = _attend(
-            q, base, start, P, factor, best, weight, total, 3 * width, width, D, D_BLOCK, BLOCK, True, PRECISION
+        row_max, row_sum, acc = _attend(
+            q, base, start, P, factor, row_max, row_sum, acc, 3 * width, width, D, D_BLOCK, BLOCK, True, PRECISION
         )
     if REST > 0:
-        best, weight, total = _attend(
-            q, base, whole, P, factor, best, weight, total, 3 * width, width, D, D_BLOCK, REST, False, PRECISION
+        row_max, row_sum, acc = _attend(
+            q, base, whole, P, factor, row_max, row_sum, acc, 3 * width, width, D, D_BLOCK, REST, False, PRECISION
         )
-    target = out + (image.to(tl.int64) * P + row[:, None]) * width + head * D + wide[None, :]
-    tl.store(target, (total / weight[:, None]).to(out.dtype.element_ty), mask=asked)
+    target = out + (image.to(tl.int64) * P + row[:, None]) * width + head * D + dims[None, :]
+    tl.store(target, (acc / row_sum[:, None]).to(out.dtype.element_ty), mask=query_mask)
 
 
 def tower_attention(
     out: torch.Tensor, qkv: torch.Tensor, images: int, heads: int, scale: float, config: TowerConfig
 ) -> None:
-    """Attention of every position of an image to every other of it (after Dao, arXiv 2307.08691).
+    """Compute full attention within each image (FlashAttention-2: Dao, arXiv 2307.08691).
 
     Args:
         out: ``[images * P, heads * D]``.
         qkv: ``[images * P, 3 * heads * D]``.
-        images: how many.
-        heads: how many; the patches of an image and its class token are one row each.
+        images: number of images.
+        heads: number of heads. Each patch of an image is a row, and its class token too.
         scale: usually ``D ** -0.5``; positive.
-        config: how the work is cut.
+        config: tile config.
     """
     positions, size = len(qkv) // images, out.shape[1] // heads
     rest = positions % config.positions
     launch(
         _tower_attention, (triton.cdiv(positions, config.rows), heads, images), out, qkv, positions,
-        # Base 2, so that the exponential is one instruction.
+        # In base 2 the exponential is one instruction.
         scale * 1.4426950408889634,
-        HEADS=heads, D=size, D_BLOCK=wide_enough(size), ROWS=config.rows, BLOCK=config.positions,
-        # A class token alone behind whole blocks is not worth a whole one.
-        REST=wide_enough(rest) if rest else 0, STAGES=config.stages,
+        HEADS=heads, D=size, D_BLOCK=mma_padded(size), ROWS=config.rows, BLOCK=config.positions,
+        # The class token alone after whole blocks needs only a small block.
+        REST=mma_padded(rest) if rest else 0, STAGES=config.stages,
         PRECISION="ieee" if qkv.element_size() == 4 else "tf32", num_warps=config.warps, **overlap(out),
     )  # fmt: skip

@@ -1,0 +1,73 @@
+"""Calls a model's own ``generate``, with which the stages are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from unfuse.adapters.base import FusedOutput
+from unfuse.engines.attention import reproducible_attention
+from unfuse.errors import PromptError
+from unfuse.stages import Sampling
+
+
+def generate_fused(
+    model: Any,
+    arguments: Mapping[str, Any],
+    prompt_length: int,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    logits: bool,
+) -> list[FusedOutput]:
+    """Call ``generate`` and return each row's new tokens.
+
+    Args:
+        model: has Hugging Face's ``generate``.
+        arguments: inputs of ``generate``.
+        prompt_length: prompt ids at the start of each returned row; 0 if it contains new ids only.
+        max_new_tokens: limit of new tokens.
+        sampling: how tokens are chosen. Sampling uses torch's global generator, which is seeded here: the distribution
+            is that of the stages, the random numbers are not.
+        logits: return the logits of each token.
+    """
+    settings = generation_settings(model, max_new_tokens, sampling)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), reproducible_attention(), torch.no_grad():
+        if sampling.temperature:
+            torch.manual_seed(sampling.seed)
+        settings.return_dict_in_generate, settings.output_logits = True, logits
+        try:
+            output = model.generate(**arguments, generation_config=settings)
+        except ValueError as error:
+            found = " ".join(str(error).split())
+            raise PromptError(
+                f"{type(model).__name__}.generate", found=found, expected="inputs that it takes"
+            ) from None
+    ends = settings.eos_token_id
+    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+    answers = []
+    for index, row in enumerate(output.sequences[:, prompt_length:].tolist()):
+        end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        chosen_from = torch.stack([step[index].float() for step in output.logits[:end]]) if logits else None
+        answers.append(FusedOutput(tuple(row[:end]), chosen_from))
+    return answers
+
+
+def generation_settings(model: Any, max_new_tokens: int, sampling: Sampling) -> GenerationConfig:
+    """Return settings that choose tokens as the stages do, without the checkpoint's penalties and sampling defaults."""
+    own = model.generation_config
+    chosen: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature:
+        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else 0,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=max_new_tokens if sampling.ignore_eos else None,
+        **chosen,
+    )

@@ -1,0 +1,34 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def complete_file(path: Path, *, durable: bool = False, private: bool = True) -> Iterator[Path]:
+    """Yield an empty temporary file beside ``path``, and move it to ``path`` if the body succeeds.
+
+    Args:
+        path: the final name.
+        durable: whether the contents are on the disk before the file is moved.
+        private: whether only the owner may read and write the file; otherwise its permissions follow the umask.
+
+    Raises:
+        OSError: the system refused.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+    try:
+        yield partial
+        if durable:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,123 @@
+"""The folder of ``unfuse run``: ``run.json``, ``answers.jsonl``, and ``summary.json`` once it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+from unfuse.errors import RunFolderError
+from unfuse.records.answers_file import (
+    ANSWERS_FILE,
+    AnswerRecord,
+    AnswersWriter,
+    SoundAnswers,
+    remove_failed,
+    sound_answers,
+)
+from unfuse.records.manifest import write_manifest
+from unfuse.records.run_dir import FolderLock, OpenFolder, created_folder, resumed_folder
+from unfuse.records.schema import Manifest
+
+
+class AnswersFolder(OpenFolder):
+    """One run that is being written. Made by ``create`` or ``resume``."""
+
+    def __init__(self, path: Path, manifest: Manifest, lock: FolderLock, writer: AnswersWriter):
+        """Called by the two class methods."""
+        super().__init__(path, manifest, lock, writer)
+        self.done: frozenset[str] = frozenset()
+        """Ids that had an answer when the folder was opened."""
+        self.failed: frozenset[str] = frozenset()
+        """Ids whose line said why there is no answer: the line was removed, and they may be answered now."""
+        self._answers = writer
+        self._seen: set[str] = set()
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest, on_safe: Callable[[AnswerRecord], None] | None = None) -> Self:
+        """Start a run in a folder that does not exist yet or is empty.
+
+        Args:
+            path: the folder.
+            manifest: of the run.
+            on_safe: as for ``AnswersWriter``.
+
+        Raises:
+            RunFolderError: the folder holds a run or anything else, or cannot be made; nothing is left then.
+        """
+        path = path.absolute()
+        with created_folder(path, manifest, ANSWERS_FILE) as (lock, created):
+            folder = cls(path, manifest, lock, AnswersWriter(path / ANSWERS_FILE, sound_bytes=0, on_safe=on_safe))
+        folder._created = created
+        return folder
+
+    @classmethod
+    def resume(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        on_safe: Callable[[AnswerRecord], None] | None = None,
+        *,
+        media_bytes: Mapping[str, int],
+    ) -> Self:
+        """Continue a run: cut off a torn line, keep every answer, and remove failures.
+
+        Args:
+            path: the folder.
+            manifest: of the run.
+            on_safe: as for ``AnswersWriter``.
+            media_bytes: size of each sample's files now.
+
+        Raises:
+            RunFolderError: no such run, a damaged one, another process writes to it, ``manifest`` is another run's, or
+                files have changed since their answer.
+        """
+        path = path.absolute()
+        answers = path / ANSWERS_FILE
+        with resumed_folder(path, manifest) as (lock, continued):
+            found = sound_answers(answers)
+            _require_unchanged(path, found, media_bytes)
+            write_manifest(path, continued)
+            num_bytes = remove_failed(answers, found)
+            folder = cls(path, continued, lock, AnswersWriter(answers, sound_bytes=num_bytes, on_safe=on_safe))
+        folder.done, folder.failed = frozenset(found.answered), frozenset(found.failed)
+        folder._seen = set(found.answered)
+        return folder
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent writing answers so far."""
+        return self._answers.busy_s
+
+    def append(self, record: AnswerRecord) -> None:
+        """Hand over one answer.
+
+        Raises:
+            RunFolderError: its id has one already, or an earlier one could not be written.
+        """
+        if record.sample_id in self._seen:
+            raise RunFolderError(
+                f"run folder {self.path}", found=f"sample {record.sample_id!r} again", expected="one answer a sample"
+            )
+        self._seen.add(record.sample_id)
+        self._answers.append(record)
+        self._created.clear()
+
+    def finish(self) -> None:
+        """Return when all answers are on the disk; no more may follow.
+
+        Raises:
+            RunFolderError: one could not be written.
+        """
+        self._answers.close()
+
+
+def _require_unchanged(path: Path, found: SoundAnswers, now: Mapping[str, int]) -> None:
+    for name, then in found.answered.items():
+        if then is not None and name in now and now[name] != then:
+            raise RunFolderError(
+                f"run folder {path}",
+                found=f"sample {name!r} with {now[name]} bytes of files",
+                expected=f"the {then} bytes that were answered about",
+                fix="give another --output",
+            )

@@ -1,0 +1,174 @@
+"""Several runs as one folder: ``comparison.json`` names them, each has a run folder of its own inside.
+
+``comparison.json`` says which model and protocol each part is and whether it ended; it is written whole, before the
+first part and after each. A part that has ended is never touched again, one that was cut off is resumed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from unfuse.errors import RunFolderError
+from unfuse.records.atomic import cannot_write, write_json_atomic, write_text_atomic
+from unfuse.records.conversion import read_record, to_plain
+from unfuse.records.manifest import COMPARISON_FILE
+from unfuse.records.run_dir import HTML_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied
+from unfuse.records.schema import SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartEntry:
+    """One part in ``comparison.json``."""
+
+    folder: str
+    model: str
+    protocol: str
+    status: Literal["pending", "ended", "failed"] = "pending"
+    error: str | None = None
+    refused: bool = False
+    """Whether the model cannot be measured this way at all: a finding, not a failure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparisonManifest:
+    """``comparison.json``."""
+
+    created: str
+    command: tuple[str, ...]
+    parts: tuple[PartEntry, ...]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Options, data, placement and code of all parts: known before any model is loaded."""
+    schema_version: str = SCHEMA_VERSION
+
+
+class ComparisonFolder:
+    """Several runs on the disk. Made by ``create`` or ``resume``."""
+
+    def __init__(self, path: Path, manifest: ComparisonManifest):
+        """Called by the two class methods."""
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        parts: Sequence[tuple[str, str]],
+        *,
+        common: Mapping[str, Any],
+        created: str,
+        command: tuple[str, ...],
+    ) -> Self:
+        """Start a comparison in a folder that does not exist yet or is empty.
+
+        Args:
+            path: the folder.
+            parts: (model, protocol), in the order in which they are run.
+            common: options, data, placement and code of all parts, plain JSON.
+            created: ISO-8601, UTC.
+            command: the command line.
+
+        Raises:
+            RunFolderError: the folder holds anything, or cannot be made.
+        """
+        path = Path(path).absolute()
+        refuse_occupied(path)
+        entries = tuple(
+            PartEntry(folder=f"{i:02d}-{_slug(model)}-{protocol}", model=model, protocol=protocol)
+            for i, (model, protocol) in enumerate(parts, start=1)
+        )
+        folder = cls(path, ComparisonManifest(created=created, command=command, parts=entries, asked=common))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        folder._write()
+        return folder
+
+    @classmethod
+    def resume(cls, path: str | Path, parts: Sequence[tuple[str, str]], *, common: Mapping[str, Any]) -> Self:
+        """Continue a comparison that ended early; a failed part is run again.
+
+        Raises:
+            RunFolderError: there is none, or one of other models, protocols, options, data, placement or code; every
+                difference is named.
+        """
+        path = Path(path).absolute()
+        manifest = read_comparison(path)
+        recorded = [(part.model, part.protocol) for part in manifest.parts]
+        if recorded != list(parts):
+            raise RunFolderError(
+                f"run folder {path}",
+                found=f"a comparison of {_named(recorded)}, not of {_named(parts)}",
+                expected="the same models and protocols",
+                fix="undo the change or give another --output",
+            )
+        before, now = (to_plain(each, where="comparison") for each in (manifest.asked, common))
+        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            what = "; ".join(f"{name}: recorded {before.get(name)}, now {now.get(name)}" for name in changed)
+            raise RunFolderError(
+                f"run folder {path}",
+                found=f"a comparison that is not this one ({what})",
+                expected="the same one",
+                fix="undo the change or give another --output",
+            )
+        return cls(path, manifest)
+
+    def run_folder(self, index: int) -> Path:
+        """Return the run folder of a part."""
+        return self.path / self.manifest.parts[index].folder
+
+    def note(
+        self, index: int, status: Literal["ended", "failed"], error: str | None = None, *, refused: bool = False
+    ) -> None:
+        """Record how a part came out.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        parts = list(self.manifest.parts)
+        parts[index] = replace(parts[index], status=status, error=error, refused=refused)
+        self.manifest = replace(self.manifest, parts=tuple(parts))
+        self._write()
+
+    def finish(self, summary: dict[str, Any], report: str, page: str) -> None:
+        """Write ``summary.json``, ``report.md`` and ``report.html``.
+
+        Raises:
+            RunFolderError: they cannot be written.
+        """
+        write_json_atomic(self.path / SUMMARY_FILE, summary)
+        write_text_atomic(self.path / REPORT_FILE, report)
+        write_text_atomic(self.path / HTML_FILE, page)
+
+    def _write(self) -> None:
+        write_json_atomic(self.path / COMPARISON_FILE, self.manifest)
+
+
+def read_comparison(folder: str | Path) -> ComparisonManifest:
+    """Read ``comparison.json``.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged.
+    """
+    try:
+        return read_record(ComparisonManifest, Path(folder) / COMPARISON_FILE, expected="a comparison")
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"run folder {folder}",
+            found=f"no readable {COMPARISON_FILE} ({error.strerror})",
+            expected="a comparison",
+            fix="name the folder of one",
+        ) from None
+
+
+def _slug(model: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(model).name or "model").strip("-.") or "model"
+
+
+def _named(parts: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{model} {protocol}" for model, protocol in parts)
