@@ -1,0 +1,286 @@
+"""Decoding of one answer by passes over drafted tokens, each pass one CUDA graph with the bits of one-token steps.
+
+    receive the draft -> embed its tokens -> persistent kernel -> choose after each token -> accept
+
+A pass is launched before the tokens of the pass ahead are read. While the device starts on it, the host drafts from
+these tokens and writes the draft into pinned memory, where the pass waits for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from unfuse.engines.graphed.cuda_graphs import GraphedCall, outside_inference_mode
+from unfuse.engines.graphed.kernels.argmax import argmax
+from unfuse.engines.graphed.kernels.speculation import (
+    FINISHED,
+    POSITION,
+    RESULTS,
+    STATE_SIZE,
+    accept_tokens,
+    begin_pass,
+    receive_draft,
+)
+from unfuse.engines.graphed.kv_cache import KVCache
+from unfuse.engines.graphed.llama import Llama
+from unfuse.engines.graphed.megakernel import MAX_TOKENS, Megakernel, MegakernelWorkspace
+from unfuse.engines.sampling import TokenChooser
+from unfuse.speculation.drafter import Drafts
+from unfuse.stages import Prefilled
+
+_GROWTH: Final = 512
+"""Positions by which a full KV cache grows."""
+_MAX_FORCED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PassTensors:
+    """Tensors of a captured pass, T = ``MAX_TOKENS`` rows each, at fixed addresses."""
+
+    tokens: torch.Tensor
+    """int64 ``[T]``: the last token of the answer, and the drafted ones after it."""
+    chosen: torch.Tensor
+    """int64 ``[T]``: the model's choice after each of them."""
+    state: torch.Tensor
+    """int32 ``[STATE_SIZE]``, see ``kernels.speculation``."""
+    caches: torch.Tensor
+    capacity: torch.Tensor
+    write_position: torch.Tensor
+    cosine: torch.Tensor
+    sine: torch.Tensor
+    logits: torch.Tensor
+    """float32 ``[T, V]``."""
+    eos_masked: torch.Tensor
+    forced: torch.Tensor
+    num_forced: torch.Tensor
+    draft: torch.Tensor
+    """int64 ``[T]``, pinned: see ``receive_draft``."""
+    results: torch.Tensor
+    """int64 ``[RESULTS, T + 1]``, pinned: see ``accept_tokens``."""
+
+    @classmethod
+    def of_zeros(cls, llama: Llama) -> PassTensors:
+        """Allocate them; the answer has ended at first, so a pass does nothing."""
+        device = llama.device
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        half = llama.heads.head_dim // 2
+        tensors = cls(
+            tokens=zeros(MAX_TOKENS),
+            chosen=zeros(MAX_TOKENS),
+            state=zeros(STATE_SIZE, dtype=torch.int32),
+            caches=zeros(1),
+            capacity=zeros(1, dtype=torch.int32),
+            write_position=zeros(1, dtype=torch.int32),
+            cosine=zeros(MAX_TOKENS, half, dtype=llama.dtype),
+            sine=zeros(MAX_TOKENS, half, dtype=llama.dtype),
+            logits=zeros(MAX_TOKENS, len(llama.head.weight), dtype=torch.float32),
+            eos_masked=zeros(MAX_TOKENS, dtype=torch.bool),
+            forced=zeros(_MAX_FORCED),
+            num_forced=zeros(1, dtype=torch.int32),
+            draft=torch.zeros(MAX_TOKENS, dtype=torch.int64, pin_memory=device.type == "cuda"),
+            results=torch.zeros(RESULTS, MAX_TOKENS + 1, dtype=torch.int64, pin_memory=device.type == "cuda"),
+        )
+        tensors.state[FINISHED] = 1
+        return tensors
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """Outcome of a pass."""
+
+    tokens: list[int]
+    """New tokens: the accepted ones and one more."""
+    drafted: int
+    finished: bool
+
+
+class SpeculativeStep:
+    """A captured pass, and the answer whose state its tensors hold."""
+
+    def __init__(
+        self,
+        llama: Llama,
+        megakernel: Megakernel,
+        base_pointer: torch.Tensor,
+        end_ids: torch.Tensor,
+        chooser: TokenChooser | None,
+        capture: Callable[[Callable[[], None]], GraphedCall],
+    ):
+        """Capture the pass.
+
+        Args:
+            llama: the weights.
+            megakernel: computes the logits after several tokens.
+            base_pointer: which cache offsets count from.
+            end_ids: int64, on the device: tokens that end an answer.
+            chooser: samples the tokens; None for greedy decoding.
+            capture: makes a graph of a function.
+        """
+        self.tensors = tensors = PassTensors.of_zeros(llama)
+        self.base_pointer = base_pointer
+        self.chooser = chooser
+        self.user: weakref.ref[SpeculativeRun] | None = None
+        """Weak, so that a finished answer and its KV cache are freed."""
+        self.number = 1
+        """Number of the next pass that the host reads."""
+        memory: MegakernelWorkspace = megakernel.memory()
+        steps = torch.arange(1, MAX_TOKENS + 1, device=llama.device)
+
+        def run() -> None:
+            receive_draft(
+                tensors.draft, tensors.tokens, memory.count, tensors.write_position, tensors.state, tensors.capacity
+            )
+            begin_pass(
+                memory.x, tensors.cosine, tensors.sine, tensors.tokens, memory.count, tensors.state,
+                llama.embedding, llama.inv_freq, llama.axes, llama.rotary_scaling,
+            )  # fmt: skip
+            megakernel(tensors, memory, base_pointer)
+            if chooser is None:
+                argmax(tensors.chosen, tensors.logits, end_ids, tensors.eos_masked)
+            else:
+                tensors.chosen.copy_(chooser(tensors.logits, tensors.state[POSITION] + steps))
+            accept_tokens(
+                tensors.tokens, tensors.chosen, memory.count, tensors.state, end_ids, tensors.forced,
+                tensors.num_forced, tensors.results,
+            )  # fmt: skip
+
+        self.run = capture(run)
+
+
+class SpeculativeRun:
+    """One answer that is being decoded by passes over drafted tokens.
+
+    Several runs may share a captured pass: a run that takes the pass over collects the result that the run before it
+    has not read, and uploads its own state.
+    """
+
+    def __init__(self, step: SpeculativeStep, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts):
+        self._step, self._prefilled, self._drafts = step, prefilled, drafts
+        self._max_new_tokens = max_new_tokens
+        self._last, self._read = prefilled.token_id, 1
+        """The last token that the host has read, and how many it has read, the first one included."""
+        self._in_flight: deque[torch.cuda.Event] = deque()
+        self._waiting = False
+        """Whether the last pass that was launched waits for its draft."""
+        self._collected: PassResult | None = None
+        self.forced: Sequence[int] = ()
+        """Tokens after the first one that take the place of the model's choice."""
+
+    def tokens(self) -> Iterator[int]:
+        """Yield the tokens after the first one, up to and with an end token."""
+        draft = self._drafts.draft([self._last])
+        try:
+            while True:
+                if not self._in_flight and self._collected is None:
+                    self._upload()
+                    self._submit()
+                    self._publish(draft)
+                if ahead := self._collected is None and self._has_room(2):
+                    self._submit()
+                result = self._collect()
+                if result.finished:
+                    # The pass that was launched ahead sees it too, and does nothing.
+                    self._in_flight.clear()
+                    self._waiting = False
+                else:
+                    draft = self._drafts.draft(result.tokens)
+                    if ahead:
+                        self._publish(draft)
+                self._drafts.record(result.drafted, len(result.tokens) - 1)
+                yield from result.tokens
+                if result.finished:
+                    return
+        finally:
+            if self._waiting:
+                self._publish(())
+
+    @outside_inference_mode()
+    def _submit(self) -> None:
+        self._step.run()
+        event = torch.cuda.Event()
+        event.record()
+        self._in_flight.append(event)
+        self._waiting = True
+
+    def _publish(self, draft: Sequence[int]) -> None:
+        """Give the launched pass its draft."""
+        tensors = self._step.tensors
+        number = self._step.number + len(self._in_flight) - 1
+        words = np.zeros(MAX_TOKENS, np.int64)
+        count = min(len(draft), MAX_TOKENS - 1)
+        words[0] = count
+        words[1 : count + 1] = draft[:count]
+        words |= number << 32
+        tensors.draft.numpy()[:] = words
+        self._waiting = False
+
+    def collect(self) -> None:
+        """Read the result of the pass in flight, for another run takes the captured pass over."""
+        if self._in_flight:
+            self._collected = self._wait()
+            self._in_flight.clear()
+
+    def _collect(self) -> PassResult:
+        result, self._collected = self._collected or self._wait(), None
+        return result
+
+    def _wait(self) -> PassResult:
+        self._in_flight.popleft().synchronize()
+        step = self._step
+        row = step.tensors.results[step.number % RESULTS].tolist()
+        step.number += 1
+        head = row[0]
+        tokens = row[1 : 1 + (head & 0xFF)]
+        self._last = tokens[-1]
+        self._read += len(tokens)
+        return PassResult(tokens, drafted=(head >> 8 & 0xFF) - 1, finished=bool(head >> 16))
+
+    def _has_room(self, passes: int) -> bool:
+        """Return whether the KV cache has room for so many passes after what the host has read."""
+        left = self._max_new_tokens - self._read
+        needed = min(passes * MAX_TOKENS, left)
+        return left > 1 and self._length + needed <= self._cache.capacity
+
+    @property
+    def _length(self) -> int:
+        """Positions that are cached once the host has read all tokens; those of the last token are not."""
+        return self._prefilled.prompt_tokens + self._read - 1
+
+    @property
+    def _cache(self) -> KVCache:
+        cache: KVCache = self._prefilled.state.cache
+        return cache
+
+    @outside_inference_mode()
+    def _upload(self) -> None:
+        """Copy this answer's state to the tensors that the pass reads."""
+        step, tensors = self._step, self._step.tensors
+        user = step.user() if step.user is not None else None
+        if user is not self:
+            if user is not None:
+                user.collect()
+            step.user = weakref.ref(self)
+            # A pass whose result nobody has read may have used the next numbers.
+            step.number += RESULTS
+        if not self._has_room(1):
+            self._cache.reserve(self._length + _GROWTH, self._length)
+        left = self._max_new_tokens - self._read
+        position = self._prefilled.state.position + self._read - 1
+        state = [self._length, position, left, step.number, 0, self._read - 1, 0, 0]
+        tensors.state.copy_(torch.tensor(state, dtype=torch.int32))
+        tensors.tokens[:1].copy_(torch.tensor([self._last]))
+        tensors.caches.copy_(torch.tensor([self._cache.offset(step.base_pointer)]))
+        tensors.capacity.copy_(torch.tensor([self._cache.capacity], dtype=torch.int32))
+        tensors.eos_masked.fill_(self._prefilled.sampling.ignore_eos)
+        tensors.num_forced.fill_(len(self.forced))
+        tensors.forced[: len(self.forced)].copy_(torch.tensor(self.forced, dtype=torch.int64))

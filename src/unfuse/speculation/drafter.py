@@ -1,0 +1,74 @@
+"""Interface between an engine and whoever drafts the next tokens of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+MAX_DRAFT: Final = 15
+"""Drafted tokens of one pass: a pass computes up to 16 tokens, and the first of them is chosen already."""
+
+
+class Drafts(Protocol):
+    """Drafts of one answer."""
+
+    def draft(self, new_tokens: Sequence[int]) -> Sequence[int]:
+        """Take the tokens that the answer got since the last call, and return those that are expected after them.
+
+        Returns:
+            At most ``MAX_DRAFT`` token ids; the engine takes fewer where the answer or its cache has no room.
+        """
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Count a pass that verified ``drafted`` tokens and gave ``accepted`` tokens and the model's own one."""
+
+
+class Drafter(Protocol):
+    """Drafts for the answers of a run."""
+
+    name: str
+    """Value of ``--speculate``."""
+
+    def begin(self, prompt_ids: Sequence[int]) -> Drafts:
+        """Return the drafts of an answer to a prompt, given by the ids of its text."""
+
+    def learn(self, token_ids: Sequence[int]) -> None:
+        """Take a finished answer into account. Benchmarks call it once a sample, not once a repeat."""
+
+
+@dataclass(slots=True)
+class SpeculationCounts:
+    """Passes of one or several answers."""
+
+    decode_passes: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    histogram: list[int] = field(default_factory=lambda: [0] * (MAX_DRAFT + 1))
+    """Passes by the number of accepted tokens."""
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Count a pass."""
+        self.decode_passes += 1
+        self.draft_tokens += drafted
+        self.accepted_tokens += accepted
+        self.histogram[accepted] += 1
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean number of tokens of a pass, the model's own one included; NaN without a pass."""
+        passes = self.decode_passes
+        return (self.accepted_tokens + passes) / passes if passes else float("nan")
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that were accepted; NaN without a draft."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else float("nan")
+
+
+def trimmed(draft: Sequence[int], left: int) -> Sequence[int]:
+    """Return the tokens of a draft that a pass verifies, where the answer may still get ``left`` tokens.
+
+    The last token of a pass is the model's own, so it is never drafted.
+    """
+    return draft[: max(0, min(MAX_DRAFT, left - 1))]

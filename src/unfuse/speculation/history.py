@@ -1,0 +1,103 @@
+"""Drafts from earlier answers of a run: the longest suffix of the answer that they contain, and how they went on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfuse.speculation.drafter import MAX_DRAFT, SpeculationCounts
+from unfuse.speculation.pay import PayEstimate
+from unfuse.speculation.suffix_index import Match, SuffixIndex
+
+MAX_TOKENS: Final = 1_000_000
+"""Tokens that a history holds: about 100 MB."""
+
+
+class History:
+    """Answers so far, in bounded memory. Not for several threads."""
+
+    name = "history"
+
+    def __init__(
+        self, vocabulary: int, end_ids: Iterable[int], *, draft_tokens: int | None = None, max_tokens: int = MAX_TOKENS
+    ):
+        """Begin without answers.
+
+        Args:
+            vocabulary: token ids are below it.
+            end_ids: tokens that end an answer; a draft ends with one.
+            draft_tokens: tokens of every draft at most; None drafts as many as pay.
+            max_tokens: of which the older half is forgotten when there are more.
+        """
+        self._start = vocabulary
+        """Stands before each answer, so that answers which begin alike are drafted from their first token on."""
+        self._index = SuffixIndex(vocabulary + 1)
+        self._end_ids = np.array(sorted(end_ids), np.int64)
+        self._limit = MAX_DRAFT if draft_tokens is None else min(draft_tokens, MAX_DRAFT)
+        self._pay = PayEstimate() if draft_tokens is None else None
+        self._max_tokens = max_tokens
+        self._answers: deque[NDArray[np.int64]] = deque()
+        self._num_tokens = 0
+
+    @property
+    def answers(self) -> Sequence[NDArray[np.int64]]:
+        """Token ids of the answers in the index, the oldest first."""
+        return self._answers
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def begin(self, prompt_ids: Sequence[int]) -> HistoryDrafts:
+        """See ``Drafter.begin``; the prompt does not matter."""
+        return HistoryDrafts(self)
+
+    def learn(self, token_ids: Sequence[int]) -> None:
+        """See ``Drafter.learn``."""
+        answer = np.array([self._start, *token_ids], np.int64)
+        self._answers.append(answer[1:])
+        self._num_tokens += len(answer)
+        if self._num_tokens <= self._max_tokens:
+            self._index.add(answer)
+            return
+        while self._num_tokens > self._max_tokens // 2:
+            self._num_tokens -= len(self._answers.popleft()) + 1
+        self._index.clear()
+        for each in self._answers:
+            self._index.add(np.concatenate([[self._start], each]))
+
+
+class HistoryDrafts:
+    """Drafts of one answer: from the history, or from the answer itself where more of it repeats."""
+
+    def __init__(self, history: History):
+        self._history = history
+        self._match = Match()
+        self._index.advance(self._match, np.array([history._start], np.int64))
+        self._own = SuffixIndex(history._start + 1)
+        self._own_state = 0
+        self.counts = SpeculationCounts()
+
+    @property
+    def _index(self) -> SuffixIndex:
+        return self._history._index
+
+    def draft(self, new_tokens: Sequence[int]) -> NDArray[np.int64]:
+        """See ``Drafts.draft``."""
+        history, tokens = self._history, np.asarray(new_tokens, np.int64)
+        self._index.advance(self._match, tokens)
+        self._own_state = self._own.add(tokens, self._own_state)
+        limit = history._limit if history._pay is None else history._pay.limit(history._limit)
+        own = self._own.earlier(self._own_state)
+        if own.length > self._match.length:
+            return self._own.draft(own, limit, history._end_ids).token_ids
+        return self._index.draft(self._match, limit, history._end_ids).token_ids
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """See ``Drafts.record``."""
+        self.counts.record(drafted, accepted)
+        if self._history._pay is not None:
+            self._history._pay.record(drafted, accepted)

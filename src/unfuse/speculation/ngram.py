@@ -1,0 +1,61 @@
+"""Drafts from the prompt and the answer itself (prompt lookup decoding: Saxena, 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfuse.speculation.drafter import MAX_DRAFT, SpeculationCounts
+from unfuse.speculation.pay import PayEstimate
+from unfuse.speculation.suffix_index import SuffixIndex
+
+
+class NGram:
+    """Looks up the end of an answer in its prompt's text and in the answer. Nothing passes from answer to answer."""
+
+    name = "ngram"
+
+    def __init__(self, vocabulary: int, end_ids: Iterable[int], *, draft_tokens: int | None = None):
+        """Prepare.
+
+        Args:
+            vocabulary: token ids are below it.
+            end_ids: tokens that end an answer; a draft ends with one.
+            draft_tokens: tokens of every draft at most; None drafts as many as pay.
+        """
+        self.vocabulary = vocabulary
+        self.end_ids = np.array(sorted(end_ids), np.int64)
+        self.limit = MAX_DRAFT if draft_tokens is None else min(draft_tokens, MAX_DRAFT)
+        self.pay = PayEstimate() if draft_tokens is None else None
+
+    def begin(self, prompt_ids: Sequence[int]) -> NGramDrafts:
+        """See ``Drafter.begin``."""
+        return NGramDrafts(self, prompt_ids)
+
+    def learn(self, token_ids: Sequence[int]) -> None:
+        """See ``Drafter.learn``: an answer does not help the next one."""
+
+
+class NGramDrafts:
+    """Drafts of one answer."""
+
+    def __init__(self, drafter: NGram, prompt_ids: Sequence[int]):
+        self._drafter = drafter
+        self._index = SuffixIndex(drafter.vocabulary)
+        self._state = self._index.add(np.asarray(prompt_ids, np.int64))
+        self.counts = SpeculationCounts()
+
+    def draft(self, new_tokens: Sequence[int]) -> NDArray[np.int64]:
+        """See ``Drafts.draft``."""
+        drafter = self._drafter
+        self._state = self._index.add(np.asarray(new_tokens, np.int64), self._state)
+        limit = drafter.limit if drafter.pay is None else drafter.pay.limit(drafter.limit)
+        return self._index.draft(self._index.earlier(self._state), limit, drafter.end_ids).token_ids
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """See ``Drafts.record``."""
+        self.counts.record(drafted, accepted)
+        if self._drafter.pay is not None:
+            self._drafter.pay.record(drafted, accepted)

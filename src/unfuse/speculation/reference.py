@@ -1,0 +1,34 @@
+"""Speculation evaluated token by token: the reference of every faster way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from unfuse.speculation.drafter import Drafts, trimmed
+
+
+def verified(
+    tokens: Iterator[int], drafts: Drafts, max_new_tokens: int, is_end: Callable[[int], bool]
+) -> Iterator[int]:
+    """Yield the tokens of an answer, and count the passes in which drafts would have given them.
+
+    Args:
+        tokens: the answer of ordinary decoding, with its first token, which no pass computes.
+        drafts: of this answer.
+        max_new_tokens: tokens that the answer may get.
+        is_end: returns whether a token ends the answer.
+    """
+    new = [next(tokens)]
+    yield new[0]
+    left = max_new_tokens - 1
+    while left and not is_end(new[-1]):
+        draft = trimmed(drafts.draft(new), left)
+        new = []
+        for token in tokens:
+            new.append(token)
+            accepted = len(new) <= len(draft) and draft[len(new) - 1] == token
+            if not accepted or is_end(token) or len(new) == left:
+                break
+        drafts.record(len(draft), len(new) - 1)
+        yield from new
+        left -= len(new)
