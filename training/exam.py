@@ -12,7 +12,7 @@ import torch
 from training.learner import Learner
 from training.scenes import HEADS, Pool, class_targets
 from training.turns import Tokens
-from unfuse.samples.attributes import judge
+from unfuse.samples.attributes import score_answer
 from unfuse.samples.demo.dialogue import Turn, one_of_each
 from unfuse.samples.demo.scenes import demo_scene
 
@@ -48,7 +48,7 @@ def answer_accuracy(learner: Learner, pool: Pool, tokens: Tokens, device: torch.
                 input_ids=ids, event_features=scenes, max_new_tokens=_LONGEST, do_sample=False, pad_token_id=0
             )[:, ids.shape[1] :]
             for (_, turn), answer in zip(part, new.tolist(), strict=True):
-                for (name, _), correct in judge(turn.answer, tokens.text(answer)).items():
+                for (name, _), correct in score_answer(turn.answer, tokens.text(answer)).items():
                     right[f"{turn.kind}: {name}"][0] += correct
                     right[f"{turn.kind}: {name}"][1] += 1
     return dict(sorted(right.items()))
