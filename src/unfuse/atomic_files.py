@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,7 +15,7 @@ def complete_file(path: Path, *, durable: bool = False, private: bool = True) ->
 
     Args:
         path: the final name.
-        durable: whether the contents are on the disk before the file is moved.
+        durable: whether the contents are on the disk before the file is moved, and the move is on the disk at the end.
         private: whether only the owner may read and write the file; otherwise its permissions follow the umask.
 
     Raises:
@@ -30,5 +30,21 @@ def complete_file(path: Path, *, durable: bool = False, private: bool = True) ->
                 os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Synchronise the folder's entries to the disk.
+
+    Raises:
+        OSError: the system refused.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

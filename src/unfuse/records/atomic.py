@@ -1,18 +1,13 @@
-"""Files written as a whole or not at all: a temporary file is synchronised to the disk, then renamed.
-
-Temporary file in the same folder -> fsync -> ``os.replace`` -> fsync of the folder. A reader sees the old
-file or the new one, after a crash too; on any failure the old one stays and the temporary one is removed.
-"""
+"""Files of run folders, written durably by ``complete_file``: a reader sees the old file or the new one."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
+from unfuse.atomic_files import complete_file
 from unfuse.errors import RunFolderError
 from unfuse.records.conversion import to_plain
 
@@ -41,16 +36,9 @@ def write_chunks_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     Raises:
         RunFolderError: the file could not be written; it says why.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            _write_durably(temporary, chunks)
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        sync_folder(path.parent)
+        with complete_file(path, durable=True, private=False) as partial:
+            _write(partial, chunks)
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -65,19 +53,6 @@ def write_json_atomic(path: Path, value: object) -> None:
     write_text_atomic(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
-def sync_folder(folder: Path) -> None:
-    """Synchronise the folder's entries to the disk.
-
-    Raises:
-        OSError: the system refused.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def cannot_write(path: Path, error: OSError) -> RunFolderError:
     """Return the error for a file that could not be written, with the system's reason."""
     reason = error.strerror or type(error).__name__
@@ -89,13 +64,12 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
     )
 
 
-def _write_durably(path: Path, chunks: Iterable[bytes]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def _write(path: Path, chunks: Iterable[bytes]) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
     try:
         for chunk in chunks:
             view = memoryview(chunk)
             while view:
                 view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

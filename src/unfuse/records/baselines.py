@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from unfuse.atomic_files import sync_folder
 from unfuse.errors import InputError, RunFolderError
-from unfuse.records.atomic import cannot_write, sync_folder
+from unfuse.records.atomic import cannot_write
 from unfuse.records.folder import RunFolder
 from unfuse.records.manifest import MANIFEST_FILE
 from unfuse.records.run_dir import PROBES_FILE, REPORT_FILE, SUMMARY_FILE

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
+from unfuse.atomic_files import sync_folder
 from unfuse.errors import RunFolderError
 from unfuse.records.answers_file import ANSWERS_FILE
-from unfuse.records.atomic import cannot_write, sync_folder, write_json_atomic, write_text_atomic
+from unfuse.records.atomic import cannot_write, write_json_atomic, write_text_atomic
 from unfuse.records.manifest import COMPARISON_FILE, MANIFEST_FILE, differences, read_manifest, write_manifest
 from unfuse.records.samples_file import SAMPLES_FILE
 from unfuse.records.schema import Manifest
