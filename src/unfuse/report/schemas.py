@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -107,4 +107,8 @@ def _answers_summary() -> Schema:
 
 
 if __name__ == "__main__":
-    write_schemas(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        prog="python -m unfuse.report.schemas", description="Write the JSON Schemas of all files."
+    )
+    parser.add_argument("folder", type=Path)
+    write_schemas(parser.parse_args().folder)
