@@ -15,7 +15,7 @@ def complete_file(path: Path, *, durable: bool = False, private: bool = True) ->
 
     Args:
         path: the final name.
-        durable: whether the contents are on the disk before the file is moved, and the move is on the disk at the end.
+        durable: whether the contents are on the disk before the file is moved.
         private: whether only the owner may read and write the file; otherwise its permissions follow the umask.
 
     Raises:
@@ -33,8 +33,6 @@ def complete_file(path: Path, *, durable: bool = False, private: bool = True) ->
         with suppress(OSError):
             partial.unlink()
         raise
-    if durable:
-        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from unfuse.atomic_files import complete_file
+from unfuse.atomic_files import complete_file, sync_folder
 from unfuse.errors import RunFolderError
 from unfuse.records.conversion import to_plain
 
@@ -39,6 +39,7 @@ def write_chunks_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     try:
         with complete_file(path, durable=True, private=False) as partial:
             _write(partial, chunks)
+        sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -72,13 +72,18 @@ def from_plain(kind: type[T], value: object, *, where: str, ignore_unknown: bool
     Raises:
         RunFolderError: a field is unknown, missing or of another type, or a number is infinite; it names the field.
     """
-    finite = to_plain(value, where=where)
     try:
-        record = msgspec.convert(finite, kind)
-    except msgspec.ValidationError as error:
-        raise _located(kind, finite, where, str(error)) from None
-    if not ignore_unknown:
-        _refuse_unknown(finite, msgspec.to_builtins(record), where)
+        finite = to_plain(value, where=where)
+        try:
+            record = msgspec.convert(finite, kind)
+        except msgspec.ValidationError as error:
+            raise _located(kind, finite, where, str(error)) from None
+        if not ignore_unknown:
+            _refuse_unknown(finite, msgspec.to_builtins(record), where)
+    except UnicodeEncodeError:  # msgspec compares a text with the allowed ones as UTF-8
+        raise RunFolderError(where, found="half of a surrogate pair", expected="one of the allowed values") from None
+    except RecursionError:
+        raise RunFolderError(where, found="values that are nested too deeply", expected="a record") from None
     return record
 
 
@@ -172,9 +177,10 @@ def _located(kind: Any, value: Any, where: str, message: str) -> RunFolderError:
         kind: the dataclass that was read.
         value: the plain value that does not fit.
         where: names it.
-        message: such as "Expected `int`, got `str` - at `$.spans[...].entries[1]`": no key, no value.
+        message: such as "Expected `int`, got `str` - at `$.spans[...].entries[1]`": no key. It may quote the value.
     """
-    problem, _, path = message.partition(" - at ")
+    place = re.search(r" - at `(\$[^`]*)`$", message)
+    problem, path = (message[: place.start()], place[1]) if place else (message, "")
     for step in re.findall(r"\w+|\.{3}", path):
         kind = _without_none(kind)
         if is_dataclass(kind):

@@ -1,6 +1,6 @@
 """JSON Schema (draft 2020-12) of a record type, by msgspec, with the docstrings under its fields as descriptions.
 
-``conversion.from_plain`` accepts exactly the values that the schema accepts. A schema describes every minor version up
+Every value that ``conversion.from_plain`` accepts fits the schema. A schema describes every minor version up
 to the present one: a field with a default may be missing, as it is in files of older versions.
 """
 
