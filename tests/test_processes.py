@@ -174,6 +174,7 @@ def test_a_child_that_takes_no_message(program):
         frame(b"[]"),
         frame(b"{}"),
         *(frame(json.dumps({"sizes": sizes}).encode()) for sizes in (None, 1, ["x"], [-1], [9], [4, 5], [1e400], [{}])),
+        frame(json.dumps({"sizes": [0] * (processes.MAX_BLOBS + 1)}).encode()),
     ],
 )
 def test_rubbish_and_frames_that_are_too_large(message):
@@ -224,6 +225,27 @@ def test_a_kill_wakes_the_thread_that_waits(program):
     assert len(failures) == 1
     child.close()
     child.close()
+
+
+def test_a_group_is_ended_once(program, monkeypatch):
+    """After its leader was reaped, the number may be that of somebody else's group."""
+    child = program("time.sleep(100_000)", own_session=True)
+    ended, real = [], os.killpg
+    monkeypatch.setattr(os, "killpg", lambda group, number: (ended.append(group), real(group, number)))
+    child.end(0.0)
+    child.kill()
+    child.close()
+    assert ended == [child.pid]
+
+
+def test_the_limit_of_silence_returns_after_a_deadline():
+    ours, theirs = map(Channel, socket.socketpair())
+    with ours, theirs:
+        ours.limit_silence(0.05)
+        theirs.send(b"head")
+        assert ours.receive_head(deadline=time.monotonic() + 100) == b"head"
+        with pytest.raises(LateError, match=r"sent nothing for 0\.05 s"):
+            ours.receive_head()
 
 
 def test_the_end_of_a_session_leader_ends_what_it_started(program):

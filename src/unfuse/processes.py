@@ -22,6 +22,8 @@ from typing import IO, Any, Final, Generic, Self, TypeVar
 
 Buffer = bytes | bytearray | memoryview
 MAX_JSON_BYTES: Final = 64 << 20
+MAX_BLOBS: Final = 4096
+"""Blobs of one message."""
 _LENGTH: Final = struct.Struct("<Q")
 _TIMEVAL: Final = struct.Struct("@ll")
 _RECEIVE_BYTES: Final = 1 << 30
@@ -69,7 +71,7 @@ class Channel:
         return cls(connected)
 
     def limit_silence(self, seconds: float) -> None:
-        """Let every later wait for the other process end in ``LateError`` after some seconds."""
+        """Let every later wait for bytes, or for room to send them, end in ``LateError`` after some seconds."""
         self._silence_s = seconds
         self._set_timeout(socket.SO_RCVTIMEO, seconds)
         self._set_timeout(socket.SO_SNDTIMEO, seconds)
@@ -121,6 +123,9 @@ class Channel:
         except OSError as error:
             late = "took too long" if deadline is not None else f"sent nothing for {self._silence_s:g} s"
             raise self._failure(error, late) from None
+        finally:
+            if deadline is not None:
+                self._set_timeout(socket.SO_RCVTIMEO, self._silence_s)
 
     def send_json(self, message: Mapping[str, Any], blobs: Sequence[Buffer] = ()) -> None:
         """Send a message and raw bytes; errors as ``send``. The key ``sizes`` is taken."""
@@ -131,7 +136,7 @@ class Channel:
         """Return a message and its blobs from a process that may send anything.
 
         Raises:
-            InvalidReplyError: no valid message, or blobs of more than ``max_bytes`` together.
+            InvalidReplyError: no valid message, more than ``MAX_BLOBS`` blobs, or more than ``max_bytes`` in them.
             ChannelError: as ``receive_into``.
         """
         try:
@@ -139,7 +144,7 @@ class Channel:
             sizes = [int(size) for size in message.pop("sizes")]
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise InvalidReplyError from None
-        if min(sizes, default=0) < 0 or sum(sizes) > max_bytes:
+        if len(sizes) > MAX_BLOBS or min(sizes, default=0) < 0 or sum(sizes) > max_bytes:
             raise InvalidReplyError
         blobs = [bytearray(size) for size in sizes]
         for blob in blobs:
@@ -162,8 +167,8 @@ class Channel:
         self.close()
 
     def _set_timeout(self, option: int, seconds: float) -> None:
-        """Set the kernel's limit: with Python's own, a large message would take many system calls."""
-        timeval = _TIMEVAL.pack(int(seconds), max(int(seconds % 1 * 1e6), 1))
+        """Set the kernel's limit, 0 for none: with Python's own, a large message would take many system calls."""
+        timeval = _TIMEVAL.pack(int(seconds), max(int(seconds % 1 * 1e6), 1) if seconds else 0)
         self.socket.setsockopt(socket.SOL_SOCKET, option, timeval)
 
     @staticmethod
@@ -172,7 +177,7 @@ class Channel:
 
 
 class Child:
-    """One ``python -m module`` and the channel to it. Only the process that started it can end it."""
+    """One ``python -m module`` and the channel to it. ``close`` in a forked process leaves it running."""
 
     def __init__(
         self,
@@ -198,17 +203,22 @@ class Child:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         self._owner = os.getpid()
-        self._own_session = own_session
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs.fileno(), *files),
-                env={**env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=own_session,
-            )
+        self._has_group = own_session
+        """Whether the process may still lead a group: later its number may be that of another group."""
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", module, str(theirs.fileno()), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(theirs.fileno(), *files),
+                    env={**env, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    start_new_session=own_session,
+                )
+        except BaseException:
+            self.channel.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -240,7 +250,8 @@ class Child:
 
     def kill(self) -> int:
         """End the process, with its group if it leads one; wakes threads that wait for it. Returns the exit code."""
-        if self._own_session:
+        if self._has_group:
+            self._has_group = False
             with suppress(ProcessLookupError, PermissionError):  # no process of the group is left
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.kill()
