@@ -41,7 +41,7 @@ class Sampling:
     """0 selects the argmax of the logits."""
     top_p: float = 1.0
     seed: int = 0
-    """Seed of the random generator of one answer; unused when greedy."""
+    """Any integer; with the position of a token it determines the noise of the draw. Unused when greedy."""
     ignore_eos: bool = False
     """Mask end tokens, so that an answer has exactly ``max_new_tokens`` tokens (equal work)."""
 
@@ -50,6 +50,10 @@ class Sampling:
             raise PromptError("temperature", found=self.temperature, expected="a number of at least 0")
         if not 0 < self.top_p <= 1:
             raise PromptError("top_p", found=self.top_p, expected="a number above 0 and up to 1")
+        try:
+            object.__setattr__(self, "seed", operator.index(self.seed))  # an int, also from numpy
+        except TypeError:
+            raise PromptError("seed", found=repr(self.seed), expected="an integer") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,7 +182,7 @@ class Prefilled:
     """Prompt positions whose keys and values were reused from an earlier question."""
     sampling: Sampling
     state: Any
-    """Internal state of the engine: cache, generator, position."""
+    """Internal state of the engine: cache and position."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.examples import examples
-from unfuse.engines.sampling import TokenChooser, exponential_noise
-from unfuse.stages import Sampling
+from unfuse.engines.positions import following, sampling_positions
+from unfuse.engines.sampling import TokenChooser, exponential_noise, hashed_seed, index_steps
+from unfuse.errors import PromptError
+from unfuse.stages import Prompt, Sampling
 
 CPU = torch.device("cpu")
 NO_END = torch.tensor([], dtype=torch.long)
@@ -31,12 +33,12 @@ def test_noise_is_that_of_its_formula(seed, position):
     key = split_mix((split_mix((seed + step) % 2**64) + (position + 1) * step) % 2**64)
     bits = [split_mix((key + index * step) % 2**64) >> 41 for index in range(1, 5)]
     expected = -np.log((np.array(bits) + 0.5) * 2.0**-23)
-    found = exponential_noise(torch.tensor(seed), torch.tensor(position), 4)
+    found = exponential_noise(torch.tensor(hashed_seed(seed)), torch.tensor(position), index_steps(4, CPU))
     assert found.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_noise_is_exponential_and_independent():
-    noise = exponential_noise(torch.tensor(5), torch.arange(200), 500)
+    noise = exponential_noise(torch.tensor(hashed_seed(5)), torch.arange(200), index_steps(500, CPU))
     assert float(noise.min()) > 0
     assert torch.isfinite(noise).all()
     assert float(noise.mean()) == pytest.approx(1, abs=0.02)
@@ -88,6 +90,24 @@ def test_a_draw_is_a_function_of_seed_and_position():
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64 - 1, 10**30, -(10**30)])
 def test_any_integer_is_a_seed(seed):
     assert 0 <= int(chooser(temperature=1.0, seed=seed)(LOGITS, 7)) < 50
+
+
+def test_an_integer_of_numpy_is_a_seed():
+    assert Sampling(seed=np.int64(7)) == Sampling(seed=7)
+
+
+@pytest.mark.parametrize("seed", [1.5, 42.0, "1", None])
+def test_another_kind_of_seed_is_refused(seed):
+    with pytest.raises(PromptError, match="seed: found .*, expected an integer"):
+        Sampling(seed=seed)
+
+
+@pytest.mark.parametrize("positions", [None, "given"])
+def test_padding_does_not_count(positions):
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    ids = None if positions is None else (mask.cumsum(-1) - 1).clamp(min=0)
+    prompt = Prompt(inputs_embeds=torch.zeros(2, 4, 8), attention_mask=mask, position_ids=ids)
+    assert sampling_positions(following(ids), prompt).tolist() == [2, 4]
 
 
 def test_an_end_token_is_masked():

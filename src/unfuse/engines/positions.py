@@ -30,6 +30,8 @@ def sampling_positions(position: torch.Tensor | None, prompt: Prompt) -> torch.T
         position: from ``following``.
         prompt: the batch.
     """
+    if position is None and prompt.attention_mask is not None:
+        return prompt.attention_mask.sum(-1)
     if position is None:
         rows, length = prompt.inputs_embeds.shape[:2]
         return torch.full((rows,), length, device=prompt.inputs_embeds.device)

@@ -27,7 +27,8 @@ class TokenChooser:
         # Tensors on the device, so that one captured graph serves every setting.
         self._temperature = torch.empty((), device=device)
         self._top_p = torch.empty((), device=device)
-        self._seed = torch.empty((), dtype=torch.int64, device=device)
+        self._seed_key = torch.empty((), dtype=torch.int64, device=device)
+        self._index_steps: torch.Tensor | None = None
         self.set(sampling)
 
     def set(self, sampling: Sampling) -> None:
@@ -35,8 +36,7 @@ class TokenChooser:
         self._temperature.fill_(sampling.temperature)
         # A sum of all probabilities may be a little under or over 1, so a top_p of 1 must not cut the tail.
         self._top_p.fill_(sampling.top_p if sampling.top_p < 1 else 2)
-        # Seeds are any integers; equal ones modulo 2^64 are the same.
-        self._seed.fill_((sampling.seed + 2**63) % 2**64 - 2**63)
+        self._seed_key.fill_(hashed_seed(sampling.seed))
 
     def __call__(self, logits: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         """Return token ids, int64 ``[...]``, on the device of the logits and without waiting for them.
@@ -59,23 +59,39 @@ class TokenChooser:
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
         if isinstance(positions, int):
             positions = torch.full(logits.shape[:-1], positions, device=logits.device)
-        return (probabilities / exponential_noise(self._seed, positions, logits.shape[-1])).argmax(-1)
+        if self._index_steps is None or len(self._index_steps) != logits.shape[-1]:
+            self._index_steps = index_steps(logits.shape[-1], logits.device)
+        return (probabilities / exponential_noise(self._seed_key, positions, self._index_steps)).argmax(-1)
 
 
-def exponential_noise(seed: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """Return exponentially distributed numbers, float32 ``[..., count]``, that depend on seed and position only.
+def hashed_seed(seed: int) -> int:
+    """Return the key of a seed, a signed 64-bit number. Any integer is a seed; equal ones modulo 2^64 are the same."""
+    mask = 2**64 - 1
+    key = (seed + _STEP) & mask
+    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+        key = (key ^ key >> shift) * factor & mask
+    key ^= key >> 31
+    return key - 2**64 if key >= 2**63 else key
+
+
+def index_steps(count: int, device: torch.device) -> torch.Tensor:
+    """Return what each of ``count`` numbers of a position adds to the key of the position."""
+    return torch.arange(1, count + 1, device=device) * _STEP
+
+
+def exponential_noise(key: torch.Tensor, positions: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """Return exponentially distributed numbers, float32 ``[..., N]``, that depend on seed and position only.
 
     They come from the counter-based form of SplitMix64 (Steele et al., OOPSLA 2014): one hash of the seed, one of the
     position and one of the index.
 
     Args:
-        seed: int64 scalar.
+        key: int64 scalar, from ``hashed_seed``.
         positions: int ``[...]`` on the same device.
-        count: numbers for each position.
+        steps: int64 ``[N]``, from ``index_steps``.
     """
-    keys = _mixed(_mixed(seed + _STEP) + (positions.to(torch.int64) + 1) * _STEP)
-    indices = torch.arange(1, count + 1, device=positions.device)
-    bits = _mixed(keys[..., None] + indices * _STEP)
+    keys = _mixed(key + (positions.to(torch.int64) + 1) * _STEP)
+    bits = _mixed(keys[..., None] + steps)
     # The half keeps the uniform number above 0, and 23 bits with it are exact in float32, so it is below 1.
     uniform = (_shifted(bits, 64 - _RANDOM_BITS).float() + 0.5) * 2.0**-_RANDOM_BITS
     return -uniform.log()
