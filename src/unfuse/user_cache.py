@@ -34,6 +34,6 @@ def cached_text(name: str, make: Callable[[], str], is_valid: Callable[[str], bo
     text = make()
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(entry) as partial:
+        with complete_file(entry, private=False) as partial:
             partial.write_bytes(text.encode())
     return text

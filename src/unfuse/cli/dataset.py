@@ -139,4 +139,4 @@ def _bar(console: Console, label: str, total: int) -> Iterator[Callable[[int], N
     """Show a bar; the block calls the function with the number that is done."""
     with counting_bar(console) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda number: bar.update(task, completed=number, refresh=True)
+        yield lambda number: bar.count(task, number)

@@ -50,7 +50,7 @@ def split_equal_time(stream: EventStream, n_time_bins: int = 5) -> tuple[EventSt
 def slice_by_time(
     stream: EventStream, time_window: int, *, overlap: int = 0, include_incomplete: bool = False
 ) -> Iterator[EventStream]:
-    """Yield windows of ``time_window`` microseconds from the first event on; each overlaps the one before.
+    """Yield windows of ``time_window`` microseconds from the first event on.
 
     Args:
         stream: at least one event.

@@ -14,14 +14,14 @@ from statistics import fmean, median
 from typing import Final
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from unfuse.records.schema import SampleRecord
 from unfuse.report.comparison import stage_ms, stage_names
-from unfuse.report.progress import can_draw
+from unfuse.report.progress import OwnedProgress
 from unfuse.report.terminal import print_line
 from unfuse.report.text import number, printable
 
@@ -30,7 +30,7 @@ _BAR_CELLS: Final = (8, 40)
 """Least and most width of the bar. Where there is less room, the words stand alone."""
 
 
-class LiveView(Progress):
+class LiveView(OwnedProgress):
     """Progress of a benchmark. A context manager; outside of it only lines are printed."""
 
     def __init__(
@@ -54,9 +54,7 @@ class LiveView(Progress):
         self._seen: set[tuple[str, str]] = set()
         self._bar = BarColumn()
         words = TextColumn("{task.description}", markup=False)
-        super().__init__(
-            self._bar, words, console=console, auto_refresh=False, transient=True, disable=not can_draw(console)
-        )
+        super().__init__(console, self._bar, words)
         self._samples = samples
         self._parts = parts
         self._repeats_s = repeats_s

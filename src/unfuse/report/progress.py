@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_DRAW_EVERY_S: Final = 0.1
 
 
 def can_draw(console: Console) -> bool:
@@ -11,14 +24,36 @@ def can_draw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
 
 
-def counting_bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """Return a bar with a count, drawn by ``update(..., refresh=True)``; disabled where nothing can be drawn.
+class OwnedProgress(Progress):
+    """Bars without a refresh thread; disabled where nothing can be drawn."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn):
+        super().__init__(
+            *columns, console=console, disable=not can_draw(console), auto_refresh=False, transient=True
+        )  # fmt: skip
+        self._drawn_s = float("-inf")
+
+    def stop(self) -> None:
+        """Remove the bars. Older versions of rich print a line even if nothing was drawn."""
+        if not self.disable:
+            super().stop()
+
+    def count(self, task: TaskID, completed: int) -> None:
+        """Set the count of a task, and draw it unless that was done just now."""
+        now = time.monotonic()
+        draw = now - self._drawn_s >= _DRAW_EVERY_S
+        if draw:
+            self._drawn_s = now
+        self.update(task, completed=completed, refresh=draw)
+
+
+def counting_bar(console: Console, *columns: ProgressColumn) -> OwnedProgress:
+    """Return a bar with a count.
 
     Args:
         console: where the bar is drawn.
         *columns: shown between the count and the time that is left.
     """
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *columns, TimeRemainingColumn(),
-        console=console, disable=not can_draw(console), auto_refresh=False, transient=True,
-    )  # fmt: skip
+    return OwnedProgress(
+        console, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *columns, TimeRemainingColumn()
+    )

@@ -1,4 +1,7 @@
-"""Rules that a run is judged by. Each is evaluated once, into one row; noise, drift and other work only warn."""
+"""Rules that a run is judged by. Each is evaluated once, into one row.
+
+Noise and drift only warn, and so does other work on the machine unless the run is strict.
+"""
 
 from __future__ import annotations
 

@@ -149,20 +149,23 @@ def fact_tables(manifest: Manifest) -> list[Table]:
         "Clock": manifest.clock,
     }
     return [
-        Table(title=title, columns=("what", "value"), rows=tuple(_flat(facts)), align=text_columns(2))
+        Table(title=title, columns=("what", "value"), rows=tuple(_flat(facts, title)), align=text_columns(2))
         for title, facts in groups.items()
     ]
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(facts: Mapping[str, Any], group: str, prefix: str = "") -> list[tuple[str, str]]:
     """Return nested facts as (dotted name, value)."""
     rows: list[tuple[str, str]] = []
     for name, value in facts.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", _fact(value))]
+        if isinstance(value, Mapping):
+            rows += _flat(value, group, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", _fact(value, group)))
     return rows
 
 
-def _fact(value: object) -> str:
+def _fact(value: object, group: str) -> str:
     if value is None:
-        return "none"
+        return "none" if group == "Options" else "not recorded"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -130,7 +130,7 @@ class SceneCache:
             await self._in_thread(self._store.forget, scene.provenance)
 
     async def get_or_encode(self, upload: Upload) -> tuple[CachedScene, bool]:
-        """Return the scene of an upload, whose files are deleted, and whether it was in the cache.
+        """Return the scene of an upload, whose files are deleted, and whether it was or is being encoded already.
 
         Raises:
             UnfuseError: it cannot be read or encoded.
