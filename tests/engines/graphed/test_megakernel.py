@@ -91,6 +91,11 @@ def test_a_block_of_hopper_has_room_for_the_ring(hidden, layers, stages):
     assert "static_assert(STAGES * STAGE_BYTES + sizeof(Shared) <= SHARED_BYTES" in SOURCE
 
 
+@pytest.mark.parametrize(("layers", "stages", "waits"), [(1, 12, False), (2, 12, False), (3, 12, True), (3, 14, False)])
+def test_a_ring_that_reaches_from_the_first_barrier_to_the_head_is_not_used(layers, stages, waits):
+    assert sizes_of(hidden=256, layers=layers, stages=stages).head_waits_for_its_counter is waits
+
+
 def test_fragment_order_is_a_permutation_within_64_columns():
     order = fragment_order(256)
     assert sorted(order.tolist()) == list(range(256))

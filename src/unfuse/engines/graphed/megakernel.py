@@ -72,6 +72,16 @@ class Sizes:
         return 16 // self.runs
 
     @property
+    def head_waits_for_its_counter(self) -> bool:
+        """Whether no producer reaches the head before block 0 has reset the head's tile counter.
+
+        Block 0 resets it after the first grid barrier. From there to the head, the ring of block 0 needs at least four
+        stages for the first layer and five for every other layer. If all of them fit into the ring, the producer may
+        draw tickets that the pass before has left, and tiles of the head would not be computed.
+        """
+        return 5 * self.layers - 1 > self.stages
+
+    @property
     def columns(self) -> int:
         """Weight columns of a stage."""
         return _STAGE_BYTES // 2 // self.rows
@@ -250,7 +260,8 @@ def megakernel_sizes(llama: Llama) -> Sizes | None:
     )
     ring_bytes = properties.shared_memory_per_block_optin - sizes.shared_bytes
     stages = ring_bytes // (_STAGE_BYTES + 20)
-    return replace(sizes, stages=stages) if stages >= _MIN_STAGES else None
+    sizes = replace(sizes, stages=stages)
+    return sizes if stages >= _MIN_STAGES and sizes.head_waits_for_its_counter else None
 
 
 def fragment_order(columns: int) -> torch.Tensor:
