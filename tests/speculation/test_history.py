@@ -67,6 +67,29 @@ def test_memory_is_bounded():
     assert answer_with(history, noise(0)).accepted_tokens == 0
 
 
+def test_an_answer_goes_on_when_the_history_forgets():
+    history = History(V, [END], max_tokens=60_000)
+    for seed in range(140):
+        history.learn(noise(seed, 400))
+    drafts = history.begin([])
+    assert len(drafts.draft(noise(139, 400)[:10]))
+    for seed in range(3):
+        history.learn(noise(seed, 20_000))
+    for at in range(10, 400, 10):
+        drafts.draft(noise(139, 400)[at : at + 10])
+
+
+@pytest.mark.parametrize("ids", [[-200], [V + 1], [5, -1, 6]])
+def test_ids_outside_the_vocabulary_are_refused(ids):
+    with pytest.raises(ValueError, match="token ids: found"):
+        History(V, [END]).learn(ids)
+
+
+def test_placeholders_of_features_are_not_drafted():
+    drafts = NGram(V, [END]).begin([1, 5, -200, 7, 8, 9])
+    assert drafts.draft([5]).tolist()[:3] == [7, 8, 9]
+
+
 @pytest.mark.parametrize("most", [1, 4])
 def test_as_many_tokens_as_asked_for(most):
     history = History(V, [END], draft_tokens=most)

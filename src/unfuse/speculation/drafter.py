@@ -16,6 +16,8 @@ class Drafts(Protocol):
     def draft(self, new_tokens: Sequence[int]) -> Sequence[int]:
         """Take the tokens that the answer got since the last call, and return those that are expected after them.
 
+        The device waits meanwhile, so this must not wait for work on the stream of the answer.
+
         Returns:
             At most ``MAX_DRAFT`` token ids; the engine takes fewer where the answer or its cache has no room.
         """

@@ -75,8 +75,7 @@ class HistoryDrafts:
 
     def __init__(self, history: History):
         self._history = history
-        self._match = Match()
-        self._index.advance(self._match, np.array([history._start], np.int64))
+        self._restart()
         self._own = SuffixIndex(history._start + 1)
         self._own_state = 0
         self.counts = SpeculationCounts()
@@ -88,6 +87,8 @@ class HistoryDrafts:
     def draft(self, new_tokens: Sequence[int]) -> NDArray[np.int64]:
         """See ``Drafts.draft``."""
         history, tokens = self._history, np.asarray(new_tokens, np.int64)
+        if self._clears != self._index.clears:
+            self._restart()
         self._index.advance(self._match, tokens)
         self._own_state = self._own.add(tokens, self._own_state)
         limit = history._limit if history._pay is None else history._pay.limit(history._limit)
@@ -95,6 +96,11 @@ class HistoryDrafts:
         if own.length > self._match.length:
             return self._own.draft(own, limit, history._end_ids).token_ids
         return self._index.draft(self._match, limit, history._end_ids).token_ids
+
+    def _restart(self) -> None:
+        """Match the beginning of an answer; also in the middle of one whose match the index has removed."""
+        self._match, self._clears = Match(), self._index.clears
+        self._index.advance(self._match, np.array([self._history._start], np.int64))
 
     def record(self, drafted: int, accepted: int) -> None:
         """See ``Drafts.record``."""

@@ -44,7 +44,9 @@ class NGramDrafts:
     def __init__(self, drafter: NGram, prompt_ids: Sequence[int]):
         self._drafter = drafter
         self._index = SuffixIndex(drafter.vocabulary)
-        self._state = self._index.add(np.asarray(prompt_ids, np.int64))
+        ids = np.asarray(prompt_ids, np.int64)
+        # Placeholders of features are no tokens.
+        self._state = self._index.add(ids[(ids >= 0) & (ids < drafter.vocabulary)])
         self.counts = SpeculationCounts()
 
     def draft(self, new_tokens: Sequence[int]) -> NDArray[np.int64]:

@@ -21,14 +21,22 @@ def verified(
     new = [next(tokens)]
     yield new[0]
     left = max_new_tokens - 1
-    while left and not is_end(new[-1]):
-        draft = trimmed(drafts.draft(new), left)
-        new = []
+    if not left or is_end(new[-1]):
+        return
+    following = drafts.draft(new)
+    while True:
+        draft, new = trimmed(following, left), []
         for token in tokens:
             new.append(token)
             accepted = len(new) <= len(draft) and draft[len(new) - 1] == token
             if not accepted or is_end(token) or len(new) == left:
                 break
+        left -= len(new)
+        ended = not left or is_end(new[-1])
+        if not ended:
+            # A faster way drafts while the pass ahead is being started, so before it counts this one.
+            following = drafts.draft(new)
         drafts.record(len(draft), len(new) - 1)
         yield from new
-        left -= len(new)
+        if ended:
+            return

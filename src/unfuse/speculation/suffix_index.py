@@ -49,6 +49,8 @@ class SuffixIndex:
         self._vocabulary = vocabulary
         self._roots: NDArray[np.int32] = np.full(vocabulary, _NONE, np.int32)
         """Targets of the root's edges: nearly every token occurs there, and a list would be long."""
+        self.clears = 0
+        """Times that all states were removed: a ``Match`` does not outlive that."""
         self.clear()
 
     def clear(self) -> None:
@@ -62,6 +64,7 @@ class SuffixIndex:
         """States and edges in use."""
         self._states[:, _ROOT] = 0, _NONE, 0, _NONE
         self._room, self._tokens = _FIRST_ROOM, 0
+        self.clears += 1
 
     @property
     def nbytes(self) -> int:
@@ -74,7 +77,11 @@ class SuffixIndex:
         Returns:
             The state of the whole sequence, for the next tokens of it. Its suffix link holds the longest suffix that
             occurred before.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
         """
+        self._check(token_ids)
         self._reserve(len(token_ids))
         state: int = _add(token_ids, last, self._roots, self._states, self._edges, self._sizes)
         return state
@@ -85,7 +92,12 @@ class SuffixIndex:
         return Match(link, int(self._states[0, link]))
 
     def advance(self, match: Match, token_ids: NDArray[np.int64]) -> None:
-        """Move a match on by tokens of its text."""
+        """Move a match on by tokens of its text.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        self._check(token_ids)
         match.state, match.length = _advance(
             match.state, match.length, token_ids, self._roots, self._states, self._edges
         )
@@ -95,6 +107,12 @@ class SuffixIndex:
         tokens, probabilities = np.empty(limit, np.int64), np.empty(limit, np.float64)
         count = _draft(match.state, match.length, end_ids, tokens, probabilities, self._states, self._edges)
         return Draft(tokens[:count], probabilities[:count])
+
+    def _check(self, token_ids: NDArray[np.int64]) -> None:
+        """Refuse what compiled code would take for a place in memory."""
+        if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < self._vocabulary:
+            found = f"{token_ids.min()} to {token_ids.max()}"
+            raise ValueError(f"token ids: found {found}, expected at least 0 and below {self._vocabulary}")
 
     def _reserve(self, tokens: int) -> None:
         self._tokens += tokens

@@ -1,4 +1,6 @@
-"""Decoding of one answer by passes over drafted tokens, each pass one CUDA graph with the bits of one-token steps.
+"""Decoding of one answer by passes over drafted tokens, each pass one CUDA graph.
+
+The logits and the KV cache have the bits of one-token steps, so greedy answers are equal.
 
     receive the draft -> embed its tokens -> persistent kernel -> choose after each token -> accept
 
@@ -12,12 +14,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 
-from unfuse.engines.graphed.cuda_graphs import GraphedCall, outside_inference_mode
+from unfuse.engines.graphed.cuda_graphs import GraphedCall, outside_inference_mode, set_device
 from unfuse.engines.graphed.kernels.argmax import argmax
 from unfuse.engines.graphed.kernels.speculation import (
     FINISHED,
@@ -33,11 +35,18 @@ from unfuse.engines.graphed.llama import Llama
 from unfuse.engines.graphed.megakernel import MAX_TOKENS, Megakernel, MegakernelWorkspace
 from unfuse.engines.sampling import TokenChooser
 from unfuse.speculation.drafter import Drafts
-from unfuse.stages import Prefilled
+from unfuse.stages import Prefilled, Sampling
 
 _GROWTH: Final = 512
 """Positions by which a full KV cache grows."""
 _MAX_FORCED: Final = 4096
+
+
+class Event(Protocol):
+    """Moment at which the device has done the work that was launched before it."""
+
+    def synchronize(self) -> None:
+        """Wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +138,12 @@ class SpeculativeStep:
         self.tensors = tensors = PassTensors.of_zeros(llama)
         self.base_pointer = base_pointer
         self.chooser = chooser
-        self.user: weakref.ref[SpeculativeRun] | None = None
+        self.owner: weakref.ref[SpeculativeRun] | None = None
         """Weak, so that a finished answer and its KV cache are freed."""
         self.number = 1
         """Number of the next pass that the host reads."""
+        self.device = llama.device
+        self.vocabulary = len(llama.embedding)
         memory: MegakernelWorkspace = megakernel.memory()
         steps = torch.arange(1, MAX_TOKENS + 1, device=llama.device)
 
@@ -154,7 +165,41 @@ class SpeculativeStep:
                 tensors.num_forced, tensors.results,
             )  # fmt: skip
 
-        self.run = capture(run)
+        self._run = capture(run)
+
+    @outside_inference_mode()
+    def upload(
+        self, state: Sequence[int], last_token: int, cache: KVCache, sampling: Sampling, forced: Sequence[int]
+    ) -> None:
+        """Copy an answer's state to the tensors that the next pass reads, once the passes before have run.
+
+        Args:
+            state: ``[STATE_SIZE]``, see ``kernels.speculation``.
+            last_token: last token of the answer.
+            cache: its KV cache.
+            sampling: how its tokens are chosen.
+            forced: tokens after the first one that take the place of the model's choice.
+        """
+        set_device(self.device)
+        if self.chooser is not None:
+            self.chooser.set(sampling)
+        tensors = self.tensors
+        tensors.state.copy_(torch.tensor(state, dtype=torch.int32))
+        tensors.tokens[:1].copy_(torch.tensor([last_token]))
+        tensors.caches.copy_(torch.tensor([cache.offset(self.base_pointer)]))
+        tensors.capacity.copy_(torch.tensor([cache.capacity], dtype=torch.int32))
+        tensors.eos_masked.fill_(sampling.ignore_eos)
+        tensors.num_forced.fill_(len(forced))
+        tensors.forced[: len(forced)].copy_(torch.tensor(forced, dtype=torch.int64))
+
+    @outside_inference_mode()
+    def launch(self) -> Event:
+        """Start a pass, whose draft may come later; return an event that occurs when it has run."""
+        set_device(self.device)
+        self._run()
+        event = torch.cuda.Event()
+        event.record()
+        return event
 
 
 class SpeculativeRun:
@@ -169,7 +214,7 @@ class SpeculativeRun:
         self._max_new_tokens = max_new_tokens
         self._last, self._read = prefilled.token_id, 1
         """The last token that the host has read, and how many it has read, the first one included."""
-        self._in_flight: deque[torch.cuda.Event] = deque()
+        self._in_flight: deque[Event] = deque()
         self._waiting = False
         """Whether the last pass that was launched waits for its draft."""
         self._collected: PassResult | None = None
@@ -177,7 +222,9 @@ class SpeculativeRun:
         """Tokens after the first one that take the place of the model's choice."""
 
     def tokens(self) -> Iterator[int]:
-        """Yield the tokens after the first one, up to and with an end token."""
+        """Yield the tokens after the first one, which ends no answer, up to and with an end token; once only."""
+        if self._max_new_tokens <= self._read:
+            return
         draft = self._drafts.draft([self._last])
         try:
             while True:
@@ -185,7 +232,8 @@ class SpeculativeRun:
                     self._upload()
                     self._submit()
                     self._publish(draft)
-                if ahead := self._collected is None and self._has_room(2):
+                more = self._max_new_tokens - self._read > 1
+                if ahead := more and self._collected is None and self._has_room(2):
                     self._submit()
                 result = self._collect()
                 if result.finished:
@@ -204,22 +252,21 @@ class SpeculativeRun:
             if self._waiting:
                 self._publish(())
 
-    @outside_inference_mode()
     def _submit(self) -> None:
-        self._step.run()
-        event = torch.cuda.Event()
-        event.record()
-        self._in_flight.append(event)
         self._waiting = True
+        self._in_flight.append(self._step.launch())
 
     def _publish(self, draft: Sequence[int]) -> None:
         """Give the launched pass its draft."""
         tensors = self._step.tensors
         number = self._step.number + len(self._in_flight) - 1
+        ids = np.asarray(draft[: MAX_TOKENS - 1], np.int64)
+        outside = np.flatnonzero((ids < 0) | (ids >= self._step.vocabulary))
+        if len(outside):  # such an id has no embedding
+            ids = ids[: outside[0]]
         words = np.zeros(MAX_TOKENS, np.int64)
-        count = min(len(draft), MAX_TOKENS - 1)
-        words[0] = count
-        words[1 : count + 1] = draft[:count]
+        words[0] = len(ids)
+        words[1 : len(ids) + 1] = ids
         words |= number << 32
         tensors.draft.numpy()[:] = words
         self._waiting = False
@@ -235,7 +282,9 @@ class SpeculativeRun:
         return result
 
     def _wait(self) -> PassResult:
-        self._in_flight.popleft().synchronize()
+        # An interrupt while it waits must leave the number of the pass as it is.
+        self._in_flight[0].synchronize()
+        self._in_flight.popleft()
         step = self._step
         row = step.tensors.results[step.number % RESULTS].tolist()
         step.number += 1
@@ -247,9 +296,8 @@ class SpeculativeRun:
 
     def _has_room(self, passes: int) -> bool:
         """Return whether the KV cache has room for so many passes after what the host has read."""
-        left = self._max_new_tokens - self._read
-        needed = min(passes * MAX_TOKENS, left)
-        return left > 1 and self._length + needed <= self._cache.capacity
+        needed = min(passes * MAX_TOKENS, self._max_new_tokens - self._read)
+        return self._length + needed <= self._cache.capacity
 
     @property
     def _length(self) -> int:
@@ -263,13 +311,13 @@ class SpeculativeRun:
 
     @outside_inference_mode()
     def _upload(self) -> None:
-        """Copy this answer's state to the tensors that the pass reads."""
-        step, tensors = self._step, self._step.tensors
-        user = step.user() if step.user is not None else None
-        if user is not self:
-            if user is not None:
-                user.collect()
-            step.user = weakref.ref(self)
+        """Take the captured pass over."""
+        step = self._step
+        owner = step.owner() if step.owner is not None else None
+        if owner is not self:
+            if owner is not None:
+                owner.collect()
+            step.owner = weakref.ref(self)
             # A pass whose result nobody has read may have used the next numbers.
             step.number += RESULTS
         if not self._has_room(1):
@@ -277,10 +325,4 @@ class SpeculativeRun:
         left = self._max_new_tokens - self._read
         position = self._prefilled.state.position + self._read - 1
         state = [self._length, position, left, step.number, 0, self._read - 1, 0, 0]
-        tensors.state.copy_(torch.tensor(state, dtype=torch.int32))
-        tensors.tokens[:1].copy_(torch.tensor([self._last]))
-        tensors.caches.copy_(torch.tensor([self._cache.offset(step.base_pointer)]))
-        tensors.capacity.copy_(torch.tensor([self._cache.capacity], dtype=torch.int32))
-        tensors.eos_masked.fill_(self._prefilled.sampling.ignore_eos)
-        tensors.num_forced.fill_(len(self.forced))
-        tensors.forced[: len(self.forced)].copy_(torch.tensor(self.forced, dtype=torch.int64))
+        step.upload(state, self._last, self._cache, self._prefilled.sampling, self.forced)
