@@ -47,6 +47,7 @@ LAYERS = [
     {"measure"},
     {"models", "engines", "testing"},
     {"adapters", "staged_model"},
+    {"drafters"},
     {"pipeline", "loading", "feature_store", "scheduler"},
     {"report"},
     {"benchmarking", "batch_inference"},

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from unfuse.engines import ENGINES
 from unfuse.errors import CheckpointError, DeviceError, MissingPackageError
 from unfuse.extras import install_command
+from unfuse.speculation.settings import SpeculationSettings
 
 if TYPE_CHECKING:
     import torch
@@ -159,12 +160,21 @@ class Placement:
         check_choice("dtype", self.dtype, DTYPES)
         check_engine(self.engine)
 
-    def load(self, name: str) -> StagedModel:
-        """Load a model; see ``load``."""
-        return load(name, device=self.device, dtype=self.dtype, engine=self.engine)
+    def load(self, name: str, speculation: SpeculationSettings | None = None) -> StagedModel:
+        """Load a model, by default without a drafter; see ``load``."""
+        return _load(name, self, speculation or SpeculationSettings(method="off"))
 
 
-def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> StagedModel:
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    engine: str = "auto",
+    speculate: str = "auto",
+    draft_tokens: int | None = None,
+    history: str | Path | None = None,
+) -> StagedModel:
     """Load a model whose stages can be called separately.
 
     Args:
@@ -173,21 +183,35 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = 
         device: ``auto`` is CUDA if there is one.
         dtype: ``auto`` is bfloat16 on CUDA and float32 on the CPU.
         engine: ``eager``, ``graphed`` or ``vllm`` (CUDA, models of LLaMA's kind), or ``auto``: ``graphed`` on CUDA.
+        speculate: where ``generate`` and ``stream`` draft tokens from: ``history`` (the answers before), ``ngram`` (the
+            prompt and the answer so far), ``off``, or ``auto``: ``history`` where drafts make the engine faster. The
+            answers are the same.
+        draft_tokens: most drafted tokens of a decode pass, 1 to 15; by default as many as pay.
+        history: file with the answers of earlier runs, which is written by ``close``.
 
     Raises:
         CheckpointError: no such model, or an incomplete one.
         DeviceError: no such device, dtype or engine here.
+        InputError: no such method, or a history of another model.
         MissingPackageError: the engine's package is not installed.
     """
-    ref = check_model(name)
-    check_engine(engine)
-    torch_device, torch_dtype = resolve_placement(device, dtype)
+    speculation = SpeculationSettings(
+        method=speculate, draft_tokens=draft_tokens, history=None if history is None else Path(history)
+    )
+    return _load(name, Placement(device, dtype, engine), speculation)
 
+
+def _load(name: str, placement: Placement, speculation: SpeculationSettings) -> StagedModel:
+    ref = check_model(name)
+    torch_device, torch_dtype = resolve_placement(placement.device, placement.dtype)
+
+    from unfuse.drafters import pick_drafter
     from unfuse.staged_model import StagedModel, pick_engine
 
     adapter = _adapter(ref, torch_device, torch_dtype)
-    chosen, notes = pick_engine(engine, adapter)
-    return StagedModel(name, adapter, chosen, notes)
+    engine, notes = pick_engine(placement.engine, adapter)
+    drafter, more = pick_drafter(speculation, adapter, engine)
+    return StagedModel(name, adapter, engine, (*notes, *more), drafter)
 
 
 def open_preprocessor(name: str, dtype: str) -> Preprocessor:

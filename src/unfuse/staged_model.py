@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,6 +16,7 @@ from unfuse.engines.fused_only import FusedOnly
 from unfuse.errors import CutError, DeviceError, PromptError
 from unfuse.features import Features
 from unfuse.samples import Sample
+from unfuse.speculation.drafter import Drafter, Drafts
 from unfuse.stages import Generation, Loaded, Prefilled, Prepared, Sampling
 from unfuse.unavailable import Unavailable
 
@@ -31,10 +34,19 @@ class StagedModel:
     prefills its own text only. ``prefill`` reuses nothing unless ``reuse=True``.
     """
 
-    def __init__(self, name: str, adapter: Adapter, engine: Engine, notes: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        name: str,
+        adapter: Adapter,
+        engine: Engine,
+        notes: tuple[str, ...] = (),
+        drafter: Drafter | None = None,
+    ):
         self.name = name
         self.adapter = adapter
         self.engine = engine
+        self.drafter = drafter
+        """Drafts for the answers of ``generate`` and ``stream``, and for those whose drafts a caller passes."""
         self._notes = notes
 
     @property
@@ -100,11 +112,24 @@ class StagedModel:
         prompt = self.adapter.prompt(prepared, features, digest=reuse)
         return self.engine.prefill(prompt, sampling, reuse=reuse)
 
-    def decode(self, prefilled: Prefilled, max_new_tokens: int = 512) -> Generation:
-        """Run the second half of stage 4: all later tokens."""
+    def drafts(self, prepared: Prepared) -> Drafts | None:
+        """Return the drafts of an answer to a prompt; None without a drafter."""
+        if self.drafter is None:
+            return None
+        return self.drafter.begin(prepared.token_ids or prepared.input_ids[0].tolist())
+
+    def decode(self, prefilled: Prefilled, max_new_tokens: int = 512, drafts: Drafts | None = None) -> Generation:
+        """Run the second half of stage 4: all later tokens.
+
+        Args:
+            prefilled: from ``prefill``.
+            max_new_tokens: tokens at most.
+            drafts: from ``drafts``, for this answer alone; the answer is the same with and without them.
+        """
         _require_tokens(max_new_tokens)
-        token_ids = tuple(self.engine.decode(prefilled, max_new_tokens))
-        return self.answer(token_ids, prefilled.prompt_tokens, prefilled.reused_prefix_tokens)
+        token_ids = tuple(self.engine.decode(prefilled, max_new_tokens, drafts))
+        answer = self.answer(token_ids, prefilled.prompt_tokens, prefilled.reused_prefix_tokens)
+        return answer if drafts is None else replace(answer, speculation=deepcopy(drafts.counts))
 
     def generate(
         self,
@@ -118,7 +143,10 @@ class StagedModel:
         """Run stage 4 alone: answer a question about encoded features."""
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
-        return self.decode(self.prefill(prepared, features, sampling, reuse=reuse), max_new_tokens)
+        prefilled = self.prefill(prepared, features, sampling, reuse=reuse)
+        answer = self.decode(prefilled, max_new_tokens, self.drafts(prepared))
+        self._learn(answer.token_ids)
+        return answer
 
     def fused(self, prepared: Prepared, max_new_tokens: int = 512, sampling: Sampling = _GREEDY) -> Generation:
         """Run the model's own ``generate`` from pixels, without stages."""
@@ -198,15 +226,26 @@ class StagedModel:
         prepared = self.adapter.tokenize(question, features)
         prefilled = self.prefill(prepared, features, sampling, reuse=reuse)
         pieces = IncrementalDetokenizer(self.adapter.decode_text)
-        for token in self.engine.decode(prefilled, max_new_tokens):
-            if piece := pieces.add(token):
-                yield piece
+        tokens = []
+        try:
+            for token in self.engine.decode(prefilled, max_new_tokens, self.drafts(prepared)):
+                tokens.append(token)
+                if piece := pieces.add(token):
+                    yield piece
+        finally:
+            self._learn(tokens)
         if rest := pieces.end():
             yield rest
 
+    def _learn(self, token_ids: Sequence[int]) -> None:
+        if self.drafter is not None:
+            self.drafter.learn(token_ids)
+
     def close(self) -> None:
-        """Free the engine's memory."""
+        """Free the engine's memory, and end the drafter."""
         self.engine.close()
+        if self.drafter is not None:
+            self.drafter.close()
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from unfuse.errors import PromptError
+from unfuse.speculation.drafter import SpeculationCounts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,6 +197,8 @@ class Generation:
     stop_reason: StopReason
     prompt_tokens: int
     reused_prefix_tokens: int = 0
+    speculation: SpeculationCounts | None = None
+    """Decode passes with their drafted and accepted tokens; None without speculation."""
 
     @property
     def output_tokens(self) -> int:

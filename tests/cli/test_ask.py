@@ -19,6 +19,33 @@ def test_ask(capsys):
     assert reused[1] > 70
 
 
+def test_a_second_run_drafts_from_the_history_of_the_first(tmp_path, capsys):
+    command = ["ask", "--max-new-tokens", "20", "--device", "cpu", "--history", str(tmp_path / "answers")]
+    command += ["--speculate", "history", "demo:1", "What moves?"]
+    texts, passes = [], []
+    for _ in range(2):
+        assert run(command) == 0
+        out = capsys.readouterr().out
+        texts += re.findall("^A: (.*)$", out, re.MULTILINE)
+        passes += [int(count) for count in re.findall(r"; (\d+) passes, \d+ of \d+ drafted tokens accepted", out)]
+    assert texts[0] == texts[1]
+    assert passes[1] < passes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--speculate", "magic"], ["speculate", "'magic'", "history"]),
+        (["--draft-tokens", "99"], ["draft-tokens", "99", "1 to 15"]),
+        (["--draft-tokens", "x"], ["draft-tokens", "'x'"]),
+        (["--speculate", "off", "--history", "f"], ["history", "speculate off"]),
+    ],
+)
+def test_wrong_options_of_speculation(options, words, capsys):
+    assert run(["ask", *options, "demo:1"]) == 2
+    one_line(capsys, words)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -9,17 +9,20 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
-from unfuse.cli.options import open_store, placement_options, store_options
+from unfuse.cli.options import open_store, placement_options, speculation_options, store_options
 from unfuse.errors import FileAccessError, MediaError, PromptError
 from unfuse.feature_store import FeatureStore
 from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line, printable
+from unfuse.speculation.drafter import SpeculationCounts
+from unfuse.speculation.settings import SpeculationSettings
 from unfuse.stages import DEFAULT_QUESTION
 
 
 @click.command(short_help="Ask questions about one recording, encoded once.")
 @click.option("--model", default=DEMO, help="Checkpoint folder, hub name, demo or random:SHAPE.")
 @placement_options
+@speculation_options
 @store_options
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
@@ -29,6 +32,7 @@ from unfuse.stages import DEFAULT_QUESTION
 def ask(
     model: str,
     placement: Placement,
+    speculation: SpeculationSettings,
     store: Path | None,
     store_gib: float | None,
     max_new_tokens: int | None,
@@ -63,7 +67,7 @@ def ask(
 
     console = Console(highlight=False, soft_wrap=True)
     tokens = default_tokens(model) if max_new_tokens is None else max_new_tokens
-    with placement.load(model) as loaded:
+    with placement.load(model, speculation) as loaded:
         print_line(console, f"{model} on {loaded.device}, asked about {name}")
         for note in loaded.notes:
             print_line(console, f"Note: {note}")
@@ -85,9 +89,16 @@ def ask(
             print_line(
                 console,
                 f"   {answer.output_tokens} tokens in {seconds:.2f} s ({answer.stop_reason}); "
-                f"{answer.reused_prefix_tokens} of {answer.prompt_tokens} prompt positions reused",
+                f"{answer.reused_prefix_tokens} of {answer.prompt_tokens} prompt positions reused"
+                f"{_passes(answer.speculation)}",
             )
     return 0
+
+
+def _passes(counts: SpeculationCounts | None) -> str:
+    if counts is None:
+        return ""
+    return f"; {counts.decode_passes} passes, {counts.accepted_tokens} of {counts.draft_tokens} drafted tokens accepted"
 
 
 def _refuse(name: str, model: str) -> NoReturn:

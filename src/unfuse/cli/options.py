@@ -12,6 +12,7 @@ import click
 from unfuse.errors import InputError
 from unfuse.feature_store import DEFAULT_MAX_BYTES, FeatureStore
 from unfuse.loading import Placement
+from unfuse.speculation.settings import SpeculationSettings, parse_draft_tokens
 
 _GIB: Final = 2**30
 _STORE_GIB: Final = DEFAULT_MAX_BYTES // _GIB
@@ -31,6 +32,30 @@ def placement_options(function: _F) -> _F:
         click.option("--engine", default="auto", help="auto (graphed on CUDA), eager, graphed or vllm."),
         click.option("--dtype", default="auto", help="auto, bfloat16, float16 or float32."),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
+    ):
+        decorated = option(decorated)
+    return cast("_F", decorated)
+
+
+def speculation_options(function: _F) -> _F:
+    """Add ``--speculate``, ``--draft-tokens`` and ``--history``; the command is called with one ``speculation``."""
+
+    @functools.wraps(function)
+    def command(*given: Any, speculate: str, draft_tokens: str, history: Path | None, **more: Any) -> Any:
+        speculation = SpeculationSettings(
+            method=speculate, draft_tokens=parse_draft_tokens(draft_tokens), history=history
+        )
+        return function(*given, speculation=speculation, **more)
+
+    decorated: Any = command
+    for option in (
+        click.option(
+            "--history", type=click.Path(path_type=Path), metavar="FILE", help="Draft from the answers in FILE, too."
+        ),
+        click.option("--draft-tokens", default="auto", help="Most drafted tokens of a decode pass: auto, or 1 to 15."),
+        click.option(
+            "--speculate", default="auto", help="Draft tokens from: history, ngram, off, or auto (history if it pays)."
+        ),
     ):
         decorated = option(decorated)
     return cast("_F", decorated)

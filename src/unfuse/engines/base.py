@@ -8,13 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from unfuse.engines.batching import ContinuousBatch
+from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSupport:
+    """Use that an engine makes of drafted tokens."""
+
+    verified: bool
+    """False if drafts are ignored."""
+    faster: bool = False
+    """True if a pass verifies several tokens."""
+    note: str = ""
+    """Reason why drafts do not make answers faster."""
 
 
 class Engine(Protocol):
@@ -38,10 +52,19 @@ class Engine(Protocol):
             reuse: cache this prompt's keys and values, and reuse cached ones as far as tokens and features agree.
         """
 
-    def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
+    @property
+    def draft_support(self) -> DraftSupport:
+        """Use that ``decode`` makes of drafted tokens."""
+
+    def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
         """Yield the new tokens from the first one to an end token.
 
         ``prefilled`` may be decoded again once this iterator is exhausted or closed.
+
+        Args:
+            prefilled: from ``prefill``.
+            max_new_tokens: tokens at most.
+            drafts: guesses of the next tokens of this answer. They change the number of passes, but no token.
         """
 
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:

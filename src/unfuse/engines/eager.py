@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,15 @@ import torch
 from transformers import DynamicCache
 
 from unfuse.engines.attention import reproducible_attention
+from unfuse.engines.base import DraftSupport
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.positions import following, sampling_positions
 from unfuse.engines.prefix import common_prefix
 from unfuse.engines.sampling import TokenChooser
 from unfuse.engines.sequential import SequentialBatch
+from unfuse.speculation.drafter import Drafts
+from unfuse.speculation.reference import verified
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 
@@ -44,6 +47,9 @@ class EagerEngine:
 
     name = "eager"
     notes: tuple[str, ...] = ()
+    draft_support = DraftSupport(
+        verified=True, note="engine eager verifies drafted tokens one after the other, so it is no faster with them"
+    )
 
     def __init__(self, language: LanguageModel):
         self._language = language
@@ -76,8 +82,12 @@ class EagerEngine:
             state=_State(cache, choose, position, sampling_position),
         )
 
-    def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
-        """See ``Engine.decode``."""
+    def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
+        """See ``Engine.decode``. A pass over a draft is evaluated token by token: the reference for other engines."""
+        tokens = self._decode(prefilled, max_new_tokens)
+        return tokens if drafts is None else verified(tokens, drafts, max_new_tokens, self.is_end)
+
+    def _decode(self, prefilled: Prefilled, max_new_tokens: int) -> Generator[int]:
         state: _State = prefilled.state
         token = prefilled.token_id
         try:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
+from unfuse.engines.base import DraftSupport
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.errors import CutError
+from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ class FusedOnly:
     def __init__(self, reason: str):
         self._reason = reason
 
+    @property
+    def draft_support(self) -> DraftSupport:
+        """See ``Engine.draft_support``."""
+        return DraftSupport(verified=False, note=self._reason)
+
     def encoding(self) -> AbstractContextManager[None]:
         """Do nothing."""
         return nullcontext()
@@ -34,7 +41,7 @@ class FusedOnly:
         """Raise ``CutError``."""
         self._refuse()
 
-    def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
+    def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
         """Raise ``CutError``."""
         self._refuse()
 

@@ -10,35 +10,6 @@ MAX_DRAFT: Final = 15
 """Drafted tokens of one pass: a pass computes up to 16 tokens, and the first of them is chosen already."""
 
 
-class Drafts(Protocol):
-    """Drafts of one answer."""
-
-    def draft(self, new_tokens: Sequence[int]) -> Sequence[int]:
-        """Take the tokens that the answer got since the last call, and return those that are expected after them.
-
-        The device waits meanwhile, so this must not wait for work on the stream of the answer.
-
-        Returns:
-            At most ``MAX_DRAFT`` token ids; the engine takes fewer where the answer or its cache has no room.
-        """
-
-    def record(self, drafted: int, accepted: int) -> None:
-        """Count a pass that verified ``drafted`` tokens and gave ``accepted`` tokens and the model's own one."""
-
-
-class Drafter(Protocol):
-    """Drafts for the answers of a run."""
-
-    name: str
-    """Value of ``--speculate``."""
-
-    def begin(self, prompt_ids: Sequence[int]) -> Drafts:
-        """Return the drafts of an answer to a prompt, given by the ids of its text."""
-
-    def learn(self, token_ids: Sequence[int]) -> None:
-        """Take a finished answer into account. Benchmarks call it once a sample, not once a repeat."""
-
-
 @dataclass(slots=True)
 class SpeculationCounts:
     """Passes of one or several answers."""
@@ -66,6 +37,42 @@ class SpeculationCounts:
     def acceptance_rate(self) -> float:
         """Share of the drafted tokens that were accepted; NaN without a draft."""
         return self.accepted_tokens / self.draft_tokens if self.draft_tokens else float("nan")
+
+
+class Drafts(Protocol):
+    """Drafts of one answer."""
+
+    @property
+    def counts(self) -> SpeculationCounts:
+        """Passes so far."""
+
+    def draft(self, new_tokens: Sequence[int]) -> Sequence[int]:
+        """Take the tokens that the answer got since the last call, and return those that are expected after them.
+
+        The device waits meanwhile, so this must not wait for work on the stream of the answer.
+
+        Returns:
+            At most ``MAX_DRAFT`` token ids; the engine takes fewer where the answer or its cache has no room.
+        """
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Count a pass that verified ``drafted`` tokens and gave ``accepted`` tokens and the model's own one."""
+
+
+class Drafter(Protocol):
+    """Drafts for the answers of a run."""
+
+    name: str
+    """Value of ``--speculate``."""
+
+    def begin(self, prompt_ids: Sequence[int]) -> Drafts:
+        """Return the drafts of an answer to a prompt, given by the ids of its text."""
+
+    def learn(self, token_ids: Sequence[int]) -> None:
+        """Take a finished answer into account. Benchmarks call it once a sample, not once a repeat."""
+
+    def close(self) -> None:
+        """End the run."""
 
 
 def trimmed(draft: Sequence[int], left: int) -> Sequence[int]:

@@ -33,7 +33,7 @@ class History:
             draft_tokens: tokens of every draft at most; None drafts as many as pay.
             max_tokens: of which the older half is forgotten when there are more.
         """
-        self._start = vocabulary
+        self.vocabulary = self._start = vocabulary
         """Stands before each answer, so that answers which begin alike are drafted from their first token on."""
         self._index = SuffixIndex(vocabulary + 1)
         self._end_ids = np.array(sorted(end_ids), np.int64)
@@ -68,6 +68,9 @@ class History:
         self._index.clear()
         for each in self._answers:
             self._index.add(np.concatenate([[self._start], each]))
+
+    def close(self) -> None:
+        """See ``Drafter.close``."""
 
 
 class HistoryDrafts:

@@ -37,6 +37,9 @@ class NGram:
     def learn(self, token_ids: Sequence[int]) -> None:
         """See ``Drafter.learn``: an answer does not help the next one."""
 
+    def close(self) -> None:
+        """See ``Drafter.close``."""
+
 
 class NGramDrafts:
     """Drafts of one answer."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 
 from unfuse.speculation.drafter import Drafts, trimmed
 
 
 def verified(
-    tokens: Iterator[int], drafts: Drafts, max_new_tokens: int, is_end: Callable[[int], bool]
+    tokens: Generator[int], drafts: Drafts, max_new_tokens: int, is_end: Callable[[int], bool]
 ) -> Iterator[int]:
     """Yield the tokens of an answer, and count the passes in which drafts would have given them.
 
@@ -18,6 +19,13 @@ def verified(
         max_new_tokens: tokens that the answer may get.
         is_end: returns whether a token ends the answer.
     """
+    with closing(tokens):
+        yield from _verified(tokens, drafts, max_new_tokens, is_end)
+
+
+def _verified(
+    tokens: Iterator[int], drafts: Drafts, max_new_tokens: int, is_end: Callable[[int], bool]
+) -> Iterator[int]:
     new = [next(tokens)]
     yield new[0]
     left = max_new_tokens - 1

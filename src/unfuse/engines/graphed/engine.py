@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from unfuse.engines.base import DraftSupport
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed.autotune import Autotuner
@@ -24,9 +25,11 @@ from unfuse.engines.graphed.kernels.argmax import argmax
 from unfuse.engines.graphed.kernels.skinny_gemm import MAX_SKINNY_ROWS
 from unfuse.engines.graphed.kv_cache import KVCache, new_kv_cache
 from unfuse.engines.graphed.llama import find_llama
+from unfuse.engines.graphed.megakernel import Megakernel
 from unfuse.engines.graphed.model_runner import ModelRunner
 from unfuse.engines.graphed.prefill import PrefillRunner, PromptRows
 from unfuse.engines.graphed.slots import Slots
+from unfuse.engines.graphed.speculation import SpeculativeRun, SpeculativeStep
 from unfuse.engines.graphed.vision import CapturedVision
 from unfuse.engines.graphed.workspace import row_bucket
 from unfuse.engines.language_model import LanguageModel
@@ -35,6 +38,7 @@ from unfuse.engines.prefix import common_prefix
 from unfuse.engines.sampling import TokenChooser
 from unfuse.engines.sequential import SequentialBatch
 from unfuse.engines.unsupported import Unsupported
+from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 _TOLERANCE: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -88,6 +92,7 @@ class GraphedEngine:
             self._runner = ModelRunner(llama, tuner)
             self._runner.tune_decode(1)
         self._steps: dict[tuple[int, bool, bool], DecodeStep] = {}
+        self._speculative_steps: dict[tuple[bool, bool], SpeculativeStep] = {}
         self._batches: weakref.WeakSet[GraphedBatch] = weakref.WeakSet()
         self._slots: list[Slots] = []
         self._last: _LastPrompt | None = None
@@ -143,7 +148,16 @@ class GraphedEngine:
             state=state,
         )
 
-    def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
+    @property
+    def draft_support(self) -> DraftSupport:
+        """See ``Engine.draft_support``."""
+        if self._runner.megakernel is not None:
+            return DraftSupport(verified=True, faster=True)
+        return DraftSupport(
+            verified=False, note="only the persistent kernel (bfloat16, a GPU like the H100) verifies several tokens"
+        )
+
+    def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
         """See ``Engine.decode``."""
         if not isinstance(prefilled.state, SequenceState):
             yield from self._eager.decode(prefilled, max_new_tokens)
@@ -153,6 +167,12 @@ class GraphedEngine:
             yield token
             return
         self._answer_positions = min(max(_MIN_ANSWER, max_new_tokens), _MAX_ANSWER)
+        if drafts is not None and self._runner.megakernel is not None:
+            step = self._speculative_step(self._runner.megakernel, prefilled.sampling)
+            self._reserve(prefilled, max_new_tokens)
+            yield token
+            yield from SpeculativeRun(step, prefilled, max_new_tokens, drafts).tokens()
+            return
         run = self._decode_run([prefilled], max_new_tokens)
         run.submit()
         yield token
@@ -225,6 +245,7 @@ class GraphedEngine:
         self._slots.clear()
         self._last = None
         self._steps.clear()
+        self._speculative_steps.clear()
         self._prefill.close()
         self._runner.close()
         self._vision.close()
@@ -271,8 +292,26 @@ class GraphedEngine:
     @outside_inference_mode()
     def _decode_run(self, rows: Sequence[Prefilled], max_new_tokens: int) -> DecodeRun:
         for row in rows:
-            row.state.cache.reserve(row.prompt_tokens + min(max_new_tokens, _MAX_ANSWER), row.prompt_tokens)
+            self._reserve(row, max_new_tokens)
         return DecodeRun(self._step(len(rows), rows[0].sampling), rows, self._runner)
+
+    @outside_inference_mode()
+    def _reserve(self, prefilled: Prefilled, max_new_tokens: int) -> None:
+        """Make room for an answer in the KV cache."""
+        prompt = prefilled.prompt_tokens
+        prefilled.state.cache.reserve(prompt + min(max_new_tokens, _MAX_ANSWER), prompt)
+
+    @outside_inference_mode()
+    def _speculative_step(self, megakernel: Megakernel, sampling: Sampling) -> SpeculativeStep:
+        key = sampling.temperature == 0, sampling.ignore_eos
+        if key not in self._speculative_steps:
+            llama = self._runner.llama
+            chooser = None if key[0] else TokenChooser(sampling, self._end_ids, llama.device)
+            capture = functools.partial(GraphedCall, device=llama.device, pool=self._pool)
+            self._speculative_steps[key] = SpeculativeStep(
+                llama, megakernel, self._runner.work.base_pointer, self._end_ids, chooser, capture
+            )
+        return self._speculative_steps[key]
 
     def _decode_together(self, rows: Sequence[Prefilled], max_new_tokens: int) -> list[tuple[int, ...]]:
         answers = [[row.token_id] for row in rows]

@@ -157,10 +157,11 @@ class ModelRunner:
         self._work: Workspace | None = None
         self.notes: tuple[str, ...] = ()
         """Reason why a decode step of one sequence is not one kernel on a device that supports it."""
-        self._megakernel: Megakernel | None = None
+        self.megakernel: Megakernel | None = None
+        """Decode step of one sequence as one kernel, where device, dtype and sizes allow it."""
         if (sizes := megakernel_sizes(llama)) is not None:
             try:
-                self._megakernel = Megakernel(llama, sizes)
+                self.megakernel = Megakernel(llama, sizes)
             except Unsupported as reason:
                 self.notes = (f"a decode step is many kernels, not one: {reason}",)
 
@@ -168,7 +169,7 @@ class ModelRunner:
     def work(self) -> Workspace:
         """Memory of new batches."""
         if self._work is None:
-            self._work = Workspace.of(self.llama, self._megakernel)
+            self._work = Workspace.of(self.llama, self.megakernel)
         return self._work
 
     def decode_batch(self, rows: int) -> DecodeBatch:
@@ -218,7 +219,7 @@ class ModelRunner:
         """Choose the kernel configs of a decode step of so many rows."""
         size, heads = bucket(rows), self.llama.heads
         self._tune_head(size)
-        if size in self._decode_configs or (size == 1 and self._megakernel is not None):
+        if size in self._decode_configs or (size == 1 and self.megakernel is not None):
             return
         # With more rows cuBLAS computes the products. Attention needs no measurement either: enough thread blocks run
         # without splitting the positions of a head.
@@ -287,8 +288,8 @@ class ModelRunner:
             llama.embedding, llama.inv_freq, llama.axes, llama.rotary_scaling, fragments=megakernel_work is not None,
         )  # fmt: skip
         if megakernel_work:
-            assert self._megakernel is not None
-            self._megakernel(batch, megakernel_work, base_pointer)
+            assert self.megakernel is not None
+            self.megakernel(batch, megakernel_work, base_pointer)
             return
         size = bucket(rows)
         tuned = self._decode_configs[size]

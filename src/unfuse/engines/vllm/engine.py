@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from unfuse.engines.base import DraftSupport
 from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed.autotune import Autotuner
@@ -34,6 +35,7 @@ from unfuse.engines.vllm.client import MAX_TEMPERATURE, MIN_TEMPERATURE, VllmCli
 from unfuse.engines.vllm.host_prompt import HostPrompt, PreparedPrompt
 from unfuse.engines.vllm.logits_recorder import LogitsRecorder, RecorderRegistry
 from unfuse.engines.vllm.prefix_hash import PrefixKey
+from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
 
 MAX_BATCH: Final = 128
@@ -51,6 +53,7 @@ class VllmEngine:
     """Prefill and decode of a decoder that vLLM supports, on the loaded model's weights."""
 
     name = "vllm"
+    draft_support = DraftSupport(verified=False, note="engine vllm accepts no drafts; vLLM has methods of its own")
 
     def __init__(
         self,
@@ -131,8 +134,8 @@ class VllmEngine:
             state=prepared,
         )
 
-    def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
-        """See ``Engine.decode``. Generation also stops at the model's context length."""
+    def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
+        """See ``Engine.decode``. Generation also stops at the model's context length; drafts are ignored."""
         prepared = prefilled.state
         if not isinstance(prepared, PreparedPrompt):
             yield from self._eager.decode(prefilled, max_new_tokens)
