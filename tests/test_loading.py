@@ -52,7 +52,7 @@ def test_near_misses_are_suggested():
         check_model("demoo")
 
 
-def test_cuda_that_is_not_there(monkeypatch):
+def test_cuda_that_is_unavailable(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="0 CUDA devices"):
         load("demo", device="cuda:3")

@@ -75,8 +75,8 @@ def measure_floors(bench: Bench, case: Case) -> None:
     """Record the least time of each part: all bytes read once or all products computed, whichever takes longer."""
     ceilings = measure_ceilings(case.adapter.device, case.adapter.dtype)
     assert ceilings is not None, "no memory for the ceilings"
-    shown = f"{ceilings.bytes_per_s / 1e12:.2f} TB/s, {ceilings.flops_per_s / 1e12:.0f} TFLOP/s"
-    bench.about = {**environment(case.adapter.device), "triton": package_version("triton"), "ceilings": shown}
+    ceilings_text = f"{ceilings.bytes_per_s / 1e12:.2f} TB/s, {ceilings.flops_per_s / 1e12:.0f} TFLOP/s"
+    bench.about = {**environment(case.adapter.device), "triton": package_version("triton"), "ceilings": ceilings_text}
     model, config, tower = case.model, case.model.config, case.model.config.vision_config
     network, head, patches, length = model.model, multiplied_weights(model.lm_head), model.num_patches, case.length
     decoder, width = multiplied_weights(network.layers), config.num_attention_heads * config.head_dim

@@ -19,8 +19,8 @@ def install_command(requirement: str) -> str:
     Args:
         requirement: a package, or this one with an extra, as ``unfuse[dsec]``.
     """
-    asked = f'"{requirement}"' if "[" in requirement else requirement
-    return f"{_pip()} install {asked}"
+    argument = f'"{requirement}"' if "[" in requirement else requirement
+    return f"{_pip()} install {argument}"
 
 
 def _pip() -> str:
@@ -30,5 +30,5 @@ def _pip() -> str:
         return "pip"
     python, folder = Path(sys.executable), Path.cwd()
     # As the README types it: an environment that lies in this folder is not activated there.
-    shown = python.relative_to(folder) if python.is_relative_to(folder) else python
-    return f"{shlex.quote(os.fspath(shown))} -m pip"
+    executable = python.relative_to(folder) if python.is_relative_to(folder) else python
+    return f"{shlex.quote(os.fspath(executable))} -m pip"

@@ -197,11 +197,11 @@ class StagedModel:
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
         prefilled = self.prefill(prepared, features, sampling, reuse=reuse)
-        pieces = IncrementalDetokenizer(self.adapter.decode_text)
+        detokenizer = IncrementalDetokenizer(self.adapter.decode_text)
         for token in self.engine.decode(prefilled, max_new_tokens):
-            if piece := pieces.add(token):
-                yield piece
-        if rest := pieces.end():
+            if delta := detokenizer.add(token):
+                yield delta
+        if rest := detokenizer.end():
             yield rest
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ def test_missing_pyav_is_one_line(monkeypatch, video):
         count_frames(video)
 
 
-def test_media_are_checked_for_those_who_are_shown_them(tmp_path, demo_sample):
+def test_media_are_checked_for_the_kinds_that_are_read(tmp_path, demo_sample):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     both = Sample(sample_id="a", event_data=demo_sample.event_data, video=tmp_path / "bad.mp4")
     Dataset(name="d", samples=(both,)).check_media()
@@ -195,9 +195,9 @@ def test_a_file_that_changes_as_it_is_read_is_refused(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     read = media.read_image
 
-    def overtaken(place):
-        frame = read(place)
-        Image.fromarray(np.ones((20, 30, 3), np.uint8)).save(place)
+    def overtaken(source):
+        frame = read(source)
+        Image.fromarray(np.ones((20, 30, 3), np.uint8)).save(source)
         return frame
 
     monkeypatch.setattr(media, "read_image", overtaken)

@@ -42,7 +42,7 @@ def test_parts(name):
     assert find_decoder(model) is model.get_decoder()
 
 
-def test_a_tower_without_a_config_of_its_own_is_known_by_its_convolution():
+def test_a_tower_without_a_config_of_its_own_is_found_by_its_convolution():
     model, _ = families.llava()
     model.config.vision_config = {}
     assert "vision_tower" in find_towers(model)

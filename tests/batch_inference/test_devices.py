@@ -329,14 +329,14 @@ class Simulated:
         self.pace = pace
         child = SimpleNamespace(channel=self, end=lambda _: -9, kill=lambda: None, close=lambda: None)
         self.device = devices._Device(name, child)
-        self.inbox, self.held = [], []
+        self.inbox, self.pending = [], []
         self.taken, self.at = 0, 0
 
     def next_at(self):
         """When it does something next; None while it waits for its parent."""
         if self.inbox:
             return max(self.at, self.inbox[0][0]) + self.pace
-        return self.at + self.patience if self.held else None
+        return self.at + self.patience if self.pending else None
 
     def act(self, now):
         """What it says then."""
@@ -344,12 +344,12 @@ class Simulated:
         scene = self.inbox.pop(0)[1] if self.inbox else None
         if scene is not None:
             self.taken += 1
-            self.held.append(scene)
+            self.pending.append(scene)
             yield SceneStarted(scene.questions[0].question_id)
-        if scene is None or len(self.held) == self.capacity:
-            for each in self.held:
+        if scene is None or len(self.pending) == self.capacity:
+            for each in self.pending:
                 yield Answer(question=each.questions[0], generation=YES, media_sha256="m")
-            self.held = []
+            self.pending = []
 
 
 class Simulation:

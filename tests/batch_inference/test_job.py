@@ -282,7 +282,7 @@ def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
     assert len(read_manifest(folder).resumed) >= 5
 
 
-def test_a_model_that_cannot_be_cut_is_refused(demo_model, demo_work, tmp_path, monkeypatch):
+def test_an_unsplittable_model_is_refused(demo_model, demo_work, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_model, "engine", FusedOnly("it cannot be split"))
     with pytest.raises(CutError, match="cannot be split"):
         answer_dataset(RunJob(model=demo_model, work=demo_work, settings=SETTINGS, output=tmp_path / "run"))

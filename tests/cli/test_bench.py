@@ -128,14 +128,14 @@ def test_killed_and_resumed(dataset, tmp_path):
     process = started.unfuse(*command, folder=tmp_path, hold=("unfuse.benchmarking.pairs:Pairs.measure", 4))
     assert process.wait_until(lambda: process.out.count("Sample ") >= 2), process.errors
     process.kill()
-    kept = (tmp_path / "r" / "samples.jsonl").read_bytes()
-    done = [line["sample_id"] for line in map(json.loads, kept.decode().splitlines()) if not line["warmup"]]
+    stored = (tmp_path / "r" / "samples.jsonl").read_bytes()
+    done = [line["sample_id"] for line in map(json.loads, stored.decode().splitlines()) if not line["warmup"]]
     assert len(done) >= 2, "what was reported is there"
     assert not (tmp_path / "r" / "summary.json").exists()
     finished = started.unfuse(*command, "--resume", folder=tmp_path)
     assert finished.wait() in (0, 1), finished.errors
     data = (tmp_path / "r" / "samples.jsonl").read_bytes()
-    assert data.startswith(kept[: kept.rfind(b"\n") + 1]), "earlier lines stay as they are"
+    assert data.startswith(stored[: stored.rfind(b"\n") + 1]), "earlier lines stay as they are"
     ids = [line["sample_id"] for line in map(json.loads, data.decode().splitlines()) if not line["warmup"]]
     assert ids == [str(i) for i in range(6)], "every sample exactly once"
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["num_ok"] == 6

@@ -40,7 +40,7 @@ def test_one_run_has_it_in_its_folder(folder, capsys):
     assert run(["report", str(folder)]) == 0, "made again, it takes the old one's place"
 
 
-def test_several_have_it_here_or_where_it_is_asked_for(folder, tmp_path, capsys):
+def test_several_runs_are_reported_here_or_at_output(folder, tmp_path, capsys):
     other = shutil.copytree(folder, tmp_path / "other")
     assert run(["report", str(folder), str(other)]) == 0
     text = (tmp_path / "report.html").read_text()

@@ -105,7 +105,7 @@ def passes(model):
     return Passes(model)
 
 
-def apart(mine, theirs):
+def relative_error(mine, theirs):
     return float((mine.double() - theirs.double()).norm() / theirs.double().norm())
 
 
@@ -115,29 +115,29 @@ def test_logits(model, engines):
     tokens = [5 + i % 50 for i in range(70)]
     exact = EagerEngine(upcast(model))
     for length in LENGTHS:
-        asked = prompt(model, length)
-        scores = [engine.score(engine.prefill(asked, Sampling()), tokens) for engine in (one, many)]
-        wide = Prompt(inputs_embeds=asked.inputs_embeds.float(), token_keys=asked.token_keys)
+        given = prompt(model, length)
+        scores = [engine.score(engine.prefill(given, Sampling()), tokens) for engine in (one, many)]
+        wide = Prompt(inputs_embeds=given.inputs_embeds.float(), token_keys=given.token_keys)
         truth = exact.score(exact.prefill(wide, Sampling()), tokens)
-        errors = [apart(score, truth) for score in scores]
+        errors = [relative_error(score, truth) for score in scores]
         assert errors[0] < 0.03, (length, errors)
         assert errors[0] < 1.2 * errors[1], (length, errors)
 
 
 def test_the_same_bits_every_time(model, engines):
     one, _ = engines
-    asked = one.prefill(prompt(model, 300), Sampling(ignore_eos=True))
-    first = one.score(asked, list(range(5, 45)))
+    prefilled = one.prefill(prompt(model, 300), Sampling(ignore_eos=True))
+    first = one.score(prefilled, list(range(5, 45)))
     list(one.decode(one.prefill(prompt(model, 90), Sampling(ignore_eos=True)), 20))
     for _ in range(5):
-        assert torch.equal(one.score(asked, list(range(5, 45))), first)
+        assert torch.equal(one.score(prefilled, list(range(5, 45))), first)
 
 
 def test_what_is_written_is_what_was_scored(model, engines):
     one, _ = engines
-    asked = one.prefill(prompt(model, 40), Sampling(ignore_eos=True))
-    tokens = list(one.decode(asked, 100))
-    scores = one.score(asked, tokens)
+    prefilled = one.prefill(prompt(model, 40), Sampling(ignore_eos=True))
+    tokens = list(one.decode(prefilled, 100))
+    scores = one.score(prefilled, tokens)
     scores[:, 1] = -torch.inf
     assert scores.argmax(-1).tolist() == tokens
 

@@ -124,11 +124,11 @@ def test_requests_that_join_and_leave(uncompiled):
     batch = engine.continuous()
     batch.add(requests[:10])
     ids = {request.request_id: [] for request in requests}
-    later = iter(requests[10:])
+    remaining = iter(requests[10:])
     while batch.unfinished:
         for token in batch.step():
             ids[token.request_id].append(token.token_id)
-        batch.add([request for request in [next(later, None)] if request])
+        batch.add([request for request in [next(remaining, None)] if request])
     own = {r.request_id: list(eager.decode(eager.prefill(r.prompt, r.sampling), r.max_new_tokens)) for r in requests}
     engine.close()
     assert ids == own

@@ -216,10 +216,10 @@ def _disturbed():
     """Return verdicts with every finding of isolation: at the start, between the samples and at the end."""
     clock = itertools.count()
     guard = IsolationGuard(host=_BusyHost(), gpu=_BusyGpu(), sleep=lambda _: None, now=lambda: float(next(clock)))
-    start, later = guard.check_at_start(), guard.check()
+    start, current = guard.check_at_start(), guard.check()
     assert {each.rule for each in start.findings} == set(RULES)
-    texts = tuple(f"{each.rule}: {each.detail}" for each in later.findings)
-    for each, text in zip(later.findings, texts, strict=True):
+    texts = tuple(f"{each.rule}: {each.detail}" for each in current.findings)
+    for each, text in zip(current.findings, texts, strict=True):
         yield judged([_record("d", disturbances=(text,))], at_start=[asdict(f) for f in start.findings])
         yield judged([_record("d")], isolation=Isolation(findings=(Finding(rule=each.rule, detail=each.detail),)))
 

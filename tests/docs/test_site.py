@@ -117,9 +117,9 @@ def test_every_public_name_has_its_entry(site):
 def test_the_bars_are_the_records(site):
     text = (site / "docs" / "index.html").read_text(encoding="utf-8")
     parts = json.loads((RUNS / "summary.json").read_text())["parts"]
-    cut = [part for part in parts if part["protocol"] == "decoupled"]
-    assert len(cut) == 3
-    for part in cut:
+    decoupled = [part for part in parts if part["protocol"] == "decoupled"]
+    assert len(decoupled) == 3
+    for part in decoupled:
         label = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in part["stages_host_ms"].items())
         assert f"{part['model']}: {label}" in text
 

@@ -129,7 +129,7 @@ def test_a_naive_reading_would_be_wrong():
     assert (gpu.energy_mj() - before) / 1000 != pytest.approx(12, rel=0.3)
 
 
-def test_a_counter_that_stands_still_or_is_not_there():
+def test_a_counter_that_stands_still_or_is_missing():
     gpu = FakeGpu(idle_watts=0, period_s=0.05)
     found = counter_steps(gpu, gpu.clock)
     assert found == Unavailable("the energy counter does not move")

@@ -111,7 +111,7 @@ def test_throttling_between_two_checks(throttled_s, expected):
     assert rules(watching.check()) == []
 
 
-def test_how_long_is_said():
+def test_duration_of_throttling_is_reported():
     gpu, now = FakeGpu(), [0.0]
     gpu.slow_s = {"thermal slowdown": 1.0}
     watching = IsolationGuard(host=FakeHost(), gpu=gpu, sleep=lambda _: None, now=lambda: now[0])
@@ -165,7 +165,7 @@ def test_load_average(load, expected):
     assert rules(guard(host=FakeHost(load=load)).check_at_start()) == expected
 
 
-def test_what_cannot_be_looked_at_is_said():
+def test_unreadable_counters_are_reported():
     gpu, host = FakeGpu(), FakeHost()
     gpu.unread = Unavailable("NVML: Not Supported")
     host.load = Unavailable("this system gives no load average")

@@ -21,7 +21,7 @@ AT_THE_THRESHOLD = 0.95
 """Promised too: so often nothing is found where two runs of one program differ as a whole by the threshold."""
 
 
-def simulated(rng, factor, *, samples=SAMPLES, apart=0.005):
+def simulated(rng, factor, *, samples=SAMPLES, jitter=0.005):
     """Two runs of the same samples.
 
     Samples differ by a fifth, repeats by 1.5 %, one in twenty is disturbed, and the runs differ as a whole, as on a
@@ -33,7 +33,7 @@ def simulated(rng, factor, *, samples=SAMPLES, apart=0.005):
         disturbed = np.where(rng.random(samples) < 0.05, 1 + rng.exponential(0.1, samples), 1.0)
         return work * scale * rng.lognormal(0, 0.015, samples) * disturbed
 
-    before, after = run(1.0), run(factor * (1 + rng.uniform(-apart, apart)))
+    before, after = run(1.0), run(factor * (1 + rng.uniform(-jitter, jitter)))
     return {str(i): x for i, x in enumerate(before)}, {str(i): x for i, x in enumerate(after)}
 
 
@@ -49,7 +49,7 @@ def test_verdicts_are_right_as_often_as_promised(factor, right):
 
 @pytest.mark.parametrize("factor", [1.01, 1 / 1.01])
 def test_what_differs_as_a_whole_by_the_threshold_is_no_change(factor):
-    found = words(np.random.default_rng(2), factor, apart=0)
+    found = words(np.random.default_rng(2), factor, jitter=0)
     assert found.count("no difference shown") >= AT_THE_THRESHOLD * PAIRS
 
 

@@ -135,7 +135,7 @@ def test_plain_lines_where_nothing_can_be_drawn(
     assert file.getvalue() == "Sample 0: " + "x" * 200 + "\n"
 
 
-def test_it_draws_only_when_told(make_record: Callable[..., SampleRecord]) -> None:
+def test_it_draws_only_when_called(make_record: Callable[..., SampleRecord]) -> None:
     """No thread of its own, and one drawing a record."""
     before = set(threading.enumerate())
     live, file = view()

@@ -13,8 +13,8 @@ from unfuse.report import trace_text
 def timed(start_ms, *, device=False):
     """Five stages of 10 ms, one after the other."""
     stages = {}
-    for place, stage in enumerate(STAGES):
-        at = start_ms + 10.0 * place
+    for index, stage in enumerate(STAGES):
+        at = start_ms + 10.0 * index
         stages[stage] = StageTime(
             host_ms=10.0,
             start_ms=at,

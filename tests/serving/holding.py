@@ -22,14 +22,14 @@ def holding(release: threading.Event) -> Any:
     """A ``SequentialBatch.step`` that writes nothing while a long answer is held; scenes are encoded meanwhile."""
     step = SequentialBatch.step
 
-    def held(batch: SequentialBatch) -> list[TokenOutput]:
+    def step_unless_held(batch: SequentialBatch) -> list[TokenOutput]:
         for name, (request, _, _) in batch._running.items():
             if request.max_new_tokens >= LONG and batch._counts[name] >= AFTER and not release.is_set():
                 time.sleep(0.001)
                 return []
         return step(batch)
 
-    return held
+    return step_unless_held
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def test_all_bodies_together_are_bounded() -> None:
 
     waiting = []
 
-    class Held(Request):
+    class Stalled(Request):
         async def nothing(self) -> None:
             waiting.append(self)
             await asyncio.Event().wait()
@@ -152,9 +152,9 @@ def test_all_bodies_together_are_bounded() -> None:
     async def work() -> None:
         guard = Guard(reading, SETTINGS, lambda *_: None)
         part = b"x" * (MIB + 1000)
-        held = [Held([part, None]) for _ in range(ROOM // len(part))]
-        tasks = [asyncio.create_task(guard(each.scope, each.receive, each.send)) for each in held]
-        while len(waiting) < len(held):
+        stalled = [Stalled([part, None]) for _ in range(ROOM // len(part))]
+        tasks = [asyncio.create_task(guard(each.scope, each.receive, each.send)) for each in stalled]
+        while len(waiting) < len(stalled):
             await asyncio.sleep(0)
         late = Request([part])
         await guard(late.scope, late.receive, late.send)
@@ -162,7 +162,7 @@ def test_all_bodies_together_are_bounded() -> None:
         assert late.code == "too_much_under_way"
         passes(OPENING_S + 1)
         await asyncio.gather(*tasks)
-        assert {each.code for each in held} == {"too_slow"}
+        assert {each.code for each in stalled} == {"too_slow"}
         again = Request([part])
         await guard(again.scope, again.receive, again.send)
         assert again.status == 200

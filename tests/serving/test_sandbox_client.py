@@ -54,13 +54,13 @@ def test_every_medium_for_every_kind_of_model(sandbox: SandboxClient, media: Pat
     assert len(sandbox.read(frames, "events").loaded.frames) == len(frames) == 5
     assert len(sandbox.read(frames[:1], "image").loaded.frames) == 1
     assert "no video or image: this model was shown event frames" in sandbox.read([events], "video").loaded.notes
-    for paths, shown, words in (
+    for paths, kind, words in (
         ([video], "events", "a video"),
         (frames, "image", "found 5"),
         ([events, frames[0]], "events", "one kind"),
     ):
         with pytest.raises(MediaError, match=words):
-            sandbox.read(paths, shown)  # type: ignore[arg-type]
+            sandbox.read(paths, kind)  # type: ignore[arg-type]
 
 
 def test_hdf5_through_two_processes(sandbox: SandboxClient, tmp_path: Path) -> None:

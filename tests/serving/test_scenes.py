@@ -214,10 +214,10 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path) -> None:
     async def work() -> None:
         async with caching(10 * SIZE, store) as (scenes, model):
             scene, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
-            place = store.place(scene.provenance)
-            data = bytearray(place.read_bytes())
+            path = store.place(scene.provenance)
+            data = bytearray(path.read_bytes())
             data[-1] ^= 1
-            place.write_bytes(data)
+            path.write_bytes(data)
             scenes._drop(scene.scene_id)
             again, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
             assert again.source == "encoded"

@@ -37,14 +37,14 @@ class ReEncodes(EventGPTAdapter):
 class ReEncodesKept(EventGPTAdapter):
     """Keeps the pixels of the last scene and encodes those."""
 
-    kept = None
+    cached = None
 
     def encode(self, prepared):
-        self.kept = prepared
+        self.cached = prepared
         return super().encode(prepared)
 
     def prompt(self, prepared, features, *, digest):
-        return super().prompt(prepared, super().encode(self.kept), digest=digest)
+        return super().prompt(prepared, super().encode(self.cached), digest=digest)
 
 
 class ReEncodesAside(ReEncodesKept):
@@ -54,7 +54,7 @@ class ReEncodesAside(ReEncodesKept):
 
     def prompt(self, prepared, features, *, digest):
         self.copied = self.copied or (copy.deepcopy(self.model.model.visual_tower),)
-        self.copied[0](self.kept.pixel_values)
+        self.copied[0](self.cached.pixel_values)
         return EventGPTAdapter.prompt(self, prepared, features, digest=digest)
 
 
@@ -107,8 +107,8 @@ class BreaksFused(EventGPTAdapter):
         return super().encode(prepared)
 
     def fused_generate(self, prepared, **settings):
-        shown = [replace(p, pixel_values=p.pixel_values * (0 if self.ran else 1)) for p in prepared]
-        return super().fused_generate(shown, **settings)
+        changed = [replace(p, pixel_values=p.pixel_values * (0 if self.ran else 1)) for p in prepared]
+        return super().fused_generate(changed, **settings)
 
 
 CHECKS = {

@@ -141,8 +141,8 @@ def load_random(shape: str, device: torch.device, dtype: torch.dtype, seed: int 
     Raises:
         DeviceError: the device has too little memory.
     """
-    known = RANDOM_SHAPES[shape]
-    require_memory(f"random:{shape}", known.parameters, device, dtype)
+    spec = RANDOM_SHAPES[shape]
+    require_memory(f"random:{shape}", spec.parameters, device, dtype)
     config, processor = _random_parts(shape)
     network: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:

@@ -77,8 +77,8 @@ def find_decoder(model: Any) -> nn.Module:
 
 
 def _vision_kinds(config: Any) -> tuple[type, ...]:
-    known = [getattr(config, name, None) for name in ("vision_config", "vision_tower_config", "image_config")]
-    return tuple(type(kind) for kind in known if kind is not None and not isinstance(kind, dict))
+    configs = [getattr(config, name, None) for name in ("vision_config", "vision_tower_config", "image_config")]
+    return tuple(type(kind) for kind in configs if kind is not None and not isinstance(kind, dict))
 
 
 def _outermost(model: nn.Module, wanted: Any) -> dict[str, nn.Module]:

@@ -26,5 +26,5 @@ class VideoLlavaAdapter(HFAdapter):
         """Return one call of the tower of each modality, and one of the projector per modality."""
         image = int("pixel_values_images" in prepared.inputs)
         video = int("pixel_values_videos" in prepared.inputs)
-        known = {"image_tower": image, "video_tower": video}
-        return {name: known.get(name, image + video) for name in self.vision_modules()}
+        classes = {"image_tower": image, "video_tower": video}
+        return {name: classes.get(name, image + video) for name in self.vision_modules()}

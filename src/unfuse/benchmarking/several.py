@@ -118,7 +118,7 @@ def bench_several(
     """
     options = options or RunOptions()
     command = own_command()
-    asked = {
+    common = {
         "options": asdict(settings),
         "dataset": dataset.sha256(),
         "placement": list(astuple(models.placement)),
@@ -128,14 +128,14 @@ def bench_several(
     folder = None
     if options.output is not None:
         if options.resume:
-            folder = ComparisonFolder.resume(options.output, parts, common=asked)
+            folder = ComparisonFolder.resume(options.output, parts, common=common)
         else:
-            folder = ComparisonFolder.create(options.output, parts, common=asked, created=_now(), command=command)
+            folder = ComparisonFolder.create(options.output, parts, common=common, created=_now(), command=command)
     runs = _Comparison(models, dataset, settings, options, folder).run(protocols)
     result = compare([part.for_report() for part in runs])
     if folder is not None:
         _write_results(folder, runs, result)
-    return ComparisonRun(command=command, asked=asked, runs=tuple(runs), result=result, folder=options.output)
+    return ComparisonRun(command=command, asked=common, runs=tuple(runs), result=result, folder=options.output)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,5 +95,5 @@ def _step_pass(setup: BenchSetup, sample: Sample, meter: MemoryMeter | None) -> 
         spans=clock.spans,
         token_ms=tuple((stamp - zero_ns) / 1e6 for stamp in engine.stamps_ns),
         memory_ms=tuple(ms for ms, _ in readings),
-        memory_bytes=tuple(held for _, held in readings),
+        memory_bytes=tuple(num_bytes for _, num_bytes in readings),
     )

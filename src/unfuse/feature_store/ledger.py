@@ -69,9 +69,9 @@ def _lock(descriptor: int, end: float) -> None:
 
 def _has_name(descriptor: int, path: Path) -> bool:
     """Return whether the locked file still has that name: the folder may have been removed and made again."""
-    held = os.fstat(descriptor)
+    opened = os.fstat(descriptor)
     try:
         named = path.stat(follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
+    return (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)

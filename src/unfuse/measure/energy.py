@@ -180,14 +180,14 @@ def _next_update(
     unchanged_s = clock.perf_counter()
     standing = counter.energy_mj() if standing_mj is None else standing_mj
     while not isinstance(standing, Unavailable):
-        asked_s = clock.perf_counter()
+        polled_s = clock.perf_counter()
         now = counter.energy_mj()
         if isinstance(now, Unavailable):
             return now
         if now != standing:
             return _Update(unchanged_s=unchanged_s, seen_s=clock.perf_counter(), energy_mj=now)
-        if asked_s >= until:
+        if polled_s >= until:
             return Unavailable("the energy counter does not move")
-        unchanged_s = asked_s
+        unchanged_s = polled_s
         clock.sleep(_POLL_S)
     return standing

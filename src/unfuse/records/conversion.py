@@ -179,8 +179,8 @@ def _located(kind: Any, value: Any, where: str, message: str) -> RunFolderError:
         where: names it.
         message: such as "Expected `int`, got `str` - at `$.spans[...].entries[1]`": no key. It may quote the value.
     """
-    place = re.search(r" - at `(\$[^`]*)`$", message)
-    problem, path = (message[: place.start()], place[1]) if place else (message, "")
+    location = re.search(r" - at `(\$[^`]*)`$", message)
+    problem, path = (message[: location.start()], location[1]) if location else (message, "")
     for step in re.findall(r"\w+|\.{3}", path):
         kind = _without_none(kind)
         if is_dataclass(kind):

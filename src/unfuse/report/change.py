@@ -106,10 +106,10 @@ class Change:
     def unjudged(self) -> tuple[str, ...]:
         """Return why a slower stage could go unnoticed; empty for two complete runs of enough samples."""
         sides = {"A": self.before, "B": self.after}
-        cut = [f"{letter} has not ended" for letter, side in sides.items() if not side.ended]
+        unfinished = [f"{letter} has not ended" for letter, side in sides.items() if not side.ended]
         most = max((each.samples for each in self.stages), default=0)
         few = [f"{most} samples; a difference is shown by {MIN_SAMPLES} at least"]
-        return (*cut, *(few if most < MIN_SAMPLES else ()))
+        return (*unfinished, *(few if most < MIN_SAMPLES else ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the change for JSON."""

@@ -177,13 +177,13 @@ def _steps(each: StepPass, probes: Probes) -> Iterator[Event]:
         start, end = _ns(before), _ns(after)
         yield _event("token", "token", _STEPS, _Slice(start, end - start), {**about, "token": number})
     counter = f"memory held, {probes.memory_source}"
-    for ms, held in zip(each.memory_ms, each.memory_bytes, strict=True):
+    for ms, num_bytes in zip(each.memory_ms, each.memory_bytes, strict=True):
         yield {
             "ph": "C",
             "name": counter,
             "pid": _PROCESS,
             "ts": _ns(ms) / 1000,
-            "args": {"bytes": held},
+            "args": {"bytes": num_bytes},
         }
 
 

@@ -56,16 +56,16 @@ def test_a_preprocessor_reads_no_weights(name, dtype):
 
 
 def test_a_preprocessor_opens_without_weights(tmp_path):
-    place = test_processors.folder(tmp_path / "model", "llava", "CLIPImageProcessor")
-    (place / "model.safetensors").unlink()
-    assert open_preprocessor(str(place), "float32").preprocess(demo_loaded(place)).media_tokens == 4
-    (place / "config.json").unlink()
+    checkpoint = test_processors.folder(tmp_path / "model", "llava", "CLIPImageProcessor")
+    (checkpoint / "model.safetensors").unlink()
+    assert open_preprocessor(str(checkpoint), "float32").preprocess(demo_loaded(checkpoint)).media_tokens == 4
+    (checkpoint / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        open_preprocessor(str(place), "float32")
+        open_preprocessor(str(checkpoint), "float32")
 
 
-def demo_loaded(place):
-    return open_preprocessor(str(place), "float32").load(demo_sample("demo:0"))
+def demo_loaded(checkpoint):
+    return open_preprocessor(str(checkpoint), "float32").load(demo_sample("demo:0"))
 
 
 def test_media_are_named_without_being_decoded(tmp_path):

@@ -143,7 +143,7 @@ def test_each_answer_is_sampled_with_its_own_settings(table):
 
 
 @pytest.mark.parametrize("end", range(1, 18))
-def test_an_end_token_at_every_place_of_a_draft(table, end):
+def test_an_end_token_at_every_position_of_a_draft(table, end):
     forced = [*[5] * end, END, *[5] * 20]
     run = SpeculativeRun(step_of(table), prefilled_of(), 60, Guess([7, *forced]))
     run.forced = forced

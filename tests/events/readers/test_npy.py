@@ -118,11 +118,11 @@ class Calls:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("place", ["alone", "column", "inside"])
-def test_code_is_named_and_not_run(tmp_path, protocol, place):
+@pytest.mark.parametrize("where", ["alone", "column", "inside"])
+def test_code_is_named_and_not_run(tmp_path, protocol, where):
     sentinel = tmp_path / "ran"
     attack = Calls(os.system, f"touch {sentinel}")
-    value = {"alone": attack, "column": COLUMNS | {"x": attack}, "inside": {"x": [attack]}}[place]
+    value = {"alone": attack, "column": COLUMNS | {"x": attack}, "inside": {"x": [attack]}}[where]
     with pytest.raises(UnsafeFileError) as error:
         read_events(put(tmp_path, wrapped(value, protocol)))
     assert not sentinel.exists()

@@ -144,9 +144,9 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
     return store
 
 
-def page_of(place: Path, runs: Sequence[ReportRun], **options: Any) -> Path:
-    place.write_text(report_html(runs, **options), encoding="utf-8")
-    return place
+def page_of(path: Path, runs: Sequence[ReportRun], **options: Any) -> Path:
+    path.write_text(report_html(runs, **options), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -160,18 +160,18 @@ class Opened:
 
     def __init__(self, page: Page, path: Path):
         self.page = page
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.said.append(f"uncaught: {error}"))
-        page.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.messages.append(f"uncaught: {error}"))
+        page.on("request", lambda request: self.requests.append(request.url))
         page.goto(path.as_uri())
         page.wait_for_selector("html[data-charts]", state="attached")
 
     @property
     def fetched(self) -> list[str]:
         """Requests beside the file itself and what it carries inside."""
-        return [url for url in self.asked[1:] if not url.startswith("data:")]
+        return [url for url in self.requests[1:] if not url.startswith("data:")]
 
 
 @pytest.fixture

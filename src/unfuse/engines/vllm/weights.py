@@ -58,9 +58,9 @@ def text_config(language: LanguageModel) -> dict[str, Any]:
         raise Unsupported("the head has a bias")
     if head.weight.shape != embedding.weight.shape:
         raise Unsupported(f"the head knows {len(head.weight)} tokens, the embedding {len(embedding.weight)}")
-    known = kind().to_dict().keys() - _NOT_IN_CONFIG
+    accepted = kind().to_dict().keys() - _NOT_IN_CONFIG
     return {
-        **{key: value for key, value in config.to_dict().items() if key in known},
+        **{key: value for key, value in config.to_dict().items() if key in accepted},
         # Each request has its own end tokens, to which vLLM would add these.
         "eos_token_id": None,
         "bos_token_id": None,

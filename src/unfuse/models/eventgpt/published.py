@@ -217,10 +217,12 @@ class EventChatModel(EventGPTForConditionalGeneration):
         return self.model.finish_features(self.visval_encode(pixels))
 
     def _row(self, ids: torch.Tensor, labels: torch.Tensor, scene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        places = (ids == EVENT_INDEX).nonzero().flatten().tolist()
-        if len(places) != 1:
-            raise PromptError("input_ids", found=f"{len(places)} placeholders {EVENT_INDEX}", expected="one a prompt")
-        at = places[0]
+        positions = (ids == EVENT_INDEX).nonzero().flatten().tolist()
+        if len(positions) != 1:
+            raise PromptError(
+                "input_ids", found=f"{len(positions)} placeholders {EVENT_INDEX}", expected="one a prompt"
+            )
+        at = positions[0]
         embed = self.get_input_embeddings()
         embeds = torch.cat([embed(ids[:at]), scene, embed(ids[at + 1 :])])
         limit = self.config.tokenizer_model_max_length

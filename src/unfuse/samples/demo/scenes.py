@@ -153,10 +153,10 @@ def _touch(a: Mover, b: Mover) -> bool:
 def _lamps(rng: np.random.Generator, movers: Sequence[tuple[Mover, str]]) -> tuple[Flicker, ...]:
     while True:
         radius = rng.uniform(12, 20)
-        place = rng.uniform(_LEFT + radius, _RIGHT - radius), rng.uniform(radius, _HEIGHT - radius)
-        stand_in = Mover(shape="disc", position=place, velocity=(0, 0), radius=radius, intensity=0.5)
+        position = rng.uniform(_LEFT + radius, _RIGHT - radius), rng.uniform(radius, _HEIGHT - radius)
+        stand_in = Mover(shape="disc", position=position, velocity=(0, 0), radius=radius, intensity=0.5)
         if not any(_touch(stand_in, mover) for mover, _ in movers):
-            return (Flicker(position=place, radius=radius, frequency_hz=float(rng.choice([100.0, 120.0]))),)
+            return (Flicker(position=position, radius=radius, frequency_hz=float(rng.choice([100.0, 120.0]))),)
 
 
 def _facts(mover: Mover, direction: str) -> MoverFacts:
