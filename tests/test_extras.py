@@ -53,7 +53,7 @@ def test_extras_that_are_named_exist(capsys):
 
 
 def test_pip_takes_an_extra_from_what_is_installed():
-    """So that the line works for whoever installed from a clone: no index is asked for this package."""
+    """So that the line works for whoever installed from a clone: no index is queried for this package."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "unfuse[dsec]"],
         capture_output=True, text=True, check=False,

@@ -90,7 +90,7 @@ class Built:
 
 
 def pixels(frame, size):
-    """``[3, size, size]``: the frame repeated or cut to a square, in [-1, 1]."""
+    """``[3, size, size]``: the frame repeated or cropped to a square, in [-1, 1]."""
     rows = np.arange(size) % frame.shape[0]
     columns = np.arange(size) % frame.shape[1]
     picture = frame[rows][:, columns].astype(np.float32) / 127.5 - 1

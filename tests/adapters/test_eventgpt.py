@@ -1,4 +1,4 @@
-"""Where EventGPT is cut, and what may cross."""
+"""EventGPT's split point, and the tensors that may cross it."""
 
 from __future__ import annotations
 

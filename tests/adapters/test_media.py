@@ -1,4 +1,4 @@
-"""What a model of camera frames is shown: image, video, folder of frames, or event frames with a note."""
+"""Input of a model of camera frames: image, video, folder of frames, or event frames with a note."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_truncated_video(tmp_path, video):
     data = video.read_bytes()
     refused = 0
     for keep in range(0, len(data), max(1, len(data) // 40)):
-        path = tmp_path / "cut.mp4"
+        path = tmp_path / "truncated.mp4"
         path.write_bytes(data[:keep])
         try:
             read_frames(path, evenly(8)(count_frames(path)))
@@ -190,7 +190,7 @@ def test_the_hash_is_had_without_decoding(every_medium, pick, monkeypatch):
 
 
 def test_a_file_that_changes_as_it_is_read_is_refused(tmp_path, monkeypatch):
-    """Else its features would be kept under the hash of what it was, or of what it became."""
+    """Else its features would be cached under the hash of its content before or after the change."""
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     read = media.read_image

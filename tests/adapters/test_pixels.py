@@ -1,4 +1,4 @@
-"""The fast pixels against the image processor whose place they take."""
+"""The fast pixels against the image processor that they replace."""
 
 from __future__ import annotations
 

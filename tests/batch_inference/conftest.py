@@ -15,7 +15,7 @@ from unfuse.samples.demo import demo_dataset
 
 @pytest.fixture(scope="session")
 def demo_work():
-    """Four scenes, three questions each: the rows of one scene lie apart."""
+    """Four scenes, three questions each: the rows of one scene are not adjacent."""
     return Work(demo_dataset(max_samples=4), ["What moves?", "Is it raining?", "Which way does the disc move?"])
 
 

@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
 
 
 def resumed(folder: Path) -> int:
-    """How often a run was begun in a folder."""
+    """How often a run was started in a folder."""
     try:
         return 1 + len(read_manifest(folder).resumed)
     except UnfuseError:

@@ -25,7 +25,7 @@ from unfuse.unavailable import Unavailable
 
 
 class Crash:
-    """In the place of a sample's reference answer, which nothing reads: a worker that unpickles it dies."""
+    """Stands in for a sample's reference answer, which nothing reads: a worker that unpickles it dies."""
 
     def __init__(self, code):
         self.code = code

@@ -1,4 +1,4 @@
-"""Benchmarks through the public calls: warm-up, failures, reuse, and what is kept."""
+"""Benchmarks through the public calls: warm-up, failures, reuse, and stored results."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_strict_and_profile(monkeypatch, capsys):
     gpu.busy_pct = 70
     run(["bench", "demo", "--max-samples", "1", "--output", "s", "--energy-seconds", "0", *QUICK])
     out = capsys.readouterr().out
-    assert "\nWarning: not isolated: gpu-busy: 70 % busy" in out, "said before the run begins"
+    assert "\nWarning: not isolated: gpu-busy: 70 % busy" in out, "printed before the run starts"
     assert "\nWarning: not isolated at the start: gpu-busy: 70 % busy" in out
 
 

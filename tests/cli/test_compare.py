@@ -89,7 +89,7 @@ def test_noise_threshold(runs, capsys):
 
 def test_a_sample_that_fails_now_fails_the_build(runs, tmp_path, capsys):
     broken = write(tmp_path / "broken", 90, failed=1)
-    assert run(["compare", runs[0], broken]) == 0, "nothing was asked"
+    assert run(["compare", runs[0], broken]) == 0, "no limit was given"
     assert run(["compare", runs[0], broken, "--fail-on-regression", "5"]) == 1
     assert "1 samples that A measured failed in B" in capsys.readouterr().err
 
@@ -97,7 +97,7 @@ def test_a_sample_that_fails_now_fails_the_build(runs, tmp_path, capsys):
 def test_what_could_not_be_seen_fails_the_build(runs, tmp_path, capsys):
     """A gate that cannot fail would be worse than none."""
     few, unfinished = write(tmp_path / "few", 200, samples=5), write(tmp_path / "unfinished", 100, ended=False)
-    assert run(["compare", runs[0], few]) == 0, "nothing was asked"
+    assert run(["compare", runs[0], few]) == 0, "no limit was given"
     assert "not judged: 5 samples; a difference is shown by 6 at least" in capsys.readouterr().out
     assert run(["compare", runs[0], few, "--fail-on-regression", "5"]) == 1
     assert "NOT JUDGED: 5 samples; a difference is shown by 6 at least\n" in capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_a_comparison_names_its_runs(runs, tmp_path, capsys):
 
 
 def test_baselines(runs, tmp_path, monkeypatch, capsys):
-    """Kept under a name below the working directory, listed, compared with, replaced when asked to."""
+    """Saved under a name below the working directory, listed, compared with, replaced on request."""
     monkeypatch.chdir(tmp_path)
     slow, fast = runs[1], runs[0]
     assert run(["compare", "--list-baselines"]) == 0

@@ -86,7 +86,7 @@ def test_what_is_wrong_is_one_line(given, expected, capsys):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_the_user(number, code, tmp_path):
     out, questions = tmp_path / "out folder", tmp_path / "q.txt"
-    # It is held in the middle of writing answers, so the signal comes before the last.
+    # The process is stopped in the middle of writing answers, so the signal comes before the last.
     questions.write_text("".join(f"What moves, and how, in scene {n}?\n" for n in range(12)))
     given = ["run", "demo", "--questions", str(questions), "--output", str(out), "--capacity", "1"]
     given += ["--max-samples", "2", "--workers", "0", "--device", "cpu"]

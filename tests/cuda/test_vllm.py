@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
-    # Its own and its libraries', none of them about what is asked of it here.
+    # Warnings of vLLM and its libraries; none concerns the calls of these tests.
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -57,7 +57,7 @@ def test_changed_features_are_not_served_from_the_prefix(demo_model, prepared, f
 
 
 def test_reuse_after_a_long_answer(demo_model, features):
-    """The kept prefix is the prompt's alone: an answer's own positions must never enter it."""
+    """The cached prefix is the prompt's alone: an answer's own positions must never enter it."""
     long = demo_model.generate("What moves?", features, max_new_tokens=30)
     again = demo_model.generate("What moves?", features, max_new_tokens=30)
     assert again.token_ids == long.token_ids

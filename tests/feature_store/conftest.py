@@ -1,4 +1,4 @@
-"""Small features that are known by a number."""
+"""Small features that are identified by a number."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Bounded(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def used_now(self, number):
-        """File times of their own, since a disk's clock may not tell two uses apart."""
+        """File times of their own, since a disk's clock may not distinguish two uses."""
         self.clock += 1
         path = self.stores[0].place(features(number).provenance)
         os.utime(path, ns=(0, self.clock * 10**9))

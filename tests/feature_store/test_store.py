@@ -54,7 +54,9 @@ def vars_of(opened):
 def test_other_software_is_a_miss(stored, get, monkeypatch):
     monkeypatch.setattr(store, "software", lambda: "torch 1.0")
     assert get(stored[0], 1) is None
-    assert vars_of(stored[0]) == {"stored": 1, "misses": 1}, "not damage: it is there for those who have that"
+    assert vars_of(stored[0]) == {"stored": 1, "misses": 1}, (
+        "not damage: the entry stays for the software that wrote it"
+    )
     assert [fault for _, fault in stored[0].check()] == [None]
 
 
@@ -259,7 +261,7 @@ def readonly(path, *, on):
 
 
 def test_a_store_that_may_only_be_read(stored, make, get, monkeypatch):
-    """Root may write anywhere, so what the system would say is said for it as well."""
+    """Root may write anywhere, so the errors of the system are raised by the test."""
     opened, path = stored
     readonly(opened.path, on=True)
     for name in ("_write_new", "locked"):

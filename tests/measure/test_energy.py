@@ -110,7 +110,7 @@ def test_a_host_that_always_reads_too_late_gives_no_number():
 
 
 def test_a_window_of_too_few_steps_gives_no_number():
-    """The negative control: 40 steps of a second do not fit, and nothing is guessed in their place."""
+    """The negative control: 40 steps of a second do not fit, and no guess replaces them."""
     gpu = FakeGpu(idle_watts=80, period_s=1.0)
     found, _ = measure(gpu, watts=400, call_s=0.03, seconds=2.0)
     assert isinstance(found, Unavailable)

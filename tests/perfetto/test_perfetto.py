@@ -29,7 +29,7 @@ order by s.ts, s.depth
 
 
 def missing() -> str | None:
-    """Why Perfetto cannot be asked here."""
+    """Why Perfetto cannot be queried here."""
     if os.environ.get("PERFETTO_SHELL"):
         return None
     if not os.environ.get("PERFETTO_WASM"):

@@ -52,8 +52,8 @@ def test_a_name_leads_nowhere_else(name):
         baselines.check_name(name)
     except InputError:
         return
-    assert (Path("/kept") / name).parent == Path("/kept")
-    assert os.path.normpath(f"/kept/{name}") == f"/kept/{name}"
+    assert (Path("/baselines") / name).parent == Path("/baselines")
+    assert os.path.normpath(f"/baselines/{name}") == f"/baselines/{name}"
     assert name.isprintable()
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_run_is_no_baseline(store, run):
 
 @pytest.mark.parametrize("step", range(3))
 def test_a_failing_disk_loses_no_baseline(store, run, monkeypatch, step):
-    """Whatever step of taking the old one's place fails, the old one is there."""
+    """Whatever step of replacing the old one fails, the old one stays."""
     store.save("main", run("one"))
     other = run("two")
     calls = {"copyfile": shutil, "sync_folder": baselines, "rename": Path}

@@ -1,4 +1,4 @@
-"""Values of a damaged or hostile file are one line with their place."""
+"""Values of a damaged or hostile file are one line with their path."""
 
 from __future__ import annotations
 

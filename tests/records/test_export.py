@@ -141,7 +141,7 @@ def test_csv_round_trip(new_path: Callable[[], Path], make_manifest: MakeManifes
 
 
 def test_columns(tmp_path: Path, make_manifest: MakeManifest, make_record: MakeRecord) -> None:
-    """What tells runs apart, then a line's own fields in their order; typed."""
+    """The columns that distinguish runs, then a line's own fields in their order; typed."""
     table = sample_table([write(tmp_path / "run", make_manifest(), [make_record()])])
     names = list(table.columns)
     first = ["run_id", "created", "model", "model_fingerprint", "protocol", "engine", "dtype", "device", "device_name"]

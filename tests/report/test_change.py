@@ -1,4 +1,4 @@
-"""What a comparison of two runs says of known changes under noise."""
+"""Verdicts of a comparison of two runs on known changes under noise."""
 
 from __future__ import annotations
 

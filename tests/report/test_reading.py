@@ -1,4 +1,4 @@
-"""Runs from folders: single, whole comparisons, cut-off ones, and two of one model."""
+"""Runs from folders: single, whole comparisons, interrupted ones, and two of one model."""
 
 from __future__ import annotations
 

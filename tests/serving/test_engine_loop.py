@@ -149,7 +149,7 @@ def test_an_aborted_answer_makes_room() -> None:
             loop.abort(last)
 
     run(work)
-    assert len(model.batch.aborted) == 1, "the one that had not begun is not known to the batch"
+    assert len(model.batch.aborted) == 1, "the one that had not started is not in the batch"
 
 
 def test_a_bad_question_fails_alone() -> None:

@@ -190,7 +190,7 @@ def test_features_are_evicted_before_scenes_with_a_store(tmp_path: Path) -> None
             assert other.features is None, "there is room for one"
             store.clear()
             assert await scenes.features(other) is None
-            assert scenes.get(b.scene_id) is None, "what can be had from nowhere is not kept"
+            assert scenes.get(b.scene_id) is None, "a scene without a source is not cached"
 
     run(work)
 

@@ -1,4 +1,4 @@
-"""Every check is shown a broken model or clock, and must catch it by name."""
+"""Every check gets a broken model or clock, and must catch it by name."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_prefixes_are_reused_whoever_holds_them(model, batch):
     wanted = {request.request_id: alone(model, request) for request in requests}
     assert ids == wanted
     assert reused == {"a": 0, "b": 36, "c": 0, "d": 36}
-    # Nobody is writing any more: what is kept serves as well.
+    # No request is running any more: the cached prefixes serve as well.
     batch.add([replace(requests[1], request_id="again"), replace(requests[2], request_id="other", reuse=False)])
     ids, _, reused = written(batch)
     assert (ids["again"], ids["other"]) == (wanted["b"], wanted["c"])

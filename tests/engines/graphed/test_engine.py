@@ -63,7 +63,7 @@ def test_a_first_call_in_inference_mode_leaves_the_engine_usable(tmp_path):
     written = [*first, *words]
     assert torch.is_grad_enabled()
     assert list(engine.decode(engine.prefill(prompt(model, 5), sampling, reuse=True), 4)) == written
-    # What it was given to keep is the caller's, of whichever kind.
+    # The inputs are the caller's tensors, made in inference mode or outside it.
     with torch.inference_mode():
         given = prompt(model, 5)
     assert list(engine.decode(engine.prefill(given, sampling), 4)) == written

@@ -1,4 +1,4 @@
-"""Passes over drafted tokens, with a table in the place of the persistent kernel: the host's side and the kernels."""
+"""Passes over drafted tokens, with a table instead of the persistent kernel: the host's side and the kernels."""
 
 from __future__ import annotations
 

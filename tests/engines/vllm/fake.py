@@ -306,7 +306,7 @@ class LLMEngine:
         return int((probabilities / torch.empty_like(logits).exponential_(generator=request.generator)).argmax())
 
     def _prefill(self, request):
-        """From the longest chain of known blocks on, one position at least."""
+        """From the longest chain of cached blocks on, one position at least."""
         keys = request.keys
         hits = 0
         while hits < len(keys) and keys[hits] in self._blocks and (hits + 1) * BLOCK < len(request.embeds):

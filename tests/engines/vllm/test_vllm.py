@@ -1,4 +1,4 @@
-"""Engine ``vllm`` over a stand-in for vLLM: what is handed over, asked for and made of what it says.
+"""Engine ``vllm`` over a stand-in for vLLM: the inputs and requests that it gets, and the use of its outputs.
 
 The stand-in computes on weights of its own, so that tokens are only right where all of them were handed over.
 ``tests/cuda/test_vllm.py`` has vLLM itself.

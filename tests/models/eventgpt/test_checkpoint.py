@@ -79,7 +79,7 @@ def test_bin_that_would_run_code(folder, tmp_path):
 
 
 def test_embeddings_grow_for_new_tokens(folder):
-    """A checkpoint from before the event tokens: rows are added, always the same ones, and said."""
+    """A checkpoint from before the event tokens: rows are added, always the same ones, and noted."""
     config = json.loads((folder / "config.json").read_text())
     rows = config["vocab_size"] - 3
     rewrite(
@@ -111,7 +111,7 @@ def test_tower_paths(tmp_path, monkeypatch):
         (tmp_path / "org" / "clip-x", 4),
     ):
         put(path, size)
-        assert found() == size, "each place found goes before the ones tried so far"
+        assert found() == size, "each path found goes before the ones tried so far"
 
 
 def test_well_known_tower_is_built_in(monkeypatch):

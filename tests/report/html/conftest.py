@@ -156,7 +156,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page and everything that it said or asked for."""
+    """A page with its console messages and requests."""
 
     def __init__(self, page: Page, path: Path):
         self.page = page

@@ -251,7 +251,7 @@ def test_accessibility(
     context = new_context(browser, bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 800})
     opened = Opened(context.new_page(), page_of(tmp_path / "r.html", comparison(frames)))
     opened.page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
-    # Inside a drawing there are hundreds of paths and no roles; the place that it is drawn in is named and looked at.
+    # Inside a drawing there are hundreds of paths and no roles; the element that it is drawn in is named and checked.
     found = Axe().run(opened.page, context={"exclude": [["svg"]]}, options=options).response
     assert len(found["passes"]) >= least
     problems = [(v["id"], n["target"], n.get("failureSummary")) for v in found["violations"] for n in v["nodes"][:2]]
@@ -301,7 +301,7 @@ def test_without_scripts(one: Path, browser: Browser) -> None:
 
 
 def test_hostile_texts_are_inert(tmp_path: Path, open_page: Open) -> None:
-    """In every place that a file or a model can write to."""
+    """In every field that a file or a model can write to."""
     records = [
         replace(r, sample_id=HOSTILE + str(i), question=HOSTILE, text=HOSTILE, reference=HOSTILE, notes=(HOSTILE,))
         for i, r in enumerate(make_records(0, 12))

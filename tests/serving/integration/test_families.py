@@ -1,4 +1,4 @@
-"""Models of video and of pictures: what each is shown of an upload, and that the answer is its own."""
+"""Models of video and of pictures: the part of an upload that each reads, and that the answer is its own."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def refused(reply: httpx.Response, status: int, words: str = "") -> None:
     assert set(error) == {"message", "type", "param", "code"}
     assert words in error["message"]
     assert "\n" not in error["message"]
-    assert "/tmp" not in error["message"], "no place of this machine is told"
+    assert "/tmp" not in error["message"], "no path of this machine is revealed"
 
 
 def upload(served: Served, data: bytes, name: str = "r.npy") -> httpx.Response:

@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page and everything that it said or asked for."""
+    """A page with its console messages and requests."""
 
     def __init__(self, page: Page, url: str):
         self.page = page
@@ -189,7 +189,7 @@ def test_problems_are_displayed(served: Served, open_page: Open, tmp_path: Path)
 
 
 def test_a_problem_stays_when_the_server_answers_late(served: Served, open_page: Open) -> None:
-    """Who presses Enter before the page knows the server is told what is missing, and the message stays."""
+    """Enter before the page has reached the server names the missing input, and the message stays."""
     page = open_page(served).page
     pending: list[Route] = []
     page.route("**/v1/unfuse", lambda route: pending.append(route))  # a builtin cannot be a handler
