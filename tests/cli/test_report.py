@@ -37,7 +37,7 @@ def test_one_run_has_it_in_its_folder(folder, capsys):
         "Not verified",
     ):
         assert words in text
-    assert run(["report", str(folder)]) == 0, "made again, it takes the old one's place"
+    assert run(["report", str(folder)]) == 0, "made again, it replaces the old one"
 
 
 def test_several_runs_are_reported_here_or_at_output(folder, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""``unfuse serve`` as a process: killed in the middle of a stream, stopped by a signal, under load, and started wrongly."""
+"""``unfuse serve`` as a process: killed in mid-stream, stopped by a signal, under load, and started wrongly."""
 
 from __future__ import annotations
 
