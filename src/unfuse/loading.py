@@ -55,7 +55,7 @@ class ModelRef:
 
     @property
     def wants_events(self) -> bool:
-        """Whether the model takes events. Every other family takes the video or image of a sample, if it has one."""
+        """True if the model takes events. Every other family takes the video or image of a sample, if it has one."""
         return self.model_type == _EVENTGPT
 
 
@@ -165,7 +165,7 @@ class Placement:
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> StagedModel:
-    """Load a model whose stages can be called separately.
+    """Load a model with stages that can be called separately.
 
     Args:
         name: a checkpoint folder, a hub name, ``demo``, or ``random:`` and one of ``eventgpt-7b``, ``llava-1.5-7b``,

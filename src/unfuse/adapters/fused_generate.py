@@ -1,4 +1,4 @@
-"""Calls a model's own ``generate``, with which the stages are compared."""
+"""Calls a model's own ``generate``, the reference for the stages."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _cluster(options: AnsweringOptions) -> RaySettings | None:
 
 
 def run_answers(job: RunJob, *, on_ready: OnReady | None = None, on_answer: OnAnswer | None = None) -> AnswersRun:
-    """Run the job; see ``answer_dataset``, which imports torch."""
+    """Run the job through ``answer_dataset``; this imports torch."""
     from unfuse.batch_inference.job import answer_dataset
 
     return answer_dataset(job, on_ready=on_ready, on_answer=on_answer)

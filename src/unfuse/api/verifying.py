@@ -39,7 +39,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyJob:
-    """A verification whose input has been checked."""
+    """A verification with checked input."""
 
     model: str | StagedModel
     sample: Sample

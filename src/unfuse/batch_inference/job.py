@@ -160,7 +160,7 @@ def _size(path: Path, dataset: Dataset) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunJob:
-    """A dataset to answer, whose input has been checked."""
+    """A dataset to answer, with checked input."""
 
     model: str | StagedModel
     """A name, or a loaded model."""
@@ -209,7 +209,7 @@ class AnswersRun:
         return self.result
 
     def answers(self) -> Iterator[AnswerRecord]:
-        """Yield every answer, read from the folder, in the order in which they ended.
+        """Yield every answer, read from the folder, in the order of their ends.
 
         Raises:
             RunFolderError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Scenes with their questions, and stages 1 and 2 of a scene, which need no network.
+"""Scenes with their questions, and stages 1 and 2 of a scene: the stages that need no network.
 
 Samples with the same media are one scene: it is loaded, preprocessed and encoded once. Its questions stay together, so
 that keys and values of their common prefix are computed once.
@@ -88,14 +88,14 @@ class PreparedScene:
 
     @property
     def pixels(self) -> Prepared | None:
-        """The prompt with the scene's pixels; None where there is nothing to encode."""
+        """The prompt with the scene's pixels; None if there is nothing to encode."""
         if self.features is not None:
             return None
         return next((prompt for prompt in self.prompts if isinstance(prompt, Prepared)), None)
 
 
 def failed_scene(questions: Sequence[Question], reason: str) -> PreparedScene:
-    """Return a scene whose questions all fail for one reason."""
+    """Return a scene that fails all its questions for one reason."""
     return PreparedScene(questions=tuple(questions), prompts=(Unavailable(reason),) * len(questions))
 
 

@@ -1,4 +1,4 @@
-"""Times of a run: how long each stage was busy and each part waited, and which part was the bottleneck."""
+"""Times of a run: how long each stage was busy and each part waited, and the bottleneck."""
 
 from __future__ import annotations
 

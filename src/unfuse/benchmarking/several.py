@@ -108,10 +108,10 @@ def bench_several(
 
     Args:
         models: each is loaded once, after the model before is released.
-        protocols: in the order in which they are run.
+        protocols: in the order of their runs.
         dataset: its media have been checked.
         settings: shared by all runs.
-        options: where the runs are written, and who is notified.
+        options: output folder of the runs, and listener to notify.
 
     Raises:
         RunFolderError: the folder exists already, or belongs to another comparison.

@@ -2,7 +2,7 @@
 
 ::
 
-    CACHEDIR.TAG                what the folder is, also to programs that make backups
+    CACHEDIR.TAG                marks the folder as a cache, also for programs that make backups
     ledger                      total size in bytes; locked by the process that changes it
     tmp/PID.RANDOM              a file that is being written
     ab/ab12....safetensors      entries; the file's time is its last use
@@ -74,7 +74,7 @@ class StoreFolder:
     """The folder of one store, shared by any number of processes."""
 
     def __init__(self, path: Path, max_bytes: int, *, make: bool):
-        """Check the folder, and create it where ``make`` is true.
+        """Check the folder, and create it if ``make`` is true.
 
         Raises:
             FileAccessError: there is no folder, it is a file, or it cannot be made.
@@ -87,7 +87,7 @@ class StoreFolder:
         self._open(make=make)
 
     def entry_path(self, key: str) -> Path:
-        """Return the path of an entry, which need not exist."""
+        """Return the path of an entry, even if the entry does not exist."""
         return self.path / key[:2] / f"{key}{_SUFFIX}"
 
     def read(self, key: str) -> StoreEntry | None:
@@ -95,12 +95,12 @@ class StoreFolder:
         return read_entry(self.entry_path(key))
 
     def touch(self, key: str) -> None:
-        """Record that an entry was used, by the file system's clock, which all processes share."""
+        """Record that an entry was used, by the file system's clock: all processes share it."""
         with suppress(OSError):  # a read-only store, or an entry that was just removed
             os.utime(self.entry_path(key), follow_symlinks=False)
 
     def write(self, key: str, data: bytes) -> int:
-        """Write an entry, and evict others where the maximum is exceeded.
+        """Write an entry, and evict others if the maximum is exceeded.
 
         Returns:
             Number of evicted entries.
@@ -154,7 +154,7 @@ class StoreFolder:
         )
 
     def clear(self) -> StoreInfo:
-        """Remove every entry and temporary file; return what there was.
+        """Remove every entry and temporary file; return the information about the store before.
 
         Raises:
             OSError: something cannot be removed.
@@ -283,7 +283,7 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 def _replaced_bytes(path: Path) -> int:
-    """Return the size of the file that a rename to ``path`` replaces; remove a folder, which a rename cannot."""
+    """Return the size of the file that a rename to ``path`` replaces; remove a folder, as rename cannot replace it."""
     try:
         found = path.stat(follow_symlinks=False)
     except FileNotFoundError:

@@ -50,7 +50,7 @@ class Differences:
 def work_differences(
     before: tuple[Manifest, Sequence[SampleRecord]], after: tuple[Manifest, Sequence[SampleRecord]]
 ) -> Differences:
-    """Return the differences of work, which make the times of two runs unequal.
+    """Return the differences of work that make the times of two runs unequal.
 
     Args:
         before: A, with its measured records.
@@ -85,7 +85,7 @@ def _of_pairs(name: str, facts: Sequence[tuple[Any, Any]]) -> dict[str, tuple[st
 
 
 def _answers(pairs: Sequence[tuple[SampleRecord, SampleRecord]]) -> dict[str, tuple[str, str]]:
-    """Return the common samples whose token ids differ."""
+    """Return the common samples with different token ids."""
     changed = [r.sample_id for r, s in pairs if None not in (r.token_ids, s.token_ids) and r.token_ids != s.token_ids]
     if not changed:
         return {}

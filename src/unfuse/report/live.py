@@ -45,7 +45,7 @@ class LiveView(OwnedProgress):
         """Prepare the dashboard; nothing is drawn yet.
 
         Args:
-            console: where the dashboard is drawn.
+            console: draws the dashboard.
             samples: of each part.
             parts: models times protocols.
             repeats_s: how long repeats of one sample may take once the samples are measured.

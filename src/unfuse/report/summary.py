@@ -201,7 +201,7 @@ def _quality(run: MeasuredRun) -> Quality | None:
 
 
 def stage4_points(records: Iterable[SampleRecord], protocol: str) -> list[tuple[int, float]]:
-    """Return (output tokens, host ms of Stage 4) of every sample whose Stage 4 the protocol claims."""
+    """Return (output tokens, host ms of Stage 4) of every sample that the protocol claims Stage 4 for."""
     claims = ((r.output_tokens or 0, claimed_llm(r, protocol)) for r in records)
     return [(tokens, ms) for tokens, ms in claims if ms is not None]
 

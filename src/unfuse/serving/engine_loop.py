@@ -88,7 +88,7 @@ class EngineLoop:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine accepts jobs."""
+        """True if the engine accepts jobs."""
         return self._stopped is None and not self._stopping
 
     @property

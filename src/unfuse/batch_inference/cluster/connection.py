@@ -112,7 +112,7 @@ def _suppress_stderr() -> Iterator[None]:
 
 
 def _store_bytes() -> int:
-    """Return the size of a local object store, in which few scenes wait; Ray's default is 30 % of the memory."""
+    """Return the size of a local object store. Few scenes wait in it, and Ray's default is 30 % of the memory."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         shared = os.statvfs("/dev/shm")
@@ -125,7 +125,7 @@ def _store_bytes() -> int:
 
 @contextmanager
 def _keep_signal_handler() -> Iterator[None]:
-    """Restore the SIGTERM handler, which Ray replaces while it connects."""
+    """Restore the SIGTERM handler after the body: Ray replaces it while it connects."""
     try:
         before = signal.getsignal(signal.SIGTERM)
         yield

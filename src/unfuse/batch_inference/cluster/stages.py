@@ -1,4 +1,4 @@
-"""The actors of a cluster: one class for each stage, which turns a table of rows into the next table.
+"""The actors of a cluster: one class for each stage; each turns a table of rows into the next table.
 
 A failure of one scene becomes the reason in its answers; an actor fails only with its process. The actor of Stage 4
 answers several calls at a time in one continuous batch, so that the batch does not run empty between calls.

@@ -22,7 +22,7 @@ _GROWTH: Final = 512
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class SequenceState:
-    """State of a prefilled prompt, which ``Prefilled.state`` carries."""
+    """State of a prefilled prompt, carried by ``Prefilled.state``."""
 
     cache: KVCache
     position: int

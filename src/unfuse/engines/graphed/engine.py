@@ -52,7 +52,7 @@ _MAX_ANSWER: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class _LastPrompt:
-    """The prompt whose KV cache the next one may reuse."""
+    """The last prompt; the next prompt may reuse its KV cache."""
 
     token_keys: tuple[int, ...]
     features_digest: str | None

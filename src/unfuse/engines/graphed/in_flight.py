@@ -1,4 +1,4 @@
-"""State of running requests, and decode steps whose tokens the host has not read yet."""
+"""State of running requests, and decode steps with tokens that the host has not read yet."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class RunningRequest:
 
     @property
     def unfinished(self) -> bool:
-        """Whether another token must be computed. The host may not have read an end token yet."""
+        """True if another token must be computed. The host may not have read an end token yet."""
         return not self.ended and self.submitted < self.request.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """A prefill or decode step whose tokens are being copied to the host."""
+    """A prefill or decode step during the copy of its tokens to the host."""
 
     requests: list[RunningRequest]
     tokens: torch.Tensor
@@ -60,7 +60,7 @@ class InFlightStep:
 
 
 def groups_of(requests: Sequence[RunningRequest]) -> list[list[int]]:
-    """Return groups of at most ``MEMBERS`` slots whose requests share a prefix."""
+    """Return groups of at most ``MEMBERS`` slots; the requests of a group share a prefix."""
     shared: dict[tuple[int, int], list[int]] = {}
     for slot, each in enumerate(requests):
         if each.entry.prefix_length:

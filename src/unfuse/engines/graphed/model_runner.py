@@ -253,7 +253,7 @@ class ModelRunner:
         return tuning_key(len(self.llama.layers), self.llama.heads, kind, rows, self._gemms)
 
     def _typical(self, more: int) -> KVCache:
-        """Return a KV cache of typical length for timing; where nothing is timed, the dummy cache."""
+        """Return a KV cache of typical length for timing; the dummy cache if nothing is timed."""
         return (
             new_kv_cache(self.llama, TYPICAL_LENGTH + more)
             if self.llama.device.type == "cuda"

@@ -96,7 +96,7 @@ class VllmClient:
         return name
 
     def step(self) -> None:
-        """Run one step of vLLM, which may return tokens of an earlier step or none."""
+        """Run one step of vLLM; it may return tokens of an earlier step, or no tokens."""
         for output in self._engine.step():
             if (queue := self._queues.get(output.request_id)) is None:
                 continue  # the request was aborted meanwhile

@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """Identifies a prompt: two prompts share the KV-cache blocks in which their keys are equal."""
+    """Identifies a prompt: two prompts share the KV-cache blocks for which their keys are equal."""
 
     salt: str | None = None
     """Identifies one sequence of embeddings, which no other prompt shares."""
@@ -47,7 +47,7 @@ class _BlockHashes(dict[tuple[int, int], bytes]):
 class PrefixHasher:
     """Gives an ``LLMEngine`` the hashes of prompts, so that it does not hash embeddings.
 
-    This relies on private names of vLLM (0.24 to 0.33). Where they differ, vLLM hashes embeddings as usual.
+    This relies on private names of vLLM (0.24 to 0.33). If they differ, vLLM hashes embeddings as usual.
     """
 
     def __init__(self, engine: Any):

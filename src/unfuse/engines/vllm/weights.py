@@ -1,6 +1,6 @@
 """Gives vLLM a loaded model's decoder: its config through a file, its weights in memory.
 
-vLLM copies the weights into its own matrices, where projections of the same input are stacked. The model's parameters
+vLLM copies the weights into its own matrices; projections of one input are stacked there. The model's parameters
 then become views of these matrices, so the weights are stored once. The model's own forward keeps working, since it is
 the reference for the engine.
 """

@@ -46,7 +46,7 @@ class MoverFacts:
 
 @dataclass(frozen=True, slots=True)
 class SceneFacts:
-    """Facts of a scene, which the dialogue states."""
+    """Facts of a scene; the dialogue states them."""
 
     movers: tuple[MoverFacts, ...]
     """Movers in the order of ``SHAPES``, each shape at most once."""

@@ -34,7 +34,7 @@ class Mover:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flicker:
-    """A lamp on alternating current: a disc whose brightness swings as a sine."""
+    """A lamp on alternating current: a disc with a brightness that follows a sine."""
 
     position: tuple[float, float]
     radius: float

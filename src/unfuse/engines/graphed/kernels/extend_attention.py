@@ -89,7 +89,7 @@ def _attend_cached(
     low, high, keys, values, position, end, factor, row_max, row_sum, acc, D: tl.constexpr, D_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to a block of cached positions, which all rows see."""
+    """Attend to a block of cached positions that all rows see."""
     half: tl.constexpr = D // 2
     in_range = position < end
     half_dims, dims = tl.arange(0, low.shape[1]), tl.arange(0, D_BLOCK)

@@ -25,7 +25,7 @@ _ENOUGH_PROGRAMS: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefixes:
-    """Groups of rows whose sequences begin with the same prefix in one KV cache."""
+    """Groups of rows; the sequences of a group begin with an equal prefix in one KV cache."""
 
     members: torch.Tensor
     """int32 ``[G, 16]``: rows of each group, -1 for none."""
