@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK_WORDS: Final = 1 << 18
-"""Words of a chunk, which fits into the caches of a CPU."""
+"""Words of a chunk, so that it fits into the caches of a CPU."""
 _LOW: Final = 2**32 - 1
 _ODD: Final = 0x9E3779B97F4A7C15
 _ODD_WORD: Final = np.uint64(_ODD)

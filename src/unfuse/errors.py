@@ -19,7 +19,7 @@
     │   └── MissingPackageError    an optional package is not installed
     └── VerificationError          a check, verdict or regression failed; exit code 1
 
-A message is one line: the thing, what was found, what was expected, and the way out.
+A message is one line: the thing, the value found, the value expected, and the way out.
 """
 
 from __future__ import annotations

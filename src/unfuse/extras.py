@@ -29,6 +29,6 @@ def _pip() -> str:
     if found is not None and Path(found).parent == here:
         return "pip"
     python, folder = Path(sys.executable), Path.cwd()
-    # As the README types it: an environment that lies in this folder is not activated there.
+    # As the README types it: an environment inside this folder is not activated there.
     shown = python.relative_to(folder) if python.is_relative_to(folder) else python
     return f"{shlex.quote(os.fspath(shown))} -m pip"

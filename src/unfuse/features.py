@@ -32,7 +32,7 @@ class Features:
     """``[N, H]``: one row a placeholder position, in prompt order within each modality."""
     provenance: Provenance
     layers: tuple[torch.Tensor, ...] = ()
-    """``[N, H]`` each: what a family adds to the first layers of its decoder at the same positions (DeepStack)."""
+    """``[N, H]`` each: rows that a family adds to the first layers of its decoder at the same positions (DeepStack)."""
     layout: Mapping[str, Any] = field(default_factory=dict)
     """The adapter's own, plain JSON: how the rows were grouped, and sizes that a further question's prompt needs."""
     _digests: dict[tuple[int, ...], str] = field(default_factory=dict, repr=False)
@@ -126,7 +126,7 @@ def pack(features: Features, notes: Mapping[str, str] | None = None) -> bytes:
     """One safetensors file, in memory.
 
     Args:
-        features: wherever they are.
+        features: on any device.
         notes: kept beside them, under the same checksum.
     """
     from safetensors.torch import save

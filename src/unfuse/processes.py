@@ -115,7 +115,7 @@ class Channel:
                     if (seconds := deadline - time.monotonic()) <= 0:
                         raise LateError("took too long")
                     self._set_timeout(socket.SO_RCVTIMEO, seconds)
-                # One call for all bytes where the system can: each call takes the interpreter's lock once more.
+                # One call for all bytes if the system can: each call takes the interpreter's lock once more.
                 count = self.socket.recv_into(view[:_RECEIVE_BYTES], 0, socket.MSG_WAITALL)
                 if not count:
                     raise ClosedError("closed its channel")

@@ -64,7 +64,7 @@ def prepare_run(model: str | StagedModel, options: AnsweringOptions | None = Non
     if settings.get("max_new_tokens") is None:
         settings["max_new_tokens"] = default_tokens(name)
 
-    # These import torch, which wrong input need not wait for.
+    # These import torch (seconds), so wrong input is reported before.
     from unfuse.batch_inference.devices import find_devices
     from unfuse.batch_inference.job import RunJob, RunSettings, Work
 

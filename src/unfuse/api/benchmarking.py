@@ -27,7 +27,7 @@ from unfuse.staged_model import StagedModel
 
 ALL_PROTOCOLS: Final = tuple(PROTOCOLS)
 EQUAL_TOKENS: Final = 46
-"""Default number of new tokens where several models are compared: the mean of the original benchmark's answers."""
+"""Default number of new tokens if several models are compared: the mean of the original benchmark's answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -63,9 +63,9 @@ class DeviceResult:
     times: Times
     worker_deaths: int
     most_held: int | None
-    """Largest number of started and unanswered questions; None on a cluster, where Ray holds them."""
+    """Largest number of started and unanswered questions; None on a cluster, as Ray holds them."""
     scenes_found: int = 0
-    """Scenes whose features were in the store."""
+    """Scenes with features in the store."""
     not_kept: str | None = None
     """Reason why a scene was last not written to the store."""
     pools: tuple[PoolUse, ...] = ()

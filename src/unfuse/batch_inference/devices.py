@@ -294,7 +294,7 @@ def _start(name: str, job: DeviceJob) -> _Device:
         names = visible.split(",") if visible else []
         environment["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
         device = "cuda"
-    # Away from the terminal's keys, which are for this process, also while the new one still imports.
+    # Away from the terminal's keys: they are for this process, also while the new process still imports.
     child = Child("unfuse.batch_inference.device_process", env=environment, own_session=True, output=None)
     with suppress(ClosedError):
         send(child.channel, replace(job, device=device))

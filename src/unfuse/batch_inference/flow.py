@@ -56,7 +56,7 @@ class _EncodedScene:
     scene: PreparedScene
     features: Features
     uploaded: Prepared | None
-    """The prompt with the pixels, on the device; None where the features came from the store."""
+    """The prompt with the pixels, on the device; None if the features came from the store."""
     waiting: deque[tuple[Question, Prepared | Unavailable]]
 
 

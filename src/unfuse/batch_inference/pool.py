@@ -88,7 +88,7 @@ class Pool:
         self._busy = len(preparers)
         """Threads that do not wait for scenes."""
         self._waiting: set[threading.Thread] = set()
-        """Threads that wait for scenes, for ever where the source neither returns a scene nor None."""
+        """Threads that wait for scenes, for ever if the source neither returns a scene nor None."""
         self.times = PoolTimes()
         self.ended = False
         """No more scenes will come."""
@@ -171,7 +171,7 @@ class Pool:
             while (scene := self._next(scenes)) is not None and not self._stopped:
                 prepared = preparer(scene)
                 self._put(prepared)
-        except BaseException as error:  # noqa: BLE001 - raised again where scenes are taken
+        except BaseException as error:  # noqa: BLE001 - ``take`` raises it again
             self._failure = error
         finally:
             self._prepared.put(None)

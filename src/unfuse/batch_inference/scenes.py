@@ -19,7 +19,7 @@ from unfuse.stages import Loaded, Prepared
 from unfuse.unavailable import Unavailable
 
 FeatureLookup = Callable[[str], Features | None]
-"""Returns the features of media by their hash, on the CPU; None where they are not in the store."""
+"""Returns the features of media by their hash, on the CPU; None if they are not in the store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +106,7 @@ def prepare(preprocessor: Preprocessor, scene: SceneQuestions, lookup: FeatureLo
         media = preprocessor.media_sha256(scene.sample) if lookup else ""
         features = lookup(media) if lookup else None
         loaded = preprocessor.load(scene.sample) if features is None else None
-    except Exception as error:  # noqa: BLE001 - whatever one scene does, the others go on
+    except Exception as error:  # noqa: BLE001 - an error of one scene must not stop the others
         return failed_scene(scene.questions, reason_of(error))
     loaded_at = time.perf_counter()
     prompts = prompts_of(
@@ -142,7 +142,7 @@ def prompts_of(
                 scene = SceneInfo.of(prompt)
             else:
                 prompts.append(preprocessor.tokenize(each.text, scene))
-        except Exception as error:  # noqa: BLE001 - whatever one question does, the others go on
+        except Exception as error:  # noqa: BLE001 - an error of one question must not stop the others
             prompts.append(Unavailable(reason_of(error)))
     return tuple(prompts)
 

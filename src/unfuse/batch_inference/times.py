@@ -104,7 +104,7 @@ class Bottleneck:
     where: str
     """``workers``, ``device``, ``answers file``, ``store``, or on a cluster ``actors``.
 
-    ``unknown`` where no process lived to report.
+    ``unknown`` if no process lived to report.
     """
     stage: str
     """Its longest stage; ``Stage 4`` is prefill and decode together."""

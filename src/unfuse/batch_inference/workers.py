@@ -38,7 +38,7 @@ class WorkerSettings:
     pinned: bool = False
     """Whether tensors are received into pinned memory."""
     scene_seconds: float = SCENE_SECONDS
-    """Limit for one scene, which then fails with its worker: a file system may never answer."""
+    """Limit for one scene; the scene then fails with its worker. A file system may never answer."""
 
 
 class WorkerHost:

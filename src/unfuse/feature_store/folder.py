@@ -36,7 +36,7 @@ MAX_ENTRY_BYTES: Final = 4 * 2**30
 _LOW_WATER: Final = 0.9
 """Share of the maximum that eviction leaves, so that not every ``write`` has to read all sizes."""
 _STALE_S: Final = 600.0
-"""Age of a temporary file whose process was killed; writing one takes seconds."""
+"""Age that shows that the process of a temporary file was killed; writing a file takes seconds."""
 _TAG: Final = "CACHEDIR.TAG"
 _TAG_TEXT: Final = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -52,7 +52,7 @@ class StoreEntry:
     """Content of an entry as it was read."""
 
     data: bytes | None
-    """None where it is no regular file of a readable size: a folder, a link, a pipe."""
+    """None if it is no regular file of a readable size: a folder, a link, a pipe."""
     identity: tuple[int, int, int]
     """Inode, time and size: a file that replaces this one has others."""
 
@@ -66,7 +66,7 @@ class StoreInfo:
     temporary_bytes: int
     """Size of files that are being written, or were when their process was killed."""
     least_recent_use: float | None
-    """Seconds since 1970; None where there is no entry."""
+    """Seconds since 1970; None if there is no entry."""
     most_recent_use: float | None
 
 

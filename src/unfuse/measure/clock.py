@@ -79,7 +79,7 @@ class StageClock:
     def stage(self, name: str) -> Iterator[None]:
         """Time the body between synchronised edges.
 
-        The edges' own cost lies outside the time they delimit, but for one event record and one clock reading.
+        The edges' own cost is outside the time they delimit, except for one event record and one clock reading.
         """
         timer = self.timer
         self._open.clear()

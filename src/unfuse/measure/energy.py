@@ -173,7 +173,7 @@ def _next_update(
     Args:
         counter: to read.
         clock: source of time.
-        patience_s: a counter that stands still for so long, in s, does not move.
+        patience_s: time in s; a counter that is constant for so long is taken as stopped.
         standing_mj: the reading to wait beyond; read first if it is not given.
     """
     until = clock.perf_counter() + patience_s

@@ -24,7 +24,7 @@ _THROTTLE_BITS: Final = {
 }
 """Bits of NVML's clocks event reasons that slow work down: not an idle GPU, and not clocks set by a user."""
 _THROTTLE_POLICIES: Final = {"power cap": 0, "thermal slowdown": 1}
-"""NVML's performance policies whose violations slow work down."""
+"""NVML's performance policies: a violation slows work down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

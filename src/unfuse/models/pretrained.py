@@ -101,7 +101,7 @@ def _configs(folder: str | Path) -> Iterator[tuple[str, Any]]:
         path = Path(folder) / name
         try:
             yield str(path), json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # absent, or refused by whoever needs it
+        except (OSError, ValueError, RecursionError):  # absent; a caller that needs the file raises the error
             continue
 
 

@@ -71,9 +71,9 @@ class SoundAnswers:
     """Content of an answers file up to its last whole line."""
 
     answered: Mapping[str, int | None]
-    """Ids whose line has an answer, with their ``media_bytes``."""
+    """Ids with an answer in their line, with their ``media_bytes``."""
     failed: Mapping[str, int]
-    """Ids whose line says why there is no answer, and the offset of that line."""
+    """Ids with a failure in their line, and the offset of that line."""
     num_bytes: int
 
 

@@ -29,7 +29,7 @@ class AnswersFolder(OpenFolder):
         self.done: frozenset[str] = frozenset()
         """Ids that had an answer when the folder was opened."""
         self.failed: frozenset[str] = frozenset()
-        """Ids whose line said why there is no answer: the line was removed, and they may be answered now."""
+        """Ids that had a failure in their line: the line was removed, and they may be answered now."""
         self._answers = writer
         self._seen: set[str] = set()
 

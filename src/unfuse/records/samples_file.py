@@ -144,7 +144,7 @@ class SamplesWriter:
                 raise OSError(None, f"{written} of {len(data)} bytes written")
             os.fsync(self._descriptor)
         except OSError as error:
-            # Where even this fails, the rest is a torn line, which readers skip.
+            # If even this fails, the rest is a torn line, and readers skip it.
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
             self.close()

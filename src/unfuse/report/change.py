@@ -96,7 +96,7 @@ class Change:
     """Samples that A measured and on which B failed; they are in no stage's numbers."""
     stages: tuple[StageChange, ...]
     noise_threshold_pct: float
-    """In force: where repeats of one sample spread by more than a run may, changes up to that spread are not called
+    """In force: if repeats of one sample spread by more than a run may, changes up to that spread are not called
     changes either."""
 
     def regressions(self, pct: float) -> tuple[StageChange, ...]:

@@ -18,7 +18,7 @@ _ENVIRONMENT: Final = (
     "code_version", "packages", "python", "platform",
 )  # fmt: skip
 _PASSING: Final = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu")
-"""State of a GPU, which differs between any two runs."""
+"""State of a GPU; it differs between any two runs."""
 _AFTER_THE_SAMPLES: Final = ("noise_repeats", "balance_seconds")
 """Options that change no sample's time."""
 _HASH_CHARACTERS: Final = 12
@@ -104,7 +104,7 @@ def environment_differences(before: Manifest, after: Manifest) -> Differences:
 def _of_whole_runs(one: Manifest, other: Manifest) -> Iterable[tuple[str, Any, Any]]:
     weights = [m.model.get("fingerprint") for m in (one, other)]
     if weights[0] != weights[1] or None in weights:
-        # Names say where a checkpoint lies; equal weights are one model wherever.
+        # Names are paths of checkpoints; equal weights are one model at any path.
         yield "model", one.model.get("name"), other.model.get("name")
         yield "weights", str(weights[0])[:_HASH_CHARACTERS], str(weights[1])[:_HASH_CHARACTERS]
     for name in ("dtype", "engine"):

@@ -28,7 +28,7 @@ class ReportRun:
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportRun]:
-    """Read the runs in folders; a comparison stands for its parts. Equal names get the name of the folder.
+    """Read the runs in folders; a comparison is read as its parts. Equal names get the name of the folder.
 
     Raises:
         RunFolderError: a folder holds neither run nor comparison, or is damaged.

@@ -63,7 +63,7 @@ def _protocol(run: MeasuredRun) -> list[RuleRow]:
         found = _encode_once(calls, [control])
         if found.outcome == "fail":
             return [found]
-        # A control is INVALID even where the calls were not counted.
+        # A control is INVALID even if the calls were not counted.
         return [_row("protocol", False, "no control", run.protocol, [control]), found]
     return []
 

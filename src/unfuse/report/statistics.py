@@ -262,7 +262,7 @@ def line_fit(x: Sequence[float], y: Sequence[float]) -> LineFit | None:
     fit = stats.linregress(xs, ys)
     t = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(xs) - 2))
     slope, intercept = float(fit.slope), float(fit.intercept)
-    # A level line has no errors to divide by: scipy gives NaN where they are 0.
+    # A level line has no errors to divide by: scipy returns NaN if they are 0.
     errors = (float(fit.stderr), float(fit.intercept_stderr)) if np.ptp(ys) else (0.0, 0.0)
     around_slope, around_intercept = (t * error for error in errors)
     return LineFit(

@@ -91,7 +91,7 @@ class _Track:
         yield _event(stage, "stage", self.device, outer, self.about)
         for span, entry in self._entries(stage):
             inner = _slice(entry.device_start_ms, entry.device_ms)
-            # Where a stage uses the device in one sub-span only, marks of the others bound idle time.
+            # If a stage uses the device in one sub-span only, marks of the others bound idle time.
             if inner is not None and outer.holds(inner):
                 yield _event(span, "span", self.device, inner, self.about)
 

@@ -45,7 +45,7 @@ class Encoded:
 
     features: Features
     on_host: Features | None
-    """A copy on the CPU, where it was requested: no other thread may touch the device."""
+    """A copy on the CPU, if it was requested: no other thread may touch the device."""
     preprocess_ms: float
     encode_ms: float
 

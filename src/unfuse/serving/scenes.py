@@ -43,7 +43,7 @@ class CachedScene:
     pictures: tuple[bytes, ...] = field(repr=False)
     """PNG, one a frame."""
     features: Features | None = field(repr=False)
-    """None where they were evicted and must come from the store."""
+    """None if they were evicted and must come from the store."""
     provenance: Provenance
     """Provenance of the features."""
     stages_ms: Mapping[str, float]

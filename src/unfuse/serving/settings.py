@@ -34,7 +34,7 @@ class ServeSettings:
     queue: int = 64
     """Largest number of waiting answers, and of uploads in progress; the server refuses more."""
     scene_bytes: int = 1024 * MIB
-    """Memory of the scene cache, which evicts the least recently used scene."""
+    """Memory of the scene cache; the least recently used scene is evicted."""
     reading_s: float = 30.0
     """Time limit for reading the frames of an uploaded file."""
     opening_s: float = 10.0

@@ -1,4 +1,4 @@
-"""Interface between an engine and whoever drafts the next tokens of an answer."""
+"""Interface between an engine and a drafter, the source of the expected next tokens of an answer."""
 
 from __future__ import annotations
 

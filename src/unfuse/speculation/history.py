@@ -34,7 +34,7 @@ class History:
             max_tokens: tokens in the history; the older half is forgotten when there are more.
         """
         self._start = vocabulary
-        """Stands before each answer, so that answers which begin alike are drafted from their first token on."""
+        """Put before each answer, so that answers with a common beginning are drafted from their first token on."""
         self._index = SuffixIndex(vocabulary + 1)
         self._end_ids = np.array(sorted(end_ids), np.int64)
         self._limit = MAX_DRAFT if draft_tokens is None else min(draft_tokens, MAX_DRAFT)

@@ -39,7 +39,7 @@ class Draft:
 
     token_ids: NDArray[np.int64]
     probabilities: NDArray[np.float64]
-    """Share of earlier occurrences in which the token followed, with one more occurrence where nothing did."""
+    """Share of earlier occurrences with this token next, counting one more occurrence without a next token."""
 
 
 class SuffixIndex:
@@ -247,7 +247,7 @@ def _draft(state: int, length: int, ends: Any, tokens: Any, probabilities: Any, 
     state = _shortened(state, length, states)
     count = 0
     while count < len(tokens):
-        # The longest suffix may stand at the end of every sequence that has it.
+        # Every occurrence of the longest suffix may be at the end of a sequence, without a next token.
         while state != 0 and states[3, state] == -1:
             state = states[1, state]
         if state == 0:

@@ -16,7 +16,7 @@ from unfuse.errors import DeviceError, MissingPackageError
 from unfuse.extras import install_command
 
 _STORE_BYTES: Final = (256 << 20, 8 << 30)
-"""Smallest and largest object store of a local cluster, where scenes wait between two stages."""
+"""Smallest and largest object store of a local cluster; scenes wait in it between two stages."""
 _CONNECT_S: Final = 10.0
 _STORE_PART: Final = 0.1
 """Fraction of the free memory."""
@@ -130,7 +130,7 @@ def _keep_signal_handler() -> Iterator[None]:
         before = signal.getsignal(signal.SIGTERM)
         yield
     finally:
-        with suppress(ValueError):  # outside the main thread, where Ray does not replace it either
+        with suppress(ValueError):  # outside the main thread; Ray does not replace the handler there either
             signal.signal(signal.SIGTERM, before)
 
 

@@ -127,7 +127,7 @@ class RayPipeline:
                 for cost, answers in rows:
                     costs.add(cost)
                     for answer in answers:
-                        # Ray may run a task again whose answers have arrived.
+                        # Ray may repeat a task after its answers have arrived.
                         if unanswered.pop(answer.question.question_id, None) is not None:
                             emit(answer)
         failure = Unavailable(f"its actors died of it {2 * (_RETRIES + 1)} times")

@@ -111,7 +111,7 @@ class Load(_HostActor):
         scene = scene_of(row)
         try:
             return loaded_row(scene.questions, self._preprocessor.load(scene.sample))
-        except Exception as error:  # noqa: BLE001 - whatever one scene does, the others go on
+        except Exception as error:  # noqa: BLE001 - an error of one scene must not stop the others
             return loaded_row(scene.questions, Unavailable(reason_of(error)))
 
 

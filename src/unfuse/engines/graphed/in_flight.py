@@ -22,10 +22,9 @@ class RunningRequest:
     position: int
     """Rotary position of the first token after the prompt."""
     chooser: TokenChooser | None
-    """Samples the tokens; None for greedy decoding, where the captured step takes the argmax."""
+    """Samples the tokens; None for greedy decoding: the captured step then takes the argmax."""
     slot: int = 0
-    """Where the request's last token is on the device.
-
+    """Index of the request's last token in the buffers on the device.
     Below ``MAX_BATCH``: the slot in the batch. From ``MAX_BATCH`` on: ``slot - MAX_BATCH`` is the index in
     ``first_tokens``, the tokens of prompts that were prefilled since the last decode step.
     """

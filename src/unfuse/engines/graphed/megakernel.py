@@ -32,14 +32,14 @@ _WARPS: Final = 16
 _STAGE_BYTES: Final = 16384
 _ENTRIES: Final = 8
 _RUNS: Final = 2
-"""Runs of columns per weight row. With 2 runs a tile has 8 rows, which was faster on an H200 than 16 rows (1 run)."""
+"""Runs of columns per weight row. With 2 runs a tile has 8 rows: faster on an H200 than 16 rows (1 run)."""
 _SLICE: Final = 4096
 """Columns of K in a slice. A product with more columns is summed slice by slice."""
 _FLIGHT: Final = 3
 """Stages of the ring with copies in flight. More would delay every access to the L2."""
 _MIN_STAGES: Final = 4
 _MAX_LAYERS: Final = 120
-"""Tensor maps are in constant memory, which has 64 KiB."""
+"""Tensor maps are in constant memory; it has 64 KiB."""
 _TABLE: Final = ("qkv", "out", "gate_up", "down")
 _BOX: Final = 64
 """Columns of a line of a stage: 128 bytes, the width of the swizzle."""

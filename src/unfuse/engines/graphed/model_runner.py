@@ -93,7 +93,7 @@ class ExtendBatch:
     logits: torch.Tensor
     """float32 ``[S, V]``, after the last row of each prompt."""
     shared: bool = False
-    """Whether the prefix of any prompt lies in another prompt's KV cache."""
+    """Whether the prefix of any prompt is in another prompt's KV cache."""
 
     @property
     def rows(self) -> int:

@@ -20,7 +20,7 @@ class CacheEntry:
 
     cache: KVCache
     keys: tuple[int, ...]
-    """The prompt's token keys; empty where no later prompt may reuse the entry."""
+    """The prompt's token keys; empty if no later prompt may reuse the entry."""
     digest: str | None
     """Digest of the prompt's features."""
     prefix_entry: CacheEntry | None
@@ -126,7 +126,7 @@ class KVCachePool:
         wanted, size = rounded_capacity(positions), self._size(positions)
         fitting = [each for each in self._released.values() if wanted <= each.cache.capacity <= wanted + wanted // 4]
         full = self.bytes + size > self._max_bytes
-        # First the entries that no prompt can reuse. The others only where there is no other room.
+        # First the entries that no prompt can reuse. The others only if there is no other room.
         for entry in sorted(fitting, key=lambda entry: bool(entry.keys)):
             if full or not entry.keys:
                 del self._released[id(entry)]

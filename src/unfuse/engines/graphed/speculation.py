@@ -114,7 +114,7 @@ class PassResult:
 
 
 class SpeculativeStep:
-    """A captured pass, and the answer whose state is in the tensors of the pass."""
+    """A captured pass, and the answer that the state in its tensors belongs to."""
 
     def __init__(
         self,
@@ -321,7 +321,7 @@ class SpeculativeRun:
             if owner is not None:
                 owner.collect()
             step.owner = weakref.ref(self)
-            # A pass whose result nobody has read may have used the next numbers.
+            # A pass with an unread result may have used the next numbers.
             step.number += RESULTS
         if not self._has_room(1):
             self._cache.reserve(self._length + _GROWTH, self._length)

@@ -33,7 +33,7 @@ _SMALL_CACHE_SHARE: Final = 1 / 8
 _MAX_BLOCK: Final = 64
 """Positions of a KV-cache block, at most."""
 _MIN_HEAD_DIM: Final = 32
-"""Head dimension from which vLLM's Triton attention, which float32 needs, is not compiled for each shape."""
+"""From this head dimension on, vLLM's Triton attention (needed for float32) is not compiled for each shape."""
 _MAX_STEP_ROWS: Final = 8192
 """Rows of a step at most. More rows delay running requests and make no matrix product faster."""
 
@@ -184,5 +184,5 @@ def _bytes(weights: Mapping[str, nn.Parameter]) -> int:
 
 def shut_down(engine: Any) -> None:
     """Free the memory of a ``LLMEngine`` except the weights: the model's parameters are views of them."""
-    with contextlib.suppress(AttributeError):  # an engine whose construction failed
+    with contextlib.suppress(AttributeError):  # an engine after a failed construction
         engine.engine_core.shutdown()

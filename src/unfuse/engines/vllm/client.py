@@ -30,7 +30,7 @@ class VllmToken:
     finished: StopReason | None
     """Reason why this is the last token; None for others."""
     cached_tokens: int
-    """Positions of the prompt whose keys and values were cached."""
+    """Positions of the prompt with cached keys and values."""
 
 
 class VllmClient:

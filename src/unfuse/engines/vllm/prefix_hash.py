@@ -18,7 +18,7 @@ class PrefixKey:
     """Identifies a prompt: two prompts share the KV-cache blocks for which their keys are equal."""
 
     salt: str | None = None
-    """Identifies one sequence of embeddings, which no other prompt shares."""
+    """Identifies one sequence of embeddings; no other prompt shares it."""
     token_keys: tuple[int, ...] = ()
     """``Prompt.token_keys``. Without these and without a salt, vLLM hashes the bytes of the embeddings."""
     features_digest: str | None = None

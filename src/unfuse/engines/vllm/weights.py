@@ -24,7 +24,7 @@ ARCHITECTURES: Final = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-"""vLLM's class by ``model_type``: decoders whose weights have the same names in vLLM."""
+"""vLLM's class by ``model_type``: decoders with equal names of weights in vLLM and transformers."""
 _DECODER_WEIGHTS: Final = ("embed_tokens.", "layers.", "norm.")
 _NOT_IN_CONFIG: Final = {"_name_or_path", "transformers_version", "eos_token_id", "bos_token_id", "pad_token_id"}
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -105,7 +105,7 @@ class _Decoder(Child):
         columns = {name: np.empty(total, dtype) for name, dtype in _COLUMNS.items()}
         if not total:
             return columns
-        # Fails where the file is shorter than announced.
+        # Fails if the file is shorter than announced.
         with mmap.mmap(self._file.fileno(), total * _EVENT_BYTES, access=mmap.ACCESS_READ) as view:
             start = at = 0
             for length in lengths:

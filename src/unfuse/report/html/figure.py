@@ -36,7 +36,7 @@ class Figure:
     """Findings with numbers; without a chart, the reason."""
     panels: tuple[Panel, ...] = ()
     looks: tuple[Look, ...] = ()
-    """For the legend; none where there is one run."""
+    """For the legend; none if there is one run."""
     stages: tuple[str, ...] = ()
     """For the legend of stages."""
     table: Table | None = None

@@ -27,7 +27,7 @@ class DecodeConfig:
     """Tile config of decode attention."""
 
     splits: int
-    """Programs per KV head, which divide its positions (split-K)."""
+    """Programs per KV head that divide its positions (split-K)."""
     positions: int
     """Positions per iteration."""
     warps: int

@@ -31,7 +31,7 @@ class ExtendConfig:
     """Tile config of extend attention."""
 
     splits: int
-    """Programs per head, which divide its cached positions (split-K)."""
+    """Programs per head that divide its cached positions (split-K)."""
     positions: int
     """Cached positions per iteration."""
     warps: int
@@ -51,7 +51,7 @@ CANDIDATES: Final = tuple(
     )
 )
 FLOAT32_CONFIG: Final = ExtendConfig(4, 32, 8, 2)
-"""For float32, whose products use no tensor cores: the compiler unrolls them, so small tiles compile much faster."""
+"""For float32. Its products use no tensor cores and the compiler unrolls them, so small tiles compile much faster."""
 
 
 @triton.jit

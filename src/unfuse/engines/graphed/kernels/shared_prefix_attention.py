@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MEMBERS: Final = 16
 """Rows of a group: tensor cores take as many in any case."""
 MAX_SHARED_SPLITS: Final = 4
-"""Programs per KV head and group, at most, which divide the prefix (split-K)."""
+"""Most programs per KV head and group that divide the prefix (split-K)."""
 _ENOUGH_PROGRAMS: Final = 512
 """Programs from which more do not make the kernel faster."""
 
@@ -38,7 +38,7 @@ class SharedPrefixes:
     in_group: torch.Tensor
     """int32 ``[B]``: 1 for rows that are in a group."""
     partial: torch.Tensor
-    """float32, at least ``partial_size(heads, B, splits)``: partial results, which ``decode_attention`` merges."""
+    """float32, at least ``partial_size(heads, B, splits)``: partial results for ``decode_attention`` to merge."""
     splits: int = MAX_SHARED_SPLITS
     """Programs per KV head and group."""
 

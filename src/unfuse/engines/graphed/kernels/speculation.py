@@ -29,7 +29,7 @@ WRITTEN: Final = 5
 """Tokens of the answer that passes have chosen."""
 STATE_SIZE: Final = 8
 RESULTS: Final = 4
-"""Passes whose results the host may not have read yet."""
+"""Passes with results that the host may not have read yet."""
 _LOOKS: Final = 1 << 22
 """Reads of host memory, of some microseconds each, after which a pass goes on without a draft."""
 
