@@ -1,7 +1,8 @@
 """The model with auxiliary heads for training; they predict the scene's facts and are discarded afterwards.
 
-Language-model loss alone reaches the tower late, through every decoder layer. Two short ways are added: from the five
-temporal tokens together to the scene's facts, and from each alone to where every shape is in its frame.
+The gradient of the language-model loss alone reaches the tower late, through every decoder layer. Two short paths are
+added: from the five temporal tokens together to the scene's facts, and from each token alone to the positions of all
+shapes in its frame.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model of camera frames is shown: image, video, folder of frames, or event frames with a note."""
+"""Input of a model of camera frames: image, video, folder of frames, or event frames with a note."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_the_hash_is_had_without_decoding(every_medium, pick, monkeypatch):
 
 
 def test_a_file_that_changes_as_it_is_read_is_refused(tmp_path, monkeypatch):
-    """Else its features would be kept under the hash of what it was, or of what it became."""
+    """Otherwise the features would be stored under the hash of the old or of the new content."""
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     read = media.read_image

@@ -189,7 +189,7 @@ def test_problems_are_said(served: Served, open_page: Open, tmp_path: Path) -> N
 
 
 def test_a_problem_stays_when_the_server_answers_late(served: Served, open_page: Open) -> None:
-    """Who presses Enter before the page knows the server is told what is missing, and the message stays."""
+    """Enter before the page has the server's data: the page names the missing part, and the message stays."""
     page = open_page(served).page
     held: list[Route] = []
     page.route("**/v1/unfuse", lambda route: held.append(route))  # a builtin cannot be a handler
