@@ -52,7 +52,7 @@ def start_up(smoke: bool) -> None:
 
 
 def measure_start_up(bench: Bench, smoke: bool) -> None:
-    """Start twice with the same folders of compiled and tuned kernels, which are empty at first."""
+    """Start twice with the same folders of compiled and tuned kernels; the folders are empty at first."""
     command = [sys.executable, "-m", __package__, "--only", "startup", *(["--quick-cpu"] if smoke else [])]
     for name in ("cold start", "warm start"):
         with bench.attempt(name):
@@ -102,7 +102,7 @@ def measure_floors(bench: Bench, case: Case) -> None:
 
 
 def measure_answers(bench: Bench, case: Case, model: StagedModel, features: Features, prompt: Prompt, of: str) -> None:
-    """Measure Stages 3 and 4 under the engine ``of``, which prefixes the names of the times."""
+    """Measure Stages 3 and 4 under the engine ``of``; its name prefixes the names of the times."""
     with bench.attempt(f"{of} encode"):
         bench.timed(f"{of} encode", lambda: model.encode(case.prepared))
     with bench.attempt(f"{of} prefill"):

@@ -8,7 +8,7 @@ from unfuse.adapters.detokenizer import IncrementalDetokenizer
 
 
 def test_joined_deltas_are_the_text(demo_model: Any) -> None:
-    """With characters of several bytes, which this tokenizer writes byte by byte, and blanks at both ends."""
+    """With characters of several bytes (one token a byte in this tokenizer), and blanks at both ends."""
     from unfuse.models.eventgpt.tokenizer import load_tokenizer
     from unfuse.samples.demo import demo_checkpoint
 

@@ -1,4 +1,4 @@
-"""EventGPT's split point, and the tensors that may cross it."""
+"""The split points of EventGPT, and the values that may pass them."""
 
 from __future__ import annotations
 

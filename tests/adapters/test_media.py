@@ -190,7 +190,7 @@ def test_the_hash_is_had_without_decoding(every_medium, pick, monkeypatch):
 
 
 def test_a_file_that_changes_as_it_is_read_is_refused(tmp_path, monkeypatch):
-    """Else its features would be cached under the hash of its content before or after the change."""
+    """Otherwise the features would be stored under the hash of the old or of the new content."""
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     read = media.read_image

@@ -32,7 +32,7 @@ def reference(chosen, frames):
 @given(st.integers(5, 160), st.integers(1, 160), st.integers(16, 64), st.integers(0, 9), st.integers(0, 2**31))
 def test_every_size_gives_the_same_bits(height, width, edge, margin, seed):
     rng = np.random.default_rng(seed)
-    # Extremes overshoot, which is where a sum is clipped.
+    # Extremes overshoot, so that sums are clipped.
     frame = rng.choice(np.array([0, 3, 250, 255], np.uint8), (height, width, 3))
     chosen = processor(edge, (max(edge - margin, 16), max(edge - 2 * margin, 16)))
     fast = ClipPixels(chosen)

@@ -146,7 +146,7 @@ def test_an_adapter_decides_preprocessor_and_processor_everywhere(tmp_path, monk
 
 
 def test_a_registered_family_gets_its_adapter_with_the_checkpoints_own_processor(tmp_path, monkeypatch):
-    """Also where the image processor is not CLIP's."""
+    """Also if the image processor is not CLIP's."""
     checkpoint = folder(tmp_path, "llava", "CLIPImageProcessor")
 
     class Own(HFAdapter):

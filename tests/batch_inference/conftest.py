@@ -21,7 +21,7 @@ def demo_work():
 
 @pytest.fixture(scope="session")
 def expected(demo_work, demo_model):
-    """What each question is answered alone, by id."""
+    """Answer of each question alone, by id."""
     found = {}
     for sample, question in demo_work.rows:
         features = demo_model.encode(sample)

@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
             finally:
                 os._exit(code)
         if kills < KILLS:
-            # Once it goes on where the one before was killed, and at any moment of the next answers.
+            # Kill it after it resumed the killed run, at a random moment of the next answers.
             wait_for(lambda seen=seen, child=child: resumed(folder) != seen or ended_by_itself(child))
             time.sleep(chance.uniform(0, 0.1 + kills / KILLS))
             os.kill(child, signal.SIGKILL)

@@ -339,7 +339,7 @@ class Simulated:
         return self.at + self.patience if self.pending else None
 
     def act(self, now):
-        """What it says then."""
+        """Yield the messages of the device at this time."""
         self.at = now
         scene = self.inbox.pop(0)[1] if self.inbox else None
         if scene is not None:

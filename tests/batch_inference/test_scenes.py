@@ -1,4 +1,4 @@
-"""Which rows are one scene, and what is made of a scene without a network."""
+"""Grouping of rows into scenes, and stages 1 and 2 of a scene without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent is what arrives, tensors bit for bit."""
+"""A received value equals the sent value, tensors bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frame strips for the report: stored after all measuring, once per medium, and again where a run was interrupted."""
+"""Frame strips for the report: stored after all measuring, once per medium, and again if a run was interrupted."""
 
 from __future__ import annotations
 

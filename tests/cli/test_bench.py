@@ -63,7 +63,7 @@ def test_demo_by_default(capsys):
 
 
 def test_strict_and_profile(monkeypatch, capsys):
-    """A machine that is not free is refused in one line; a free one is measured, with a profile where one is wanted."""
+    """A machine that is not free is refused in one line; a free one is measured, with a profile if requested."""
     gpu, host = FakeGpu(), LinuxHost()
     host.load_average, host.times = lambda: 0.0, lambda: Unavailable("not looked at")
     guard = IsolationGuard(host=host, gpu=gpu, sleep=lambda _: None)

@@ -1,4 +1,4 @@
-"""``unfuse compare`` on run folders: what it prints, and exit codes that a build can rely on."""
+"""``unfuse compare`` on run folders: its output, and exit codes for builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``unfuse report``: where the page goes, what it is made of, and what is refused."""
+"""``unfuse report``: the path of the page, its content, and refused input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ask --store`` and ``unfuse store``: what they print, what they refuse."""
+"""``ask --store`` and ``unfuse store``: their output and refused input."""
 
 from __future__ import annotations
 

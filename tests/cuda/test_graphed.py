@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 EAGER = {"gemma3": "no LLaMA", "paligemma": "no LLaMA"}
-"""Families whose language model is of another kind, and a word of the reason."""
+"""Families with an unsupported language model, and a word of the reason."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 """Largest relative distance of features of one scene, encoded in batches of other sizes."""
 WORKSPACE = 34 << 20
@@ -80,7 +80,7 @@ def test_scenes_encoded_together_are_those_encoded_alone(family):
 
 
 def test_a_closed_engine_leaves_nothing_on_the_device():
-    """But what the library of matrix products keeps for a stream: it belongs to the process, and to whoever is next."""
+    """Except cuBLAS's workspace of a stream: it belongs to the process, and the next engine reuses it."""
     sample = demo_sample("demo:0")
     gc.collect()
     others = torch.cuda.memory_allocated()

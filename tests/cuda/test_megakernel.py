@@ -62,7 +62,7 @@ def language(kind):
     decoder = KINDS[kind]().cuda().eval()
     width = decoder.config.hidden_size
     for parameter in decoder.parameters():
-        # Away from the initial ones and zeros, which hide what is left out.
+        # Not the initial ones and zeros: they would hide a missing operation.
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.5 * width**-0.5)
     nn.init.normal_(decoder.embed_tokens.weight)
     head = nn.Linear(width, decoder.config.vocab_size, bias=False, device="cuda")
@@ -143,7 +143,7 @@ def test_what_is_written_is_what_was_scored(model, engines):
 
 
 class Passes:
-    """Passes of the kernel over tokens of one sequence, whose cache and angles are noise."""
+    """Passes of the kernel over tokens of one sequence, with noise in the cache and the rotary angles."""
 
     def __init__(self, model, capacity=2112):
         torch.manual_seed(1)
@@ -159,7 +159,7 @@ class Passes:
         self.order = fragment_order(llama.hidden).cuda()
 
     def __call__(self, first, count, length):
-        """Return logits and new cache entries of ``count`` tokens; whatever a pass must write is NaN before."""
+        """Return logits and new cache entries of ``count`` tokens; the outputs of a pass are NaN before."""
         memory, buffer = self.memory, self.sequence.buffer
         logits = torch.full((count, self.llama.head.weight.shape[0]), torch.nan, device="cuda")
         for tensor in (memory.x, memory.qkv, memory.attended, memory.inner, buffer[:, :, :, length:]):

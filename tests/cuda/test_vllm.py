@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
-    # Warnings of vLLM and its libraries; none concerns the calls of these tests.
+    # Warnings of vLLM and its libraries; none concerns these tests.
     pytest.mark.filterwarnings("ignore"),
 ]
 
@@ -39,7 +39,7 @@ EAGER = {
     "gemma3": "none of llama",
     "paligemma": "none of llama",
 }
-"""Families whose language model vLLM is not given, and a word of the reason."""
+"""Families with a language model that vLLM does not support, and a word of the reason."""
 TIMING = ("timing-additive", "hooks-agree", "steady")
 """Checks of ``verify`` that read the clock: other work beside a test fails them."""
 CHECKS = [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]

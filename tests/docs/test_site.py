@@ -69,7 +69,7 @@ def broken_links(folder):
 
 
 def fetched(folder):
-    """(file, address) of whatever a browser would ask another machine for."""
+    """(file, address) of everything that a browser would load from another machine."""
     found = []
     for path in folder.rglob("*.html"):
         loaded = _Page(path.read_text(encoding="utf-8")).loaded

@@ -1,4 +1,4 @@
-"""The bound, and what goes first: against a model in plain Python."""
+"""The bound, and the order of eviction: against a model in plain Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever decides features decides their name."""
+"""Every input that changes features changes their key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes in comes out, and nothing else: hits, misses, damage of every kind, disks that do not work."""
+"""A store returns exactly the features put into it: hits, misses, damage of every kind, failing disks."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_damaged_entry_is_removed_and_encoded_again(stored, make, get, name):
 
 @given(st.data())
 def test_any_flipped_bit_is_found(tmp_path_factory, data):
-    """In the header as in the values: what is not read as it was written is not believed."""
+    """In the header as in the values: an entry that differs from the written one is refused."""
     opened = FeatureStore(tmp_path_factory.getbasetemp() / "flipped")
     opened.put(scene(1))
     path = opened.place(scene(1).provenance)
@@ -261,7 +261,7 @@ def readonly(path, *, on):
 
 
 def test_a_store_that_may_only_be_read(stored, make, get, monkeypatch):
-    """Root may write anywhere, so the errors of the system are raised by the test."""
+    """Root may write anywhere, so the test raises the system's errors itself."""
     opened, path = stored
     readonly(opened.path, on=True)
     for name in ("_write_new", "locked"):

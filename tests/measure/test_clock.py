@@ -1,4 +1,4 @@
-"""The clock against a device whose work takes known times."""
+"""The clock against a device with known times of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory by stage: what a stage holds at its peak, and what it leaves."""
+"""Memory by stage: at the stage's peak, and after it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_stage_is_read_once():
 
 
 class Rising:
-    """Holds one byte more at each reading, which takes 10 ms of its clock."""
+    """Holds one byte more at each reading; a reading takes 10 ms of its clock."""
 
     source = "a count"
     used_bytes = 0

@@ -1,4 +1,4 @@
-"""Profiles: our stages around what ran in them, and a bound on the stored events."""
+"""Profiles: our stages around the operators in them, and a bound on the size."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_pixels_of_another_kind_are_another_model(other):
 
 
 def test_a_whole_processor_counts_by_its_pixels():
-    """Its image processor's settings and class, and what it does itself; not its tokenizer, which makes no pixels."""
+    """Its image processor's settings and class, and its own settings; not its tokenizer, as that makes no pixels."""
     from transformers import LlavaProcessor
 
     from unfuse.adapters.random_weights import tokenizer_with
@@ -176,7 +176,7 @@ def test_a_whole_processor_counts_by_its_pixels():
 
 
 def test_pixel_settings_have_no_address_in_them():
-    """What JSON has no word for counts by its kind: an address would be another one in every process."""
+    """A value without a JSON form counts by its type: an address would differ in every process."""
 
     class Odd:
         def to_dict(self):

@@ -1,4 +1,4 @@
-"""Answers on the disk: in groups, whole or torn, and what a full disk does."""
+"""Answers on the disk: in groups, whole or torn, and on a full disk."""
 
 from __future__ import annotations
 

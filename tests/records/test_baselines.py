@@ -91,7 +91,7 @@ def test_a_damaged_run_is_no_baseline(store, run):
 
 @pytest.mark.parametrize("step", range(3))
 def test_a_failing_disk_loses_no_baseline(store, run, monkeypatch, step):
-    """Whatever step of replacing the old one fails, the old one stays."""
+    """If any step of the replacement fails, the old baseline is still there."""
     store.save("main", run("one"))
     other = run("two")
     calls = {"copyfile": shutil, "sync_folder": baselines, "rename": Path}

@@ -1,4 +1,4 @@
-"""An exported table holds what the records hold, to the last digit and character."""
+"""An exported table holds the values of the records, to the last digit and character."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_csv_round_trip(new_path: Callable[[], Path], make_manifest: MakeManifes
 
 
 def test_columns(tmp_path: Path, make_manifest: MakeManifest, make_record: MakeRecord) -> None:
-    """The columns that distinguish runs, then a line's own fields in their order; typed."""
+    """Columns that identify the run, then a line's own fields in their order; typed."""
     table = sample_table([write(tmp_path / "run", make_manifest(), [make_record()])])
     names = list(table.columns)
     first = ["run_id", "created", "model", "model_fingerprint", "protocol", "engine", "dtype", "device", "device_name"]

@@ -1,4 +1,4 @@
-"""A run folder keeps what it was given, overwrites nothing and refuses what does not belong to it."""
+"""A run folder stores its records, overwrites nothing and refuses records of other runs."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ RECORDS = st.builds(
 
 
 def checked(fields: dict[str, object]) -> str:
-    """A line with a right checksum, whatever its fields."""
+    """A line with a right checksum and any fields."""
     body = json.dumps(fields)
     return f'{body[:-1]}, "line_crc32": {zlib.crc32(body.encode())}}}'
 

@@ -1,4 +1,4 @@
-"""Verdicts of a comparison of two runs on known changes under noise."""
+"""Comparison of two runs with known changes under noise."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from unfuse.report.statistics import Ratio
 
 PAIRS, SAMPLES = 200, 40
 RIGHT = 0.95
-"""Promised: so often a change of 3 % is found, and so often none is found where there is none."""
+"""Documented: share of cases in which a change of 3 % is found, and in which no change is found if there is none."""
 AT_THE_THRESHOLD = 0.95
-"""Promised too: so often nothing is found where two runs of one program differ as a whole by the threshold."""
+"""Documented: share of cases without a finding if two runs of one program differ as a whole by the threshold."""
 
 
 def simulated(rng, factor, *, samples=SAMPLES, jitter=0.005):
@@ -89,7 +89,7 @@ def test_nothing_to_divide():
     ("low", "value", "high", "samples", "word"),
     [
         (1.011, 1.03, 1.05, 6, "slower"),
-        (1.011, 1.03, 1.05, 5, "no difference shown"),  # too few, whatever they say
+        (1.011, 1.03, 1.05, 5, "no difference shown"),  # too few samples for any finding
         (1.009, 1.03, 1.05, 6, "no difference shown"),  # the interval holds changes below the threshold
         (1.002, 1.005, 1.008, 6, "no difference shown"),  # certain, and below the threshold
         (0.95, 0.97, 0.985, 6, "faster"),

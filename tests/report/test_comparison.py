@@ -1,4 +1,4 @@
-"""A comparison says what is faster by how much, what was unfair, and nothing that was not measured."""
+"""A comparison names the faster run, the difference and unfair conditions, and nothing that was not measured."""
 
 from __future__ import annotations
 

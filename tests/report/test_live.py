@@ -1,4 +1,4 @@
-"""The dashboard: what it says, that it fits, that it never draws by itself, and that plain output stays plain."""
+"""The dashboard: its text fits, it never draws by itself, and plain output stays plain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def view(width: int = 80, height: int = 24, *, file: io.StringIO | None = None, 
 
 
 def drawn(live: LiveView, width: int = 80, height: int = 24) -> list[str]:
-    """What it would draw now."""
+    """Text that it would draw now."""
     file = io.StringIO()
     Console(file=file, width=width, height=height, color_system=None).print(live.get_renderable())
     return file.getvalue().splitlines()

@@ -1,4 +1,4 @@
-"""How right answers are: counted, with intervals, and only where there is something to judge."""
+"""Quality of answers: counted, with intervals, and only if there is something to judge."""
 
 from __future__ import annotations
 

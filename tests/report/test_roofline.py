@@ -30,7 +30,7 @@ def test_floor_and_share_of_each_stage():
     assert (encode.bound, decode.bound) == ("arithmetic", "memory")
     assert encode.floor_ms == pytest.approx(4.0)
     assert decode.floor_ms == pytest.approx(3.0)
-    # The device's own time where there is one, else the host's.
+    # The device's own time if there is one, else the host's.
     assert encode.reached_pct == pytest.approx(80.0)
     assert decode.reached_pct == pytest.approx(25.0)
 

@@ -1,4 +1,4 @@
-"""``trace.json`` as JSON: what is drawn, what is left out, and how large it may become."""
+"""``trace.json`` as JSON: its events, left-out events, and the maximum size."""
 
 from __future__ import annotations
 

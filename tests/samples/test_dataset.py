@@ -1,4 +1,4 @@
-"""The instruction-set layout: what is read, and each defect named by its row."""
+"""The instruction-set layout: its fields, and each defect named by its row."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Long answers that wait for the test: what is done in the middle of one is done in its middle, on any machine.
+"""Long answers that wait for the test, so that an action in the middle of an answer is in its middle on any machine.
 
-``python -m tests.serving.holding serve ...`` is ``unfuse serve ...`` whose long answers are held for ever.
+``python -m tests.serving.holding serve ...`` is ``unfuse serve ...`` with long answers that stay unfinished.
 """
 
 from __future__ import annotations

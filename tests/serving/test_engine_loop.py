@@ -1,4 +1,4 @@
-"""The thread that owns the model: who joins, who leaves, who fails, and that the others go on."""
+"""The thread that owns the model: requests join, leave and fail, and the others go on."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ ROOM = 4 * (MIB + MIB)
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time a test lets pass."""
+    """An event loop with a clock that a test advances."""
 
     passed_s = 0.0
 
@@ -192,7 +192,7 @@ def test_a_response_that_is_not_read_is_dropped() -> None:
 
 
 def test_any_host_is_accepted_beyond_loopback() -> None:
-    """Beyond loopback a proxy may call the server by any name; the token is what counts."""
+    """Beyond loopback a proxy may call the server by any name; only the token is checked."""
     settings = ServeSettings(host="0.0.0.0", token="0123456789abcdef")
     headers = {"host": "models.example", "authorization": "bearer 0123456789abcdef"}
     request = Request([b""], headers=headers)

@@ -1,4 +1,4 @@
-"""What an upload is, by its first bytes."""
+"""The kind of an upload, by its first bytes."""
 
 from __future__ import annotations
 

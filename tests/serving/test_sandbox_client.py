@@ -109,7 +109,7 @@ def test_a_sandbox_that_crashes_is_replaced(sandbox: SandboxClient, recording: P
 
 
 def test_a_file_that_takes_too_much_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture of 60 million pixels in 60 kB, where there is room for less."""
+    """A picture of 60 million pixels in 60 kB, beyond the limit."""
     monkeypatch.setattr(sandbox_client, "MEMORY_BYTES", 700 << 20)
     Image.new("L", (7800, 7800)).save(tmp_path / "big.png", compress_level=1)
     small = SandboxClient(1, PATIENCE_S)

@@ -30,7 +30,7 @@ NUMBERS = itertools.count()
 
 
 class FakeSandbox:
-    """What a file's name says happens."""
+    """Behaves as the file's name says."""
 
     def __init__(self) -> None:
         self.read_files: list[str] = []

@@ -1,4 +1,4 @@
-"""What the shipped model answers about scenes that it has not seen, in every way it can be run.
+"""Answers of the shipped model about unseen scenes, in every way that it can be run.
 
 Small enough for every change; the model card has the same on more scenes.
 """

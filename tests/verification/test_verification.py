@@ -65,7 +65,7 @@ class EncodesTwice(EventGPTAdapter):
 
 
 class Ignores(EventGPTAdapter):
-    """Puts zeros where the features belong."""
+    """Puts zeros in place of the features."""
 
     def prompt(self, prepared, features, *, digest):
         blank = Features(torch.zeros_like(features.tensor), features.provenance)
@@ -146,7 +146,7 @@ def test_broken_model_is_caught(demo_model, demo_sample, name, broken):
 
 
 def test_same_output_states_a_near_tie(demo_model, demo_sample):
-    """In float32 even a difference of one token fails, and the row says where, with both logits and the margin."""
+    """In float32 even a difference of one token fails, and the row has position, both logits and margin."""
     subject = checks.prepare_subject(staged(demo_model, Ignores), demo_sample, 30)
     observed = checks.same_output(subject).observed
     assert "first difference at token" in observed

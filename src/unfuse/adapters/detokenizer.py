@@ -24,7 +24,7 @@ class IncrementalDetokenizer:
         """
         self._decode_text = decode_text
         self._decoded: list[int] = []
-        """The last tokens whose text was returned; new tokens are decoded after them."""
+        """The last tokens with returned text; new tokens are decoded after them."""
         self._new: list[int] = []
 
     def add(self, token_id: int) -> str:

@@ -35,7 +35,7 @@ from unfuse.models.pretrained import from_pretrained
 from unfuse.unavailable import Unavailable
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
-"""By ``model_type``: families whose adapter differs from ``HFAdapter``."""
+"""By ``model_type``: adapters other than ``HFAdapter``."""
 _MAX_REASON: Final = 300
 """Characters of an error message that are quoted."""
 

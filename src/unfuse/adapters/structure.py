@@ -60,7 +60,7 @@ def find_projectors(model: Any) -> dict[str, nn.Module]:
 
 
 def find_decoder(model: Any) -> nn.Module:
-    """Return the text decoder, which takes ``inputs_embeds``.
+    """Return the text decoder: the network that takes ``inputs_embeds``.
 
     Raises:
         CutError: the decoder contains a tower, or lacks the token embedding.

@@ -1,4 +1,4 @@
-"""Adapter of Video-LLaVA, which gets eight evenly spaced frames as one video."""
+"""Adapter of Video-LLaVA; the model gets eight evenly spaced frames as one video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class VideoLlavaAdapter(HFAdapter):
 
     @classmethod
     def own_processor(cls, folder: Path, config: Any) -> ClipProcessor | None:
-        """Return ``ClipProcessor``, which needs no torchvision; None if the image processor is not CLIP's."""
+        """Return ``ClipProcessor``, as it needs no torchvision; None if the image processor is not CLIP's."""
         return clip_processor_of_folder(folder, config)
 
     def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:

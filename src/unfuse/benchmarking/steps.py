@@ -1,7 +1,7 @@
 """Run some samples once more after all others, in no statistic: the time of each token, and the memory in use.
 
 A token's timestamp is taken on the host when the engine yields it, so it costs no stage edge. It is still not taken in
-the measured runs, because memory is read beside it, which is not free.
+the measured runs, because memory is read beside it, and reading memory takes time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Interface between an engine and whoever drafts the next tokens of an answer."""
+"""Interface between an engine and a drafter, the source of the expected next tokens of an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Drafts(Protocol):
         The device waits meanwhile, so this must not wait for work on the stream of the answer.
 
         Returns:
-            At most ``MAX_DRAFT`` token ids; the engine takes fewer where the answer or its cache has no room.
+            At most ``MAX_DRAFT`` token ids; the engine takes fewer if the answer or its cache has no room.
         """
 
     def record(self, drafted: int, accepted: int) -> None:
@@ -69,7 +69,7 @@ class SpeculationCounts:
 
 
 def trimmed(draft: Sequence[int], left: int) -> Sequence[int]:
-    """Return the tokens of a draft that a pass verifies, where the answer may still get ``left`` tokens.
+    """Return the tokens of a draft that a pass verifies, if the answer may still get ``left`` tokens.
 
     The last token of a pass is the model's own, so it is never drafted.
     """

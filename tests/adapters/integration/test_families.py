@@ -1,4 +1,4 @@
-"""Every family: the parts write what the model's own fused ``generate`` writes, token for token in float32."""
+"""Every family: the stages generate the tokens of the model's own fused ``generate``, in float32."""
 
 from __future__ import annotations
 

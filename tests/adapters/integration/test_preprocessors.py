@@ -1,4 +1,4 @@
-"""Stages 1 and 2 without the network give what the model's own give."""
+"""Stages 1 and 2 without the network give the results of the model's own processor."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def demo_loaded(checkpoint):
 
 
 def test_media_are_named_without_being_decoded(tmp_path):
-    """The hash is of the files' bytes: it is there even where they cannot be decoded."""
+    """The hash is of the files' bytes, so it exists even if the files cannot be decoded."""
     event, video = open_preprocessor("demo", "float32"), open_preprocessor("random:video-llava-tiny", "float32")
     (tmp_path / "clip").mkdir()
     for i in range(9):

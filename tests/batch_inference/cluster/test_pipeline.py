@@ -1,6 +1,6 @@
-"""A real Ray cluster of this machine: the answers of ``run``, whatever dies, each question exactly once.
+"""A real Ray cluster of this machine: each question is answered exactly once as by ``run``, after any crash.
 
-Starting the actors is what takes time, so few runs show much.
+Starting the actors takes most of the time, so each run checks many properties.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def by_id(folder):
 
 @pytest.fixture(scope="module")
 def ray():
-    """A cluster of two cores, whatever the machine has; runs use the connection that is there."""
+    """A cluster of two cores, on any machine; runs use this connection."""
     pytest.importorskip("ray")
     before = os.environ.get("PYTHONPATH")
-    # Where this process found its modules, actors find them too.
+    # Actors get the module path of this process.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     from unfuse.batch_inference.cluster.connection import require_ray
 
@@ -141,7 +141,7 @@ def test_no_such_model_on_the_cluster(ray, demo_work, tmp_path):
 
 
 def test_lost_scenes_are_tried_one_by_one_and_then_fail(demo_work):
-    """Without Ray: which scenes are streamed when, where it gives back what it likes."""
+    """Without Ray: the order of streamed scenes, for a stream that loses some answers."""
     scenes = demo_work.scenes()
     lost = {scenes[1].questions[0].question_id, scenes[2].questions[2].question_id}
     tried = []

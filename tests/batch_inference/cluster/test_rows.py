@@ -1,4 +1,4 @@
-"""What goes into a row comes out of it: bits, names, shared tensors, and nothing but JSON and tensors."""
+"""A row keeps bits, names and shared tensors, and holds only JSON and tensors."""
 
 from __future__ import annotations
 

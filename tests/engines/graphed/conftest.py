@@ -1,4 +1,4 @@
-"""Kernels run in an interpreter where there is no GPU: as few programs as show every path."""
+"""Kernels run in an interpreter if there is no GPU: as few programs as cover every path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMPARE = engine.GraphedEngine._compare
 
 
 def quicken(patch):
-    """Leaves out what the interpreter does again and again; the kernels' own tests run without this.
+    """Skips repeated work of the interpreter; the kernels' own tests run without this.
 
     It patches the language for each function that a program calls, though the program's own start has done so, and
     looks at every sum and product of integers in a wider type. A third to a half of the time, together.
@@ -56,7 +56,7 @@ def use_few_programs(patch):
 
 @pytest.fixture(scope="module")
 def few_programs():
-    """Run few programs of each kernel where there is no GPU."""
+    """Run few programs of each kernel if there is no GPU."""
     if DEVICE.type == "cuda":
         yield
         return

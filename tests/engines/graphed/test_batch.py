@@ -136,7 +136,7 @@ def test_prefixes_are_reused_whoever_holds_them(model, batch):
     wanted = {request.request_id: alone(model, request) for request in requests}
     assert ids == wanted
     assert reused == {"a": 0, "b": 36, "c": 0, "d": 36}
-    # No request is running any more: the cached prefixes serve as well.
+    # No request is running any more: cached prefixes are reused too.
     batch.add([replace(requests[1], request_id="again"), replace(requests[2], request_id="other", reuse=False)])
     ids, _, reused = written(batch)
     assert (ids["again"], ids["other"]) == (wanted["b"], wanted["c"])
@@ -215,7 +215,7 @@ def test_memory_limits_the_running_requests(model, engine, monkeypatch):
 
 
 def test_weights_move_to_the_host_on_a_small_device(model, batch):
-    """Else a request that begins like it would wait for others to end, for ever where there are none."""
+    """Otherwise a request with a common prefix would wait for others to end, for ever if there are no others."""
     batch._cache_pool = KVCachePool(batch._runner.llama, batch._cache_pool._size(64))
     first, second = (
         make_request(model, "first", 40, 1, 2, reuse=True),

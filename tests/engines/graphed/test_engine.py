@@ -63,7 +63,7 @@ def test_a_first_call_in_inference_mode_leaves_the_engine_usable(tmp_path):
     written = [*first, *words]
     assert torch.is_grad_enabled()
     assert list(engine.decode(engine.prefill(prompt(model, 5), sampling, reuse=True), 4)) == written
-    # The inputs are the caller's tensors, made in inference mode or outside it.
+    # A prompt may also be an inference tensor of the caller.
     with torch.inference_mode():
         given = prompt(model, 5)
     assert list(engine.decode(engine.prefill(given, sampling), 4)) == written
@@ -115,7 +115,7 @@ def test_prefix_is_reused_and_changes_nothing(model, engine):
 
 @pytest.mark.parametrize("more", [1, 5, 20, 70])
 def test_text_after_the_cached_prefix_is_looked_up_on_the_device(model, engine, more):
-    """As fast as it is, it is what the same embeddings would have given; longer text goes the usual way."""
+    """The lookup gives the result of equal embeddings; the prompt's own call embeds longer text."""
     engine.close()
     first = prompt(model, 30)
     ids = [2 + (7 * at) % 30 for at in range(more)]
@@ -160,7 +160,7 @@ def test_sampling_is_eagers(model, engine):
 
 @pytest.mark.parametrize("sampling", [Sampling(ignore_eos=True), Sampling(temperature=2.0, ignore_eos=True)])
 def test_answers_may_be_decoded_alternately(model, engine, sampling):
-    """Two answers share one captured step, and each goes on where it was."""
+    """Two answers share one captured step, and each resumes at its own position."""
     prefilled = [engine.prefill(prompt(model, 9, seed), sampling) for seed in (1, 2)]
     alone = [list(engine.decode(one, 4)) for one in prefilled]
     writing = [engine.decode(one, 4) for one in prefilled]
@@ -266,7 +266,7 @@ def test_a_closed_engine_holds_the_weights_only(tmp_path):
 
 
 def test_answers_under_way_outlive_a_close(model, tmp_path):
-    """They keep their step, which two of them take from each other, and what it works in, while another begins anew."""
+    """They keep the captured step and its workspace. Two answers alternate on the step; a new answer captures again."""
     eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
     sampling = Sampling(ignore_eos=True)
     prompts = [prompt(model, 5 + 4 * seed, seed=seed) for seed in range(3)]
@@ -339,7 +339,7 @@ def test_positions_of_several_axes(tmp_path):
     decoder = decoder.to(DEVICE).eval()
     torch.manual_seed(0)
     for parameter in decoder.parameters():
-        # As they are at first, attention is the same everywhere, wherever positions are.
+        # With the initial weights, attention is equal at all positions.
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
     head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
     model = LanguageModel(decoder, head, decoder.embed_tokens, (1,))

@@ -1,4 +1,4 @@
-"""What the source of the decode step and whoever compiles it must agree on; the step itself runs in ``tests/cuda``."""
+"""Constants shared by the kernel's source and the Python module that compiles it; ``tests/cuda`` runs the kernel."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Cache:
 
 
 class LateStep(SpeculativeStep):
-    """A step whose passes run when somebody waits for them, in their order, as those of a stream."""
+    """A step with passes that run when the host waits for them, in order, like work on a stream."""
 
     def __init__(self, *args):
         super().__init__(*args)

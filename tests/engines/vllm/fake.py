@@ -1,4 +1,4 @@
-"""A stand-in for vLLM on the CPU: what of its API engine ``vllm`` uses, over Hugging Face's own decoders.
+"""A fake of vLLM on the CPU: the part of its API that engine ``vllm`` uses, over Hugging Face's own decoders.
 
 As vLLM does, it holds joined matrices of its own and fills up the vocabulary, takes weights by their names in a
 checkpoint and prompts as embeddings on the host, knows prefixes by block, salt and bytes, has every output one step
@@ -127,7 +127,7 @@ def embeds_input(prompt_embeds, *, cache_salt=None):
 
 
 class Model:
-    """A decoder whose weights lie in joined matrices, and a head over a vocabulary that is filled up."""
+    """A decoder with weights in stacked matrices, and a head over a padded vocabulary."""
 
     packed_modules_mapping = PACKED
 
@@ -233,7 +233,7 @@ class LLMEngine:
         return request_id
 
     def _hashes(self, request):
-        """Of whole blocks, each of all before it; what is not an embedding has no part in it."""
+        """Return hashes of whole blocks, each with all blocks before it; only embeddings and the salt are hashed."""
         keys, chain = [], (request.cache_salt,)
         for end in range(BLOCK, len(request.embeds) + 1, BLOCK):
             found = request._prompt_embeds_per_block_hashes.get((end - BLOCK, end))
@@ -254,7 +254,7 @@ class LLMEngine:
 
     @torch.no_grad()
     def step(self):
-        """Gives out what the step before computed; the first one after a pause gives nothing."""
+        """Return the tokens of the step before; the first step after a pause returns none."""
         late, self._late = self._late, None
         self.steps += 1
         while self._waiting and len(self.running) < self.args.max_num_seqs:

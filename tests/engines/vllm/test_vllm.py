@@ -1,6 +1,6 @@
-"""Engine ``vllm`` over a stand-in for vLLM: the inputs and requests that it gets, and the use of its outputs.
+"""Engine ``vllm`` over a fake of vLLM: its arguments, its requests, and the use of its output.
 
-The stand-in computes on weights of its own, so that tokens are only right where all of them were handed over.
+The fake computes on weights of its own, so that tokens are right only if all weights were copied to it.
 ``tests/cuda/test_vllm.py`` has vLLM itself.
 """
 

@@ -63,7 +63,7 @@ def test_binary_protocols(tmp_path, protocol):
 
 
 def test_protocol_5_is_refused_by_name(tmp_path):
-    """numpy spells arrays there by another function, which no event data set was seen to use."""
+    """numpy pickles arrays by another function there; no known event data set uses it."""
     with pytest.raises(UnsafeFileError, match="_frombuffer"):
         read_events(put(tmp_path, wrapped(COLUMNS, 5)))
 

@@ -40,7 +40,7 @@ def scene(number):
 
 
 def work(folder, seed, until):
-    """Puts and reads at random; whatever is found must be whole and the right one."""
+    """Puts and reads at random; every entry found must be whole and belong to its key."""
     rng, store = random.Random(seed), FeatureStore(folder, BOUND)
     while until(store.counts):
         number = rng.randrange(SCENES)

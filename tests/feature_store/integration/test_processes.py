@@ -17,7 +17,7 @@ BOUND = 12 * 300_000
 
 
 def test_a_storm_leaves_a_sound_store(tmp_path):
-    """Nobody ever sees half an entry, nobody fails, the bound holds, and what killed processes left goes."""
+    """No process reads half an entry or fails, the bound holds, and files of killed processes are removed."""
     folder = tmp_path / "store"
     done = subprocess.run(
         [sys.executable, str(STORM), str(folder)], capture_output=True, text=True, timeout=1800, check=False

@@ -224,7 +224,7 @@ def test_quantised_round_trip(tmp_path):
 
 
 def test_a_new_model_saves_under_the_published_names(tmp_path):
-    """transformers renames on the way out only what it renamed on the way in."""
+    """transformers renames a weight when it saves only if it renamed the weight when it loaded."""
     loaded = EventChatModel.from_pretrained(demo_checkpoint())
     new = EventChatModel(loaded.config)
     new.save_pretrained(tmp_path / "new")

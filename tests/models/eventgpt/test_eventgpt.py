@@ -1,4 +1,4 @@
-"""The network against what the published code computed; see golden.json's note."""
+"""The network against results of the published code; see golden.json's note."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the published calls refuse, and that each message says both sides."""
+"""Input that the published calls refuse; each message names the value found and the value expected."""
 
 from __future__ import annotations
 

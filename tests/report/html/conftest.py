@@ -25,7 +25,7 @@ TOKEN_MS, FIXED_MS = 4.0, 2.0
 def make_records(
     model: int, count: int, *, device: bool = True, length: int | None = None, protocol: str = "decoupled"
 ) -> list[SampleRecord]:
-    """Samples whose decode takes 4 ms a token and 2 ms besides, everything under 3 % noise with a tail."""
+    """Samples with a decode of 2 ms and 4 ms a token, everything under 3 % noise with a tail."""
     rng = np.random.default_rng(model)
     tokens = rng.integers(10, 90, count) if length is None else np.full(count, length)
     records = []
@@ -170,7 +170,7 @@ class Opened:
 
     @property
     def fetched(self) -> list[str]:
-        """Requests beside the file itself and what it carries inside."""
+        """Requests except for the file itself and its embedded data."""
         return [url for url in self.requests[1:] if not url.startswith("data:")]
 
 

@@ -1,4 +1,4 @@
-"""What strangers send: refused in one line, at a bounded cost, and the next client is served."""
+"""Hostile requests are refused in one line, at a bounded cost, and the next client is served."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Evil:
 
 @pytest.fixture(autouse=True)
 def _sound_afterwards(served: Served) -> Iterator[None]:
-    """Whatever was sent: no file stays behind, and a good request is answered."""
+    """After any request: no file stays behind, and a good request is answered."""
     yield
     assert not [path for path in served.service._intake._folder.iterdir() if path.name != ".lock"]
     assert served.service.engine.ready
@@ -88,7 +88,7 @@ def picture(width: int, height: int) -> bytes:
 
 
 def strip_of_events(tmp: Path) -> bytes:
-    """Events on one line of 8000 pixels: a frame whose picture would have millions of columns."""
+    """Events on one line of 8000 pixels: the picture of the frame would have millions of columns."""
     n = 1000
     x = np.linspace(0, 7999, n).astype(np.uint16)
     stream = EventStream.from_arrays(x, np.zeros(n, np.uint16), np.arange(n), np.ones(n, np.uint8))
@@ -307,7 +307,7 @@ def test_nothing_is_fetched_and_no_path_is_opened(served: Served, part: dict[str
 
 
 def answer(raw: socket.socket) -> tuple[int, bytes]:
-    """Status and body of what comes back, up to the end of the connection or of the announced length."""
+    """Status and body of the response, up to the end of the connection or of the announced length."""
     reply = b""
     while part := raw.recv(65536):
         reply += part
@@ -403,7 +403,7 @@ def assert_closed(raw: socket.socket) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::1].evil"])
 def test_another_name_for_this_machine(served: Served, host: str) -> None:
-    """DNS rebinding: a page of another site whose name leads here."""
+    """DNS rebinding: a page of another site with a name that resolves to this server."""
     refused(served.http.get("/v1/files", headers={"Host": host}), 421, "expected this machine")
 
 

@@ -51,7 +51,7 @@ def shortened(recording: Path, count: int) -> bytes:
 
 
 def test_killed_during_a_stream(recording: Path, tmp_path: Path, demo_model: Any) -> None:
-    """Clients get an error; what the store holds is whole, and a new server finds it there."""
+    """Clients get an error; the entries of the store are whole, and a new server finds them."""
     served = ServedProcess("--store", str(tmp_path / "store"))
     with recording.open("rb") as file:
         scene = served.openai.files.create(file=file, purpose="user_data").id

@@ -189,7 +189,7 @@ def test_problems_are_displayed(served: Served, open_page: Open, tmp_path: Path)
 
 
 def test_a_problem_stays_when_the_server_answers_late(served: Served, open_page: Open) -> None:
-    """Enter before the page has reached the server names the missing input, and the message stays."""
+    """Enter before the page has the server's data: the page names the missing part, and the message stays."""
     page = open_page(served).page
     pending: list[Route] = []
     page.route("**/v1/unfuse", lambda route: pending.append(route))  # a builtin cannot be a handler

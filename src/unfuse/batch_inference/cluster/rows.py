@@ -150,7 +150,7 @@ def prepared_of(row: SceneRow) -> PreparedScene:
 
 
 def without_pixels(prompt: Prepared, features: Features) -> Prepared:
-    """Drop what ``Adapter.rebuild_inputs`` restores from the features."""
+    """Drop the inputs that ``Adapter.rebuild_inputs`` restores from the features."""
     restored = features.layout.get("inputs", {})
     return replace(
         prompt,

@@ -20,7 +20,7 @@ from unfuse.models.pretrained import refuse_kernels
 
 
 class StrictLoading:
-    """Mixin in front of ``PreTrainedModel``: ``from_pretrained`` raises where keys do not fit."""
+    """Mixin in front of ``PreTrainedModel``: ``from_pretrained`` raises an error if keys do not fit."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:

@@ -350,7 +350,7 @@ def _themed(
         background="transparent",
         padding=2,
     )
-    # Half of the time of a page would go into checking it against Vega-Lite's schema, which the tests do.
+    # Checking against Vega-Lite's schema would take half of the time of a page; the tests check it.
     spec: Spec = done.to_dict(validate=False)
     spec["config"] = {"font": "system-ui, sans-serif", "view": {"stroke": None}, "axis": axis}
     spec["datasets"] = dict(data)
