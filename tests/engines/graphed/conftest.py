@@ -23,9 +23,12 @@ def quicken(patch):
     from triton import language as tl
     from triton.runtime import interpreter
 
+    @cache
+    def languages(code):
+        return [module for module in (tl, tl.core) if any(each is module for each in code.__globals__.values())]
+
     def call(function, *args, **kwargs):
-        at_hand = function.fn.__globals__.values()
-        if any(each is module and tl.core.is_builtin(module.load) for each in at_hand for module in (tl, tl.core)):
+        if any(tl.core.is_builtin(module.load) for module in languages(function.fn)):
             interpreter._patch_lang(function.fn)
         return function.rewrite()(*args, **kwargs)
 
