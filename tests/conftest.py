@@ -53,8 +53,10 @@ def _under(item, names):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Use a new cache folder for this session, so that the code under test builds the demo."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Use a new cache folder for this session, so that the code under test builds the demo; workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["UNFUSE_CACHE"] = os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
     del os.environ["UNFUSE_CACHE"], os.environ["XDG_CACHE_HOME"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +17,7 @@ import unfuse.errors
 import unfuse.events
 import unfuse.models.eventgpt
 import unfuse.records.schema
+from tests.started import Started
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = re.compile(r"url\(['\"]?(?:https?:)?//[^)]*|@import[^;]*//[^;]*")
@@ -31,10 +31,16 @@ def site(tmp_path_factory):
     if built := os.environ.get("UNFUSE_SITE"):
         return Path(built).absolute()
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = Started(build, str(out), folder=tmp_path_factory.mktemp("printed"))
+    assert process.wait() == 0, process.errors[-3000:]
     return out
+
+
+def build(out):
+    from sphinx.cmd.build import build_main
+
+    os.chdir(ROOT)
+    sys.exit(build_main(["-W", "--keep-going", "-q", "-c", "docs", ".", out]))
 
 
 class _Page(HTMLParser):

@@ -15,7 +15,7 @@ from unfuse.events import event_frames, read_events
 from unfuse.report.quality import proportion
 from unfuse.samples.demo import demo_checkpoint, demo_sample
 
-SCENES, COMPARED, FUSED, IN_BFLOAT16 = 12, 9, 20, 3
+SCENES, COMPARED, FUSED, IN_BFLOAT16 = 9, 7, 14, 2
 QUESTION = "What are the key elements in this scene?"
 ABOUT_THE_QUESTION = {"absent", "shown"}
 """Attributes with one value only: a question that is asked rightly gives them away."""
@@ -71,7 +71,7 @@ def test_one_frame_does_not_give_direction(found):
     assert found["one_frame"]["attributes"]["shape"]["right"] > 0.9 * found["one_frame"]["attributes"]["shape"]["asked"]
 
 
-@pytest.mark.parametrize(("way", "least"), [("from_saved_features", 90), ("from_fused_call", FUSED)])
+@pytest.mark.parametrize(("way", "least"), [("from_saved_features", 70), ("from_fused_call", FUSED)])
 def test_the_same_tokens_every_way(found, way, least):
     same, total = found[f"same_tokens_{way}"]
     assert same == total >= least
