@@ -191,7 +191,7 @@ def _run(
 ) -> None:
     if own_group:
         os.setpgid(0, 0)
-    # A shell starts a background job with SIGINT ignored, which every child would inherit.
+    # A shell starts a background job with SIGINT ignored, and every child would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (0, 1, 2):
         os.dup2(passed[number], number)

@@ -20,7 +20,7 @@ import pytest
 from tests.repeats import use_few_repeats
 
 FORKS = multiprocessing.get_context("forkserver")
-"""Context of processes forked from a server that has only imported what most of them need."""
+"""Context of processes forked from a server that has only imported the common modules."""
 FORKS.set_forkserver_preload(
     ["unfuse.cli.bench", "unfuse.cli.run", "unfuse.adapters.eventgpt_loading", "tests.repeats", "tests.forked"]
 )
@@ -124,7 +124,7 @@ def _run(
     folder: Path,
 ) -> None:
     os.setpgid(0, 0)
-    # A shell starts a background job with SIGINT ignored, which every child would inherit.
+    # A shell starts a background job with SIGINT ignored, and every child would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)

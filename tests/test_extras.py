@@ -39,7 +39,7 @@ def test_the_pip_is_that_of_this_environment(environment, tmp_path, monkeypatch)
 
 
 def test_extras_that_are_named_exist(capsys):
-    """In the source, and in what ``doctor`` lists; it lists all that a user of the package may want."""
+    """In the source, and in the list of ``doctor``; it has all extras for users of the package."""
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     assert set(re.findall(r"unfuse\[(\w+)\]", source)) <= set(EXTRAS)
     listed = re.search(r"_OPTIONAL: Final = \{(.*?)\n\}", (ROOT / "src/unfuse/cli/doctor.py").read_text(), re.DOTALL)
@@ -53,7 +53,7 @@ def test_extras_that_are_named_exist(capsys):
 
 
 def test_pip_takes_an_extra_from_what_is_installed():
-    """So that the line works for whoever installed from a clone: no index is asked for this package."""
+    """So that the line works for whoever installed from a clone: no index is queried for this package."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "unfuse[dsec]"],
         capture_output=True, text=True, check=False,

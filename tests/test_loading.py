@@ -1,4 +1,4 @@
-"""Loading by name: what is refused before anything large is made."""
+"""Loading by name: input that is refused before anything large is allocated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_real_size_needs_its_memory(monkeypatch):
 
 
 def test_real_size_is_what_it_says():
-    """Counted on the meta device, where nothing is allocated."""
+    """Counted on the meta device, so that nothing is allocated."""
     from unfuse.models.eventgpt import EventChatModel
 
     config = eventgpt_loading.random_config()
@@ -52,7 +52,7 @@ def test_near_misses_are_suggested():
         check_model("demoo")
 
 
-def test_cuda_that_is_not_there(monkeypatch):
+def test_cuda_that_is_unavailable(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="0 CUDA devices"):
         load("demo", device="cuda:3")

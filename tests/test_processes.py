@@ -37,7 +37,7 @@ def answer(request):
     yield {"echo": request}, [bytes(3), memoryview(b"abcd")]
 serve_json(answer)
 """
-"""Runs what it is told, then answers."""
+"""Runs the requested code, then answers."""
 LIMITS = (str(4 << 30), str(1 << 20))
 
 

@@ -8,7 +8,7 @@ import torch
 from unfuse.stages import Prompt
 
 
-def test_embeddings_given_as_a_call_are_made_once_and_only_when_asked_for():
+def test_embeddings_given_as_a_call_are_made_once_and_only_on_access():
     made = []
 
     def make():

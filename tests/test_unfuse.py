@@ -148,7 +148,7 @@ def test_a_public_class_name_is_used_once():
 
 
 def test_a_reason_is_no_string():
-    """A result that may be missing is ``X | Unavailable``, which no caller can take for a result."""
+    """A result that may be missing is ``X | Unavailable``; no caller can mistake it for a result."""
     assert _modules_with(is_string_or_result) == set()
 
 

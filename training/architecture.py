@@ -21,12 +21,12 @@ def write_layout(folder: Path, tokenizer_model: bytes) -> Path:
     checkpoint, tower = folder / CHECKPOINT, folder / TOWER
     for path in (checkpoint, tower):
         path.mkdir(parents=True, exist_ok=True)
-    pieces = int(sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model).get_piece_size())
+    vocab_size = int(sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model).get_piece_size())
     (checkpoint / "tokenizer.model").write_bytes(tokenizer_model)
-    _json(checkpoint / "config.json", _model_config(pieces + len(_TOKENS)))
+    _json(checkpoint / "config.json", _model_config(vocab_size + len(_TOKENS)))
     _json(checkpoint / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
-    _json(checkpoint / "tokenizer_config.json", _tokenizer_config(pieces))
-    _json(checkpoint / "added_tokens.json", {token: pieces + i for i, token in enumerate(_TOKENS)})
+    _json(checkpoint / "tokenizer_config.json", _tokenizer_config(vocab_size))
+    _json(checkpoint / "added_tokens.json", {token: vocab_size + i for i, token in enumerate(_TOKENS)})
     _json(tower / "config.json", _tower_config())
     _json(tower / "preprocessor_config.json", _preprocessor_config())
     return checkpoint
@@ -63,8 +63,8 @@ def _model_config(vocabulary: int) -> dict[str, object]:
     }
 
 
-def _tokenizer_config(pieces: int) -> dict[str, object]:
-    tokens = {0: "<unk>", 1: "<s>", 2: "</s>"} | {pieces + i: token for i, token in enumerate(_TOKENS)}
+def _tokenizer_config(vocab_size: int) -> dict[str, object]:
+    tokens = {0: "<unk>", 1: "<s>", 2: "</s>"} | {vocab_size + i: token for i, token in enumerate(_TOKENS)}
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     return {
         "tokenizer_class": "LlamaTokenizer",

@@ -1,6 +1,6 @@
 """Simulate events of many scenes at once on a GPU, equal to those of ``unfuse.samples.simulator``, and form frames.
 
-The code follows the numpy simulator step by step. With equal randomness both give equal events, which a test holds.
+The code follows the numpy simulator step by step. With equal randomness both give equal events; a test checks this.
 By default the randomness is drawn on the device, from the seeds of the scenes.
 
 Shape letters: B scenes, M shapes in front, S side of a shape's window, H, W sensor, N events.
@@ -125,7 +125,7 @@ def simulate_batch(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def frames_of(index: Tensor, p: Tensor, shape: tuple[int, int, int], num_frames: int = 5) -> Tensor:
-    """Return EventGPT's frames on the whole sensor: runs of equal count, where each pixel shows its last event.
+    """Return EventGPT's frames on the whole sensor: runs of equal count; each pixel shows its last event.
 
     Args:
         index: events as ``simulate_batch`` sorts them.
@@ -143,7 +143,7 @@ def frames_of(index: Tensor, p: Tensor, shape: tuple[int, int, int], num_frames:
     rank = torch.arange(len(index), device=index.device) - starts[scene]
     run = (rank // (counts // num_frames).clamp(1)[scene]).clamp(max=num_frames - 1)
     target = (scene * num_frames + run) * height * width + index % (height * width)
-    # The largest rank is the last event, whatever the order in which the device writes.
+    # The largest rank is the last event, in any order of the device's writes.
     last = torch.full((scenes * num_frames * height * width,), -1, dtype=torch.int64, device=index.device)
     last.scatter_reduce_(0, target, 2 * rank + p, "amax")
     codes = torch.where(last < 0, _NONE, torch.where(last % 2 == 1, _ON, _OFF))

@@ -32,12 +32,12 @@ from unfuse.staged_model import StagedModel
 from unfuse.stages import Generation, Prepared
 
 FIRST_SEED: Final = 30_000_000
-"""First seed of held-out scenes, which no training or validation set contains."""
+"""First seed of held-out scenes; no training or validation set contains these scenes."""
 _BATCH: Final = 64
 _FUSED: Final = 100
 """Number of questions that are also answered by the fused call, one by one."""
 _IN_BFLOAT16: Final[int | None] = None
-"""Number of compared scenes, the first ones, for bfloat16, which some CPUs compute slowly; None: all."""
+"""Number of compared scenes, from the first on, for bfloat16 (slow on some CPUs); None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ def evaluate(
 
     Args:
         checkpoint: path or name of the model.
-        folder: where the scenes' recordings are written.
+        folder: folder for the scenes' recordings.
         count: scenes of the questions in float32.
-        device: where the model runs.
+        device: device of the model.
         workers: processes that simulate the scenes.
         compared: number of scenes, the first ones, for every other way; ``None``: all. Their scores in float32 are
             under ``compared``, and of the scenes in bfloat16 under ``beside_bfloat16``.

@@ -1,7 +1,8 @@
-"""The model with auxiliary heads for training, which name the scene's facts and are discarded afterwards.
+"""The model with auxiliary heads for training; they predict the scene's facts and are discarded afterwards.
 
-Language-model loss alone reaches the tower late, through every decoder layer. Two short ways are added: from the five
-temporal tokens together to the scene's facts, and from each alone to where every shape is in its frame.
+The gradient of the language-model loss alone reaches the tower late, through every decoder layer. Two short paths are
+added: from the five temporal tokens together to the scene's facts, and from each token alone to the positions of all
+shapes in its frame.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Learner(nn.Module):
         }
 
     def _track_loss(self, temporal: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the squared error of presence, and of centre and radius where a shape is present."""
+        """Return the squared error of presence, and of centre and radius if a shape is present."""
         shape = (*targets.shape[:-1], len(SHAPES), 4)
         centred = self.centre(temporal.flatten(0, 1))
         found, targets = self.tracks(centred).float().view(shape), targets.view(shape)
@@ -99,7 +100,7 @@ class Learner(nn.Module):
 
 
 def _centred(width: int) -> nn.BatchNorm1d:
-    """Return a norm that removes the mean over scenes, which at first is fifty times their differences.
+    """Return a norm that removes the mean over scenes: at first it is fifty times their differences.
 
     No gradient then moves the mean. With such a gradient, features became constant within 200 steps at a learning rate
     of 1e-3, and stayed constant.

@@ -42,7 +42,7 @@ def make_pool(folder: Path, seeds: range, device: torch.device, log: Callable[[s
     Args:
         folder: holds the parts; a part is complete or absent.
         seeds: one per scene.
-        device: where scenes are simulated and held.
+        device: device that simulates and stores the scenes.
         log: called for each simulated part.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ class Recipe:
     heads: float = 0.5
     """Weight of the auxiliary losses."""
     one_frame: bool = False
-    """Negative control: the middle frame five times, which shows no motion."""
+    """Negative control: the middle frame five times, so that no motion is visible."""
 
 
 _DEFAULT: Final = Recipe()
@@ -81,7 +81,7 @@ def train(out: Path, recipe: Recipe, device: torch.device, workers: int, data: P
     Args:
         out: folder of the checkpoint, the state and the log.
         recipe: settings that the weights depend on.
-        device: where the model is trained and the scenes are simulated.
+        device: device of the training and of the simulator.
         workers: processes that draw questions.
         data: folder of the simulated scenes; by default in ``out``.
 
@@ -180,7 +180,7 @@ class Trainer:
         """Take one step; return the losses by name."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, step)
-        # bfloat16 is fast on a GPU and slow on a CPU, where a smoke run needs no reduced precision.
+        # bfloat16 is fast on a GPU and slow on a CPU; a smoke run on a CPU needs no reduced precision.
         device = self.pool.pixels.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             pixels = augment(self.pool.pixels[batch["scene"]], batch["mirror"], batch["inverse"])

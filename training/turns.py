@@ -65,7 +65,7 @@ class Tokens:
 
 
 class Steps(Dataset[dict[str, torch.Tensor]]):
-    """Data set whose item ``i`` is the batch of step ``i``: scenes, questions, answers and targets of the heads.
+    """Data set of batches: item ``i`` is the batch of step ``i`` (scenes, questions, answers and targets of the heads).
 
     All questions about a scene share one row after the prompt's shared beginning, as many as fit. ``turn`` numbers the
     question of each position, so that no question attends to another; positions count as if each question were alone.

@@ -74,7 +74,7 @@ def measure(bench: Bench, smoke: bool, out: Path | None) -> str:
     release_memory()
     record_memory(left_allocated="memory_allocated", left_reserved="memory_reserved")
     if not smoke:
-        # cuBLAS keeps a workspace per stream for the whole process, which is not the engine's memory.
+        # cuBLAS keeps a workspace per stream for the whole process; it is not the engine's memory.
         with bench.attempt("library"):
             torch._C._cuda_clearCublasWorkspaces()
             record_memory(left_without_library="memory_allocated")

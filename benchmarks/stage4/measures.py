@@ -52,7 +52,7 @@ def start_up(smoke: bool) -> None:
 
 
 def measure_start_up(bench: Bench, smoke: bool) -> None:
-    """Start twice with the same folders of compiled and tuned kernels, which are empty at first."""
+    """Start twice with the same folders of compiled and tuned kernels; the folders are empty at first."""
     command = [sys.executable, "-m", __package__, "--only", "startup", *(["--quick-cpu"] if smoke else [])]
     for name in ("cold start", "warm start"):
         with bench.attempt(name):
@@ -75,8 +75,8 @@ def measure_floors(bench: Bench, case: Case) -> None:
     """Record the least time of each part: all bytes read once or all products computed, whichever takes longer."""
     ceilings = measure_ceilings(case.adapter.device, case.adapter.dtype)
     assert ceilings is not None, "no memory for the ceilings"
-    shown = f"{ceilings.bytes_per_s / 1e12:.2f} TB/s, {ceilings.flops_per_s / 1e12:.0f} TFLOP/s"
-    bench.about = {**environment(case.adapter.device), "triton": package_version("triton"), "ceilings": shown}
+    ceilings_text = f"{ceilings.bytes_per_s / 1e12:.2f} TB/s, {ceilings.flops_per_s / 1e12:.0f} TFLOP/s"
+    bench.about = {**environment(case.adapter.device), "triton": package_version("triton"), "ceilings": ceilings_text}
     model, config, tower = case.model, case.model.config, case.model.config.vision_config
     network, head, patches, length = model.model, multiplied_weights(model.lm_head), model.num_patches, case.length
     decoder, width = multiplied_weights(network.layers), config.num_attention_heads * config.head_dim
@@ -102,7 +102,7 @@ def measure_floors(bench: Bench, case: Case) -> None:
 
 
 def measure_answers(bench: Bench, case: Case, model: StagedModel, features: Features, prompt: Prompt, of: str) -> None:
-    """Measure Stages 3 and 4 under the engine ``of``, which prefixes the names of the times."""
+    """Measure Stages 3 and 4 under the engine ``of``; its name prefixes the names of the times."""
     with bench.attempt(f"{of} encode"):
         bench.timed(f"{of} encode", lambda: model.encode(case.prepared))
     with bench.attempt(f"{of} prefill"):

@@ -1,6 +1,6 @@
 """Take a multimodal LLM's fused ``generate()`` apart: run, time and verify each stage alone.
 
-Importing this package imports no torch and touches no device; what is heavy loads on first use.
+Importing this package imports no torch and touches no device; heavy modules load on first use.
 """
 
 from __future__ import annotations

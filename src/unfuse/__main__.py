@@ -1,4 +1,4 @@
-"""``unfuse``, and ``python -m unfuse``: the command line, which takes a second to load and may be interrupted in it."""
+"""``unfuse``, and ``python -m unfuse``: the command line. Loading it takes a second and may be interrupted."""
 
 from __future__ import annotations
 

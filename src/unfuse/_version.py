@@ -1,3 +1,3 @@
-"""The version of the package, which every module can read."""
+"""The version of the package, for every module to read."""
 
 __version__ = "0.2.0"

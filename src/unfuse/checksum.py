@@ -1,7 +1,7 @@
 """Checksums of tensors, computed on their device.
 
-Seen as 64-bit words w_i (zero-padded), a tensor's checksum is ``sum(m(w_i) * (2 i + 1)) mod 2**64``, where m mixes a
-word's bits by a bijection: ``m(w) = y ^ (y >> 32)``, ``y = (w ^ (w >> 32)) * C`` with C = 0x9E3779B97F4A7C15. Odd
+The checksum of a tensor of 64-bit words w_i (zero-padded) is ``sum(m(w_i) * (2 i + 1)) mod 2**64``. The bijection m
+mixes a word's bits: ``m(w) = y ^ (y >> 32)``, ``y = (w ^ (w >> 32)) * C`` with C = 0x9E3779B97F4A7C15. Odd
 weights are invertible, so any single changed word changes the checksum. Without the mixing, exchanging two words that
 differ in their highest bit would not change it. The checksum detects mistakes, not forgeries. A 13 GB model takes well
 under a second on a GPU and needs no copy to the host. On a CPU a compiled loop reads 9 GB/s, torch's operations 0.6.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK_WORDS: Final = 1 << 18
-"""Words of a chunk, which fits into the caches of a CPU."""
+"""Words of a chunk, so that it fits into the caches of a CPU."""
 _LOW: Final = 2**32 - 1
 _ODD: Final = 0x9E3779B97F4A7C15
 _ODD_WORD: Final = np.uint64(_ODD)

@@ -3,7 +3,7 @@
 ::
 
     UnfuseError
-    ├── InputError                 what the user gave is at fault; exit code 2
+    ├── InputError                 an input of the user is at fault; exit code 2
     │   ├── FileAccessError        a file is missing or cannot be read
     │   ├── EventFileError         an event file is truncated, corrupt or of an unknown format
     │   │   └── UnsafeFileError    an event file asks for more than plain numpy arrays; nothing of it was run
@@ -12,14 +12,14 @@
     │   ├── DatasetError           a dataset folder or its JSON is malformed
     │   ├── CheckpointError        a checkpoint folder is incomplete or does not fit the architecture
     │   ├── PromptError            a question or token sequence cannot be used
-    │   ├── FeaturesError          features that do not belong to this model, dtype or width
-    │   ├── CutError               a model whose stages cannot be taken apart, or whose vision side cannot be found
-    │   ├── DeviceError            a device, dtype or engine that does not exist here
+    │   ├── FeaturesError          features do not belong to this model, dtype or width
+    │   ├── CutError               a model's stages cannot be separated, or its vision side cannot be found
+    │   ├── DeviceError            a device, dtype or engine does not exist here
     │   ├── RunFolderError         a run folder is occupied, damaged or belongs to another run
     │   └── MissingPackageError    an optional package is not installed
     └── VerificationError          a check, verdict or regression failed; exit code 1
 
-A message is one line: the thing, what was found, what was expected, and the way out.
+A message is one line: the thing, the value found, the value expected, and the way out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class UnfuseError(Exception):
 
     Args:
         what: the thing at fault, named (a path, an argument, a tensor).
-        found: what was found there.
-        expected: what would have been right.
+        found: the value or state found there.
+        expected: the values or states that would have been accepted.
         fix: the way out.
     """
 
@@ -53,7 +53,7 @@ class UnfuseError(Exception):
 
 
 class InputError(UnfuseError):
-    """What the user gave is at fault."""
+    """An input of the user is at fault."""
 
     exit_code = 2
 
@@ -95,7 +95,7 @@ class FeaturesError(InputError):
 
 
 class CutError(InputError):
-    """A model whose stages cannot be taken apart, or whose vision side cannot be found."""
+    """A model's stages cannot be separated, or its vision side cannot be found."""
 
 
 class DeviceError(InputError):
@@ -115,7 +115,7 @@ class VerificationError(UnfuseError):
 
 
 def as_ours(error: BaseException) -> UnfuseError | None:
-    """The error as one of ours: itself, or what says that a device is too small; None for any other."""
+    """Return the error as a package error: a ``DeviceError`` if a device is too small; None for any foreign error."""
     if isinstance(error, UnfuseError):
         return error
     torch = sys.modules.get("torch")

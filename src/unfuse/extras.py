@@ -1,7 +1,7 @@
-"""Optional packages: the command that installs them where this runs.
+"""Optional packages: the command that installs them into the running environment.
 
 pip reads the extras of ``unfuse[dsec]`` from the package that is installed, from a clone or not, and asks no index for
-it. So what the command needs is the pip of this environment.
+it. So the command needs the pip of this environment.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 
 def install_command(requirement: str) -> str:
-    """What to type to add a package to the environment that runs this.
+    """Return the command that adds a package to the running environment.
 
     Args:
         requirement: a package, or this one with an extra, as ``unfuse[dsec]``.
     """
-    asked = f'"{requirement}"' if "[" in requirement else requirement
-    return f"{_pip()} install {asked}"
+    argument = f'"{requirement}"' if "[" in requirement else requirement
+    return f"{_pip()} install {argument}"
 
 
 def _pip() -> str:
@@ -29,6 +29,6 @@ def _pip() -> str:
     if found is not None and Path(found).parent == here:
         return "pip"
     python, folder = Path(sys.executable), Path.cwd()
-    # As the README types it: an environment that lies in this folder is not activated there.
-    shown = python.relative_to(folder) if python.is_relative_to(folder) else python
-    return f"{shlex.quote(os.fspath(shown))} -m pip"
+    # As the README types it: an environment inside this folder is not activated there.
+    executable = python.relative_to(folder) if python.is_relative_to(folder) else python
+    return f"{shlex.quote(os.fspath(executable))} -m pip"

@@ -1,7 +1,7 @@
-"""Features: what Stage 3 computes once and Stage 4 takes, with where they come from.
+"""Features: the output of Stage 3 and input of Stage 4, with their provenance.
 
-They are a value, not a bare tensor: giving features of another model, dtype or width to Stage 4 is an error that says
-both sides, and a file of them cannot be mistaken for another scene's.
+A ``Features`` value holds more than the tensor. Stage 4 refuses features of another model, dtype or width, and the
+error names both sides. A file of features cannot be mistaken for another scene's.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _FORMAT: Final = "unfuse.features/3"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """Exactly what replaces the media placeholder, and its provenance."""
+    """The rows that replace the media placeholder, and their provenance."""
 
     tensor: torch.Tensor
     """``[N, H]``: one row a placeholder position, in prompt order within each modality."""
     provenance: Provenance
     layers: tuple[torch.Tensor, ...] = ()
-    """``[N, H]`` each: what a family adds to the first layers of its decoder at the same positions (DeepStack)."""
+    """``[N, H]`` each: rows that a family adds to the first layers of its decoder at the same positions (DeepStack)."""
     layout: Mapping[str, Any] = field(default_factory=dict)
     """The adapter's own, plain JSON: how the rows were grouped, and sizes that a further question's prompt needs."""
     _digests: dict[tuple[int, ...], str] = field(default_factory=dict, repr=False)
@@ -55,27 +55,27 @@ class Features:
         return self._digests[versions]
 
     def known_as(self, digest: str) -> Features:
-        """The same features, with a digest that the caller vouches for; in-place changes still show.
+        """Return these features with a digest that the caller guarantees; in-place changes are still detected.
 
-        Computing one makes the host wait for the device. Features of equal provenance are interchangeable, so who holds
-        one pass's features may name them by that.
+        Computing a digest makes the host wait for the device. Features of equal provenance are interchangeable, so a
+        caller with the features of one pass may derive their digest from the provenance.
         """
         named = Features(self.tensor, self.provenance, self.layers, self.layout)
         named._digests[named._versions()] = digest
         return named
 
     def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Features:
-        """The same features on another device.
+        """Return these features on another device.
 
         Args:
-            device: where to.
-            non_blocking: as torch has it: from pinned memory the host goes on at once.
+            device: device to copy to.
+            non_blocking: as in torch: a copy from pinned memory does not block the host.
         """
         layers = tuple(layer.to(device, non_blocking=non_blocking) for layer in self.layers)
         return Features(self.tensor.to(device, non_blocking=non_blocking), self.provenance, layers, self.layout)
 
     def clone(self) -> Features:
-        """A copy that shares no memory with this one."""
+        """Return a copy that shares no memory with these features."""
         layers = tuple(layer.detach().clone() for layer in self.layers)
         return Features(self.tensor.detach().clone(), self.provenance, layers, self.layout)
 
@@ -102,7 +102,7 @@ class Features:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
-        """Reads what ``save`` wrote.
+        """Read a file that ``save`` wrote.
 
         Raises:
             FileAccessError: no such file.
@@ -126,7 +126,7 @@ def pack(features: Features, notes: Mapping[str, str] | None = None) -> bytes:
     """One safetensors file, in memory.
 
     Args:
-        features: wherever they are.
+        features: on any device.
         notes: kept beside them, under the same checksum.
     """
     from safetensors.torch import save
@@ -142,7 +142,9 @@ def pack(features: Features, notes: Mapping[str, str] | None = None) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> tuple[Features, Mapping[str, str]]:
-    """Features on the CPU and the notes beside them, out of what ``pack`` gave; nothing of ``data`` is kept mapped.
+    """Return features on the CPU and the notes beside them from the output of ``pack``.
+
+    Nothing refers to ``data`` afterwards.
 
     Args:
         data: the whole file.

@@ -38,7 +38,7 @@ _RANDOM_MODELS: Final = {
 """``model_type`` of each model that can be made with random weights."""
 _VISION_SIDES: Final = ("vision_config", "vision_tower_config", "image_config", "perceiver_config", "mm_vision_config")
 _NOT_NEEDED: Final = ["*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "original/*", "consolidated*"]
-"""Files of a hub repository that are not downloaded: other formats, and code, which is never run."""
+"""Files of a hub repository that are not downloaded: other formats, and code, because it is never run."""
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 _DEVICES: Final = re.compile(r"auto|[1-9]\d?|(cpu|cuda|cuda:\d+)(,(cpu|cuda|cuda:\d+))*")
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
@@ -52,11 +52,11 @@ class ModelRef:
     name: str
     kind: Literal["demo", "random", "folder", "hub"]
     model_type: str | None = None
-    """From ``config.json``; None for a hub name, whose config is not downloaded yet."""
+    """From ``config.json``; None for a hub name, as its config is not downloaded yet."""
 
     @property
     def wants_events(self) -> bool:
-        """Whether the model takes events. Every other family takes the video or image of a sample, if it has one."""
+        """True if the model takes events. Every other family takes the video or image of a sample, if it has one."""
         return self.model_type == _EVENTGPT
 
 
@@ -175,7 +175,7 @@ def load(
     draft_tokens: int | None = None,
     history: str | Path | None = None,
 ) -> StagedModel:
-    """Load a model whose stages can be called separately.
+    """Load a model with stages that can be called separately.
 
     Args:
         name: a checkpoint folder, a hub name, ``demo``, or ``random:`` and one of ``eventgpt-7b``, ``llava-1.5-7b``,

@@ -1,9 +1,9 @@
 """Child processes of the package: how they start, exchange messages, are limited, die and are replaced.
 
-A child is ``python -m module`` with one end of a socket pair, whose number is its first argument. Messages are frames:
-the length of the head, the head, and raw bytes whose sizes the head states. Two codecs share these frames. Children
-that open untrusted files exchange JSON and bytes of bounded size (``Channel.send_json``, ``Channel.receive_json``).
-Children that run only our own code may exchange pickles (``unfuse.batch_inference.wire``).
+A child is ``python -m module`` with one end of a socket pair; the socket's number is its first argument. Messages are
+frames: the length of the head, the head, and raw bytes with the sizes stated in the head. Two codecs share these
+frames. Children that open untrusted files exchange JSON and bytes of bounded size (``Channel.send_json``,
+``Channel.receive_json``). Children that run only our own code may exchange pickles (``unfuse.batch_inference.wire``).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Channel:
     """Frames over a stream socket. One thread may send while another one receives. A context manager: it closes."""
 
     def __init__(self, connected: socket.socket):
-        """Take over a blocking socket, whose other end is in another process."""
+        """Take over a blocking socket; its other end is in another process."""
         self.socket = connected
         self._silence_s = 0.0
 
@@ -115,7 +115,7 @@ class Channel:
                     if (seconds := deadline - time.monotonic()) <= 0:
                         raise LateError("took too long")
                     self._set_timeout(socket.SO_RCVTIMEO, seconds)
-                # One call for all bytes where the system can: each call takes the interpreter's lock once more.
+                # One call for all bytes if the system can: each call takes the interpreter's lock once more.
                 count = self.socket.recv_into(view[:_RECEIVE_BYTES], 0, socket.MSG_WAITALL)
                 if not count:
                     raise ClosedError("closed its channel")
@@ -189,16 +189,16 @@ class Child:
         output: IO[bytes] | int | None = subprocess.DEVNULL,
         files: Sequence[int] = (),
     ):
-        """Start the process; it finds modules where this process finds them.
+        """Start the process; it has the module path of this process.
 
         Args:
-            module: a module with a ``__main__`` part, which takes the socket's number as its first argument.
+            module: a module with a ``__main__`` part; it takes the socket's number as its first argument.
             arguments: the further arguments.
             env: environment variables; ``PYTHONPATH`` is added.
             own_session: the process leads a session and process group, away from the terminal's keys. ``kill`` ends
                 the whole group. Processes below a group's leader stay in it, so that they end with the leader.
             output: file for stdout and stderr; None shares those of this process.
-            files: file descriptors that it inherits.
+            files: file descriptors that the process inherits.
         """
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
@@ -227,23 +227,23 @@ class Child:
 
     @property
     def usable(self) -> bool:
-        """Whether it runs, and this process has started it: a forked process must not share its parent's channel."""
+        """True if it runs and this process has started it: a forked process must not share its parent's channel."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def wait(self, seconds: float) -> int | None:
-        """Return the exit code, negative for a signal; None where it still runs after some seconds."""
+        """Return the exit code, negative for a signal; None if the process still runs after some seconds."""
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def end(self, grace_s: float) -> int:
-        """Return the exit code; the process is killed where it does not exit within some seconds."""
+        """Return the exit code; kill the process if it does not exit within some seconds."""
         self.wait(grace_s)
         return self.kill()
 
     def failure(self, error: Exception) -> str:
-        """Return what became of it, as a predicate, after an error of its channel or of its reply's content."""
+        """Return the state of the process as a predicate, after an error of its channel or of its reply's content."""
         if isinstance(error, ClosedError) and (code := self.wait(_EXIT_S)) is not None:
             return f"{'crashed' if code < 0 else 'ended'} ({exit_status(code)})"
         return str(error if isinstance(error, LateError) else InvalidReplyError())
@@ -278,7 +278,7 @@ class ChildSlot(Generic[_Child]):
         self._child: _Child | None = None
 
     def child(self) -> _Child:
-        """Return the child, a new one where there is none, where it has died, or where our parent process owns it."""
+        """Return the child; start a new child if there is none, if it has died, or if our parent process owns it."""
         if self._child is None or not self._child.usable:
             self.close()
             self._child = self._start()
@@ -286,7 +286,7 @@ class ChildSlot(Generic[_Child]):
 
     @contextmanager
     def exchange(self) -> Iterator[_Child]:
-        """Give the child for one request and its replies; whatever fails meanwhile ends the child.
+        """Give the child for one request and its replies; any failure meanwhile ends the child.
 
         Raises:
             ChildError: the child died, was late, or sent a reply that the block could not use (``ValueError``,

@@ -50,7 +50,7 @@ class Scheduler(Generic[Scheduled]):
         Args:
             model: generates the answers.
             capacity: questions that are answered at the same time; the engine's default for None.
-            queue: questions that may wait inside the batch, where they join as soon as another answer ends.
+            queue: questions that may wait inside the batch; they join as soon as another answer ends.
             interleave: as for ``Engine.continuous``.
             refusals: errors that concern one question only; any other error is raised.
         """
@@ -85,7 +85,7 @@ class Scheduler(Generic[Scheduled]):
         self._batch.prepare()
 
     def join(self, joining: Sequence[tuple[Scheduled, Callable[[], Request]]]) -> list[tuple[Scheduled, Exception]]:
-        """Add questions to the batch, which may prefill them together.
+        """Add questions to the batch; it may prefill them together.
 
         Args:
             joining: questions, each with the call that builds its request under the question's ID.
@@ -117,7 +117,7 @@ class Scheduler(Generic[Scheduled]):
             yield scheduled
 
     def abort(self, scheduled: Scheduled) -> None:
-        """Remove a question from the batch; nothing happens where it is not in it."""
+        """Remove a question from the batch; nothing happens if it is not in the batch."""
         request_id = scheduled.question.question_id
         if self._in_batch.pop(request_id, None) is not None:
             self._batch.abort(request_id)

@@ -225,16 +225,16 @@ class StagedModel:
         _require_tokens(max_new_tokens)
         prepared = self.adapter.tokenize(question, features)
         prefilled = self.prefill(prepared, features, sampling, reuse=reuse)
-        pieces = IncrementalDetokenizer(self.adapter.decode_text)
+        detokenizer = IncrementalDetokenizer(self.adapter.decode_text)
         tokens = []
         try:
             for token in self.engine.decode(prefilled, max_new_tokens, self.drafts(prepared)):
                 tokens.append(token)
-                if piece := pieces.add(token):
-                    yield piece
+                if delta := detokenizer.add(token):
+                    yield delta
         finally:
             self._learn(tokens)
-        if rest := pieces.end():
+        if rest := detokenizer.end():
             yield rest
 
     def _learn(self, token_ids: Sequence[int]) -> None:

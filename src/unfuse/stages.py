@@ -95,7 +95,7 @@ class Prepared:
     frame_sizes: tuple[tuple[int, int], ...] = ()
     """(height, width) of every frame before preprocessing."""
     token_ids: tuple[int, ...] = ()
-    """``input_ids`` on the host, where available: reading them from the device waits for all earlier work."""
+    """``input_ids`` on the host, if available: reading them from the device waits for all earlier work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,17 +143,17 @@ class Prompt:
     inputs_embeds: LazyTensor = LazyTensor()
     """``[1, L, H]``; ``[B, L, H]`` for prompts padded on the left to one length.
 
-    A call that makes the tensor is accepted together with ``token_keys``, whose text ids stand for their embeddings. A
+    A call that makes the tensor is accepted together with ``token_keys``: their text ids replace the embeddings. A
     further question needs its own rows only, and the scene's rows are then never made again.
     """
     token_keys: tuple[int, ...] = ()
     """One key for each position: the token id for text, ``-1 - i`` for the i-th feature."""
     features_digest: str | None = None
-    """Hash of the features' values; None where no prefix is to be reused."""
+    """Hash of the features' values; None if no prefix is to be reused."""
     position_ids: torch.Tensor | None = None
     """``[B, L]``, or ``[3 or 4, B, L]`` under M-RoPE; None counts from 0."""
     attention_mask: torch.Tensor | None = None
-    """``[B, L]``, 0 where a row is padded; None for a single prompt."""
+    """``[B, L]``, 0 for padding; None for a single prompt."""
     decoder_inputs: Mapping[str, Any] = field(default_factory=dict)
     """Further inputs of the family's decoder: masks that are not causal."""
     scene_inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -180,7 +180,7 @@ class Prefilled:
     """float32 ``[V]`` at the last prompt position, before sampling."""
     prompt_tokens: int
     reused_prefix_tokens: int
-    """Prompt positions whose keys and values were reused from an earlier question."""
+    """Prompt positions with keys and values reused from an earlier question."""
     sampling: Sampling
     state: Any
     """Internal state of the engine: cache and position."""

@@ -61,7 +61,7 @@ class AsyncDevice:
             self.clock.sleep(rest)
 
     def record(self) -> Any:
-        """Return the time in seconds at which the present queue is empty."""
+        """Return the time in seconds when the present queue becomes empty."""
         return max(self._drained, self.clock.perf_counter())
 
     def elapsed_ms(self, start: float, end: float) -> float:
@@ -89,7 +89,7 @@ class FakeTime:
 
 
 class FakeGpu:
-    """A ``Gpu`` of known power, whose energy counter advances in steps."""
+    """A ``Gpu`` of known power, with an energy counter that advances in steps."""
 
     name = "a fake GPU"
 

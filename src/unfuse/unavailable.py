@@ -1,4 +1,4 @@
-"""The reason why there is no result, where one sample's failure must not end the others."""
+"""Reason for a missing result. It is a value and no exception, so that one failure does not end the other samples."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Tiny random models of each family, and processors that build their tensors without torchvision.
 
-Every builder gives a model and a ``Processor`` that does what the family's own processor does with the ids: the number
+Every builder gives a model and a ``Processor`` that treats the ids like the family's own processor: the number
 and order of placeholders, row and column tokens, type ids, grids.
 """
 
@@ -90,7 +90,7 @@ class Built:
 
 
 def pixels(frame, size):
-    """``[3, size, size]``: the frame repeated or cut to a square, in [-1, 1]."""
+    """``[3, size, size]``: the frame repeated or cropped to a square, in [-1, 1]."""
     rows = np.arange(size) % frame.shape[0]
     columns = np.arange(size) % frame.shape[1]
     picture = frame[rows][:, columns].astype(np.float32) / 127.5 - 1
@@ -322,7 +322,7 @@ FAMILIES = {
 
 @dataclass
 class Family:
-    """One family's tiny model and what it takes to ask it."""
+    """One family's tiny model, and the arguments of a question to it."""
 
     name: str
     staged: StagedModel

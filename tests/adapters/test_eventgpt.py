@@ -1,4 +1,4 @@
-"""Where EventGPT is cut, and what may cross."""
+"""The split points of EventGPT, and the values that may pass them."""
 
 from __future__ import annotations
 

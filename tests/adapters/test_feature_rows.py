@@ -1,4 +1,4 @@
-"""Whatever a family returns comes to one form and back, and several prompts' forms join as their features do."""
+"""Features of any family convert to rows and back, and forms of several prompts join like their features."""
 
 from __future__ import annotations
 

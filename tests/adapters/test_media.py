@@ -1,4 +1,4 @@
-"""What a model of camera frames is shown: image, video, folder of frames, or event frames with a note."""
+"""Input of a model of camera frames: image, video, folder of frames, or event frames with a note."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_truncated_video(tmp_path, video):
     data = video.read_bytes()
     refused = 0
     for keep in range(0, len(data), max(1, len(data) // 40)):
-        path = tmp_path / "cut.mp4"
+        path = tmp_path / "truncated.mp4"
         path.write_bytes(data[:keep])
         try:
             read_frames(path, evenly(8)(count_frames(path)))
@@ -139,7 +139,7 @@ def test_missing_pyav_is_one_line(monkeypatch, video):
         count_frames(video)
 
 
-def test_media_are_checked_for_those_who_are_shown_them(tmp_path, demo_sample):
+def test_media_are_checked_for_the_kinds_that_are_read(tmp_path, demo_sample):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     both = Sample(sample_id="a", event_data=demo_sample.event_data, video=tmp_path / "bad.mp4")
     Dataset(name="d", samples=(both,)).check_media()
@@ -190,14 +190,14 @@ def test_the_hash_is_had_without_decoding(every_medium, pick, monkeypatch):
 
 
 def test_a_file_that_changes_as_it_is_read_is_refused(tmp_path, monkeypatch):
-    """Else its features would be kept under the hash of what it was, or of what it became."""
+    """Otherwise the features would be stored under the hash of the old or of the new content."""
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     read = media.read_image
 
-    def overtaken(place):
-        frame = read(place)
-        Image.fromarray(np.ones((20, 30, 3), np.uint8)).save(place)
+    def overtaken(source):
+        frame = read(source)
+        Image.fromarray(np.ones((20, 30, 3), np.uint8)).save(source)
         return frame
 
     monkeypatch.setattr(media, "read_image", overtaken)

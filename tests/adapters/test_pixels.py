@@ -1,4 +1,4 @@
-"""The fast pixels against the image processor whose place they take."""
+"""The fast pixels against the image processor that they replace."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def reference(chosen, frames):
 
 @examples(150)
 @given(st.integers(5, 160), st.integers(1, 160), st.integers(16, 64), st.integers(0, 9), st.integers(0, 2**31))
-def test_every_size_gives_the_same_bits(height, width, edge, cut, seed):
+def test_every_size_gives_the_same_bits(height, width, edge, margin, seed):
     rng = np.random.default_rng(seed)
-    # Extremes overshoot, which is where a sum is clipped.
+    # Extremes overshoot, so that sums are clipped.
     frame = rng.choice(np.array([0, 3, 250, 255], np.uint8), (height, width, 3))
-    chosen = processor(edge, (max(edge - cut, 16), max(edge - 2 * cut, 16)))
+    chosen = processor(edge, (max(edge - margin, 16), max(edge - 2 * margin, 16)))
     fast = ClipPixels(chosen)
     assert fast.notes == ()
     assert_array_equal(fast([frame]), reference(chosen, [frame]))
@@ -67,7 +67,7 @@ def test_real_event_frames(recordings_dir):
         {"edge": 14},
     ],
 )
-def test_other_settings_are_left_to_the_processor_and_said(settings):
+def test_other_settings_are_left_to_the_processor_and_noted(settings):
     chosen = processor(**settings)
     fast = ClipPixels(chosen)
     assert fast.notes == ("pixels by CLIPImageProcessorPil: its settings have no faster way",)

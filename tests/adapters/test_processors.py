@@ -51,12 +51,12 @@ def frames():
 
 @pytest.mark.parametrize("template", [True, False])
 def test_llava_is_its_own_processor(tmp_path, frames, template):
-    place = folder(tmp_path, "llava", "CLIPImageProcessor", template=template)
+    checkpoint = folder(tmp_path, "llava", "CLIPImageProcessor", template=template)
     processor = hf.LlavaProcessor(
-        hf.CLIPImageProcessorPil(**PICTURE), hf.AutoTokenizer.from_pretrained(place), patch_size=14,
+        hf.CLIPImageProcessorPil(**PICTURE), hf.AutoTokenizer.from_pretrained(checkpoint), patch_size=14,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
     )  # fmt: skip
-    with load(str(place), device="cpu", dtype="float32") as model:
+    with load(str(checkpoint), device="cpu", dtype="float32") as model:
         prepared = model.preprocess(model.load(Sample.from_frames(frames, "What moves?")))
         theirs = processor(images=[frames[10]], text="USER: <image>\nWhat moves? ASSISTANT:", return_tensors="pt")
         assert torch.equal(prepared.input_ids, theirs["input_ids"])
@@ -95,19 +95,19 @@ def test_a_question_cannot_bring_placeholders(tmp_path, frames):
 def test_a_checkpoint_without_all_its_tensors(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    place = folder(tmp_path, "llava", "CLIPImageProcessor")
-    weights = load_file(place / "model.safetensors")
+    checkpoint = folder(tmp_path, "llava", "CLIPImageProcessor")
+    weights = load_file(checkpoint / "model.safetensors")
     name = next(name for name in weights if "multi_modal_projector" in name)
-    save_file({k: v for k, v in weights.items() if k != name}, place / "model.safetensors", {"format": "pt"})
+    save_file({k: v for k, v in weights.items() if k != name}, checkpoint / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="1 tensors missing"):
-        load(str(place), device="cpu")
+        load(str(checkpoint), device="cpu")
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
-    place = folder(tmp_path, "llava", "CLIPImageProcessor")
-    (place / "model.safetensors").write_bytes(b"\xff" * 100)
+    checkpoint = folder(tmp_path, "llava", "CLIPImageProcessor")
+    (checkpoint / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError) as caught:
-        load(str(place), device="cpu")
+        load(str(checkpoint), device="cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -121,7 +121,7 @@ class Renamed(HFPreprocessor):
 @pytest.mark.parametrize("base", [LlavaAdapter, HFAdapter], ids=["CLIP", "own"])
 def test_an_adapter_decides_preprocessor_and_processor_everywhere(tmp_path, monkeypatch, frames, base):
     """Both the loaded model and the preprocessor without weights use the classes of the registered adapter."""
-    place = folder(tmp_path, "llava", "CLIPImageProcessor")
+    checkpoint = folder(tmp_path, "llava", "CLIPImageProcessor")
 
     class Own(base):
         preprocessor_class = Renamed
@@ -134,7 +134,7 @@ def test_an_adapter_decides_preprocessor_and_processor_everywhere(tmp_path, monk
 
     monkeypatch.setitem(hf_loading._ADAPTERS, "llava", Own)
     sample = Sample.from_frames(frames, "What moves?")
-    for name in (str(place), "random:llava-tiny"):
+    for name in (str(checkpoint), "random:llava-tiny"):
         alone = open_preprocessor(name, "float32")
         with load(name, device="cpu", dtype="float32") as model:
             assert type(model.adapter) is Own
@@ -142,12 +142,12 @@ def test_an_adapter_decides_preprocessor_and_processor_everywhere(tmp_path, monk
             ours, theirs = (each.preprocess(each.load(sample)) for each in (alone, model.adapter.preprocessor))
             assert torch.equal(ours.input_ids, theirs.input_ids)
             assert torch.equal(ours.pixel_values, theirs.pixel_values)
-            assert ("a processor of its own" in model.notes) == (name == str(place))
+            assert ("a processor of its own" in model.notes) == (name == str(checkpoint))
 
 
 def test_a_registered_family_gets_its_adapter_with_the_checkpoints_own_processor(tmp_path, monkeypatch):
-    """Also where the image processor is not CLIP's."""
-    place = folder(tmp_path, "llava", "CLIPImageProcessor")
+    """Also if the image processor is not CLIP's."""
+    checkpoint = folder(tmp_path, "llava", "CLIPImageProcessor")
 
     class Own(HFAdapter):
         pass
@@ -156,6 +156,6 @@ def test_a_registered_family_gets_its_adapter_with_the_checkpoints_own_processor
     monkeypatch.setattr(hf_loading, "_processor", lambda folder: hf.LlavaProcessor(
         hf.CLIPImageProcessorPil(**PICTURE), hf.AutoTokenizer.from_pretrained(folder), patch_size=14,
     ))  # fmt: skip
-    with load(str(place), device="cpu", dtype="float32") as model:
+    with load(str(checkpoint), device="cpu", dtype="float32") as model:
         assert type(model.adapter) is Own
         assert model.adapter.takes == "image"

@@ -1,4 +1,4 @@
-"""Towers, projectors and decoders are found by what they are; a model that has none is refused with a reason."""
+"""Towers, projectors and decoders are found by their structure; a model without them is refused with a reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_parts(name):
     assert find_decoder(model) is model.get_decoder()
 
 
-def test_a_tower_without_a_config_of_its_own_is_known_by_its_convolution():
+def test_a_tower_without_a_config_of_its_own_is_found_by_its_convolution():
     model, _ = families.llava()
     model.config.vision_config = {}
     assert "vision_tower" in find_towers(model)
@@ -64,7 +64,7 @@ class Biased(hf.LlavaForConditionalGeneration):
 
 
 class Stateful(hf.LlavaForConditionalGeneration):
-    """A decoder that cannot be called without what the whole gives it."""
+    """A decoder that cannot be called without an argument of the whole model."""
 
     def __init__(self, config):
         super().__init__(config)

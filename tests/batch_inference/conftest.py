@@ -15,13 +15,13 @@ from unfuse.samples.demo import demo_dataset
 
 @pytest.fixture(scope="session")
 def demo_work():
-    """Four scenes, three questions each: the rows of one scene lie apart."""
+    """Four scenes, three questions each: the rows of one scene are not adjacent."""
     return Work(demo_dataset(max_samples=4), ["What moves?", "Is it raining?", "Which way does the disc move?"])
 
 
 @pytest.fixture(scope="session")
 def expected(demo_work, demo_model):
-    """What each question is answered alone, by id."""
+    """Answer of each question alone, by id."""
     found = {}
     for sample, question in demo_work.rows:
         features = demo_model.encode(sample)

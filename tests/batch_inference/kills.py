@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
             finally:
                 os._exit(code)
         if kills < KILLS:
-            # Once it goes on where the one before was killed, and at any moment of the next answers.
+            # Kill it after it resumed the killed run, at a random moment of the next answers.
             wait_for(lambda seen=seen, child=child: resumed(folder) != seen or ended_by_itself(child))
             time.sleep(chance.uniform(0, 0.1 + kills / KILLS))
             os.kill(child, signal.SIGKILL)
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
 
 
 def resumed(folder: Path) -> int:
-    """How often a run was begun in a folder."""
+    """How often a run was started in a folder."""
     try:
         return 1 + len(read_manifest(folder).resumed)
     except UnfuseError:

@@ -84,7 +84,7 @@ def test_a_loaded_model_is_one_device(demo_model, demo_work, tmp_path):
 
 
 def test_one_device_has_a_process_as_well(demo_work, tmp_path, monkeypatch):
-    """It dies of every scene: the run comes to its end, and says nothing of times that nobody has told."""
+    """It dies of every scene: the run ends, and reports no times, since no process sent any."""
     made = stood(monkeypatch, [], again=None)
     work = Work(replace(demo_work.dataset, samples=demo_work.dataset.samples[:1]))
     monkeypatch.setattr(Stand, "poison", {work.rows[0][1].question_id})
@@ -139,7 +139,7 @@ def test_a_process_sees_its_own_gpu_only_and_no_key_at_the_terminal(monkeypatch)
 
 
 class Stand:
-    """In the place of a device's process: a thread that answers at once, and may die after so many answers."""
+    """Stands in for a device's process: a thread that answers at once, and may die after so many answers."""
 
     poison: frozenset[str] = frozenset()
     """Questions that it dies of."""
@@ -181,7 +181,7 @@ class Stand:
 
 
 def stood(monkeypatch, plan, capacity=3, again=None):
-    """Stands in the place of processes: those of a plan, and all after them."""
+    """Stands in for processes: those of a plan, and all after them."""
     made = []
 
     def start(name, job):
@@ -329,27 +329,27 @@ class Simulated:
         self.pace = pace
         child = SimpleNamespace(channel=self, end=lambda _: -9, kill=lambda: None, close=lambda: None)
         self.device = devices._Device(name, child)
-        self.inbox, self.held = [], []
+        self.inbox, self.pending = [], []
         self.taken, self.at = 0, 0
 
     def next_at(self):
         """When it does something next; None while it waits for its parent."""
         if self.inbox:
             return max(self.at, self.inbox[0][0]) + self.pace
-        return self.at + self.patience if self.held else None
+        return self.at + self.patience if self.pending else None
 
     def act(self, now):
-        """What it says then."""
+        """Yield the messages of the device at this time."""
         self.at = now
         scene = self.inbox.pop(0)[1] if self.inbox else None
         if scene is not None:
             self.taken += 1
-            self.held.append(scene)
+            self.pending.append(scene)
             yield SceneStarted(scene.questions[0].question_id)
-        if scene is None or len(self.held) == self.capacity:
-            for each in self.held:
+        if scene is None or len(self.pending) == self.capacity:
+            for each in self.pending:
                 yield Answer(question=each.questions[0], generation=YES, media_sha256="m")
-            self.held = []
+            self.pending = []
 
 
 class Simulation:

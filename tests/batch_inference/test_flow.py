@@ -201,7 +201,7 @@ class InstantBatch:
 
 
 class InstantModel:
-    """A model that takes no time: what is left is the pipeline."""
+    """A model that takes no time, so that only the pipeline is measured."""
 
     device = torch.device("cpu")
 
@@ -248,7 +248,7 @@ def test_ten_thousand_scenes_take_no_more_memory_than_a_thousand():
             flow = Flow(model, pool, SETTINGS, lambda answer: seen.add(int(answer.generation.text)))
             pool.start(scene_source(numbered(count)))
             flow.run()
-        peaks.append(tracemalloc.get_traced_memory()[1] - 100 * count)  # ids of what was answered are the test's own
+        peaks.append(tracemalloc.get_traced_memory()[1] - 100 * count)  # the test chooses the ids of the answers
         tracemalloc.stop()
         assert seen == set(range(count))
         assert flow.most_held <= 16 + 2 * 8
@@ -259,7 +259,7 @@ def test_ten_thousand_scenes_take_no_more_memory_than_a_thousand():
 
 
 def test_started_scenes_are_answered_before_a_wait(demo_model, demo_work, expected):
-    """Calls bring scenes with features; who brought one brings no other before it is answered."""
+    """Calls bring scenes with features; a caller brings the next scene after the answer of its last scene."""
     preprocessor, scenes = demo_model.adapter.preprocessor, demo_work.scenes()
     features = {demo_model.media_sha256(scene.sample): demo_model.encode(scene.sample) for scene in scenes}
     left = [prepare(preprocessor, scene, features.get) for scene in scenes]

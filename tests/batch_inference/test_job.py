@@ -1,4 +1,4 @@
-"""Datasets to answers, in a folder: once each, whatever happens on the way."""
+"""Answers of datasets, in a folder: each sample once, after any interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from unfuse.testing import FakeTime
 
 SETTINGS = RunSettings(max_new_tokens=8, workers=0)
 ACCIDENTAL = {"finished_unix_s": 0.0, "reused_prefix_tokens": 0}
-"""What depends on when an answer was written, and after which."""
+"""Fields that depend on the time and order of the answers."""
 
 
 def by_id(folder):
@@ -84,7 +84,7 @@ def test_summary_and_manifest_of_a_run(undisturbed, demo_model):
 
 
 def test_the_times_of_a_run_are_those_of_its_parts(demo_model, demo_work, tmp_path, monkeypatch):
-    """On a clock that only the model moves, the device is what holds the run back, and is busy all the time."""
+    """On a clock that only the model advances, the device is the bottleneck, and is busy all the time."""
     clock = FakeTime()
     fake = SimpleNamespace(perf_counter=clock.perf_counter, time=time.time)
     for module in ("job", "flow", "device", "times"):
@@ -274,7 +274,7 @@ def test_wrong_input_is_refused_before_a_model_is_loaded(tmp_path, demo_work, mo
 
 
 def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
-    """``kills.py`` does it, a process of its own: what it forks has loaded the model and costs no time to start."""
+    """``kills.py`` does it in a process of its own: its forks have the model loaded and start at once."""
     folder = tmp_path / "run"
     done = forked.run([sys.executable, Path(__file__).with_name("kills.py"), folder])
     assert done.returncode == 0, done.stderr
@@ -282,7 +282,7 @@ def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
     assert len(read_manifest(folder).resumed) >= 5
 
 
-def test_a_model_that_cannot_be_cut_is_refused(demo_model, demo_work, tmp_path, monkeypatch):
+def test_an_unsplittable_model_is_refused(demo_model, demo_work, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_model, "engine", FusedOnly("it cannot be split"))
     with pytest.raises(CutError, match="cannot be split"):
         answer_dataset(RunJob(model=demo_model, work=demo_work, settings=SETTINGS, output=tmp_path / "run"))

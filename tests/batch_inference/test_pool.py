@@ -94,7 +94,7 @@ def test_closing_a_pool_that_is_full_ends_its_threads():
 
 
 def test_closing_a_pool_whose_source_waits():
-    """Who gives them may wait for answers that will never come, because what answers has just failed."""
+    """The source may wait for answers that never come, because the answering part has just failed."""
     given = threading.Event()
 
     def source():

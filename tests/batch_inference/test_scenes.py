@@ -1,4 +1,4 @@
-"""Which rows are one scene, and what is made of a scene without a network."""
+"""Grouping of rows into scenes, and stages 1 and 2 of a scene without a network."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def test_stages_1_and_2_of_a_scene(demo_model, demo_sample):
     assert prepared.load_s > 0
     assert prepared.preprocess_s > 0
     features = demo_model.encode(own)
-    kept = prepare(preprocessor, scene, {own.media_sha256: features}.get)
-    assert kept.features is features
-    assert kept.pixels is None
-    assert [prompt.token_ids for prompt in kept.prompts] == [prompt.token_ids for prompt in prepared.prompts]
+    cached = prepare(preprocessor, scene, {own.media_sha256: features}.get)
+    assert cached.features is features
+    assert cached.pixels is None
+    assert [prompt.token_ids for prompt in cached.prompts] == [prompt.token_ids for prompt in prepared.prompts]
 
 
 def test_an_error_of_a_scene_stays_with_it(demo_model, demo_sample, tmp_path):

@@ -1,4 +1,4 @@
-"""Which part is said to hold a run back."""
+"""Which stage is reported as the bottleneck of a run."""
 
 from __future__ import annotations
 

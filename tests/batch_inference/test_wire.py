@@ -1,4 +1,4 @@
-"""What is sent is what arrives, tensors bit for bit."""
+"""A received value equals the sent value, tensors bit for bit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_large_tensors_and_parts_of_tensors():
     assert torch.equal(part, tensor[:, 1])
 
 
-def test_one_tensor_held_twice_goes_over_once():
+def test_a_tensor_referenced_twice_is_sent_once():
     tensor = torch.arange(10)
     one, other = sent((tensor, tensor))
     assert one is other

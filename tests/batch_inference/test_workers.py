@@ -25,7 +25,7 @@ from unfuse.unavailable import Unavailable
 
 
 class Crash:
-    """In the place of a sample's reference answer, which nothing reads: a worker that unpickles it dies."""
+    """Replaces a sample's reference answer, as nothing reads it: a worker that unpickles it dies."""
 
     def __init__(self, code):
         self.code = code
@@ -87,7 +87,7 @@ def test_a_scene_that_kills_two_workers_fails_alone(demo_model, host, crash):
 
 
 def test_a_scene_that_hangs_fails_alone(demo_model, host, monkeypatch):
-    """Whatever it hangs on; its worker is ended, also one that would not listen. Other scenes have all the time."""
+    """Its worker is killed, even if it ignores messages. Other scenes are not limited by its time."""
     pids, prepared = [], WorkerProcess.__call__
 
     def limited(self, scene):

@@ -1,4 +1,4 @@
-"""Benchmarks through the public calls: warm-up, failures, reuse, and what is kept."""
+"""Benchmarks through the public calls: warm-up, failures, reuse, and the memory in use afterwards."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_new_input_shapes_are_warmed_again(demo_model, dataset):
 
 
 def test_a_shape_is_repeated_until_its_time_is_steady(demo_model, dataset, monkeypatch):
-    """With the rule itself, which the other tests replace, and times that settle at the fourth repeat."""
+    """With the rule itself (the other tests replace it), and times that settle at the fourth repeat."""
     settling = iter([90.0, 60.0, 30.0, 10.0, 10.0, *[10.0] * 100])
     staged = Pairs._staged
 

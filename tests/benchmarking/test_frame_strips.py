@@ -1,4 +1,4 @@
-"""Frame strips for the report: stored after all measuring, once per medium, and again where a run was interrupted."""
+"""Frame strips for the report: stored after all measuring, once per medium, and again if a run was interrupted."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(demo_model, dataset, tmp_path_factory):
-    place = tmp_path_factory.mktemp("pictures") / "run"
-    return bench_model(demo_model, dataset, BenchSettings(**QUICK), RunOptions(output=place))
+    run_dir = tmp_path_factory.mktemp("pictures") / "run"
+    return bench_model(demo_model, dataset, BenchSettings(**QUICK), RunOptions(output=run_dir))
 
 
 def names(folder: Path) -> set[str]:
@@ -40,9 +40,9 @@ def names(folder: Path) -> set[str]:
 
 
 def test_one_strip_per_medium(run):
-    shown = {record.media_sha256 for record in run.records}
-    assert len(shown) == 2
-    assert names(run.folder / "frames") == shown
+    hashes = {record.media_sha256 for record in run.records}
+    assert len(hashes) == 2
+    assert names(run.folder / "frames") == hashes
     html = (run.folder / "report.html").read_text()
     assert html.count("data:image/webp;base64,") == 2
     assert html.count("data-media=") == 3
@@ -51,14 +51,14 @@ def test_one_strip_per_medium(run):
 def test_a_resumed_run_has_every_strip(demo_model, dataset, tmp_path):
     """The control: frames that were there are not made again."""
     first = bench_model(demo_model, dataset, BenchSettings(**QUICK), RunOptions(output=tmp_path / "run"))
-    kept, lost = sorted((tmp_path / "run" / "frames").iterdir())
-    before = kept.stat().st_mtime_ns
+    intact, lost = sorted((tmp_path / "run" / "frames").iterdir())
+    before = intact.stat().st_mtime_ns
     lost.unlink()
     (tmp_path / "run" / "report.html").unlink()
     again = bench_model(demo_model, dataset, BenchSettings(**QUICK), RunOptions(output=tmp_path / "run", resume=True))
     assert again.records == first.records
     assert lost.is_file()
-    assert kept.stat().st_mtime_ns == before
+    assert intact.stat().st_mtime_ns == before
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -71,17 +71,17 @@ def test_no_frames_are_loaded_for_strips_while_measuring(demo_model, dataset, tm
             return super().load(sample)
 
     model = Watched("watched", demo_model.adapter, demo_model.engine)
-    place = tmp_path / "run"
+    run_dir = tmp_path / "run"
 
     def measured(index, record):
-        assert not (place / "frames").exists()
+        assert not (run_dir / "frames").exists()
         events.append("record")
 
-    options = RunOptions(output=place, listener=Listener(record=measured))
+    options = RunOptions(output=run_dir, listener=Listener(record=measured))
     bench_model(model, dataset, BenchSettings(**QUICK), options)
     last = len(events) - 1 - events[::-1].index("record")
     assert "load demo:0" in events[last:]
-    assert len(RunFolder.open(place).records()) == events.count("record")
+    assert len(RunFolder.open(run_dir).records()) == events.count("record")
 
 
 def test_a_medium_that_has_changed_is_left_out(demo_model, dataset, run, tmp_path):

@@ -1,4 +1,4 @@
-"""Each protocol: which stages it times, what it claims, and that the control is rejected."""
+"""Each protocol: its timed stages, its claims, and the rejection of the control."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_the_report_names_unfair_differences(finished):
     assert "this model was shown event frames" in text
 
 
-def test_one_model_is_held_at_a_time(data):
+def test_one_model_is_loaded_at_a_time(data):
     alive: list[weakref.ref] = []
     most = []
 
@@ -163,9 +163,9 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     parts = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "frames")
     assert len(parts) == 4
     for part in parts:
-        kept = (part / "samples.jsonl").read_text().split("\n")[:-1]
+        stored = (part / "samples.jsonl").read_text().split("\n")[:-1]
         before = reported.get(part.name, [])
-        assert kept[: len(before)] == before
+        assert stored[: len(before)] == before
         ids = [line["sample_id"] for line in lines(part) if not line["warmup"]]
         assert ids == ["demo:0", "demo:1"], "each sample once"
     plain = unfuse.bench(

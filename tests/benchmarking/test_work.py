@@ -1,4 +1,4 @@
-"""The least work of a stage, against what can be counted by hand."""
+"""The least work of a stage, against counts by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets that the tests of commands write, and what they print."""
+"""Data sets that the tests of commands write, and the output of the commands."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_demo_by_default(capsys):
 
 
 def test_strict_and_profile(monkeypatch, capsys):
-    """A machine that is not free is refused in one line; a free one is measured, with a profile where one is wanted."""
+    """A machine that is not free is refused in one line; a free one is measured, with a profile if requested."""
     gpu, host = FakeGpu(), LinuxHost()
     host.load_average, host.times = lambda: 0.0, lambda: Unavailable("not looked at")
     guard = IsolationGuard(host=host, gpu=gpu, sleep=lambda _: None)
@@ -84,7 +84,7 @@ def test_strict_and_profile(monkeypatch, capsys):
     gpu.busy_pct = 70
     run(["bench", "demo", "--max-samples", "1", "--output", "s", "--energy-seconds", "0", *QUICK])
     out = capsys.readouterr().out
-    assert "\nWarning: not isolated: gpu-busy: 70 % busy" in out, "said before the run begins"
+    assert "\nWarning: not isolated: gpu-busy: 70 % busy" in out, "printed before the run starts"
     assert "\nWarning: not isolated at the start: gpu-busy: 70 % busy" in out
 
 
@@ -128,14 +128,14 @@ def test_killed_and_resumed(dataset, tmp_path):
     process = started.unfuse(*command, folder=tmp_path, hold=("unfuse.benchmarking.pairs:Pairs.measure", 4))
     assert process.wait_until(lambda: process.out.count("Sample ") >= 2), process.errors
     process.kill()
-    kept = (tmp_path / "r" / "samples.jsonl").read_bytes()
-    done = [line["sample_id"] for line in map(json.loads, kept.decode().splitlines()) if not line["warmup"]]
+    stored = (tmp_path / "r" / "samples.jsonl").read_bytes()
+    done = [line["sample_id"] for line in map(json.loads, stored.decode().splitlines()) if not line["warmup"]]
     assert len(done) >= 2, "what was reported is there"
     assert not (tmp_path / "r" / "summary.json").exists()
     finished = started.unfuse(*command, "--resume", folder=tmp_path)
     assert finished.wait() in (0, 1), finished.errors
     data = (tmp_path / "r" / "samples.jsonl").read_bytes()
-    assert data.startswith(kept[: kept.rfind(b"\n") + 1]), "earlier lines stay as they are"
+    assert data.startswith(stored[: stored.rfind(b"\n") + 1]), "earlier lines stay as they are"
     ids = [line["sample_id"] for line in map(json.loads, data.decode().splitlines()) if not line["warmup"]]
     assert ids == [str(i) for i in range(6)], "every sample exactly once"
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["num_ok"] == 6

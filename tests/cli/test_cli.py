@@ -16,7 +16,7 @@ from unfuse.samples.dataset import MANIFEST_NAME
 from unfuse.samples.demo import demo_checkpoint
 
 
-def test_help_is_not_cut_off(capsys):
+def test_help_is_not_truncated(capsys):
     assert run(["--help"]) == 0
     listed = capsys.readouterr().out.split("Commands:\n")[1]
     assert len(listed.splitlines()) == len(cli.commands)

@@ -1,4 +1,4 @@
-"""``unfuse compare`` on run folders: what it prints, and exit codes that a build can rely on."""
+"""``unfuse compare`` on run folders: its output, and exit codes for builds."""
 
 from __future__ import annotations
 
@@ -89,25 +89,25 @@ def test_noise_threshold(runs, capsys):
 
 def test_a_sample_that_fails_now_fails_the_build(runs, tmp_path, capsys):
     broken = write(tmp_path / "broken", 90, failed=1)
-    assert run(["compare", runs[0], broken]) == 0, "nothing was asked"
+    assert run(["compare", runs[0], broken]) == 0, "no limit was given"
     assert run(["compare", runs[0], broken, "--fail-on-regression", "5"]) == 1
     assert "1 samples that A measured failed in B" in capsys.readouterr().err
 
 
 def test_what_could_not_be_seen_fails_the_build(runs, tmp_path, capsys):
     """A gate that cannot fail would be worse than none."""
-    few, cut = write(tmp_path / "few", 200, samples=5), write(tmp_path / "cut", 100, ended=False)
-    assert run(["compare", runs[0], few]) == 0, "nothing was asked"
+    few, unfinished = write(tmp_path / "few", 200, samples=5), write(tmp_path / "unfinished", 100, ended=False)
+    assert run(["compare", runs[0], few]) == 0, "no limit was given"
     assert "not judged: 5 samples; a difference is shown by 6 at least" in capsys.readouterr().out
     assert run(["compare", runs[0], few, "--fail-on-regression", "5"]) == 1
     assert "NOT JUDGED: 5 samples; a difference is shown by 6 at least\n" in capsys.readouterr().err
-    assert run(["compare", runs[0], cut, "--fail-on-regression", "5"]) == 1
+    assert run(["compare", runs[0], unfinished, "--fail-on-regression", "5"]) == 1
     assert "NOT JUDGED: B has not ended\n" in capsys.readouterr().err
-    assert run(["compare", cut, runs[0], "--fail-on-regression", "5"]) == 1
+    assert run(["compare", unfinished, runs[0], "--fail-on-regression", "5"]) == 1
     assert "NOT JUDGED: A has not ended\n" in capsys.readouterr().err
 
 
-def test_what_noise_hides_is_said(runs, capsys):
+def test_a_limit_within_the_noise_threshold_is_reported(runs, capsys):
     assert run(["compare", *reversed(runs), "--noise-threshold", "12", "--fail-on-regression", "5"]) == 0
     assert "Changes up to 12 % count as noise here, so 5 % cannot be judged." in capsys.readouterr().err
     assert run(["compare", *reversed(runs), "--fail-on-regression", "5"]) == 0
@@ -123,7 +123,7 @@ def test_a_comparison_names_its_runs(runs, tmp_path, capsys):
 
 
 def test_baselines(runs, tmp_path, monkeypatch, capsys):
-    """Kept under a name below the working directory, listed, compared with, replaced when asked to."""
+    """Saved under a name below the working directory, listed, compared with, replaced on request."""
     monkeypatch.chdir(tmp_path)
     slow, fast = runs[1], runs[0]
     assert run(["compare", "--list-baselines"]) == 0
@@ -138,8 +138,8 @@ def test_baselines(runs, tmp_path, monkeypatch, capsys):
     assert "found '2.0'" in listed
     Path(".unfuse/baselines/old/run.json").unlink()
     Path(".unfuse/baselines/old").rmdir()
-    kept = Path(".unfuse/baselines/main")
-    assert {p.name: p.read_bytes() for p in kept.iterdir()} == {
+    saved = Path(".unfuse/baselines/main")
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == {
         p.name: p.read_bytes() for p in Path(fast).iterdir() if p.name != ".lock"
     }
     assert run(["compare", "--baseline", "main", slow, "--fail-on-regression", "5"]) == 1
@@ -159,17 +159,17 @@ def test_baselines(runs, tmp_path, monkeypatch, capsys):
 
 
 def test_a_baseline_dir(runs, tmp_path, capsys):
-    place = ["--baseline-dir", str(tmp_path / "kept")]
-    assert run(["compare", "--save-baseline", "v1.0", runs[0], *place]) == 0
-    assert (tmp_path / "kept" / "v1.0" / "run.json").is_file()
-    assert run(["compare", "--baseline", "v1.0", runs[1], *place]) == 0
+    options = ["--baseline-dir", str(tmp_path / "saved")]
+    assert run(["compare", "--save-baseline", "v1.0", runs[0], *options]) == 0
+    assert (tmp_path / "saved" / "v1.0" / "run.json").is_file()
+    assert run(["compare", "--baseline", "v1.0", runs[1], *options]) == 0
 
 
 def test_a_run_that_did_not_end_is_no_baseline(tmp_path, capsys):
-    cut_off = write(tmp_path / "cut", 100, ended=False)
-    assert run(["compare", "--save-baseline", "x", cut_off, "--baseline-dir", str(tmp_path / "kept")]) == 2
+    unfinished = write(tmp_path / "unfinished", 100, ended=False)
+    assert run(["compare", "--save-baseline", "x", unfinished, "--baseline-dir", str(tmp_path / "saved")]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert not (tmp_path / "kept").exists()
+    assert not (tmp_path / "saved").exists()
 
 
 def test_json_and_markdown(runs, capsys):

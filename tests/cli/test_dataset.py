@@ -27,7 +27,7 @@ def test_demo_data_set(tmp_path, capsys):
     assert all(json.loads(line)["reference"] for line in (folder / "samples.jsonl").read_text().splitlines())
 
 
-def test_a_demo_data_set_without_pyav_is_not_begun(tmp_path, capsys, monkeypatch):
+def test_a_demo_data_set_without_pyav_is_not_started(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     assert run(["dataset", "demo", str(tmp_path / "set")]) == 2
     one_line(capsys, ["PyAV is not installed", 'pip install "unfuse[video]"'])

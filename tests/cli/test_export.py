@@ -1,4 +1,4 @@
-"""``unfuse export``: a table on the disk, and one line where there is none."""
+"""``unfuse export``: a table on the disk, or one line of an error."""
 
 from __future__ import annotations
 

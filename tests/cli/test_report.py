@@ -1,4 +1,4 @@
-"""``unfuse report``: where the page goes, what it is made of, and what is refused."""
+"""``unfuse report``: the path of the page, its content, and refused input."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_one_run_has_it_in_its_folder(folder, capsys):
         "Not verified",
     ):
         assert words in text
-    assert run(["report", str(folder)]) == 0, "made again, it takes the old one's place"
+    assert run(["report", str(folder)]) == 0, "made again, it replaces the old one"
 
 
-def test_several_have_it_here_or_where_it_is_asked_for(folder, tmp_path, capsys):
+def test_several_runs_are_reported_here_or_at_output(folder, tmp_path, capsys):
     other = shutil.copytree(folder, tmp_path / "other")
     assert run(["report", str(folder), str(other)]) == 0
     text = (tmp_path / "report.html").read_text()

@@ -61,7 +61,7 @@ def test_a_failed_sample_is_shown_and_is_exit_code_1(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         (["nonsense"], "no such folder"),
         (["--device", "gpu"], "auto, cpu"),
@@ -74,21 +74,21 @@ def test_a_failed_sample_is_shown_and_is_exit_code_1(tmp_path, capsys):
         (["--temperature", "-1"], "temperature"),
     ],
 )
-def test_what_is_wrong_is_one_line(given, said, capsys):
+def test_what_is_wrong_is_one_line(given, expected, capsys):
     Path("empty.txt").write_text("\n")
     assert run(["run", *given]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert expected in error
     assert error.count("\n") == 1
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_the_user(number, code, tmp_path):
-    out, asked = tmp_path / "out folder", tmp_path / "q.txt"
-    # It is held in the middle of writing answers, so the signal comes before the last.
-    asked.write_text("".join(f"What moves, and how, in scene {n}?\n" for n in range(12)))
-    given = ["run", "demo", "--questions", str(asked), "--output", str(out), "--capacity", "1"]
+    out, questions = tmp_path / "out folder", tmp_path / "q.txt"
+    # The process is stopped in the middle of writing answers, so the signal comes before the last.
+    questions.write_text("".join(f"What moves, and how, in scene {n}?\n" for n in range(12)))
+    given = ["run", "demo", "--questions", str(questions), "--output", str(out), "--capacity", "1"]
     given += ["--max-samples", "2", "--workers", "0", "--device", "cpu"]
     answers = out / "answers.jsonl"
     process = started.unfuse(*given, folder=tmp_path, hold=("unfuse.engines.sequential:SequentialBatch._next", 100))
@@ -96,17 +96,17 @@ def test_stopped_by_the_user(number, code, tmp_path):
     process.send(number)
     assert process.wait() == code
     assert "Traceback" not in process.errors
-    said = process.out
-    command = re.search(r"^Go on with: (.+)$", said, re.MULTILINE)[1]
+    output = process.out
+    command = re.search(r"^Go on with: (.+)$", output, re.MULTILINE)[1]
     words = shlex.split(command)
     assert words[:3] == ["unfuse", "run", "demo"]
     assert words[words.index("--output") + 1] == str(out)
     assert "--resume" in words
     assert {"--capacity", "1"} <= set(words)
-    kept = [each.sample_id for each in read_answers(answers)]
-    assert 0 < len(kept) < 24
-    assert f"Stopped. {len(kept)} answers of this process are kept in {out}." in said
+    stored = [each.sample_id for each in read_answers(answers)]
+    assert 0 < len(stored) < 24
+    assert f"Stopped. {len(stored)} answers of this process are kept in {out}." in output
     if code == 130:
         assert run(words[1:]) == 0
-        assert [each.sample_id for each in read_answers(answers)][: len(kept)] == kept
+        assert [each.sample_id for each in read_answers(answers)][: len(stored)] == stored
         assert len(list(read_answers(answers))) == 24

@@ -54,7 +54,7 @@ def test_seed_scripts_run_as_written(dataset, name):
     assert "Traceback" not in done.stderr
 
 
-def test_every_entry_point_of_the_seed_is_there():
+def test_every_entry_point_of_the_seed_exists():
     assert sorted(path.name for path in SEED_SCRIPTS.glob("*.py")) == [
         "benchmark_inference_3stages.py", "benchmark_inference_4stages.py", "benchmark_with_proper_decoupling.py",
         "verify_videollava_decoupling.py",

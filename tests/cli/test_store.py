@@ -1,4 +1,4 @@
-"""``ask --store`` and ``unfuse store``: what they print, what they refuse."""
+"""``ask --store`` and ``unfuse store``: their output and refused input."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_second_ask_encodes_nothing(capsys):
     assert "last used between" in out
 
 
-def test_a_damaged_scene_is_found_replaced_and_said(capsys):
+def test_a_damaged_scene_is_found_replaced_and_reported(capsys):
     assert run([*ASK, "--store", "scenes"]) == 0
     ((path, _),) = FeatureStore("scenes").check()
     data = bytearray(path.read_bytes())
@@ -62,7 +62,7 @@ def test_a_damaged_scene_is_found_replaced_and_said(capsys):
     assert "0 scenes, 0 damaged" in capsys.readouterr().out
 
 
-def test_what_could_not_be_kept_is_said_and_answered(capsys):
+def test_a_scene_that_cannot_be_stored_is_reported_and_answered(capsys):
     assert run([*ASK, "--store", "scenes", "--store-gib", "0.00001"]) == 0
     out = capsys.readouterr().out
     assert "Not kept: scenes: " in out
@@ -70,7 +70,7 @@ def test_what_could_not_be_kept_is_said_and_answered(capsys):
     assert answers(out)
 
 
-def test_what_a_killed_process_left_is_shown(capsys):
+def test_files_of_a_killed_process_are_listed(capsys):
     FeatureStore("scenes")
     (Path("scenes") / "tmp").mkdir()
     (Path("scenes") / "tmp" / "1.a").write_bytes(bytes(200_000))
@@ -96,10 +96,10 @@ def test_refusals(arguments, words, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
     assert run(arguments) == 2
-    shown = capsys.readouterr()
-    assert not shown.out
-    assert shown.err.count("\n") == 1
-    assert all(word in shown.err for word in words), shown.err
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.count("\n") == 1
+    assert all(word in captured.err for word in words), captured.err
     assert (tmp_path / "other" / "thesis.tex").exists()
 
 

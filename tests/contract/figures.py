@@ -117,7 +117,7 @@ def is_idle_read(node: ast.AST) -> bool:
 def imports(source: Path, trees: dict[Path, ast.Module]) -> dict[str, set[str]]:
     """Return the modules that each module imports, also within functions and for types alone."""
     names = {path: name_of(source, path) for path in trees}
-    known = set(names.values())
+    modules = set(names.values())
     found: dict[str, set[str]] = defaultdict(set)
     for path, tree in trees.items():
         for node in ast.walk(tree):
@@ -125,10 +125,10 @@ def imports(source: Path, trees: dict[Path, ast.Module]) -> dict[str, set[str]]:
                 wanted = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 wanted = [f"{node.module}.{alias.name}" for alias in node.names]
-                wanted = [each if each in known else node.module for each in wanted]
+                wanted = [each if each in modules else node.module for each in wanted]
             else:
                 continue
-            found[names[path]].update(each for each in wanted if each in known and each != names[path])
+            found[names[path]].update(each for each in wanted if each in modules and each != names[path])
     return found
 
 

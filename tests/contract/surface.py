@@ -19,7 +19,7 @@ from unfuse import errors
 from unfuse.cli import cli
 from unfuse.report.schemas import schemas
 
-PLACE = Path(__file__).with_name("surface.json")
+SURFACE_FILE = Path(__file__).with_name("surface.json")
 
 
 def surface() -> dict[str, Any]:
@@ -86,4 +86,4 @@ def _option(parameter: click.Parameter) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    PLACE.write_text(json.dumps(surface(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    SURFACE_FILE.write_text(json.dumps(surface(), indent=1, sort_keys=True) + "\n", encoding="utf-8")

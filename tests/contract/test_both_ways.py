@@ -126,7 +126,7 @@ ONLY_ONE_WAY = {
     "verify": {"--dataset", "--output"},  # Python is given a sample, and returns the rows
 }
 FOLDERS = {"output", "folder"}
-"""Where no folder is given the command line makes one, named after the time."""
+"""Without a folder the command line makes a folder named after the time."""
 
 
 def cases(table):

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from tests.contract.surface import PLACE, surface
+from tests.contract.surface import SURFACE_FILE, surface
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    return json.loads(PLACE.read_text())
+    return json.loads(SURFACE_FILE.read_text())
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_answers_are_the_models_own(tmp_path):
             assert (times.encode_s > 0) == (name == "workers"), "the second run finds every scene in the store"
 
 
-def test_two_processes_on_the_gpus_there_are(tmp_path):
+def test_two_processes_on_the_available_gpus(tmp_path):
     several = ",".join(f"cuda:{i % torch.cuda.device_count()}" for i in range(2))
     run = unfuse.run("demo", devices=several, output=tmp_path / "run", max_new_tokens=8, workers=1)
     assert (run.summary().ok, run.summary().times.devices, run.summary().device_deaths) == (8, 2, ())

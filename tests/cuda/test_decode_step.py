@@ -94,16 +94,16 @@ def rest(kind, *config):
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_an_element_does_not_depend_on_other_rows_and_columns(chains, scale):
     torch.manual_seed(0)
-    places = [(row, column) for row in range(16) for column in range(8)]
-    rows, columns = (torch.tensor(numbers, device="cuda") for numbers in zip(*places, strict=True))
-    every = torch.arange(len(places), device="cuda")
+    positions = [(row, column) for row in range(16) for column in range(8)]
+    rows, columns = (torch.tensor(numbers, device="cuda") for numbers in zip(*positions, strict=True))
+    every = torch.arange(len(positions), device="cuda")
     for _ in range(PAIRS):
         row, column = torch.randn(2, CHAIN, 16, device="cuda").mul(scale).bfloat16()
         start = torch.randn((), device="cuda")
         seen = set()
         for kind in ("zero", "random", "huge", "denormal", "nan"):
-            a, b = rest(kind, len(places), CHAIN, 16, 16), rest(kind, len(places), CHAIN, 8, 16)
-            c = torch.randn(len(places), 16, 8, device="cuda")
+            a, b = rest(kind, len(positions), CHAIN, 16, 16), rest(kind, len(positions), CHAIN, 8, 16)
+            c = torch.randn(len(positions), 16, 8, device="cuda")
             a[every, :, rows], b[every, :, columns], c[every, rows, columns] = row, column, start
             found = chains(a, b, c)[every, rows, columns]
             seen.update(found.view(torch.int32).tolist())

@@ -21,8 +21,8 @@ pytestmark = [
 ]
 
 EAGER = {"gemma3": "no LLaMA", "paligemma": "no LLaMA"}
-"""Families whose language model is of another kind, and a word of the reason."""
-APART = {torch.float32: 1e-4, torch.bfloat16: 0.03}
+"""Families with an unsupported language model, and a word of the reason."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 """Largest relative distance of features of one scene, encoded in batches of other sizes."""
 WORKSPACE = 34 << 20
 """Bytes a stream, as PyTorch gives the library on Hopper (33 MiB on an H200); engine and caller have a stream each."""
@@ -70,9 +70,9 @@ def test_scenes_encoded_together_are_those_encoded_alone(family):
     for one, other in zip(alone, together, strict=True):
         assert (one.provenance, one.layout) == (other.provenance, other.layout)
         for mine, own in zip((other.tensor, *other.layers), (one.tensor, *one.layers), strict=True):
-            assert (mine.float() - own.float()).norm() <= APART[own.dtype] * own.float().norm()
+            assert (mine.float() - own.float()).norm() <= TOLERANCE[own.dtype] * own.float().norm()
     first, second = (each.tensor.float() for each in together[:2])
-    assert (first - second).norm() > 10 * APART[torch.bfloat16] * first.norm(), "other pictures"
+    assert (first - second).norm() > 10 * TOLERANCE[torch.bfloat16] * first.norm(), "other pictures"
     if together[0].tensor.dtype == torch.float32:
         for each, *features in zip(prepared, alone, together, strict=True):
             one, other = (staged.generate(each.question, f, max_new_tokens=12, reuse=False) for f in features)
@@ -80,7 +80,7 @@ def test_scenes_encoded_together_are_those_encoded_alone(family):
 
 
 def test_a_closed_engine_leaves_nothing_on_the_device():
-    """But what the library of matrix products keeps for a stream: it belongs to the process, and to whoever is next."""
+    """Except cuBLAS's workspace of a stream: it belongs to the process, and the next engine reuses it."""
     sample = demo_sample("demo:0")
     gc.collect()
     others = torch.cuda.memory_allocated()
@@ -90,21 +90,23 @@ def test_a_closed_engine_leaves_nothing_on_the_device():
 
         def left():
             features = model.encode(sample)
-            said = [model.generate(q, features, max_new_tokens=16).token_ids for q in ("What moves?", "Is it raining?")]
+            tokens = [
+                model.generate(q, features, max_new_tokens=16).token_ids for q in ("What moves?", "Is it raining?")
+            ]
             model.generate_batch(["What moves?"] * 3, [features] * 3, max_new_tokens=8)
             batch = model.engine.continuous()
             batch.prepare()
             batch.close()
-            held = torch.cuda.memory_allocated() - others
+            allocated = torch.cuda.memory_allocated() - others
             del features, batch
             model.engine.close()
-            return said, held, torch.cuda.memory_allocated() - others
+            return tokens, allocated, torch.cuda.memory_allocated() - others
 
-        (said, held, first), (again, _, second) = left(), left()
-    assert said == again
+        (tokens, allocated, first), (again, _, second) = left(), left()
+    assert tokens == again
     assert second <= first
-    assert first - weights < 2 * WORKSPACE + (4 << 20), (held, first, weights)
-    assert held - first > 64 << 20, (held, first, weights)
+    assert first - weights < 2 * WORKSPACE + (4 << 20), (allocated, first, weights)
+    assert allocated - first > 64 << 20, (allocated, first, weights)
 
 
 def rows(verification):
@@ -146,7 +148,7 @@ def test_golden_checkpoint(golden_dir):
 def test_every_device_answers_as_the_first_does():
     sample = demo_sample("demo:0")
     with load("demo", device="cuda:1") as second, load("demo", device="cuda:0") as first:
-        said = []
+        all_answers = []
         for _ in range(2):
             for model in (first, second):
                 assert model.engine.name == "graphed", model.notes
@@ -156,5 +158,5 @@ def test_every_device_answers_as_the_first_does():
                     model.generate(question, features, max_new_tokens=24).token_ids
                     for question in ("What moves?", "Is it raining?")
                 ]
-                said.append(answers)
-    assert all(answers == said[0] for answers in said)
+                all_answers.append(answers)
+    assert all(answers == all_answers[0] for answers in all_answers)

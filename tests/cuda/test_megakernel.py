@@ -62,7 +62,7 @@ def language(kind):
     decoder = KINDS[kind]().cuda().eval()
     width = decoder.config.hidden_size
     for parameter in decoder.parameters():
-        # Away from the initial ones and zeros, which hide what is left out.
+        # Not the initial ones and zeros: they would hide a missing operation.
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.5 * width**-0.5)
     nn.init.normal_(decoder.embed_tokens.weight)
     head = nn.Linear(width, decoder.config.vocab_size, bias=False, device="cuda")
@@ -105,7 +105,7 @@ def passes(model):
     return Passes(model)
 
 
-def apart(mine, theirs):
+def relative_error(mine, theirs):
     return float((mine.double() - theirs.double()).norm() / theirs.double().norm())
 
 
@@ -115,35 +115,35 @@ def test_logits(model, engines):
     tokens = [5 + i % 50 for i in range(70)]
     exact = EagerEngine(upcast(model))
     for length in LENGTHS:
-        asked = prompt(model, length)
-        scores = [engine.score(engine.prefill(asked, Sampling()), tokens) for engine in (one, many)]
-        wide = Prompt(inputs_embeds=asked.inputs_embeds.float(), token_keys=asked.token_keys)
+        given = prompt(model, length)
+        scores = [engine.score(engine.prefill(given, Sampling()), tokens) for engine in (one, many)]
+        wide = Prompt(inputs_embeds=given.inputs_embeds.float(), token_keys=given.token_keys)
         truth = exact.score(exact.prefill(wide, Sampling()), tokens)
-        errors = [apart(score, truth) for score in scores]
+        errors = [relative_error(score, truth) for score in scores]
         assert errors[0] < 0.03, (length, errors)
         assert errors[0] < 1.2 * errors[1], (length, errors)
 
 
 def test_the_same_bits_every_time(model, engines):
     one, _ = engines
-    asked = one.prefill(prompt(model, 300), Sampling(ignore_eos=True))
-    first = one.score(asked, list(range(5, 45)))
+    prefilled = one.prefill(prompt(model, 300), Sampling(ignore_eos=True))
+    first = one.score(prefilled, list(range(5, 45)))
     list(one.decode(one.prefill(prompt(model, 90), Sampling(ignore_eos=True)), 20))
     for _ in range(5):
-        assert torch.equal(one.score(asked, list(range(5, 45))), first)
+        assert torch.equal(one.score(prefilled, list(range(5, 45))), first)
 
 
 def test_what_is_written_is_what_was_scored(model, engines):
     one, _ = engines
-    asked = one.prefill(prompt(model, 40), Sampling(ignore_eos=True))
-    tokens = list(one.decode(asked, 100))
-    scores = one.score(asked, tokens)
+    prefilled = one.prefill(prompt(model, 40), Sampling(ignore_eos=True))
+    tokens = list(one.decode(prefilled, 100))
+    scores = one.score(prefilled, tokens)
     scores[:, 1] = -torch.inf
     assert scores.argmax(-1).tolist() == tokens
 
 
 class Passes:
-    """Passes of the kernel over tokens of one sequence, whose cache and angles are noise."""
+    """Passes of the kernel over tokens of one sequence, with noise in the cache and the rotary angles."""
 
     def __init__(self, model, capacity=2112):
         torch.manual_seed(1)
@@ -159,7 +159,7 @@ class Passes:
         self.order = fragment_order(llama.hidden).cuda()
 
     def __call__(self, first, count, length):
-        """Return logits and new cache entries of ``count`` tokens; whatever a pass must write is NaN before."""
+        """Return logits and new cache entries of ``count`` tokens; the outputs of a pass are NaN before."""
         memory, buffer = self.memory, self.sequence.buffer
         logits = torch.full((count, self.llama.head.weight.shape[0]), torch.nan, device="cuda")
         for tensor in (memory.x, memory.qkv, memory.attended, memory.inner, buffer[:, :, :, length:]):

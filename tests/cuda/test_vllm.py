@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
-    # Its own and its libraries', none of them about what is asked of it here.
+    # Warnings of vLLM and its libraries; none concerns these tests.
     pytest.mark.filterwarnings("ignore"),
 ]
 
@@ -39,7 +39,7 @@ EAGER = {
     "gemma3": "none of llama",
     "paligemma": "none of llama",
 }
-"""Families whose language model vLLM is not given, and a word of the reason."""
+"""Families with a language model that vLLM does not support, and a word of the reason."""
 TIMING = ("timing-additive", "hooks-agree", "steady")
 """Checks of ``verify`` that read the clock: other work beside a test fails them."""
 CHECKS = [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]
@@ -124,11 +124,11 @@ def test_requests_that_join_and_leave(uncompiled):
     batch = engine.continuous()
     batch.add(requests[:10])
     ids = {request.request_id: [] for request in requests}
-    later = iter(requests[10:])
+    remaining = iter(requests[10:])
     while batch.unfinished:
         for token in batch.step():
             ids[token.request_id].append(token.token_id)
-        batch.add([request for request in [next(later, None)] if request])
+        batch.add([request for request in [next(remaining, None)] if request])
     own = {r.request_id: list(eager.decode(eager.prefill(r.prompt, r.sampling), r.max_new_tokens)) for r in requests}
     engine.close()
     assert ids == own

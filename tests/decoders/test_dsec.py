@@ -106,7 +106,7 @@ def test_an_index_of_other_events_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda f: f.create_dataset("events/t", (10**12,), "u4", chunks=(4096,)), "bytes that claim 4000000000000"),
         (lambda f: f.create_dataset("events/t", (200_000,), "f8"), "a list of integers"),
@@ -117,12 +117,12 @@ def test_an_index_of_other_events_is_refused(tmp_path):
         (lambda f: f.create_dataset("events/t", data=STREAM.t - 10), "microseconds from 0 on"),
     ],
 )
-def test_hostile_layouts(tmp_path, change, says):
+def test_hostile_layouts(tmp_path, change, message):
     path = write(tmp_path / "events.h5")
     with h5py.File(path, "r+") as file:
         del file["events/t"]
         change(file)
-    with pytest.raises((EventFileError, EventStreamError), match=says):
+    with pytest.raises((EventFileError, EventStreamError), match=message):
         read_events(path)
 
 

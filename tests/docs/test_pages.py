@@ -1,4 +1,4 @@
-"""What the pages and the README show is so: their commands run, print what is shown, and their Python runs.
+"""The examples of the pages and the README hold: commands run and print the shown output, and Python runs.
 
 Numbers differ from machine to machine, so a shown line stands for any line with other numbers; ``...`` stands for
 anything. Lines may be left out between two that are shown.
@@ -34,7 +34,7 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted(HOW_TO.glob("*.
 BLOCK = re.compile(r"^( *)```(console|python)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _NUMBER = r"[-+]?\d[\d.,]*"
 ANY = re.compile(rf"\.\.\.|(?<=VERDICT: )VALID|{_NUMBER}(?: {_NUMBER})*")
-"""What a shown line need not have in common with the printed one; a run of numbers is one."""
+"""Parts of a shown line that may differ in the printed line; a run of numbers is one part."""
 STANDS_FOR = {"...": ".*", "VALID": "(IN)?VALID"}
 CEILINGS = Ceilings(bytes_per_s=47e9, flops_per_s=0.204e12)
 """Of the machine that the pages show: whether a stage is bound by memory or by arithmetic depends on them."""
@@ -79,7 +79,7 @@ def shorter(arguments):
 
 
 def missing(shown, printed):
-    """The first shown line that is not printed after the ones before it; None where all are."""
+    """The first shown line that is not printed after the lines before it; None if all are printed."""
     lines = iter([squeezed(line) for line in printed.splitlines()])
     for line in shown:
         wanted = pattern(line)
@@ -90,7 +90,7 @@ def missing(shown, printed):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder with a recording; what measures for long is left out or shortened, as its own tests have it."""
+    """A folder with a recording only; long measurements, tested elsewhere, are left out or shortened."""
     from unfuse.samples.demo import demo_sample
 
     monkeypatch.chdir(tmp_path)
@@ -171,7 +171,7 @@ def every_reason():
 
 
 class _BusyHost:
-    """A ``Host`` with a high load, whose processes always compute."""
+    """A ``Host`` with a high load, and with processes that always compute."""
 
     cores = 4
 
@@ -216,10 +216,10 @@ def _disturbed():
     """Return verdicts with every finding of isolation: at the start, between the samples and at the end."""
     clock = itertools.count()
     guard = IsolationGuard(host=_BusyHost(), gpu=_BusyGpu(), sleep=lambda _: None, now=lambda: float(next(clock)))
-    start, later = guard.check_at_start(), guard.check()
+    start, current = guard.check_at_start(), guard.check()
     assert {each.rule for each in start.findings} == set(RULES)
-    texts = tuple(f"{each.rule}: {each.detail}" for each in later.findings)
-    for each, text in zip(later.findings, texts, strict=True):
+    texts = tuple(f"{each.rule}: {each.detail}" for each in current.findings)
+    for each, text in zip(current.findings, texts, strict=True):
         yield judged([_record("d", disturbances=(text,))], at_start=[asdict(f) for f in start.findings])
         yield judged([_record("d")], isolation=Isolation(findings=(Finding(rule=each.rule, detail=each.detail),)))
 

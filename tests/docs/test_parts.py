@@ -39,7 +39,7 @@ def test_modules_that_a_page_names_exist(page):
     """A path in code style is a file of the package, of the tests or of the repository."""
     named = set(re.findall(r"`([\w/.-]+\.(?:py|cu|jsonl?))`", page.read_text()))
     files = [*(ROOT / "src" / "unfuse").rglob("*"), *(ROOT / "tests").rglob("*")]
-    known = {path.relative_to(ROOT).as_posix() for path in files}
+    existing = {path.relative_to(ROOT).as_posix() for path in files}
     written = {"run.json", "samples.jsonl", "answers.jsonl", "probes.json", "summary.json", "trace.json"}
-    missing = {name for name in named - written if not any(f"/{path}".endswith(f"/{name}") for path in known)}
+    missing = {name for name in named - written if not any(f"/{path}".endswith(f"/{name}") for path in existing)}
     assert not missing

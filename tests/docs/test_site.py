@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +17,7 @@ import unfuse.errors
 import unfuse.events
 import unfuse.models.eventgpt
 import unfuse.records.schema
+from tests.started import Started
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = re.compile(r"url\(['\"]?(?:https?:)?//[^)]*|@import[^;]*//[^;]*")
@@ -31,10 +31,16 @@ def site(tmp_path_factory):
     if built := os.environ.get("UNFUSE_SITE"):
         return Path(built).absolute()
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = Started(build, str(out), folder=tmp_path_factory.mktemp("printed"))
+    assert process.wait() == 0, process.errors[-3000:]
     return out
+
+
+def build(out):
+    from sphinx.cmd.build import build_main
+
+    os.chdir(ROOT)
+    sys.exit(build_main(["-W", "--keep-going", "-q", "-c", "docs", ".", out]))
 
 
 class _Page(HTMLParser):
@@ -69,7 +75,7 @@ def broken_links(folder):
 
 
 def fetched(folder):
-    """(file, address) of whatever a browser would ask another machine for."""
+    """(file, address) of everything that a browser would load from another machine."""
     found = []
     for path in folder.rglob("*.html"):
         loaded = _Page(path.read_text(encoding="utf-8")).loaded
@@ -117,9 +123,9 @@ def test_every_public_name_has_its_entry(site):
 def test_the_bars_are_the_records(site):
     text = (site / "docs" / "index.html").read_text(encoding="utf-8")
     parts = json.loads((RUNS / "summary.json").read_text())["parts"]
-    cut = [part for part in parts if part["protocol"] == "decoupled"]
-    assert len(cut) == 3
-    for part in cut:
+    decoupled = [part for part in parts if part["protocol"] == "decoupled"]
+    assert len(decoupled) == 3
+    for part in decoupled:
         label = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in part["stages_host_ms"].items())
         assert f"{part['model']}: {label}" in text
 

@@ -42,15 +42,15 @@ def written(batch, requests, *, late=()):
 )
 @pytest.mark.parametrize("capacity", [1, 2, 8])
 def test_tokens_equal_those_of_each_request_alone(model, scenes, capacity, sampling):
-    asked = [(f"{i} {q}", q, scene) for i, scene in enumerate(scenes) for q in QUESTIONS]
+    questions = [(f"{i} {q}", q, scene) for i, scene in enumerate(scenes) for q in QUESTIONS]
     lengths = [1, 3, 24]
     requests = [
         model.request(name, q, scene, max_new_tokens=lengths[n % 3], sampling=sampling)
-        for n, (name, q, scene) in enumerate(asked)
+        for n, (name, q, scene) in enumerate(questions)
     ]
     batch = model.continuous(capacity)
     ids, ends = written(batch, requests[:4], late=requests[4:])
-    for n, (name, q, scene) in enumerate(asked):
+    for n, (name, q, scene) in enumerate(questions):
         alone = model.generate(q, scene, max_new_tokens=lengths[n % 3], sampling=sampling, reuse=False)
         assert ids[name] == alone.token_ids
         assert ends[name] == alone.stop_reason

@@ -31,10 +31,10 @@ def test_a_prefilled_prompt_decodes_many_times(demo_model, prepared, features):
 def test_prefix_is_reused_and_changes_nothing(demo_model, features):
     questions = ["What moves?", "What moves, and where to?", "What moves?", "Is anything still?"]
     demo_model.engine.close()
-    afresh = [demo_model.generate(q, features, max_new_tokens=10, reuse=False) for q in questions]
+    uncached = [demo_model.generate(q, features, max_new_tokens=10, reuse=False) for q in questions]
     reused = [demo_model.generate(q, features, max_new_tokens=10) for q in questions]
-    assert [a.token_ids for a in afresh] == [a.token_ids for a in reused]
-    assert [a.reused_prefix_tokens for a in afresh] == [0] * 4
+    assert [a.token_ids for a in uncached] == [a.token_ids for a in reused]
+    assert [a.reused_prefix_tokens for a in uncached] == [0] * 4
     assert reused[0].reused_prefix_tokens == 0
     assert all(a.reused_prefix_tokens > features.tensor.shape[0] for a in reused[1:])
     assert all(a.reused_prefix_tokens < a.prompt_tokens for a in reused)
@@ -57,7 +57,7 @@ def test_changed_features_are_not_served_from_the_prefix(demo_model, prepared, f
 
 
 def test_reuse_after_a_long_answer(demo_model, features):
-    """The kept prefix is the prompt's alone: an answer's own positions must never enter it."""
+    """The cached prefix is the prompt's alone: an answer's own positions must never enter it."""
     long = demo_model.generate("What moves?", features, max_new_tokens=30)
     again = demo_model.generate("What moves?", features, max_new_tokens=30)
     assert again.token_ids == long.token_ids

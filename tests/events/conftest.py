@@ -10,6 +10,6 @@ from tests.events.recordings import STREAM
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("formats")
-    write_all(place, STREAM)
-    return place
+    path = tmp_path_factory.mktemp("formats")
+    write_all(path, STREAM)
+    return path

@@ -27,7 +27,7 @@ FORMATS = (
 
 
 def write_all(folder: Path, stream: EventStream) -> list[Path]:
-    """Writes ``stream`` in every format; a sensor of 640 x 480 where the format can say so."""
+    """Writes ``stream`` in every format; a sensor of 640 x 480 if the format has a field for it."""
     columns = {name: getattr(stream, name) for name in "xytp"}
     write_eventgpt_npy(folder / "eventgpt.npy", stream)
     record = np.zeros(len(stream), [("x", "<u2"), ("y", "<u2"), ("t", "<i8"), ("p", "u1")])

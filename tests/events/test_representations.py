@@ -61,9 +61,9 @@ def test_voxel_grid_equals_the_loop(found, bins):
     first, last = int(stream.t[0]), int(stream.t[-1])
     expected = np.zeros((bins, HEIGHT, WIDTH))
     for x, y, t, p in each(stream):
-        place = (bins - 1) * (t - first) / max(last - first, 1)
+        position = (bins - 1) * (t - first) / max(last - first, 1)
         for b in range(bins):
-            expected[b, y, x] += (2 * p - 1) * max(0.0, 1 - abs(b - place))
+            expected[b, y, x] += (2 * p - 1) * max(0.0, 1 - abs(b - position))
     assert_allclose(voxel_grid(stream, bins), expected, atol=1e-5)
 
 
@@ -79,9 +79,9 @@ def test_normalised_voxels(found):
 
 
 @given(rows, st.floats(1_000, 100_000), st.integers(0, 10_000))
-def test_time_surface_equals_the_loop(found, tau, later):
+def test_time_surface_equals_the_loop(found, tau, delay):
     stream = stream_of(found)
-    at = int(stream.t[-1]) + later
+    at = int(stream.t[-1]) + delay
     expected = np.zeros((2, HEIGHT, WIDTH))
     for x, y, t, p in each(stream):
         expected[p, y, x] = math.exp(-(at - t) / tau)
@@ -119,7 +119,7 @@ def test_sizes():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda s: event_frame(s.slice(0, 0)), "at least one to size a frame by"),
         (lambda s: voxel_grid(s, 0), "n_time_bins: found 0"),
@@ -134,8 +134,8 @@ def test_sizes():
         (lambda s: list(slice_by_event_count(s, 10, overlap=-1)), "overlap"),
     ],
 )
-def test_refusals(call, says):
-    with pytest.raises(EventStreamError, match=says):
+def test_refusals(call, message):
+    with pytest.raises(EventStreamError, match=message):
         call(synthetic_stream(100))
 
 

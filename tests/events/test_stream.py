@@ -1,4 +1,4 @@
-"""What a stream accepts, what it refuses and how it says so."""
+"""Input that a stream accepts and refuses, and its messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small features that are known by a number."""
+"""Small features that are identified by a number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODEL = "a" * 64
 
 
 def scene(number: int, *, model: str = MODEL, rows: int = 7, dtype: torch.dtype = torch.float32) -> Features:
-    """Features whose every value is their number."""
+    """Features filled with their number."""
     origin = Provenance(
         model_fingerprint=model,
         family="eventgpt",

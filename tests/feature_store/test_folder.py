@@ -1,4 +1,4 @@
-"""The bound, and what goes first: against a model in plain Python."""
+"""The bound, and the order of eviction: against a model in plain Python."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Bounded(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.place = tempfile.TemporaryDirectory()
-        self.stores = [FeatureStore(self.place.name, BOUND) for _ in range(2)]
+        self.folder = tempfile.TemporaryDirectory()
+        self.stores = [FeatureStore(self.folder.name, BOUND) for _ in range(2)]
         self.used = {}
         self.clock = 0
 
     def teardown(self):
-        self.place.cleanup()
+        self.folder.cleanup()
 
     def used_now(self, number):
-        """File times of their own, since a disk's clock may not tell two uses apart."""
+        """File times of their own, since a disk's clock may not distinguish two uses."""
         self.clock += 1
         path = self.stores[0].place(features(number).provenance)
         os.utime(path, ns=(0, self.clock * 10**9))
@@ -91,12 +91,12 @@ class Bounded(RuleBasedStateMachine):
         self.used.clear()
 
     @invariant()
-    def what_is_there_is_what_should_be(self):
+    def stored_entries_are_the_used_ones(self):
         found = self.stores[0].info()
         assert (found.entries, found.entry_bytes) == (len(self.used), sum(self.used.values()))
         assert found.entry_bytes <= BOUND
-        known = self.stores[0].path / "ledger"
-        if known.exists() and (text := known.read_text()):
+        ledger = self.stores[0].path / "ledger"
+        if ledger.exists() and (text := ledger.read_text()):
             assert int(text) == found.entry_bytes
 
 

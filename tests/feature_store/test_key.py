@@ -1,4 +1,4 @@
-"""Whatever decides features decides their name."""
+"""Every input that changes features changes their key."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ def test_software_is_what_is_installed():
 
 def test_any_changed_line_of_the_package_is_other_software(tmp_path, monkeypatch):
     """A mended pooling gives other features of the same file: those of the old one are not to be found."""
-    place = shutil.copytree(Path(unfuse.__file__).parent, tmp_path / "unfuse", ignore=shutil.ignore_patterns("__pyc*"))
-    monkeypatch.setattr(key, "__file__", str(place / "feature_store" / "key.py"))
+    package = shutil.copytree(
+        Path(unfuse.__file__).parent, tmp_path / "unfuse", ignore=shutil.ignore_patterns("__pyc*")
+    )
+    monkeypatch.setattr(key, "__file__", str(package / "feature_store" / "key.py"))
     assert software.__wrapped__() == software()
-    with (place / "models" / "eventgpt" / "modeling_eventgpt.py").open("a") as file:
+    with (package / "models" / "eventgpt" / "modeling_eventgpt.py").open("a") as file:
         file.write("# mended\n")
     assert software.__wrapped__() != software()

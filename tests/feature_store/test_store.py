@@ -1,4 +1,4 @@
-"""What goes in comes out, and nothing else: hits, misses, damage of every kind, disks that do not work."""
+"""A store returns exactly the features put into it: hits, misses, damage of every kind, failing disks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unfuse.features import Features
 
 
 @pytest.fixture
-def kept(tmp_path, make):
+def stored(tmp_path, make):
     """A store with scene 1, and its file."""
     opened = FeatureStore(tmp_path / "s")
     opened.put(make(1))
@@ -51,16 +51,18 @@ def vars_of(opened):
     return {name: count for name, count in counts.items() if count}
 
 
-def test_other_software_is_a_miss(kept, get, monkeypatch):
+def test_other_software_is_a_miss(stored, get, monkeypatch):
     monkeypatch.setattr(store, "software", lambda: "torch 1.0")
-    assert get(kept[0], 1) is None
-    assert vars_of(kept[0]) == {"stored": 1, "misses": 1}, "not damage: it is there for those who have that"
-    assert [fault for _, fault in kept[0].check()] == [None]
+    assert get(stored[0], 1) is None
+    assert vars_of(stored[0]) == {"stored": 1, "misses": 1}, (
+        "not damage: the entry stays for the software that wrote it"
+    )
+    assert [fault for _, fault in stored[0].check()] == [None]
 
 
-def test_a_found_scene_is_the_callers_own(kept, get):
-    get(kept[0], 1).tensor.zero_()
-    assert get(kept[0], 1).tensor.eq(1).all()
+def test_a_found_scene_is_the_callers_own(stored, get):
+    get(stored[0], 1).tensor.zero_()
+    assert get(stored[0], 1).tensor.eq(1).all()
 
 
 def flipped(data, at):
@@ -73,9 +75,9 @@ def header_end(data):
 
 SPOILED = {
     "empty": lambda data: b"",
-    "cut in its length": lambda data: data[:5],
-    "cut in its header": lambda data: data[:200],
-    "cut in its values": lambda data: data[:-1],
+    "truncated in its length": lambda data: data[:5],
+    "truncated in its header": lambda data: data[:200],
+    "truncated in its values": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
     "zeros": lambda data: bytes(len(data)),
     "bit of the length": lambda data: flipped(data, 0),
@@ -90,15 +92,15 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_a_damaged_entry_is_removed_and_encoded_again(kept, make, get, name):
-    opened, place = kept
-    whole = place.read_bytes()
+def test_a_damaged_entry_is_removed_and_encoded_again(stored, make, get, name):
+    opened, path = stored
+    whole = path.read_bytes()
     spoiled = SPOILED[name](whole)
     assert spoiled != whole
-    place.write_bytes(spoiled)
+    path.write_bytes(spoiled)
     assert [fault is None for _, fault in opened.check()] == [False]
     assert get(opened, 1) is None
-    assert not place.exists()
+    assert not path.exists()
     assert vars_of(opened) == {"stored": 1, "misses": 1, "damaged": 1}
     opened.put(make(1))
     assert get(opened, 1) is not None
@@ -106,21 +108,21 @@ def test_a_damaged_entry_is_removed_and_encoded_again(kept, make, get, name):
 
 @given(st.data())
 def test_any_flipped_bit_is_found(tmp_path_factory, data):
-    """In the header as in the values: what is not read as it was written is not believed."""
+    """In the header as in the values: an entry that differs from the written one is refused."""
     opened = FeatureStore(tmp_path_factory.getbasetemp() / "flipped")
     opened.put(scene(1))
-    place = opened.place(scene(1).provenance)
-    whole = bytearray(place.read_bytes())
+    path = opened.place(scene(1).provenance)
+    whole = bytearray(path.read_bytes())
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    place.write_bytes(whole)
+    path.write_bytes(whole)
     assert opened.get("a" * 64, f"{1:064x}", "float32") is None
     assert opened.counts.damaged == 1
 
 
-def test_a_foreign_safetensors_file(kept, get):
-    save_file({"features": torch.ones(7, 4)}, kept[1])
-    assert get(kept[0], 1) is None
-    assert kept[0].counts.damaged == 1
+def test_a_foreign_safetensors_file(stored, get):
+    save_file({"features": torch.ones(7, 4)}, stored[1])
+    assert get(stored[0], 1) is None
+    assert stored[0].counts.damaged == 1
 
 
 @pytest.mark.parametrize(
@@ -130,70 +132,70 @@ def test_a_foreign_safetensors_file(kept, get):
         {"media_sha256": "c" * 64},
     ],
 )
-def test_another_entry_under_this_name(kept, make, get, other):
-    opened, place = kept
+def test_another_entry_under_this_name(stored, make, get, other):
+    opened, path = stored
     whole = make(1)
     foreign = Features(whole.tensor, replace(whole.provenance, **other), whole.layers, whole.layout)
     opened.put(foreign)
-    opened.place(foreign.provenance).replace(place)
+    opened.place(foreign.provenance).replace(path)
     ((_, fault),) = opened.check()
     assert "another model, scene, dtype or software" in fault
     assert get(opened, 1) is None
     assert opened.counts.damaged == 1
 
 
-def test_an_entry_of_other_software_under_this_name(kept, make, get, monkeypatch):
-    opened, place = kept
+def test_an_entry_of_other_software_under_this_name(stored, make, get, monkeypatch):
+    opened, path = stored
     with monkeypatch.context() as patch:
         patch.setattr(store, "software", lambda: "torch 1.0")
         opened.put(make(1))
         old = opened.place(make(1).provenance)
-    old.replace(place)
+    old.replace(path)
     assert get(opened, 1) is None
     assert opened.counts.damaged == 1
 
 
-def folder_in_its_place(place):
-    (place / "a").mkdir(parents=True)
-    (place / "a" / "file").write_text("x")
+def make_folder(path):
+    (path / "a").mkdir(parents=True)
+    (path / "a" / "file").write_text("x")
 
 
-def sparse(place):
-    place.touch()
-    os.truncate(place, 5 * 2**30)
+def sparse(path):
+    path.touch()
+    os.truncate(path, 5 * 2**30)
 
 
 NO_FILES = {
-    "folder": folder_in_its_place,
+    "folder": make_folder,
     "pipe": os.mkfifo,
-    "link to a file": lambda place: place.symlink_to(shutil.copy(place.parents[1] / "kept", place.parents[2])),
-    "link to nothing": lambda place: place.symlink_to("/nowhere"),
-    "link to a device": lambda place: place.symlink_to("/dev/zero"),
+    "link to a file": lambda path: path.symlink_to(shutil.copy(path.parents[1] / "moved", path.parents[2])),
+    "link to nothing": lambda path: path.symlink_to("/nowhere"),
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
     "five sparse GiB": sparse,
 }
 
 
 @pytest.mark.parametrize("name", NO_FILES)
-def test_what_is_no_file_is_neither_followed_nor_waited_for(kept, make, get, name):
-    opened, place = kept
-    place.replace(place.parents[1] / "kept")
-    NO_FILES[name](place)
+def test_what_is_no_file_is_neither_followed_nor_waited_for(stored, make, get, name):
+    opened, path = stored
+    path.replace(path.parents[1] / "moved")
+    NO_FILES[name](path)
     assert [fault for _, fault in opened.check()] == ["no readable file"]
     assert get(opened, 1) is None
     assert opened.counts.damaged == 1
-    assert not os.path.lexists(place)
-    NO_FILES[name](place)
+    assert not os.path.lexists(path)
+    NO_FILES[name](path)
     opened.put(make(1))
-    assert place.is_file()
-    assert not place.is_symlink()
+    assert path.is_file()
+    assert not path.is_symlink()
     assert get(opened, 1) is not None
 
 
-def test_the_target_of_a_link_stays(kept, get, tmp_path):
-    opened, place = kept
+def test_the_target_of_a_link_stays(stored, get, tmp_path):
+    opened, path = stored
     target = tmp_path / "precious"
-    place.replace(target)
-    place.symlink_to(target)
+    path.replace(target)
+    path.symlink_to(target)
     assert get(opened, 1) is None
     assert target.exists()
 
@@ -209,7 +211,7 @@ def test_a_shard_that_leads_elsewhere_is_not_written_to(tmp_path, make):
 
 
 @pytest.mark.parametrize("change", [{"media_sha256": ""}, {"media_sha256": "../x"}, {"model_fingerprint": "random"}])
-def test_features_without_hashes_are_not_kept(tmp_path, make, change):
+def test_features_without_hashes_are_not_stored(tmp_path, make, change):
     """Pixels from nowhere all have the same empty hash: they would be taken for one another."""
     opened = FeatureStore(tmp_path / "s")
     whole = make(1)
@@ -228,8 +230,8 @@ def failing(number):
 
 
 @pytest.mark.parametrize("call", ["_write_new", "_replaced_bytes"])
-def test_a_full_disk_breaks_nobody(kept, make, get, monkeypatch, call):
-    opened, _ = kept
+def test_a_full_disk_breaks_nobody(stored, make, get, monkeypatch, call):
+    opened, _ = stored
     with monkeypatch.context() as patch:
         patch.setattr(folder, call, failing(28))
         opened.put(make(2))
@@ -241,13 +243,13 @@ def test_a_full_disk_breaks_nobody(kept, make, get, monkeypatch, call):
     assert get(opened, 2) is not None
 
 
-def test_a_lock_that_is_not_had_breaks_nobody(kept, make, get, monkeypatch):
-    opened, place = kept
+def test_a_lock_that_is_not_had_breaks_nobody(stored, make, get, monkeypatch):
+    opened, path = stored
     monkeypatch.setattr(ledger, "_WAIT_S", 0.05)
     with ledger.locked(opened.path / "ledger"):
         opened.put(make(2))
         assert get(opened, 1) is not None, "reading needs no lock"
-        place.write_bytes(b"")
+        path.write_bytes(b"")
         assert get(opened, 1) is None
     assert (opened.counts.unstored, opened.counts.damaged) == (1, 1)
     assert "another process holds" in opened.trouble
@@ -258,9 +260,9 @@ def readonly(path, *, on):
         each.chmod((0o555 if each.is_dir() else 0o444) if on else (0o755 if each.is_dir() else 0o644))
 
 
-def test_a_store_that_may_only_be_read(kept, make, get, monkeypatch):
-    """Root may write anywhere, so what the system would say is said for it as well."""
-    opened, place = kept
+def test_a_store_that_may_only_be_read(stored, make, get, monkeypatch):
+    """Root may write anywhere, so the test raises the system's errors itself."""
+    opened, path = stored
     readonly(opened.path, on=True)
     for name in ("_write_new", "locked"):
         monkeypatch.setattr(folder, name, failing(30))
@@ -270,8 +272,8 @@ def test_a_store_that_may_only_be_read(kept, make, get, monkeypatch):
         assert get(again, 1) is not None
         again.put(make(2))
         assert "Read-only file system" in again.trouble
-        place.chmod(0o644)
-        place.write_bytes(b"damaged")
+        path.chmod(0o644)
+        path.write_bytes(b"damaged")
         assert get(again, 1) is None
         assert vars_of(again) == {"hits": 1, "misses": 1, "damaged": 1, "unstored": 1}
     finally:
@@ -286,9 +288,9 @@ def test_an_empty_folder_that_may_only_be_read(tmp_path, get, monkeypatch):
 @pytest.mark.parametrize("make_it", [True, False])
 def test_a_file_is_no_store(tmp_path, make_it):
     (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(FileAccessError) as refused:
-            FeatureStore(place, make=make_it)
+            FeatureStore(path, make=make_it)
         assert "\n" not in str(refused.value)
 
 
@@ -316,8 +318,8 @@ def test_a_bound_that_is_none(tmp_path, bound):
         FeatureStore(tmp_path, bound)
 
 
-def test_a_folder_that_is_removed_under_it(kept, make, get):
-    opened, _ = kept
+def test_a_folder_that_is_removed_under_it(stored, make, get):
+    opened, _ = stored
     shutil.rmtree(opened.path)
     assert get(opened, 1) is None
     opened.put(make(1))
@@ -325,12 +327,12 @@ def test_a_folder_that_is_removed_under_it(kept, make, get):
     assert get(FeatureStore(opened.path, make=False), 1) is not None, "it is a store again"
 
 
-def test_info_and_clear(kept, make):
-    opened, place = kept
+def test_info_and_clear(stored, make):
+    opened, path = stored
     opened.put(make(2))
     (opened.path / "tmp" / "77.dead").write_bytes(b"12345")
     (opened.path / "notes.txt").write_text("somebody's")
-    (place.parent / "notes.txt").write_text("somebody's")
+    (path.parent / "notes.txt").write_text("somebody's")
     found = opened.info()
     assert (found.entries, found.temporary_bytes) == (2, 5)
     assert found.entry_bytes == sum(path.stat().st_size for path in opened.path.rglob("*.safetensors"))
@@ -339,18 +341,18 @@ def test_info_and_clear(kept, make):
     left = opened.info()
     assert (left.entries, left.entry_bytes, left.temporary_bytes, left.least_recent_use) == (0, 0, 0, None)
     assert (opened.path / "notes.txt").exists()
-    assert (place.parent / "notes.txt").exists()
+    assert (path.parent / "notes.txt").exists()
     opened.put(make(3))
     assert (opened.path / "ledger").read_text() == str(opened.info().entry_bytes)
 
 
-def test_the_tag_says_that_it_is_a_cache(kept):
-    text = (kept[0].path / "CACHEDIR.TAG").read_text()
+def test_the_tag_says_that_it_is_a_cache(stored):
+    text = (stored[0].path / "CACHEDIR.TAG").read_text()
     assert text.startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
 
 
-def test_entries_are_plain_features_files(kept, make):
+def test_entries_are_plain_features_files(stored, make):
     """Anybody's ``Features.load`` reads one."""
-    assert Features.load(kept[1]).digest == make(1).digest
-    data = kept[1].read_bytes()
+    assert Features.load(stored[1]).digest == make(1).digest
+    data = stored[1].read_bytes()
     assert "made_by" in json.loads(data[8 : header_end(data)])["__metadata__"]

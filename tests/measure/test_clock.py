@@ -1,4 +1,4 @@
-"""The clock against a device whose work takes known times."""
+"""The clock against a device with known times of work."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_beginnings_follow_each_other_on_both_clocks(fake_time):
     assert projector.device_start_ms + projector.device_ms == pytest.approx(encode.start_ms + encode.host_ms)
 
 
-def test_entries_of_a_repeated_span_are_kept(fake_time):
+def test_entries_of_a_repeated_span_are_recorded(fake_time):
     device = AsyncDevice(fake_time)
     clock = StageClock(device)
     with clock.stage("encode"):

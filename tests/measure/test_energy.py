@@ -1,4 +1,4 @@
-"""Joules from a counter that moves in steps, against a device whose power is known."""
+"""Joules from a counter that moves in steps, against a device of known power."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_counter_without_a_steady_period(intervals_s, watts, call_s):
 
 
 def test_polling_that_is_interrupted_does_not_narrow_the_bound():
-    """A busy host sees an update late; what the board drew until then is not the work's."""
+    """A busy host sees an update late; the energy of the board until then does not belong to the work."""
 
     class Interrupted(FakeTime):
         def sleep(self, seconds, /):
@@ -110,7 +110,7 @@ def test_a_host_that_always_reads_too_late_gives_no_number():
 
 
 def test_a_window_of_too_few_steps_gives_no_number():
-    """The negative control: 40 steps of a second do not fit, and nothing is guessed in their place."""
+    """The negative control: 40 steps of a second do not fit, and no guess replaces them."""
     gpu = FakeGpu(idle_watts=80, period_s=1.0)
     found, _ = measure(gpu, watts=400, call_s=0.03, seconds=2.0)
     assert isinstance(found, Unavailable)
@@ -122,14 +122,14 @@ def test_a_window_of_too_few_steps_gives_no_number():
 
 
 def test_a_naive_reading_would_be_wrong():
-    """What the steps do to a single call: the counter says nothing at all, or all of an earlier step."""
+    """Effect of the steps on a single call: the counter shows no energy, or all energy of an earlier step."""
     gpu = FakeGpu(idle_watts=80, period_s=0.1)
     before = gpu.energy_mj()
     gpu.work(0.03, 400)
     assert (gpu.energy_mj() - before) / 1000 != pytest.approx(12, rel=0.3)
 
 
-def test_a_counter_that_stands_still_or_is_not_there():
+def test_a_counter_that_stands_still_or_is_missing():
     gpu = FakeGpu(idle_watts=0, period_s=0.05)
     found = counter_steps(gpu, gpu.clock)
     assert found == Unavailable("the energy counter does not move")

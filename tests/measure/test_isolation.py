@@ -1,4 +1,4 @@
-"""The isolation guard: every rule fires on what it is for, and on nothing else."""
+"""The isolation guard: every rule fires on its own cause, and on no other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 class FakeHost:
-    """A machine of 4 cores whose use is set by hand."""
+    """A machine of 4 cores with a load set by hand."""
 
     cores = 4
 
@@ -99,7 +99,7 @@ def test_throttling(slow, expected):
 
 @pytest.mark.parametrize(("throttled_s", "expected"), [(0.09, []), (0.11, ["gpu-throttled"])])
 def test_throttling_between_two_checks(throttled_s, expected):
-    """10 s: the limit of 1 % is 0.1 s. What was before the first look does not count."""
+    """10 s: the limit of 1 % is 0.1 s. Work before the first reading does not count."""
     gpu, now = FakeGpu(), [0.0]
     gpu.slow_s = {"power cap": 500.0, "thermal slowdown": 0.0}
     watching = IsolationGuard(host=FakeHost(), gpu=gpu, sleep=lambda _: None, now=lambda: now[0])
@@ -111,7 +111,7 @@ def test_throttling_between_two_checks(throttled_s, expected):
     assert rules(watching.check()) == []
 
 
-def test_how_long_is_said():
+def test_duration_of_throttling_is_reported():
     gpu, now = FakeGpu(), [0.0]
     gpu.slow_s = {"thermal slowdown": 1.0}
     watching = IsolationGuard(host=FakeHost(), gpu=gpu, sleep=lambda _: None, now=lambda: now[0])
@@ -165,7 +165,7 @@ def test_load_average(load, expected):
     assert rules(guard(host=FakeHost(load=load)).check_at_start()) == expected
 
 
-def test_what_cannot_be_looked_at_is_said():
+def test_unreadable_counters_are_reported():
     gpu, host = FakeGpu(), FakeHost()
     gpu.unread = Unavailable("NVML: Not Supported")
     host.load = Unavailable("this system gives no load average")

@@ -1,4 +1,4 @@
-"""Memory by stage: what a stage holds at its peak, and what it leaves."""
+"""Memory by stage: at the stage's peak, and after it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from unfuse.records.schema import StageMemory
 MIB = 2**20
 
 
-def test_peak_and_resident_are_told_apart():
+def test_peak_and_resident_are_distinguished():
     meter = memory_meter(torch.device("cpu"))
     if meter is None:
         pytest.skip("this system does not count a process's memory")
     clock = MemoryClock(meter)
-    kept = []
+    arrays = []
     with clock.stage("passing"):
         passing = np.ones(64 * MIB, np.uint8)
         del passing
     with clock.stage("keeping"):
-        kept.append(np.ones(64 * MIB, np.uint8))
+        arrays.append(np.ones(64 * MIB, np.uint8))
     with clock.stage("idle"):
         pass
     passing, keeping, idle = (clock.stages[name] for name in ("passing", "keeping", "idle"))
     assert passing.peak_bytes - passing.resident_bytes > 50 * MIB
     assert keeping.resident_bytes - passing.resident_bytes > 50 * MIB
     assert idle.peak_bytes - idle.resident_bytes < 16 * MIB, "the peak was reset"
-    assert len(kept) == 1
+    assert len(arrays) == 1
 
 
 def test_every_stage_is_read_once():
@@ -60,10 +60,10 @@ def test_every_stage_is_read_once():
 
 
 class Rising:
-    """Holds one byte more at each reading, which takes 10 ms of its clock."""
+    """Holds one byte more at each reading; a reading takes 10 ms of its clock."""
 
     source = "a count"
-    bytes_held = 0
+    used_bytes = 0
 
     def __init__(self, clock):
         self.clock = clock
@@ -72,12 +72,12 @@ class Rising:
         pass
 
     def read(self):
-        return StageMemory(peak_bytes=self.bytes_held, resident_bytes=self.bytes_held)
+        return StageMemory(peak_bytes=self.used_bytes, resident_bytes=self.used_bytes)
 
     def allocated(self):
         self.clock.sleep(0.01)
-        self.bytes_held += 1
-        return self.bytes_held
+        self.used_bytes += 1
+        return self.used_bytes
 
 
 @pytest.fixture
@@ -88,17 +88,17 @@ def rising(fake_time, monkeypatch):
 
 def test_memory_over_time(rising):
     with MemoryTrack(rising) as track:
-        wait_for(lambda: rising.bytes_held > 5)  # it is read while the body runs
+        wait_for(lambda: rising.used_bytes > 5)  # it is read while the body runs
         track.note()
-    assert [held for _, held in track.readings] == list(range(1, rising.bytes_held + 1))
-    assert [ms for ms, _ in track.readings] == pytest.approx([10 * i for i in range(rising.bytes_held)])
+    assert [used for _, used in track.readings] == list(range(1, rising.used_bytes + 1))
+    assert [ms for ms, _ in track.readings] == pytest.approx([10 * i for i in range(rising.used_bytes)])
     assert "memory" not in [thread.name for thread in threading.enumerate()], "nobody reads any more"
 
 
 def test_a_long_track_gives_up_every_other_reading(rising, monkeypatch):
     monkeypatch.setattr("unfuse.measure.memory._MAX_READINGS", 8)
     with MemoryTrack(rising) as track:
-        wait_for(lambda: rising.bytes_held > 24)
+        wait_for(lambda: rising.used_bytes > 24)
     assert 4 <= len(track.readings) < 12
 
 
@@ -107,7 +107,7 @@ def test_what_the_process_holds_now():
     if meter is None:
         pytest.skip("this system does not count a process's memory")
     before = meter.allocated()
-    kept = np.ones(64 * MIB, np.uint8)
+    array = np.ones(64 * MIB, np.uint8)
     assert meter.allocated() - before > 50 * MIB
-    assert len(kept) == 64 * MIB
+    assert len(array) == 64 * MIB
     assert abs(meter.allocated() - meter.read().resident_bytes) < 16 * MIB

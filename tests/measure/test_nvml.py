@@ -1,4 +1,4 @@
-"""NVML behind one small module: what it gives, and what becomes of every way it can fail."""
+"""NVML behind one small module: its values, and the result of each failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles: our stages around what ran in them, and a bound on what is kept."""
+"""Profiles: our stages around the operators in them, and a bound on the size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_shortest_go_and_our_stages_stay():
     ours = [{"ph": "X", "name": "unfuse: load", "ts": 0, "dur": 0.1}]
     kernels = [{"ph": "X", "cat": "kernel", "name": f"k{i}", "ts": i, "dur": i} for i in range(10)]
     profile = bounded({"schemaVersion": 1, "traceEvents": [*ours, *kernels]}, 6)
-    kept = json.loads(profile.text)
-    assert [event["name"] for event in kept["traceEvents"]] == ["unfuse: load", "k5", "k6", "k7", "k8", "k9"]
+    trace = json.loads(profile.text)
+    assert [event["name"] for event in trace["traceEvents"]] == ["unfuse: load", "k5", "k6", "k7", "k8", "k9"]
     assert (profile.num_events, profile.num_kernels, profile.num_left_out) == (6, 5, 5)
-    assert kept["schemaVersion"] == 1
+    assert trace["schemaVersion"] == 1

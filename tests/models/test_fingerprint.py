@@ -65,10 +65,10 @@ def test_any_flipped_bit_shows(bit):
 
 
 @pytest.mark.parametrize("signs", [[-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
-@pytest.mark.parametrize("apart", [1, 2, 3, 8])
-def test_words_that_differ_in_their_signs_do_not_change_places_unseen(signs, apart):
+@pytest.mark.parametrize("distance", [1, 2, 3, 8])
+def test_swapped_words_that_differ_in_their_signs_are_detected(signs, distance):
     pair, other = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.25]) * torch.tensor(signs)
-    between = torch.zeros(2 * (apart - 1))
+    between = torch.zeros(2 * (distance - 1))
     assert tensor_checksum(torch.cat([pair, between, other])) != tensor_checksum(torch.cat([other, between, pair]))
 
 
@@ -93,11 +93,11 @@ def model():
 def test_one_changed_weight(model):
     before = model_fingerprint(model)
     weight = model.model.visual_projector[2].bias
-    kept = weight.detach().clone()
+    original = weight.detach().clone()
     with torch.no_grad():
         weight[0] += 1
         assert model_fingerprint(model) != before
-        weight.copy_(kept)
+        weight.copy_(original)
     assert model_fingerprint(model) == before
 
 
@@ -156,7 +156,7 @@ def test_pixels_of_another_kind_are_another_model(other):
 
 
 def test_a_whole_processor_counts_by_its_pixels():
-    """Its image processor's settings and class, and what it does itself; not its tokenizer, which makes no pixels."""
+    """Its image processor's settings and class, and its own settings; not its tokenizer, as that makes no pixels."""
     from transformers import LlavaProcessor
 
     from unfuse.adapters.random_weights import tokenizer_with
@@ -176,7 +176,7 @@ def test_a_whole_processor_counts_by_its_pixels():
 
 
 def test_pixel_settings_have_no_address_in_them():
-    """What JSON has no word for counts by its kind: an address would be another one in every process."""
+    """A value without a JSON form counts by its type: an address would differ in every process."""
 
     class Odd:
         def to_dict(self):

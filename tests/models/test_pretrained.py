@@ -1,4 +1,4 @@
-"""No code of a checkpoint runs, whichever of its files asks for it and whatever stands on stdin."""
+"""No code of a checkpoint runs, for any file that names the code and any text on stdin."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stdin_that_says_yes(monkeypatch):
 
 @pytest.fixture
 def bait(tmp_path):
-    """Make a folder whose Python files leave a mark when they run; return it with the mark's path."""
+    """Make a folder with Python files that leave a mark when they run; return the folder and the mark's path."""
 
     def made(source: Path | None = None) -> tuple[Path, Path]:
         folder, mark = tmp_path / "bait", tmp_path / "ran"
@@ -64,7 +64,7 @@ def ask_for_code(path: Path, names: tuple[str, ...], **fields: object) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_auto_map_beside_a_known_class_is_not_needed(bait, name):
-    """EventGPT's own classes load the folder; what else it offers stays unread."""
+    """EventGPT's own classes load the folder; its other files stay unread."""
     folder, mark = bait(demo_checkpoint())
     ask_for_code(folder / name, FILES[name])
     with load(str(folder), device="cpu") as model:

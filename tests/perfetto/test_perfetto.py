@@ -29,7 +29,7 @@ order by s.ts, s.depth
 
 
 def missing() -> str | None:
-    """Why Perfetto cannot be asked here."""
+    """Why Perfetto cannot be queried here."""
     if os.environ.get("PERFETTO_SHELL"):
         return None
     if not os.environ.get("PERFETTO_WASM"):
@@ -61,16 +61,16 @@ def open_trace():
 @pytest.fixture(scope="module")
 def folder(demo_model, tmp_path_factory):
     """A run with a profile, by an injected guard: how busy this machine is does not matter."""
-    place = tmp_path_factory.mktemp("traced") / "run"
+    run_dir = tmp_path_factory.mktemp("traced") / "run"
     settings = BenchSettings(
         max_new_tokens=6, num_warmups=1, noise_repeats=0, balance_seconds=0, energy_seconds=0, profile=True
     )
     data = demo_dataset(max_samples=3)
     guard = IsolationGuard(host=LinuxHost(), gpu=FakeGpu(), sleep=lambda _: None)
     bench_model(
-        demo_model, Dataset(name="three", samples=data.samples), settings, RunOptions(output=place, guard=guard)
+        demo_model, Dataset(name="three", samples=data.samples), settings, RunOptions(output=run_dir, guard=guard)
     )
-    return place
+    return run_dir
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,9 @@ def test_the_memory_counter(trace, run):
     rows = list(trace.query(query))
     expected = [pair for each in probes.steps for pair in zip(each.memory_ms, each.memory_bytes, strict=True)]
     assert expected
-    assert sorted((row.ts, row.value) for row in rows) == sorted((ns(ms), float(held)) for ms, held in expected)
+    assert sorted((row.ts, row.value) for row in rows) == sorted(
+        (ns(ms), float(num_bytes)) for ms, num_bytes in expected
+    )
     assert all(row.value > 100 * 2**20 for row in rows), "a process with torch and a model in it"
     assert all(row.name.startswith("memory held, process") for row in rows)
     first, last = probes.steps[0].stages["load"], probes.steps[-1].stages["decode"]
@@ -187,7 +189,7 @@ def test_the_profiles_operators_lie_under_our_stages(open_trace, folder, run):
     assert len(events) == run[1].profile.num_events
 
 
-def test_a_broken_trace_is_told_from_a_sound_one(open_trace, folder, tmp_path):
+def test_a_broken_trace_is_detected(open_trace, folder, tmp_path):
     """The negative control: a stage that is moved out of its sample is no longer below it."""
     trace = json.loads((folder / "trace.json").read_text())
     stage = next(event for event in trace["traceEvents"] if event["name"] == "encode" and event["tid"] == 1)

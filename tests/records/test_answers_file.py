@@ -1,4 +1,4 @@
-"""Answers on the disk: in groups, whole or torn, and what a full disk does."""
+"""Answers on the disk: in groups, whole or torn, and on a full disk."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_what_is_written_is_read(path):
 
 @examples(50)
 @given(LINES, st.integers(0, 400))
-def test_a_torn_tail_is_passed_over_and_cut_off(tmp_path_factory, texts, cut):
+def test_a_torn_tail_is_skipped_and_truncated(tmp_path_factory, texts, num_lost):
     path = tmp_path_factory.mktemp("torn") / "answers.jsonl"
     path.touch()
     written(path, [record(i, text) for i, text in enumerate(texts)])
     whole = path.read_bytes()
-    torn = whole[: max(0, len(whole) - cut)]
+    torn = whole[: max(0, len(whole) - num_lost)]
     path.write_bytes(torn)
     found = sound_answers(path)
     done = [str(i) for i in range(torn.count(b"\n"))]
@@ -84,12 +84,12 @@ def test_damage_before_the_end_is_an_error(path):
 
 @examples(50)
 @given(st.lists(st.booleans(), max_size=8), st.integers(0, 100))
-def test_failures_are_removed_and_answers_stay(tmp_path_factory, ok, cut):
+def test_failures_are_removed_and_answers_stay(tmp_path_factory, ok, num_lost):
     path = tmp_path_factory.mktemp("failed") / "answers.jsonl"
     path.touch()
     records = [record(i) if good else record(i, None, status="failed", error="no") for i, good in enumerate(ok)]
     written(path, records)
-    path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - cut)])
+    path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - num_lost)])
     whole = list(read_answers(path))
     found = sound_answers(path)
     assert found.answered.keys() | found.failed.keys() == {each.sample_id for each in whole}
@@ -134,7 +134,7 @@ def test_an_answer_counts_once_it_is_on_the_disk(path):
         writer.append(record(i))
     writer.close()
     assert safe == [str(i) for i in range(100)]
-    assert all(there > number for number, there in enumerate(lines))
+    assert all(on_disk > number for number, on_disk in enumerate(lines))
 
 
 def test_answers_that_come_together_are_made_durable_together(path, monkeypatch):
@@ -173,7 +173,7 @@ def test_answers_wait_for_others_within_the_window(path, monkeypatch):
     assert len(list(read_answers(path))) == 1000
 
 
-def test_a_full_disk_is_said_to_who_answers(path, monkeypatch):
+def test_a_full_disk_is_raised_to_the_writer(path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -188,7 +188,7 @@ def test_a_full_disk_is_said_to_who_answers(path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [ValueError, BrokenPipeError, SystemExit])
-def test_who_is_told_and_fails_ends_the_run_and_no_answer_is_lost_in_silence(path, kind):
+def test_a_failing_listener_ends_the_run_and_no_answer_is_lost_in_silence(path, kind):
     def on_safe(answer):
         raise kind("whoever listens")
 

@@ -27,23 +27,23 @@ def run(tmp_path, make_manifest, make_record):
 
 
 @pytest.fixture
-def kept(tmp_path):
-    return Baselines(tmp_path / "kept")
+def store(tmp_path):
+    return Baselines(tmp_path / "baselines")
 
 
-def test_saved_and_found(kept, run, make_record):
-    place = kept.save("main", run())
-    assert kept.names() == ("main",)
-    assert kept.find("main") == place
-    assert RunFolder.open(place).records() == [make_record()]
+def test_saved_and_found(store, run, make_record):
+    path = store.save("main", run())
+    assert store.names() == ("main",)
+    assert store.find("main") == path
+    assert RunFolder.open(path).records() == [make_record()]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "-x", "a\n", "a b", "x" * 65, "ä"])
-def test_what_is_no_name(kept, run, name):
-    for call in (lambda: kept.save(name, run()), lambda: kept.find(name)):
+def test_what_is_no_name(store, run, name):
+    for call in (lambda: store.save(name, run()), lambda: store.find(name)):
         with pytest.raises(InputError, match="a name of letters"):
             call()
-    assert not kept.folder.exists()
+    assert not store.folder.exists()
 
 
 @given(st.text(max_size=20))
@@ -52,47 +52,47 @@ def test_a_name_leads_nowhere_else(name):
         baselines.check_name(name)
     except InputError:
         return
-    assert (Path("/kept") / name).parent == Path("/kept")
-    assert os.path.normpath(f"/kept/{name}") == f"/kept/{name}"
+    assert (Path("/baselines") / name).parent == Path("/baselines")
+    assert os.path.normpath(f"/baselines/{name}") == f"/baselines/{name}"
     assert name.isprintable()
 
 
-def test_never_overwritten_unasked(kept, run):
-    kept.save("main", run("one"))
+def test_never_overwritten_unasked(store, run):
+    store.save("main", run("one"))
     with pytest.raises(RunFolderError, match="--replace"):
-        kept.save("main", run("two"))
-    assert RunFolder.open(kept.find("main")).manifest.run_id == "one"
-    kept.save("main", tmp := kept.folder.parent / "two", replace=True)
-    assert RunFolder.open(kept.find("main")).manifest.run_id == tmp.name
+        store.save("main", run("two"))
+    assert RunFolder.open(store.find("main")).manifest.run_id == "one"
+    store.save("main", tmp := store.folder.parent / "two", replace=True)
+    assert RunFolder.open(store.find("main")).manifest.run_id == tmp.name
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_what_is_no_baseline_is_not_replaced(kept, run, kind):
-    place = kept.folder / "main"
-    kept.folder.mkdir()
-    mine = kept.folder.parent / "mine"
+def test_what_is_no_baseline_is_not_replaced(store, run, kind):
+    path = store.folder / "main"
+    store.folder.mkdir()
+    mine = store.folder.parent / "mine"
     mine.mkdir()
-    {"file": place.touch, "folder": place.mkdir, "link": lambda: place.symlink_to(mine)}[kind]()
+    {"file": path.touch, "folder": path.mkdir, "link": lambda: path.symlink_to(mine)}[kind]()
     with pytest.raises(RunFolderError, match="no baseline"):
-        kept.save("main", run(), replace=True)
-    assert place.exists()
-    assert kept.names() == ()
+        store.save("main", run(), replace=True)
+    assert path.exists()
+    assert store.names() == ()
 
 
-def test_a_damaged_run_is_no_baseline(kept, run):
-    kept.save("main", run("one"))
+def test_a_damaged_run_is_no_baseline(store, run):
+    store.save("main", run("one"))
     damaged = run("two")
     (damaged / "samples.jsonl").write_bytes(b"x" + (damaged / "samples.jsonl").read_bytes() + b"\n")
     with pytest.raises(RunFolderError, match="line 1"):
-        kept.save("main", damaged, replace=True)
-    assert RunFolder.open(kept.find("main")).manifest.run_id == "one"
-    assert [p.name for p in kept.folder.iterdir()] == ["main"]
+        store.save("main", damaged, replace=True)
+    assert RunFolder.open(store.find("main")).manifest.run_id == "one"
+    assert [p.name for p in store.folder.iterdir()] == ["main"]
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_a_failing_disk_loses_no_baseline(kept, run, monkeypatch, step):
-    """Whatever step of taking the old one's place fails, the old one is there."""
-    kept.save("main", run("one"))
+def test_a_failing_disk_loses_no_baseline(store, run, monkeypatch, step):
+    """If any step of the replacement fails, the old baseline is still there."""
+    store.save("main", run("one"))
     other = run("two")
     calls = {"copyfile": shutil, "sync_folder": baselines, "rename": Path}
     name = list(calls)[step]
@@ -107,10 +107,10 @@ def test_a_failing_disk_loses_no_baseline(kept, run, monkeypatch, step):
 
     monkeypatch.setattr(calls[name], name, fail_second)
     with pytest.raises(RunFolderError, match="No space left"):
-        kept.save("main", other, replace=True)
+        store.save("main", other, replace=True)
     # The second sync comes after the new one has taken its place.
-    assert RunFolder.open(kept.find("main")).manifest.run_id == ("two" if name == "sync_folder" else "one")
-    assert [p.name for p in kept.folder.iterdir()] == ["main"]
+    assert RunFolder.open(store.find("main")).manifest.run_id == ("two" if name == "sync_folder" else "one")
+    assert [p.name for p in store.folder.iterdir()] == ["main"]
 
 
 def test_a_folder_that_cannot_be_written(run, tmp_path):
@@ -119,9 +119,9 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
         Baselines(tmp_path / "file").save("main", run())
 
 
-def test_unknown_names_get_help(kept, run):
+def test_unknown_names_get_help(store, run):
     with pytest.raises(InputError, match=r"one saved before\. Save one with --save-baseline"):
-        kept.find("main")
-    kept.save("main", run())
+        store.find("main")
+    store.save("main", run())
     with pytest.raises(InputError, match=r"expected main\. Did you mean main\?"):
-        kept.find("maim")
+        store.find("maim")

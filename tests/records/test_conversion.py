@@ -1,4 +1,4 @@
-"""Values of a damaged or hostile file are one line with their place."""
+"""Values of a damaged or hostile file are one line with their path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Whole:
 
 
 @pytest.mark.parametrize("text", ["other", "ok - at `$.x`", "ok - at `$.parts[...].status`", "`$", " - at `$.status`"])
-def test_an_invalid_word_is_named_with_its_place(text):
+def test_an_invalid_word_is_named_with_its_path(text):
     with pytest.raises(RunFolderError) as caught:
         from_plain(Whole, {"parts": {"a": {"status": "ok"}, "b": {"status": text}}}, where="run.json")
     assert str(caught.value) == f"run.json: parts: b: status: found {text!r}, expected 'ok' or 'failed'"

@@ -1,4 +1,4 @@
-"""An exported table holds what the records hold, to the last digit and character."""
+"""An exported table holds the values of the records, to the last digit and character."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def expected(record: SampleRecord) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+def new_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     root = tmp_path_factory.mktemp("export")
     return lambda: root / str(len(list(root.iterdir())))
 
@@ -101,9 +101,9 @@ ROUND_TRIP = examples(40, suppress_health_check=[HealthCheck.function_scoped_fix
 @ROUND_TRIP
 @given(records=st.lists(RECORDS, min_size=1, max_size=4))
 def test_parquet_round_trip(
-    place: Callable[[], Path], make_manifest: MakeManifest, records: list[SampleRecord]
+    new_path: Callable[[], Path], make_manifest: MakeManifest, records: list[SampleRecord]
 ) -> None:
-    table = sample_table([write(place(), make_manifest(), records)])
+    table = sample_table([write(new_path(), make_manifest(), records)])
     rows = pyarrow.parquet.read_table(io.BytesIO(to_parquet(table))).to_pylist()
     for row, record in zip(rows, records, strict=True):
         wanted = expected(record)
@@ -113,9 +113,9 @@ def test_parquet_round_trip(
 
 @ROUND_TRIP
 @given(records=st.lists(RECORDS, min_size=1, max_size=4))
-def test_csv_round_trip(place: Callable[[], Path], make_manifest: MakeManifest, records: list[SampleRecord]) -> None:
+def test_csv_round_trip(new_path: Callable[[], Path], make_manifest: MakeManifest, records: list[SampleRecord]) -> None:
     """By Python's reader, and by one that tells null from an empty string."""
-    table = sample_table([write(place(), make_manifest(), records)])
+    table = sample_table([write(new_path(), make_manifest(), records)])
     data = to_csv(table)
     rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
     typed = pyarrow.csv.read_csv(
@@ -141,7 +141,7 @@ def test_csv_round_trip(place: Callable[[], Path], make_manifest: MakeManifest, 
 
 
 def test_columns(tmp_path: Path, make_manifest: MakeManifest, make_record: MakeRecord) -> None:
-    """What tells runs apart, then a line's own fields in their order; typed."""
+    """Columns that identify the run, then a line's own fields in their order; typed."""
     table = sample_table([write(tmp_path / "run", make_manifest(), [make_record()])])
     names = list(table.columns)
     first = ["run_id", "created", "model", "model_fingerprint", "protocol", "engine", "dtype", "device", "device_name"]

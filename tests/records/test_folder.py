@@ -1,4 +1,4 @@
-"""A run folder keeps what it was given, overwrites nothing and refuses what does not belong to it."""
+"""A run folder stores its records, overwrites nothing and refuses records of other runs."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def test_an_empty_folder_will_do(tmp_path: Path, make_manifest: MakeManifest) ->
     assert read_manifest(tmp_path / "empty") == make_manifest()
 
 
-@pytest.mark.parametrize("place", ["file", "file/run"])
-def test_a_file_in_the_way(tmp_path: Path, make_manifest: MakeManifest, place: str) -> None:
+@pytest.mark.parametrize("path", ["file", "file/run"])
+def test_a_file_in_the_way(tmp_path: Path, make_manifest: MakeManifest, path: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunFolderError, match="Not a directory"):
-        RunFolder.create(tmp_path / place, make_manifest())
+        RunFolder.create(tmp_path / path, make_manifest())
     assert contents(tmp_path) == {"file": b"mine"}
 
 
@@ -155,8 +155,8 @@ def test_resume_continues(tmp_path: Path, make_manifest: MakeManifest, make_reco
     before = samples.read_bytes()
     samples.write_bytes(before + b'{"sample_id": "b", "sta')
     assert RunFolder.open(tmp_path / "run").torn_bytes() == 23
-    later = make_manifest(created="2026-01-24T00:00:00+00:00", command=("unfuse", "bench", "--resume"), run_id="x")
-    with RunFolder.resume(tmp_path / "run", later) as run:
+    second = make_manifest(created="2026-01-24T00:00:00+00:00", command=("unfuse", "bench", "--resume"), run_id="x")
+    with RunFolder.resume(tmp_path / "run", second) as run:
         assert run.done_ids == {"a"}
         assert samples.read_bytes() == before
         run.append(make_record("b"))
@@ -218,9 +218,9 @@ def test_where_a_run_lies_is_no_difference(tmp_path: Path, make_manifest: MakeMa
 
 
 def test_resume_needs_a_run(tmp_path: Path, make_manifest: MakeManifest) -> None:
-    for place in (tmp_path, tmp_path / "none"):
+    for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(RunFolderError, match=r"no run\.json"):
-            RunFolder.resume(place, make_manifest())
+            RunFolder.resume(path, make_manifest())
     assert not list(tmp_path.iterdir())
 
 

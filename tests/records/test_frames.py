@@ -77,17 +77,17 @@ def test_no_way_out(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.rglob("*.webp"))
 
 
-def test_what_is_no_small_picture_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_small_picture_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FrameStore(tmp_path / "frames")
     store.write(HASH, [frame(0)])
-    place = store.path / f"{HASH}.webp"
-    whole = place.read_bytes()
+    path = store.path / f"{HASH}.webp"
+    whole = path.read_bytes()
     for damaged in (b"", b"<svg onload='alert(1)'/>", whole[: len(whole) // 4]):
-        place.write_bytes(damaged)
+        path.write_bytes(damaged)
         assert store.read(HASH) is None
-    Image.new("RGB", (4, 4)).save(place, "PNG")
+    Image.new("RGB", (4, 4)).save(path, "PNG")
     assert store.read(HASH) is None, "another format under this name"
-    place.write_bytes(whole)
+    path.write_bytes(whole)
     monkeypatch.setattr(frames, "_MAX_BYTES", len(whole) - 1)
     assert store.read(HASH) is None
 
@@ -108,7 +108,7 @@ def test_beside_the_run_or_beside_the_comparison(tmp_path: Path) -> None:
     assert frames_of(run).path == run / "frames"
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "frames").write_text("a file")
     with pytest.raises(RunFolderError, match="cannot be written"):
         FrameStore(tmp_path / "frames").write(HASH, [frame(0)])

@@ -57,7 +57,7 @@ RECORDS = st.builds(
 
 
 def checked(fields: dict[str, object]) -> str:
-    """A line with a right checksum, whatever its fields."""
+    """A line with a right checksum and any fields."""
     body = json.dumps(fields)
     return f'{body[:-1]}, "line_crc32": {zlib.crc32(body.encode())}}}'
 
@@ -137,10 +137,10 @@ def test_checksum_is_of_the_line_without_it(make_record: MakeRecord) -> None:
 @given(st.data())
 def test_any_changed_character_is_found(data: st.DataObject) -> None:
     line = to_line(SampleRecord(sample_id="a", status="ok", text="a street", token_ids=(1, 2)))
-    place = data.draw(st.integers(0, len(line) - 1))
-    other = data.draw(st.characters(codec="utf-8").filter(lambda c: c != line[place]))
+    index = data.draw(st.integers(0, len(line) - 1))
+    other = data.draw(st.characters(codec="utf-8").filter(lambda c: c != line[index]))
     with pytest.raises(RunFolderError):
-        from_line(line[:place] + other + line[place + 1 :])
+        from_line(line[:index] + other + line[index + 1 :])
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))

@@ -31,7 +31,7 @@ def ids(path: Path) -> list[str]:
     return [record.sample_id for record in RunFolder.open(path).records()]
 
 
-def test_every_cut_leaves_the_whole_lines(run_path: Path) -> None:
+def test_every_truncation_leaves_the_whole_lines(run_path: Path) -> None:
     samples = run_path / "samples.jsonl"
     data = samples.read_bytes()
     for length in range(0, len(data) + 1, 7):
@@ -40,7 +40,7 @@ def test_every_cut_leaves_the_whole_lines(run_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"{", b"\0" * 5000, b'{"sample_id": "d"}\n', b"\0\0\n", b"\xff\xfe", b"\n"])
-def test_a_torn_tail_is_passed_over_and_cut_off(run_path: Path, make_manifest: MakeManifest, tail: bytes) -> None:
+def test_a_torn_tail_is_skipped_and_truncated(run_path: Path, make_manifest: MakeManifest, tail: bytes) -> None:
     samples = run_path / "samples.jsonl"
     data = samples.read_bytes()
     samples.write_bytes(data + tail)
@@ -115,7 +115,7 @@ def test_a_full_disk_loses_no_reported_line(
     assert ids(run_path) == ["a", "b", "c", "d"]
 
 
-def test_a_tail_that_cannot_be_cut_is_left_for_resume(
+def test_a_tail_that_cannot_be_truncated_is_left_for_resume(
     run_path: Path, monkeypatch: pytest.MonkeyPatch, make_manifest: MakeManifest, make_record: MakeRecord
 ) -> None:
     real_write = os.write

@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read_verification(tmp_path) == RECORD
 
 
-def test_places(tmp_path: Path) -> None:
+def test_paths(tmp_path: Path) -> None:
     assert verification_path(tmp_path) == tmp_path / VERIFICATION_FILE
     assert verification_path(tmp_path / "rows.json") == tmp_path / "rows.json"
     with pytest.raises(RunFolderError, match="no folder"):

@@ -1,4 +1,4 @@
-"""Records and manifests of synthetic runs whose statistics can be checked by hand."""
+"""Records and manifests of synthetic runs, with statistics that can be checked by hand."""
 
 from __future__ import annotations
 

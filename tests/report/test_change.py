@@ -1,4 +1,4 @@
-"""What a comparison of two runs says of known changes under noise."""
+"""Comparison of two runs with known changes under noise."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from unfuse.report.statistics import Ratio
 
 PAIRS, SAMPLES = 200, 40
 RIGHT = 0.95
-"""Promised: so often a change of 3 % is found, and so often none is found where there is none."""
+"""Documented: share of cases in which a change of 3 % is found, and in which no change is found if there is none."""
 AT_THE_THRESHOLD = 0.95
-"""Promised too: so often nothing is found where two runs of one program differ as a whole by the threshold."""
+"""Documented: share of cases without a finding if two runs of one program differ as a whole by the threshold."""
 
 
-def simulated(rng, factor, *, samples=SAMPLES, apart=0.005):
+def simulated(rng, factor, *, samples=SAMPLES, jitter=0.005):
     """Two runs of the same samples.
 
     Samples differ by a fifth, repeats by 1.5 %, one in twenty is disturbed, and the runs differ as a whole, as on a
@@ -33,7 +33,7 @@ def simulated(rng, factor, *, samples=SAMPLES, apart=0.005):
         disturbed = np.where(rng.random(samples) < 0.05, 1 + rng.exponential(0.1, samples), 1.0)
         return work * scale * rng.lognormal(0, 0.015, samples) * disturbed
 
-    before, after = run(1.0), run(factor * (1 + rng.uniform(-apart, apart)))
+    before, after = run(1.0), run(factor * (1 + rng.uniform(-jitter, jitter)))
     return {str(i): x for i, x in enumerate(before)}, {str(i): x for i, x in enumerate(after)}
 
 
@@ -49,7 +49,7 @@ def test_verdicts_are_right_as_often_as_promised(factor, right):
 
 @pytest.mark.parametrize("factor", [1.01, 1 / 1.01])
 def test_what_differs_as_a_whole_by_the_threshold_is_no_change(factor):
-    found = words(np.random.default_rng(2), factor, apart=0)
+    found = words(np.random.default_rng(2), factor, jitter=0)
     assert found.count("no difference shown") >= AT_THE_THRESHOLD * PAIRS
 
 
@@ -89,7 +89,7 @@ def test_nothing_to_divide():
     ("low", "value", "high", "samples", "word"),
     [
         (1.011, 1.03, 1.05, 6, "slower"),
-        (1.011, 1.03, 1.05, 5, "no difference shown"),  # too few, whatever they say
+        (1.011, 1.03, 1.05, 5, "no difference shown"),  # too few samples for any finding
         (1.009, 1.03, 1.05, 6, "no difference shown"),  # the interval holds changes below the threshold
         (1.002, 1.005, 1.008, 6, "no difference shown"),  # certain, and below the threshold
         (0.95, 0.97, 0.985, 6, "faster"),

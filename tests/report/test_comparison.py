@@ -1,4 +1,4 @@
-"""A comparison says what is faster by how much, what was unfair, and nothing that was not measured."""
+"""A comparison names the faster run, the difference and unfair conditions, and nothing that was not measured."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_ratio_by_hand() -> None:
     found = ratio(a, b)
     assert found is not None
     assert (found.value, found.low, found.high, found.paired) == (2.0, 2.0, 2.0, True)
-    apart = ratio(a, {"q": 1.0, "r": 1.0})
-    assert apart is not None
-    assert (apart.value, apart.paired) == (4.0, False)
+    unpaired = ratio(a, {"q": 1.0, "r": 1.0})
+    assert unpaired is not None
+    assert (unpaired.value, unpaired.paired) == (4.0, False)
     assert ratio({}, b) is None
     assert ratio(a, {"x": 0.0}) is None
 
@@ -78,7 +78,7 @@ def test_a_constant_factor_is_found_exactly(times: list[float], factor: float) -
 
 def test_the_interval_holds_the_ratio_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(100):
         base = rng.lognormal(0, 0.2, 30)
         a = {str(i): t * 1.5 * n for i, (t, n) in enumerate(zip(base, rng.lognormal(0, 0.05, 30), strict=True))}
@@ -87,8 +87,8 @@ def test_the_interval_holds_the_ratio_as_often_as_it_says() -> None:
         assert found is not None
         assert found.low is not None
         assert found.high is not None
-        held += found.low <= 1.5 <= found.high
-    assert held >= 88
+        covered += found.low <= 1.5 <= found.high
+    assert covered >= 88
 
 
 def test_ratios_are_against_the_first_model(part: Callable[..., Part]) -> None:

@@ -1,4 +1,4 @@
-"""What is found unequal between two runs, and what only looks so."""
+"""Differences between two runs, and equal runs that only look different."""
 
 from __future__ import annotations
 

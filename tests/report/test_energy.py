@@ -1,4 +1,4 @@
-"""Joules in words: numbers with what they can be off by, and for what has none, why, once."""
+"""Energy in words: numbers with their resolution, and the reason for each missing number, once."""
 
 from __future__ import annotations
 

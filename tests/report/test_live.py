@@ -1,4 +1,4 @@
-"""The dashboard: what it says, that it fits, that it never draws by itself, and that plain output stays plain."""
+"""The dashboard: its text fits, it never draws by itself, and plain output stays plain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def view(width: int = 80, height: int = 24, *, file: io.StringIO | None = None, 
 
 
 def drawn(live: LiveView, width: int = 80, height: int = 24) -> list[str]:
-    """What it would draw now."""
+    """Text that it would draw now."""
     file = io.StringIO()
     Console(file=file, width=width, height=height, color_system=None).print(live.get_renderable())
     return file.getvalue().splitlines()
@@ -135,7 +135,7 @@ def test_plain_lines_where_nothing_can_be_drawn(
     assert file.getvalue() == "Sample 0: " + "x" * 200 + "\n"
 
 
-def test_it_draws_only_when_told(make_record: Callable[..., SampleRecord]) -> None:
+def test_it_draws_only_when_called(make_record: Callable[..., SampleRecord]) -> None:
     """No thread of its own, and one drawing a record."""
     before = set(threading.enumerate())
     live, file = view()

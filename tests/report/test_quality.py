@@ -1,4 +1,4 @@
-"""How right answers are: counted, with intervals, and only where there is something to judge."""
+"""Quality of answers: counted, with intervals, and only if there is something to judge."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_reports_say_how_right_answers_are(manifest, make_run):
     assert "Answers against the reference answers" in comparison_markdown(compare([part]), ["unfuse"])
 
 
-def test_nothing_is_said_where_nothing_can_be_judged(manifest, make_run):
+def test_no_quality_is_reported_where_nothing_can_be_judged(manifest, make_run):
     from dataclasses import replace
 
     for own, records in (

@@ -1,4 +1,4 @@
-"""Runs from folders: single, whole comparisons, cut-off ones, and two of one model."""
+"""Runs from folders: single, whole comparisons, interrupted ones, and two of one model."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_a_part_is_no_path(tmp_path: Path, manifest: Manifest, make_run: MakeRun
     """A comparison from a stranger must not read elsewhere."""
     folder = ComparisonFolder.create(tmp_path / "all", [("demo", "decoupled")], common={}, created="", command=())
     write(tmp_path / "elsewhere", manifest, make_run())
-    place = folder.path / "comparison.json"
-    value = json.loads(place.read_text())
+    path = folder.path / "comparison.json"
+    value = json.loads(path.read_text())
     value["parts"][0] |= {"folder": "../elsewhere", "status": "ended"}
-    place.write_text(json.dumps(value))
+    path.write_text(json.dumps(value))
     with pytest.raises(RunFolderError, match="elsewhere"):
         read_runs([folder.path])
 

@@ -30,7 +30,7 @@ def test_floor_and_share_of_each_stage():
     assert (encode.bound, decode.bound) == ("arithmetic", "memory")
     assert encode.floor_ms == pytest.approx(4.0)
     assert decode.floor_ms == pytest.approx(3.0)
-    # The device's own time where there is one, else the host's.
+    # The device's own time if there is one, else the host's.
     assert encode.reached_pct == pytest.approx(80.0)
     assert decode.reached_pct == pytest.approx(25.0)
 
@@ -38,10 +38,10 @@ def test_floor_and_share_of_each_stage():
 @pytest.mark.parametrize(
     "probes", [Probes(), replace(PROBES, ceilings=None), replace(PROBES, work_sample_id="absent")], ids=str
 )
-def test_nothing_is_said_where_nothing_was_counted(probes):
+def test_no_roofline_where_nothing_was_counted(probes):
     assert roofline(probes, [RECORD]) == {}
 
 
-def test_a_stage_without_work_has_no_place():
+def test_a_stage_without_work_has_no_roofline():
     nothing = replace(PROBES, work={"decode": StageWork(flops=0, least_bytes=0)})
     assert roofline(nothing, [RECORD]) == {}

@@ -117,7 +117,7 @@ def test_the_verdict_repeats_the_sentences_of_the_rows(manifest: Manifest, make_
     assert asdict(verdict.record) == {"word": "INVALID", "reasons": verdict.reasons, "warnings": verdict.warnings}
 
 
-def test_other_work_is_held_against_a_strict_run_only(manifest: Manifest, make_run: MakeRun) -> None:
+def test_other_work_invalidates_a_strict_run_only(manifest: Manifest, make_run: MakeRun) -> None:
     records = make_run(disturbances=("cpu-busy: 80 %",))
     assert summarise(manifest, records, QUIET).verdict.valid
     strict = summarise(replace(manifest, config={"strict": True}), records, QUIET).verdict

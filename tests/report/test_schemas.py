@@ -129,18 +129,18 @@ def test_a_run_of_the_version_before_is_read(made: Path, tmp_path: Path) -> None
     assert opened.work == {}
 
 
-def places(document: Any) -> list[tuple[Any, ...]]:
+def paths(document: Any) -> list[tuple[Any, ...]]:
     """The path of every value but the document itself."""
     items = (
         document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     )
-    return [path for key, value in items for path in ((key,), *((key, *rest) for rest in places(value)))]
+    return [path for key, value in items for path in ((key,), *((key, *rest) for rest in paths(value)))]
 
 
 def mutated(data: st.DataObject, document: Any) -> Any:
     """Something changed, taken away or added somewhere."""
     document = copy.deepcopy(document)
-    path = data.draw(st.sampled_from(places(document)))
+    path = data.draw(st.sampled_from(paths(document)))
     holder = document
     for key in path[:-1]:
         holder = holder[key]

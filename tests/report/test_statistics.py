@@ -207,14 +207,14 @@ def test_a_level_line_is_exact() -> None:
 def test_the_line_finds_what_was_put_in() -> None:
     """The 95 % intervals hold the true cost of a token and the fixed cost in 900 to 990 of 1000 runs."""
     rng = np.random.default_rng(0)
-    held = [0, 0]
+    covered = [0, 0]
     for _ in range(1000):
         tokens = rng.integers(5, 90, 20).astype(float)
         found = line_fit(tokens.tolist(), (3.1 * tokens + 25 + rng.normal(0, 2, 20)).tolist())
         assert found is not None
-        held[0] += found.slope_low <= 3.1 <= found.slope_high
-        held[1] += found.intercept_low <= 25 <= found.intercept_high
-    assert all(900 < count < 990 for count in held), held
+        covered[0] += found.slope_low <= 3.1 <= found.slope_high
+        covered[1] += found.intercept_low <= 25 <= found.intercept_high
+    assert all(900 < count < 990 for count in covered), covered
 
 
 @pytest.mark.parametrize(

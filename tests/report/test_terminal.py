@@ -1,4 +1,4 @@
-"""What is printed: the seed's line to the character, 80 columns, and no text of a stranger in control."""
+"""Printed output: the seed's line to the character, 80 columns, and no control characters from foreign text."""
 
 from __future__ import annotations
 

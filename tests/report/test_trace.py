@@ -1,4 +1,4 @@
-"""``trace.json`` as JSON: what is drawn, what is left out, and how large it may become."""
+"""``trace.json`` as JSON: its events, left-out events, and the maximum size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from unfuse.report import trace_text
 def timed(start_ms, *, device=False):
     """Five stages of 10 ms, one after the other."""
     stages = {}
-    for place, stage in enumerate(STAGES):
-        at = start_ms + 10.0 * place
+    for index, stage in enumerate(STAGES):
+        at = start_ms + 10.0 * index
         stages[stage] = StageTime(
             host_ms=10.0,
             start_ms=at,

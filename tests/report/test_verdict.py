@@ -61,17 +61,17 @@ def test_stages_that_do_not_add_up(manifest: Manifest, make_run: MakeRun) -> Non
     assert reason.startswith("stages do not add up: remainder +8.7")
 
 
-def asked_for(manifest: Manifest, num_samples: int) -> Manifest:
+def with_num_samples(manifest: Manifest, num_samples: int) -> Manifest:
     return replace(manifest, dataset={**manifest.dataset, "num_samples": num_samples})
 
 
-def test_fewer_samples_than_asked_for(manifest: Manifest, make_run: MakeRun) -> None:
-    (reason,) = summarise(asked_for(manifest, 200), make_run(6), QUIET).verdict.reasons
+def test_fewer_samples_than_requested(manifest: Manifest, make_run: MakeRun) -> None:
+    (reason,) = summarise(with_num_samples(manifest, 200), make_run(6), QUIET).verdict.reasons
     assert reason == "only 6 of 200 samples were run"
 
 
 def test_too_few_pairs(manifest: Manifest, make_run: MakeRun) -> None:
-    (reason,) = summarise(asked_for(manifest, 4), make_run(4), None).verdict.reasons
+    (reason,) = summarise(with_num_samples(manifest, 4), make_run(4), None).verdict.reasons
     assert reason.startswith("4 pairs")
     (reason,) = summarise(manifest, make_run(9, e2e_host_ms=None), None).verdict.reasons
     assert reason.startswith("0 pairs")
@@ -79,7 +79,7 @@ def test_too_few_pairs(manifest: Manifest, make_run: MakeRun) -> None:
 
 def test_repeats_are_pairs_too(manifest: Manifest, make_run: MakeRun) -> None:
     repeats = Noise(sample_id="s0", total_host_ms=(100.0,) * 4, e2e_host_ms=(100.0,) * 4)
-    assert summarise(asked_for(manifest, 1), make_run(1), Probes(noise=repeats)).verdict.valid
+    assert summarise(with_num_samples(manifest, 1), make_run(1), Probes(noise=repeats)).verdict.valid
 
 
 def test_other_tokens_end_to_end(manifest: Manifest, make_run: MakeRun, make_record: MakeRecord) -> None:

@@ -1,4 +1,4 @@
-"""The scorer: what it reads from an answer, in the demo's words and in others."""
+"""The scorer: claims read from an answer, in the demo's words and in others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unfuse.samples.demo.scenes import SceneFacts, demo_scene
 
 
 def expected(turn: Turn, facts: SceneFacts) -> dict[tuple[str, str], str]:
-    """What a turn's answer has to claim, from the facts alone."""
+    """Claims that a turn's answer must make, from the facts alone."""
     movers = {mover.shape: mover for mover in facts.movers}
     count = {("count", ""): str(len(movers))}
     shapes = {("shape", ""): " ".join(sorted(movers))} if movers else {}

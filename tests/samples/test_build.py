@@ -153,17 +153,17 @@ def test_rectified_events_are_where_the_map_says(tmp_path):
     with pytest.raises(DatasetError, match="rectify map"):
         plan(found, Windowing(window_us=100_000, rectify=True))
     y, x = np.mgrid[:480, :640]
-    places = np.stack([x * 1.1 - 20.3, y * 0.9 + 3.2], 2).astype("f4")
-    places[100, 100] = np.nan
+    rectified = np.stack([x * 1.1 - 20.3, y * 0.9 + 3.2], 2).astype("f4")
+    rectified[100, 100] = np.nan
     path = sequence / "events" / "left" / "rectify_map.h5"
     with h5py.File(path, "w") as file:
-        file["rectify_map"] = places
+        file["rectify_map"] = rectified
     write_dataset(tmp_path / "out", plan(found, Windowing(window_us=400_000, rectify=True)), workers=1)
     (sample,) = read_dataset(tmp_path / "out").samples
     got = read_events(sample.event_data)
     expected = []
     for column, row, t, p in zip(*(getattr(STREAM, c).tolist() for c in "xytp"), strict=True):
-        to = places[row, column]
+        to = rectified[row, column]
         if np.isfinite(to).all():
             to = np.rint(to).astype(int)
             if 0 <= to[0] < 640 and 0 <= to[1] < 480:
@@ -171,7 +171,7 @@ def test_rectified_events_are_where_the_map_says(tmp_path):
     assert len(expected) < len(STREAM)
     assert list(zip(*(getattr(got, c).tolist() for c in "xytp"), strict=True)) == expected
     with h5py.File(path, "w") as file:
-        file["rectify_map"] = places[:3]
+        file["rectify_map"] = rectified[:3]
     with pytest.raises(InputError, match="rectify_map of"):
         write_dataset(tmp_path / "other", plan(found, Windowing(window_us=400_000, rectify=True)), workers=1)
 
@@ -247,7 +247,7 @@ def test_description(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--window", "1 hour"], "1s"),
         (["--window", "0.0001us"], "1s"),
@@ -261,18 +261,18 @@ def test_description(tmp_path, capsys):
         (["--questions", "none.txt"], "no readable questions"),
     ],
 )
-def test_bad_options_are_one_line(tmp_path, capsys, arguments, says):
+def test_bad_options_are_one_line(tmp_path, capsys, arguments, message):
     write_eventgpt_npy(tmp_path / "a.npy", STREAM)
     code = run(["dataset", "build", str(tmp_path / "a.npy"), str(tmp_path / "out"), *arguments])
     error = capsys.readouterr().err
     assert code == 2
-    assert says in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda s: (s / "images" / "timestamps.txt").write_text("1 2 3"), "3 times for 20 pictures"),
         (lambda s: (s / "images" / "timestamps.txt").unlink(), "pictures without times"),
@@ -280,10 +280,10 @@ def test_bad_options_are_one_line(tmp_path, capsys, arguments, says):
         (lambda s: (s / "events" / "left" / "events.h5").write_bytes(b"junk"), "unknown format"),
     ],
 )
-def test_a_damaged_sequence(tmp_path, change, says):
+def test_a_damaged_sequence(tmp_path, change, message):
     sequence = write_sequence(tmp_path)
     change(sequence)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         plan(find_recordings(tmp_path), Windowing(window_us=100_000))
 
 

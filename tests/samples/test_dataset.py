@@ -1,4 +1,4 @@
-"""The instruction-set layout: what is read, and each defect named by its row."""
+"""The instruction-set layout: its fields, and each defect named by its row."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_samples_from_frames(root):
     ("name", "field"),
     [("a.npy", "event_data"), ("a.h5", "event_data"), ("a.MP4", "video"), ("a.webm", "video"), ("a.png", "image")],
 )
-def test_files_are_known_by_their_names(name, field):
+def test_files_are_recognized_by_their_names(name, field):
     assert getattr(Sample.from_file(name), field) == Path(name)
 
 

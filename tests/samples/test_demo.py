@@ -103,14 +103,14 @@ def test_one_frame_does_not_show_direction():
 def test_answers_are_sentences_of_10_to_60_tokens(seed):
     import sentencepiece
 
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model())
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_model())
     found = turns(demo_scene(seed)[1])
     assert DEFAULT_QUESTION in {turn.question for turn in found}
     assert len({turn.question for turn in found}) == len(found), "a question has one answer"
     for turn in found:
         assert turn.answer[0].isupper()
         assert turn.answer.endswith(".")
-        assert 10 <= len(pieces.encode(turn.answer)) + 1 <= 60, turn
+        assert 10 <= len(tokenizer.encode(turn.answer)) + 1 <= 60, turn
     phrasings = Counter(turn.kind for turn in found)
     assert min(phrasings.values()) >= 4
 
@@ -169,7 +169,7 @@ def test_a_data_set_folder(tmp_path):
 
 
 def test_an_interrupted_dataset_is_finished(tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     rows = demo_rows(3, first_seed=60_000_000)
     write_demo_dataset(whole, rows, workers=2)
 
@@ -177,11 +177,11 @@ def test_an_interrupted_dataset_is_finished(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_demo_dataset(cut, rows, workers=1, done=stop)
+        write_demo_dataset(interrupted, rows, workers=1, done=stop)
     with pytest.raises(DatasetError, match="found another data set"):
-        write_demo_dataset(cut, demo_rows(4), workers=1)
-    write_demo_dataset(cut, rows, workers=1)
-    assert digests(cut) == digests(whole), "and does not depend on the number of processes"
+        write_demo_dataset(interrupted, demo_rows(4), workers=1)
+    write_demo_dataset(interrupted, rows, workers=1)
+    assert digests(interrupted) == digests(whole), "and does not depend on the number of processes"
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

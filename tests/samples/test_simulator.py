@@ -62,7 +62,7 @@ def test_every_shape_is_inside_its_square(shape):
     assert stream.y.max() <= 32 + 18
 
 
-def test_shapes_are_told_apart():
+def test_shapes_are_distinct():
     pictures = set()
     for shape in SHAPES:
         scene = SimulatedScene(movers=(replace(BOX, shape=shape),), size=(96, 64), texture=0.0)

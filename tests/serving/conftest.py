@@ -27,9 +27,9 @@ from unfuse.serving.server import bind, serve, url_of
 from unfuse.serving.settings import ServeSettings
 
 OPENING_S = 1000.0
-"""What clients of ``served`` have for a head, and for each gap: it passes only by ``Served.passes``."""
+"""Time limit of a client of ``served`` for a head, and for each gap: time passes only by ``Served.passes``."""
 TIMEOUT_S = 5000.0
-"""What a request to ``served`` may take."""
+"""Time limit of a request to ``served``."""
 
 
 class Served:
@@ -89,7 +89,7 @@ class Served:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def metric(self, name: str) -> float:
-        """A sample of ``/metrics`` by its whole name, 0 where there is none."""
+        """A sample of ``/metrics`` by its whole name, 0 if there is none."""
         found = re.search(rf"^{re.escape(name)} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 

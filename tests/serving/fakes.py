@@ -1,4 +1,4 @@
-"""A model without weights: what the loop, the scenes and the service need of one."""
+"""A model without weights: the interface that the loop, the scenes and the service need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOADED = Loaded(
 
 
 def features_of(media_sha256: str) -> Features:
-    """Some that say where they come from."""
+    """Return features with the provenance of these media."""
     tensor = torch.zeros(4, 2)
     return Features(
         tensor,

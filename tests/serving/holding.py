@@ -1,6 +1,6 @@
-"""Long answers that wait for the test: what is done in the middle of one is done in its middle, on any machine.
+"""Long answers that wait for the test, so that an action in the middle of an answer is in its middle on any machine.
 
-``python -m tests.serving.holding serve ...`` is ``unfuse serve ...`` whose long answers are held for ever.
+``python -m tests.serving.holding serve ...`` is ``unfuse serve ...`` with long answers that stay unfinished.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def holding(release: threading.Event) -> Any:
     """A ``SequentialBatch.step`` that writes nothing while a long answer is held; scenes are encoded meanwhile."""
     step = SequentialBatch.step
 
-    def held(batch: SequentialBatch) -> list[TokenOutput]:
+    def step_unless_held(batch: SequentialBatch) -> list[TokenOutput]:
         for name, (request, _, _) in batch._running.items():
             if request.max_new_tokens >= LONG and batch._counts[name] >= AFTER and not release.is_set():
                 time.sleep(0.001)
                 return []
         return step(batch)
 
-    return held
+    return step_unless_held
 
 
 if __name__ == "__main__":

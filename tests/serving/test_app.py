@@ -64,16 +64,16 @@ def test_a_further_question_reuses_features_and_prefix(served: Served, file_id: 
     assert extra["stages"]["decode_ms"] > 0
 
 
-def test_a_stream_is_the_answer_in_pieces(served: Served, file_id: str) -> None:
+def test_streamed_deltas_join_to_the_answer(served: Served, file_id: str) -> None:
     whole = served.openai.chat.completions.create(model="demo", messages=about(file_id))
     chunks = list(
         served.openai.chat.completions.create(
             model="demo", messages=about(file_id), stream=True, stream_options={"include_usage": True}
         )
     )
-    pieces = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
-    assert len(pieces) > 5
-    assert "".join(pieces) == whole.choices[0].message.content
+    deltas = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    assert len(deltas) > 5
+    assert "".join(deltas) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].usage == whole.usage or chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
@@ -93,7 +93,7 @@ def test_a_stream_has_data_lines_only(served: Served, file_id: str) -> None:
     assert events[-1] == "data: [DONE]"
 
 
-def test_an_answer_that_is_cut_says_so(served: Served, file_id: str) -> None:
+def test_a_truncated_answer_has_finish_reason_length(served: Served, file_id: str) -> None:
     reply = served.openai.chat.completions.create(model="demo", messages=about(file_id), max_tokens=3)
     assert reply.choices[0].finish_reason == "length"
     assert reply.usage is not None
@@ -106,10 +106,10 @@ def test_a_stop_text_ends_an_answer_before_it(served: Served, file_id: str) -> N
     for stream in (False, True):
         reply = served.openai.chat.completions.create(model="demo", messages=about(file_id), stop=stop, stream=stream)  # type: ignore[call-overload]
         if stream:
-            shown = "".join(c.choices[0].delta.content or "" for c in reply if c.choices)
+            received = "".join(c.choices[0].delta.content or "" for c in reply if c.choices)
         else:
-            shown = reply.choices[0].message.content
-        assert shown == text[: text.index(stop)]
+            received = reply.choices[0].message.content
+        assert received == text[: text.index(stop)]
 
 
 def test_sampling_is_seeded(served: Served, file_id: str) -> None:
@@ -123,7 +123,7 @@ def test_sampling_is_seeded(served: Served, file_id: str) -> None:
     assert len({ask(seed) for seed in range(4)}) > 1
 
 
-def test_earlier_turns_name_the_scene_and_are_not_shown(served: Served, file_id: str) -> None:
+def test_earlier_turns_name_the_scene_and_are_not_passed_on(served: Served, file_id: str) -> None:
     alone = served.openai.chat.completions.create(model="demo", messages=about(file_id, "How fast is it?"))
     messages = [
         {"role": "system", "content": "Answer in French."},
@@ -148,8 +148,8 @@ def test_a_recording_inside_a_message(served: Served, recording: Path) -> None:
 def test_event_frames_as_pictures_are_one_scene(served: Served, file_id: str) -> None:
     """The frames that the server shows, sent back: the same picture of the scene, so the same answer."""
     parts: list[Any] = []
-    for place in served.http.get(f"/v1/files/{file_id}").json()["unfuse"]["frames"]:
-        png = served.http.get(place)
+    for frame_url in served.http.get(f"/v1/files/{file_id}").json()["unfuse"]["frames"]:
+        png = served.http.get(frame_url)
         assert png.headers["content-type"] == "image/png"
         assert Image.open(io.BytesIO(png.content)).size == (640, 480)
         url = f"data:image/png;base64,{base64.b64encode(png.content).decode()}"

@@ -1,4 +1,4 @@
-"""The thread that owns the model: who joins, who leaves, who fails, and that the others go on."""
+"""The thread that owns the model: requests join, leave and fail, and the others go on."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_many_answers_together_on_one_thread() -> None:
             answers = [question(tokens=3 + i) for i in range(20)]
             for answer in answers:
                 loop.submit(answer)
-            said = await asyncio.gather(*(words(answer) for answer in answers))
-            assert said == [" ".join(map(str, range(3 + i))) for i in range(20)]
+            texts = await asyncio.gather(*(words(answer) for answer in answers))
+            assert texts == [" ".join(map(str, range(3 + i))) for i in range(20)]
             for i, answer in enumerate(answers):
                 assert answer.generation == Generation(
-                    token_ids=tuple(range(3 + i)), text=said[i], stop_reason="length", prompt_tokens=7,
+                    token_ids=tuple(range(3 + i)), text=texts[i], stop_reason="length", prompt_tokens=7,
                     reused_prefix_tokens=3,
                 )  # fmt: skip
                 assert all(ms >= 0 for ms in answer.stages_ms.values())
@@ -149,7 +149,7 @@ def test_an_aborted_answer_makes_room() -> None:
             loop.abort(last)
 
     run(work)
-    assert len(model.batch.aborted) == 1, "the one that had not begun is not known to the batch"
+    assert len(model.batch.aborted) == 1, "the one that had not started is not in the batch"
 
 
 def test_a_bad_question_fails_alone() -> None:
@@ -230,11 +230,11 @@ def test_closing_fails_unfinished_answers() -> None:
 
 def test_a_failing_engine_fails_all_answers_and_stops() -> None:
     model = FakeModel()
-    told: list[bool] = []
+    notified: list[bool] = []
 
     async def work() -> None:
         async with looping(model, capacity=1) as loop:
-            loop.on_failure = lambda: told.append(True)
+            loop.on_failure = lambda: notified.append(True)
             model.batch.gate.clear()
             answers = [question(), question()]
             for answer in answers:
@@ -247,7 +247,7 @@ def test_a_failing_engine_fails_all_answers_and_stops() -> None:
                 with pytest.raises(EngineStoppedError, match="RuntimeError"):
                     await words(answer)
             await asyncio.wait({scene})
-            await until(lambda: bool(told))
+            await until(lambda: bool(notified))
             assert isinstance(loop.failure, RuntimeError)
             assert not loop.ready
             assert not loop.alive

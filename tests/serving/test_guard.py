@@ -18,7 +18,7 @@ ROOM = 4 * (MIB + MIB)
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time a test lets pass."""
+    """An event loop with a clock that a test advances."""
 
     passed_s = 0.0
 
@@ -144,7 +144,7 @@ def test_all_bodies_together_are_bounded() -> None:
 
     waiting = []
 
-    class Held(Request):
+    class Stalled(Request):
         async def nothing(self) -> None:
             waiting.append(self)
             await asyncio.Event().wait()
@@ -152,9 +152,9 @@ def test_all_bodies_together_are_bounded() -> None:
     async def work() -> None:
         guard = Guard(reading, SETTINGS, lambda *_: None)
         part = b"x" * (MIB + 1000)
-        held = [Held([part, None]) for _ in range(ROOM // len(part))]
-        tasks = [asyncio.create_task(guard(each.scope, each.receive, each.send)) for each in held]
-        while len(waiting) < len(held):
+        stalled = [Stalled([part, None]) for _ in range(ROOM // len(part))]
+        tasks = [asyncio.create_task(guard(each.scope, each.receive, each.send)) for each in stalled]
+        while len(waiting) < len(stalled):
             await asyncio.sleep(0)
         late = Request([part])
         await guard(late.scope, late.receive, late.send)
@@ -162,7 +162,7 @@ def test_all_bodies_together_are_bounded() -> None:
         assert late.code == "too_much_under_way"
         passes(OPENING_S + 1)
         await asyncio.gather(*tasks)
-        assert {each.code for each in held} == {"too_slow"}
+        assert {each.code for each in stalled} == {"too_slow"}
         again = Request([part])
         await guard(again.scope, again.receive, again.send)
         assert again.status == 200
@@ -192,7 +192,7 @@ def test_a_response_that_is_not_read_is_dropped() -> None:
 
 
 def test_any_host_is_accepted_beyond_loopback() -> None:
-    """Beyond loopback a proxy may call the server by any name; the token is what counts."""
+    """Beyond loopback a proxy may call the server by any name; only the token is checked."""
     settings = ServeSettings(host="0.0.0.0", token="0123456789abcdef")
     headers = {"host": "models.example", "authorization": "bearer 0123456789abcdef"}
     request = Request([b""], headers=headers)

@@ -15,7 +15,7 @@ from unfuse.serving.intake import Intake, display_name
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "expected"),
     [
         ("a.npy", "a.npy"),
         ("/etc/passwd", "passwd"),
@@ -25,8 +25,8 @@ from unfuse.serving.intake import Intake, display_name
         ("x/", "upload"),
     ],
 )
-def test_display_names(name: str, shown: str) -> None:
-    assert display_name(name) == shown
+def test_display_names(name: str, expected: str) -> None:
+    assert display_name(name) == expected
 
 
 def test_files_lie_in_a_private_folder_until_discarded() -> None:

@@ -1,4 +1,4 @@
-"""What an upload is, by its first bytes."""
+"""The kind of an upload, by its first bytes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_files_of_one_scene(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["random:llava-tiny", "random:video-llava-tiny"])
 def test_readers_load_as_the_adapters_do(name: str, recording: Path) -> None:
-    """Stage 1 in the reader's process is the adapter's; EventGPT's is held in test_sandbox_client."""
+    """Stage 1 in the reader's process is the adapter's; EventGPT's is in test_sandbox_client."""
     import unfuse
     from unfuse.samples import Sample
 

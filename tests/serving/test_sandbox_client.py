@@ -54,13 +54,13 @@ def test_every_medium_for_every_kind_of_model(sandbox: SandboxClient, media: Pat
     assert len(sandbox.read(frames, "events").loaded.frames) == len(frames) == 5
     assert len(sandbox.read(frames[:1], "image").loaded.frames) == 1
     assert "no video or image: this model was shown event frames" in sandbox.read([events], "video").loaded.notes
-    for paths, shown, words in (
+    for paths, kind, words in (
         ([video], "events", "a video"),
         (frames, "image", "found 5"),
         ([events, frames[0]], "events", "one kind"),
     ):
         with pytest.raises(MediaError, match=words):
-            sandbox.read(paths, shown)  # type: ignore[arg-type]
+            sandbox.read(paths, kind)  # type: ignore[arg-type]
 
 
 def test_hdf5_through_two_processes(sandbox: SandboxClient, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_sandbox_that_crashes_is_replaced(sandbox: SandboxClient, recording: P
 
 
 def test_a_file_that_takes_too_much_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture of 60 million pixels in 60 kB, where there is room for less."""
+    """A picture of 60 million pixels in 60 kB, beyond the limit."""
     monkeypatch.setattr(sandbox_client, "MEMORY_BYTES", 700 << 20)
     Image.new("L", (7800, 7800)).save(tmp_path / "big.png", compress_level=1)
     small = SandboxClient(1, PATIENCE_S)

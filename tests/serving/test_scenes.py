@@ -30,7 +30,7 @@ NUMBERS = itertools.count()
 
 
 class FakeSandbox:
-    """What a file's name says happens."""
+    """Behaves as the file's name says."""
 
     def __init__(self) -> None:
         self.read_files: list[str] = []
@@ -190,7 +190,7 @@ def test_features_are_evicted_before_scenes_with_a_store(tmp_path: Path) -> None
             assert other.features is None, "there is room for one"
             store.clear()
             assert await scenes.features(other) is None
-            assert scenes.get(b.scene_id) is None, "what can be had from nowhere is not kept"
+            assert scenes.get(b.scene_id) is None, "a scene without a source is not cached"
 
     run(work)
 
@@ -214,10 +214,10 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path) -> None:
     async def work() -> None:
         async with caching(10 * SIZE, store) as (scenes, model):
             scene, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
-            place = store.place(scene.provenance)
-            data = bytearray(place.read_bytes())
+            path = store.place(scene.provenance)
+            data = bytearray(path.read_bytes())
             data[-1] ^= 1
-            place.write_bytes(data)
+            path.write_bytes(data)
             scenes._drop(scene.scene_id)
             again, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
             assert again.source == "encoded"

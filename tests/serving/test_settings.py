@@ -26,7 +26,7 @@ def test_loopback(host: str, loopback: bool) -> None:
         ServeSettings(host=host, token="0123456789abcdef")
 
 
-def test_a_token_is_not_shown() -> None:
+def test_repr_hides_the_token() -> None:
     assert "secret" not in repr(ServeSettings(token="secret-secret-secret"))
 
 

@@ -12,9 +12,9 @@ def test_stop_texts() -> None:
     ]  # fmt: skip
     assert stops.hit
     assert stops.feed("more") == stops.end() == ""
-    held = StopTexts(["END"])
-    assert held.feed("EN") == ""
-    assert held.end() == "EN"
+    partial = StopTexts(["END"])
+    assert partial.feed("EN") == ""
+    assert partial.end() == "EN"
     assert StopTexts([]).feed("END") == "END"
     both = StopTexts(["bc", "b"])
     assert both.feed("abc") == "a", "the earliest, whichever it is"

@@ -91,7 +91,7 @@ def test_placeholders_of_features_are_not_drafted():
 
 
 @pytest.mark.parametrize("most", [1, 4])
-def test_as_many_tokens_as_asked_for(most):
+def test_as_many_tokens_as_requested(most):
     history = History(V, [END], draft_tokens=most)
     history.learn(noise(3))
     assert len(history.begin([]).draft(noise(3)[:1])) == most

@@ -10,7 +10,7 @@ answers = st.lists(st.integers(3, 6), min_size=1, max_size=40)
 
 
 class FixedDrafts:
-    """Draft the tokens of a guess from where the answer is."""
+    """Draft the tokens of a guess from the answer's position on."""
 
     def __init__(self, guess, limit=15):
         self.guess, self.limit, self.at, self.passes = guess, limit, 0, []

@@ -1,4 +1,4 @@
-"""What the shipped model answers about scenes that it has not seen, in every way it can be run.
+"""Answers of the shipped model about unseen scenes, in every way that it can be run.
 
 Small enough for every change; the model card has the same on more scenes.
 """
@@ -15,7 +15,7 @@ from unfuse.events import event_frames, read_events
 from unfuse.report.quality import proportion
 from unfuse.samples.demo import demo_checkpoint, demo_sample
 
-SCENES, COMPARED, FUSED, IN_BFLOAT16 = 12, 9, 20, 3
+SCENES, COMPARED, FUSED, IN_BFLOAT16 = 9, 7, 14, 2
 QUESTION = "What are the key elements in this scene?"
 ABOUT_THE_QUESTION = {"absent", "shown"}
 """Attributes with one value only: a question that is asked rightly gives them away."""
@@ -48,16 +48,16 @@ def test_answers_end_by_themselves(found):
 
 def test_another_scenes_features_give_chance(found):
     """The control: answers come from the features, and from nothing else."""
-    right = asked = 0
+    right = total = 0
     for name, one in found["shuffled"]["attributes"].items():
         if name not in ABOUT_THE_QUESTION:
             assert one["low_pct"] <= found["constant_guess_pct"][name], (name, one)
-            right, asked = right + one["right"], asked + one["asked"]
+            right, total = right + one["right"], total + one["asked"]
     guess = found["constant_guess_pct"]
     expected = sum(guess[n] * one["asked"] for n, one in found["shuffled"]["attributes"].items() if n in guess) / sum(
         one["asked"] for one in found["shuffled"]["attributes"].values()
     )
-    assert proportion(right, asked).low_pct <= expected
+    assert proportion(right, total).low_pct <= expected
     assert found["shuffled"]["exact"]["high_pct"] < found["compared"]["exact"]["low_pct"]
 
 
@@ -71,10 +71,10 @@ def test_one_frame_does_not_give_direction(found):
     assert found["one_frame"]["attributes"]["shape"]["right"] > 0.9 * found["one_frame"]["attributes"]["shape"]["asked"]
 
 
-@pytest.mark.parametrize(("way", "least"), [("from_saved_features", 90), ("from_fused_call", FUSED)])
+@pytest.mark.parametrize(("way", "least"), [("from_saved_features", 70), ("from_fused_call", FUSED)])
 def test_the_same_tokens_every_way(found, way, least):
-    same, asked = found[f"same_tokens_{way}"]
-    assert same == asked >= least
+    same, total = found[f"same_tokens_{way}"]
+    assert same == total >= least
 
 
 def test_bfloat16_is_as_right(found):

@@ -1,4 +1,4 @@
-"""Check ``steady``, and the model that slows down, which it catches."""
+"""Check ``steady``; it detects a model that slows down."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Leaks(StagedModel):
     """Keeps every scene and looks through them all at each new one: by ``scene_ms`` longer each time.
 
     It lives in the time of ``clock``: all the rest takes 100 ms, give or take 3, and now and then ten times so much.
-    What it really computes, it computes once.
+    The real computation runs once and is reused.
     """
 
     def __init__(self, model, clock, scene_ms):

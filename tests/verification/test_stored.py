@@ -88,7 +88,7 @@ class Rounds(FeatureStore):
 
 
 class EncodesAnyway(FeatureStore):
-    """Says that it found what it encodes."""
+    """Reports features as found, but encodes them."""
 
     def features(self, model, source):
         features, hit = super().features(model, source)

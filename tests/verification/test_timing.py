@@ -13,7 +13,7 @@ from unfuse.verification.timing import timing_additive
 
 
 class Paced(StagedModel):
-    """Each stage takes 10 ms of a clock, give or take 0.1; what it really computes takes none."""
+    """Each stage takes 10 ms of a clock, give or take 0.1; the real computation takes no time of it."""
 
     def __init__(self, model, clock):
         super().__init__("paced", model.adapter, model.engine)
@@ -58,7 +58,7 @@ class SlowEncode(Paced):
 
 
 class NeverWaits(AsyncDevice):
-    """A clock's device whose synchronisation was forgotten."""
+    """A clock's device without synchronisation."""
 
     def synchronize(self):
         return None
@@ -78,7 +78,7 @@ def test_clock_that_does_not_synchronise_is_caught(demo_model, demo_sample, fake
 
 
 class WorksBetweenStages(Paced):
-    """Does part of the work where no stage is running."""
+    """Does part of the work outside of all stages."""
 
     def prefill(self, *given, **named):
         if _active.get() is None:

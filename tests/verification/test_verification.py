@@ -1,4 +1,4 @@
-"""Every check is shown a broken model or clock, and must catch it by name."""
+"""Every check gets a broken model or clock, and must catch it by name."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class ReEncodes(EventGPTAdapter):
 class ReEncodesKept(EventGPTAdapter):
     """Keeps the pixels of the last scene and encodes those."""
 
-    kept = None
+    cached = None
 
     def encode(self, prepared):
-        self.kept = prepared
+        self.cached = prepared
         return super().encode(prepared)
 
     def prompt(self, prepared, features, *, digest):
-        return super().prompt(prepared, super().encode(self.kept), digest=digest)
+        return super().prompt(prepared, super().encode(self.cached), digest=digest)
 
 
 class ReEncodesAside(ReEncodesKept):
@@ -54,7 +54,7 @@ class ReEncodesAside(ReEncodesKept):
 
     def prompt(self, prepared, features, *, digest):
         self.copied = self.copied or (copy.deepcopy(self.model.model.visual_tower),)
-        self.copied[0](self.kept.pixel_values)
+        self.copied[0](self.cached.pixel_values)
         return EventGPTAdapter.prompt(self, prepared, features, digest=digest)
 
 
@@ -65,7 +65,7 @@ class EncodesTwice(EventGPTAdapter):
 
 
 class Ignores(EventGPTAdapter):
-    """Puts zeros where the features belong."""
+    """Puts zeros in place of the features."""
 
     def prompt(self, prepared, features, *, digest):
         blank = Features(torch.zeros_like(features.tensor), features.provenance)
@@ -107,8 +107,8 @@ class BreaksFused(EventGPTAdapter):
         return super().encode(prepared)
 
     def fused_generate(self, prepared, **settings):
-        shown = [replace(p, pixel_values=p.pixel_values * (0 if self.ran else 1)) for p in prepared]
-        return super().fused_generate(shown, **settings)
+        changed = [replace(p, pixel_values=p.pixel_values * (0 if self.ran else 1)) for p in prepared]
+        return super().fused_generate(changed, **settings)
 
 
 CHECKS = {
@@ -146,7 +146,7 @@ def test_broken_model_is_caught(demo_model, demo_sample, name, broken):
 
 
 def test_same_output_states_a_near_tie(demo_model, demo_sample):
-    """In float32 even a difference of one token fails, and the row says where, with both logits and the margin."""
+    """In float32 even a difference of one token fails, and the row has position, both logits and margin."""
     subject = checks.prepare_subject(staged(demo_model, Ignores), demo_sample, 30)
     observed = checks.same_output(subject).observed
     assert "first difference at token" in observed

@@ -105,7 +105,7 @@ class Adapter(Protocol):
 
     @property
     def preprocessor(self) -> Preprocessor:
-        """Stages 1 and 2, which another process may run as well."""
+        """Stages 1 and 2; another process may run them as well."""
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +121,7 @@ class Adapter(Protocol):
 
     @property
     def language(self) -> LanguageModel:
-        """The text side, which an engine runs.
+        """The text side, for an engine to run.
 
         Raises:
             CutError: the model cannot be split.
@@ -137,16 +137,16 @@ class Adapter(Protocol):
         """Run stage 2: frames to pixel values on the device, text to token ids."""
 
     def upload(self, prepared: Prepared) -> Prepared:
-        """Copy what ``preprocessor.preprocess`` returned to the device; the copy from pinned memory is asynchronous."""
+        """Copy the result of ``preprocessor.preprocess`` to the device; the copy from pinned memory is asynchronous."""
 
     def rebuild_inputs(self, prepared: Prepared, features: Features) -> Prepared:
-        """Complete and upload what ``preprocessor.tokenize`` returned: sizes and grids come from the features."""
+        """Complete and upload the result of ``preprocessor.tokenize``: sizes and grids come from the features."""
 
     def encode(self, prepared: Prepared) -> Features:
         """Run stage 3: all vision-side compute of every frame."""
 
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """Run stage 3 of several samples, in one batch where the family's tower can."""
+        """Run stage 3 of several samples, in one batch if the family's tower supports batches."""
 
     def prompt(self, prepared: Prepared, features: Features, *, digest: bool) -> Prompt:
         """Build the prompt: text embeddings with the features in place. Never runs the tower.

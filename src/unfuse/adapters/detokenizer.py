@@ -24,28 +24,28 @@ class IncrementalDetokenizer:
         """
         self._decode_text = decode_text
         self._decoded: list[int] = []
-        """The last tokens whose text was returned; new tokens are decoded after them."""
+        """The last tokens with returned text; new tokens are decoded after them."""
         self._new: list[int] = []
 
     def add(self, token_id: int) -> str:
         """Return the new text of a token; empty while a character is incomplete."""
         self._new.append(token_id)
-        return self._piece(ended=False)
+        return self._delta(ended=False)
 
     def end(self) -> str:
         """Return the text that is still held back."""
-        return self._piece(ended=True) if self._new else ""
+        return self._delta(ended=True) if self._new else ""
 
-    def _piece(self, *, ended: bool) -> str:
+    def _delta(self, *, ended: bool) -> str:
         before = self._decode_text(tuple(self._decoded))
         text = self._decode_text((*self._decoded, *self._new))
         if not text.startswith(before) and not ended:
             return ""  # later tokens decide
-        piece = text[_common_length(before, text) :]
-        if not piece or (piece.endswith(_REPLACEMENT) and not ended):
+        delta = text[_common_length(before, text) :]
+        if not delta or (delta.endswith(_REPLACEMENT) and not ended):
             return ""
         self._decoded, self._new = self._new, []
-        return piece
+        return delta
 
 
 def _common_length(a: str, b: str) -> int:

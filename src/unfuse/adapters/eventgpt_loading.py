@@ -60,9 +60,9 @@ def load_random(shape: str, device: torch.device, dtype: torch.dtype, seed: int 
     Raises:
         DeviceError: the device has too little memory.
     """
-    known = RANDOM_SHAPES[shape]
-    config = known.config()
-    require_memory(f"random:{shape}", known.parameters, device, dtype)
+    spec = RANDOM_SHAPES[shape]
+    config = spec.config()
+    require_memory(f"random:{shape}", spec.parameters, device, dtype)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         built = EventChatModel._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers' own

@@ -47,7 +47,7 @@ class EventGPTPreprocessor:
         return event_frames_sha256(_with_events(sample))
 
     def load(self, sample: Sample) -> Loaded:
-        """Load ``event_image`` if the sample has it, else ``event_data``, which is rasterised."""
+        """Load ``event_image`` if the sample has it, else rasterise ``event_data``."""
         return load_event_frames(_with_events(sample))
 
     def preprocess(self, loaded: Loaded, question: str | None = None) -> Prepared:

@@ -1,4 +1,4 @@
-"""Calls a model's own ``generate``, with which the stages are compared."""
+"""Calls a model's own ``generate``, the reference for the stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def generate_fused(
         arguments: inputs of ``generate``.
         prompt_length: prompt ids at the start of each returned row; 0 if it contains new ids only.
         max_new_tokens: limit of new tokens.
-        sampling: how tokens are chosen. Sampling uses torch's global generator, which is seeded here: the distribution
+        sampling: how tokens are chosen. Sampling uses torch's global generator, seeded here: the distribution
             is that of the stages, the random numbers are not.
         logits: return the logits of each token.
     """

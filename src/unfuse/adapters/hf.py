@@ -138,11 +138,11 @@ class HFAdapter(TransformersAdapter):
         return replace(uploaded, inputs={**uploaded.inputs, **rebuilt})
 
     def encode(self, prepared: Prepared) -> Features:
-        """Run the model's forward up to split point 1, where every medium is encoded."""
+        """Run the model's forward up to split point 1: every medium is then encoded."""
         return self._encode_group([prepared])[0]
 
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """Encode samples whose media have equal number and sizes in one batch."""
+        """Encode samples in one batch if their media have equal number and sizes."""
         groups: dict[Hashable, list[int]] = {}
         for index, one in enumerate(prepared):
             shapes = [(name, tuple(tensor.shape)) for name, tensor in self._media_inputs(one).items()]
@@ -155,7 +155,7 @@ class HFAdapter(TransformersAdapter):
 
     @torch.no_grad()
     def _encode_group(self, batch: Sequence[Prepared]) -> list[Features]:
-        """Encode prompts whose media have equal number and sizes."""
+        """Encode prompts; their media must have equal number and sizes."""
         self._require_language()
         rows: list[dict[str, FeatureRows]] = [{} for _ in batch]
         if modalities(batch[0].inputs):

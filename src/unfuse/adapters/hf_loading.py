@@ -35,7 +35,7 @@ from unfuse.models.pretrained import from_pretrained
 from unfuse.unavailable import Unavailable
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
-"""By ``model_type``: families whose adapter differs from ``HFAdapter``."""
+"""By ``model_type``: adapters other than ``HFAdapter``."""
 _MAX_REASON: Final = 300
 """Characters of an error message that are quoted."""
 
@@ -141,8 +141,8 @@ def load_random(shape: str, device: torch.device, dtype: torch.dtype, seed: int 
     Raises:
         DeviceError: the device has too little memory.
     """
-    known = RANDOM_SHAPES[shape]
-    require_memory(f"random:{shape}", known.parameters, device, dtype)
+    spec = RANDOM_SHAPES[shape]
+    require_memory(f"random:{shape}", spec.parameters, device, dtype)
     config, processor = _random_parts(shape)
     network: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:

@@ -77,7 +77,7 @@ class HFPreprocessor:
         return self._prepared(inputs, loaded.media_sha256, question, sizes)
 
     def tokenize(self, question: str, scene: SceneInfo) -> Prepared:
-        """The ids of a text_inputs question, and what goes along them."""
+        """Return the inputs of a question about an encoded scene, without its pixels."""
         question = clean_question(question)
         inputs = self._processor.text_inputs(scene.frame_sizes, scene.media_tokens, question)
         text = {name: tensor for name, tensor in inputs.items() if name not in PIXELS}

@@ -1,4 +1,4 @@
-"""Adapter of LLaVA-1.5, which gets the middle frame as one image."""
+"""Adapter of LLaVA-1.5; the model gets the middle frame as one image."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class LlavaAdapter(HFAdapter):
 
     @classmethod
     def own_processor(cls, folder: Path, config: Any) -> ClipProcessor | None:
-        """Return ``ClipProcessor``, which needs no torchvision; None if the image processor is not CLIP's."""
+        """Return ``ClipProcessor``, as it needs no torchvision; None if the image processor is not CLIP's."""
         return clip_processor_of_folder(folder, config)

@@ -84,7 +84,7 @@ def load_frames(sample: Sample, pick: Pick) -> Loaded:
 
 
 def load_event_frames(sample: Sample) -> Loaded:
-    """Run stage 1 for event frames: ``event_image`` if the sample has it, else ``event_data``, which is rasterised.
+    """Run stage 1 for event frames: load ``event_image`` if the sample has it, else rasterise ``event_data``.
 
     Raises:
         MediaError: a file cannot be decoded, or changes while it is read.

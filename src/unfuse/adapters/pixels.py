@@ -1,6 +1,6 @@
 """Computes CLIP's pixel values by compiled loops, equal to those of the checkpoint's image processor.
 
-A new ``ClipPixels`` compares its results with the processor's. The processor itself runs where its settings differ from
+A new ``ClipPixels`` compares its results with the processor's. The processor itself runs if its settings differ from
 CLIP's, and for frames that are not RGB.
 """
 
@@ -108,7 +108,7 @@ class ClipPixels:
 
 
 def _clip_sizes(processor: Any) -> tuple[int, tuple[int, int]]:
-    """Return shortest edge and crop size; the edge is 0 where the processor's steps are not CLIP's."""
+    """Return shortest edge and crop size; the edge is 0 if the processor's steps are not CLIP's."""
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     size, crop = dict(getattr(processor, "size", None) or {}), dict(getattr(processor, "crop_size", None) or {})
     edge = size.get("shortest_edge") or 0

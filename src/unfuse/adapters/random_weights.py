@@ -51,7 +51,7 @@ def tokenizer_with(*placeholders: str) -> Any:
     """Return the demo model's tokenizer with each placeholder as one token.
 
     Each word of the default prompt is one token too, as in the tokenizers of large models. So the prompt is nearly as
-    long as theirs: 634 positions where EventGPT-7b's has 636.
+    long as theirs: 634 positions, against 636 for EventGPT-7b.
     """
     from tokenizers import AddedToken
 

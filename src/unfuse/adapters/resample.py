@@ -94,7 +94,7 @@ def resize_crop(
 
 
 class _Scratch(threading.local):
-    """Two buffers per thread, which are reused: allocating new pages costs more than the computation."""
+    """Two buffers per thread, reused by every call: allocating new pages costs more than the computation."""
 
     def __init__(self) -> None:
         self._buffers = [np.empty(0, np.uint32), np.empty(0, np.uint32)]

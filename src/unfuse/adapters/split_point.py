@@ -4,7 +4,7 @@
                                       split point 1                           split point 2
 
 ``encode`` runs the forward up to split point 1. ``prefill`` runs it from there, with features encoded before, up to
-split point 2, where the engine takes over. The code between them (placeholders, image newlines, M-RoPE positions,
+split point 2; there the engine takes over. The code between them (placeholders, image newlines, M-RoPE positions,
 DeepStack features, masks that are not causal) is the model's own, so no family's rules are repeated here.
 """
 
@@ -39,12 +39,12 @@ class _SplitPointReached(Exception):  # noqa: N818 - not an error: it ends a for
 
 
 def modalities(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the modalities whose ``get_<modality>_features`` a forward with these arguments calls."""
+    """Return the modalities for which a forward with these arguments calls ``get_<modality>_features``."""
     return tuple(dict.fromkeys(kind for name, kind in PIXELS.items() if arguments.get(name) is not None))
 
 
 def features_module(model: Any) -> Any:
-    """Return the network whose forward calls ``self.get_<modality>_features``.
+    """Return the network that calls ``self.get_<modality>_features`` in its forward.
 
     Raises:
         CutError: there is no such method.
@@ -103,7 +103,7 @@ def run_to_decoder(
         model: the fused model.
         decoder: its text decoder.
         start: calls the model's own ``forward`` or ``generate``.
-        outputs: by modality, what ``get_<modality>_features`` must return.
+        outputs: by modality, the value that ``get_<modality>_features`` must return.
 
     Raises:
         FeaturesError: the model's own code rejects the features.

@@ -60,7 +60,7 @@ def find_projectors(model: Any) -> dict[str, nn.Module]:
 
 
 def find_decoder(model: Any) -> nn.Module:
-    """Return the text decoder, which takes ``inputs_embeds``.
+    """Return the text decoder: the network that takes ``inputs_embeds``.
 
     Raises:
         CutError: the decoder contains a tower, or lacks the token embedding.
@@ -77,8 +77,8 @@ def find_decoder(model: Any) -> nn.Module:
 
 
 def _vision_kinds(config: Any) -> tuple[type, ...]:
-    known = [getattr(config, name, None) for name in ("vision_config", "vision_tower_config", "image_config")]
-    return tuple(type(kind) for kind in known if kind is not None and not isinstance(kind, dict))
+    configs = [getattr(config, name, None) for name in ("vision_config", "vision_tower_config", "image_config")]
+    return tuple(type(kind) for kind in configs if kind is not None and not isinstance(kind, dict))
 
 
 def _outermost(model: nn.Module, wanted: Any) -> dict[str, nn.Module]:

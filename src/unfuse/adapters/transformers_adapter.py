@@ -1,4 +1,4 @@
-"""Base class of adapters whose network is a transformers model."""
+"""Base class of adapters for transformers models."""
 
 from __future__ import annotations
 

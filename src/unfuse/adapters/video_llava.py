@@ -1,4 +1,4 @@
-"""Adapter of Video-LLaVA, which gets eight evenly spaced frames as one video."""
+"""Adapter of Video-LLaVA; the model gets eight evenly spaced frames as one video."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class VideoLlavaAdapter(HFAdapter):
 
     @classmethod
     def own_processor(cls, folder: Path, config: Any) -> ClipProcessor | None:
-        """Return ``ClipProcessor``, which needs no torchvision; None if the image processor is not CLIP's."""
+        """Return ``ClipProcessor``, as it needs no torchvision; None if the image processor is not CLIP's."""
         return clip_processor_of_folder(folder, config)
 
     def vision_calls(self, prepared: Prepared) -> Mapping[str, int]:
         """Return one call of the tower of each modality, and one of the projector per modality."""
         image = int("pixel_values_images" in prepared.inputs)
         video = int("pixel_values_videos" in prepared.inputs)
-        known = {"image_tower": image, "video_tower": video}
-        return {name: known.get(name, image + video) for name in self.vision_modules()}
+        classes = {"image_tower": image, "video_tower": video}
+        return {name: classes.get(name, image + video) for name in self.vision_modules()}

@@ -97,8 +97,8 @@ def run(
         dtype: as for ``unfuse.load``.
         engine: as for ``unfuse.load``.
         output: run folder, written as the run goes on; default: ``runs/<time>-<model>-answers``.
-        resume: continue the run in ``output``; what failed there is tried again.
-        ray: on a Ray cluster, which loads the model by its name: ``local`` for one on this machine, ``auto``
+        resume: continue the run in ``output``; samples that failed there are tried again.
+        ray: run on a Ray cluster, and load the model there by its name: ``local`` for one on this machine, ``auto``
             or ``HOST:PORT``.
         ray_pools: actors of each stage there, as ``load=4,preprocess=2-8,encode=1,answer=1``.
         on_answer: called with every answer once it is on the disk, by another thread.
@@ -128,7 +128,7 @@ def verify(
     dtype: str = "auto",
     engine: str = "auto",
 ) -> Verification:
-    """Check that the stages compute what the model's own ``generate`` computes.
+    """Check that the stages compute the output of the model's own ``generate``.
 
     Args:
         model: a name, or a loaded model.

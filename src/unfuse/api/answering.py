@@ -64,7 +64,7 @@ def prepare_run(model: str | StagedModel, options: AnsweringOptions | None = Non
     if settings.get("max_new_tokens") is None:
         settings["max_new_tokens"] = default_tokens(name)
 
-    # These import torch, which wrong input need not wait for.
+    # These import torch (seconds), so wrong input is reported before.
     from unfuse.batch_inference.devices import find_devices
     from unfuse.batch_inference.job import RunJob, RunSettings, Work
 
@@ -92,7 +92,7 @@ def _cluster(options: AnsweringOptions) -> RaySettings | None:
 
 
 def run_answers(job: RunJob, *, on_ready: OnReady | None = None, on_answer: OnAnswer | None = None) -> AnswersRun:
-    """Run the job; see ``answer_dataset``, which imports torch."""
+    """Run the job through ``answer_dataset``; this imports torch."""
     from unfuse.batch_inference.job import answer_dataset
 
     return answer_dataset(job, on_ready=on_ready, on_answer=on_answer)

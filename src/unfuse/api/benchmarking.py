@@ -27,7 +27,7 @@ from unfuse.staged_model import StagedModel
 
 ALL_PROTOCOLS: Final = tuple(PROTOCOLS)
 EQUAL_TOKENS: Final = 46
-"""Default number of new tokens where several models are compared: the mean of the original benchmark's answers."""
+"""Default number of new tokens if several models are compared: the mean of the original benchmark's answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ class BenchPlan:
 
     @property
     def single(self) -> bool:
-        """Whether it is one run, not a comparison."""
+        """True for one run, False for a comparison."""
         return len(self.models) == len(self.protocols) == 1
 
     def settings(self, **given: Any) -> BenchSettings:
@@ -72,7 +72,7 @@ class BenchPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchJob:
-    """A benchmark whose input has been checked."""
+    """A benchmark with checked input."""
 
     plan: BenchPlan
     settings: BenchSettings
@@ -122,7 +122,7 @@ def prepare_bench(
     Args:
         models: names, or loaded models.
         options: the options; each has a default.
-        on_check: called before the samples' files are checked, which may take a while.
+        on_check: called before the samples' files are checked; the check may take a while.
 
     Raises:
         InputError: anything wrong with the models, the dataset or an option.

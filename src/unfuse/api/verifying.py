@@ -39,7 +39,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyJob:
-    """A verification whose input has been checked."""
+    """A verification with checked input."""
 
     model: str | StagedModel
     sample: Sample
@@ -48,7 +48,7 @@ class VerifyJob:
     max_new_tokens: int
     placement: Placement
     output: Path | None
-    """Where the rows are written."""
+    """Output path of the rows."""
 
 
 def prepare_verify(model: str | StagedModel, options: VerifyOptions | None = None) -> VerifyJob:
@@ -76,7 +76,7 @@ def prepare_verify(model: str | StagedModel, options: VerifyOptions | None = Non
         data = open_dataset(given.dataset, 1)
     data.check_media(events=wants_events, video=not wants_events)
 
-    # Imports torch, which wrong input need not wait for.
+    # Imports torch (seconds), so wrong input is reported before.
     from unfuse.verification.golden import read_golden
 
     return VerifyJob(

@@ -16,7 +16,7 @@ class Answer:
     question: Question
     generation: Generation | Unavailable
     media_sha256: str = ""
-    """Empty where the media could not be read."""
+    """Empty if the media could not be read."""
     features_cached: bool = False
     """The features were found in the store."""
 

@@ -44,7 +44,7 @@ class DeviceJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceFacts:
-    """Facts of a device whose model is loaded."""
+    """Facts of a device with a loaded model."""
 
     model: dict[str, Any]
     """As in ``run.json``."""
@@ -63,9 +63,9 @@ class DeviceResult:
     times: Times
     worker_deaths: int
     most_held: int | None
-    """Largest number of started and unanswered questions; None on a cluster, where Ray holds them."""
+    """Largest number of started and unanswered questions; None on a cluster, as Ray holds them."""
     scenes_found: int = 0
-    """Scenes whose features were in the store."""
+    """Scenes with features in the store."""
     not_kept: str | None = None
     """Reason why a scene was last not written to the store."""
     pools: tuple[PoolUse, ...] = ()
@@ -80,7 +80,7 @@ class DeviceRunner:
 
         Args:
             job: settings.
-            model: a loaded model, which stays loaded.
+            model: a loaded model; it stays loaded.
 
         Raises:
             CheckpointError: no such model.
@@ -103,7 +103,7 @@ class DeviceRunner:
             raise
 
     def _prepared_capacity(self) -> int:
-        """Compile and capture what the batch needs, before the clock runs; return its capacity."""
+        """Compile and capture the batch's kernels before the clock runs; return its capacity."""
         batch = self._model.continuous(self._job.flow.capacity)
         try:
             batch.prepare()

@@ -1,11 +1,12 @@
 """Several devices of one host: one process each, and scenes distributed as each has room for them.
 
-A device gets a new scene when it starts one of its own, so that a faster device gets more. By answers it would
-not be fair: those of a full batch come together, and the first device to answer would get all scenes that are left. The
-last scenes are distributed a few at a time.
+A device gets a new scene when it starts a scene, so that a faster device gets more scenes. Scenes are not distributed
+by answers: the answers of a full batch come together, and the first device to answer would get all scenes that are
+left. The last scenes are distributed a few at a time.
 
-A device whose process died is started again. Its unfinished scenes go into quarantine: they are tried again at the end,
-a few together and then each alone. So a scene that crashes processes is found, fails by name, and takes no other along.
+A device's process that dies is started again. Its unfinished scenes go into quarantine: they are tried again at the
+end, a few together and then each alone. So a scene that crashes processes is found and fails by name, and no other
+scene fails with it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def find_devices(text: str) -> tuple[str, ...]:
     """Return the names of devices.
 
     Args:
-        text: ``auto`` for every GPU, or the CPU where there is none; a number of GPUs; or names.
+        text: ``auto`` for every GPU, or the CPU if there is none; a number of GPUs; or names.
 
     Raises:
         DeviceError: no such devices, or not so many GPUs here.
@@ -102,14 +103,14 @@ class DeviceProcesses:
     def __init__(self, job: DeviceJob, devices: tuple[str, ...]):
         """Start one process for each device and wait until each has loaded the model.
 
-        ``deaths`` has one sentence for each process that died: what became of its device.
+        ``deaths`` has one sentence for each process that died, about the state of its device.
 
         Args:
-            job: for every device, whichever device it names.
+            job: for every device; the device that it names is ignored.
             devices: as ``find_devices`` returns them.
 
         Raises:
-            DeviceError: a device's process did not become ready; says which and why.
+            DeviceError: a device's process did not become ready; names the device and the reason.
         """
         self.deaths: tuple[str, ...] = ()
         self._job = replace(job, devices=len(devices))
@@ -198,7 +199,7 @@ class DeviceProcesses:
         self._threads.append(thread)
 
     def _receive(self, device: _Device) -> None:
-        """Queue the messages of a process, then None when it ends for whatever reason."""
+        """Queue the messages of a process, then None when it ends for any reason."""
         try:
             with suppress(ClosedError):
                 while True:
@@ -284,7 +285,7 @@ def _ahead(device: _Device) -> int:
 
 
 def _start(name: str, job: DeviceJob) -> _Device:
-    """Start a device's process, which sees no other GPU than its own."""
+    """Start a device's process; it sees no other GPU than its own."""
     environment = dict(os.environ)
     device = name
     if found := _CUDA.fullmatch(name):
@@ -293,7 +294,7 @@ def _start(name: str, job: DeviceJob) -> _Device:
         names = visible.split(",") if visible else []
         environment["CUDA_VISIBLE_DEVICES"] = names[index] if index < len(names) else str(index)
         device = "cuda"
-    # Away from the terminal's keys, which are for this process, also while the new one still imports.
+    # Away from the terminal's keys: they are for this process, also while the new process still imports.
     child = Child("unfuse.batch_inference.device_process", env=environment, own_session=True, output=None)
     with suppress(ClosedError):
         send(child.channel, replace(job, device=device))

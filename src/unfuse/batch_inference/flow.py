@@ -56,7 +56,7 @@ class _EncodedScene:
     scene: PreparedScene
     features: Features
     uploaded: Prepared | None
-    """The prompt with the pixels, on the device; None where the features came from the store."""
+    """The prompt with the pixels, on the device; None if the features came from the store."""
     waiting: deque[tuple[Question, Prepared | Unavailable]]
 
 
@@ -106,7 +106,7 @@ class Flow:
             model: loaded.
             pool: started.
             settings: options.
-            emit: called with every answer, in the order in which they end.
+            emit: called with every answer, in the order of their ends.
             store: called with the features of every encoded scene.
             started: called with every scene that is taken from the pool.
         """
@@ -172,7 +172,7 @@ class Flow:
 
     @property
     def _num_encoded(self) -> int:
-        """Unanswered questions whose scene is encoded."""
+        """Unanswered questions about encoded scenes."""
         return self._scheduler.unfinished + sum(len(each.waiting) for each in self._encoded)
 
     @property

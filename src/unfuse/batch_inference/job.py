@@ -62,7 +62,7 @@ class RunSettings:
     encode_batch: int = ENCODE_TOGETHER
     """Scenes encoded together."""
     scene_seconds: float | None = None
-    """Time limit of a worker process for one scene, which then fails; 600 by default."""
+    """Time limit of a worker process for one scene; the scene then fails. 600 by default."""
     store: FeatureStore | str | Path | None = None
     """Store of encoded scenes, read and written."""
     sampling: Sampling = field(init=False)
@@ -160,7 +160,7 @@ def _size(path: Path, dataset: Dataset) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunJob:
-    """A dataset to answer, whose input has been checked."""
+    """A dataset to answer, with checked input."""
 
     model: str | StagedModel
     """A name, or a loaded model."""
@@ -172,7 +172,7 @@ class RunJob:
     """Continue the run in ``output`` and try its failed samples again."""
     placement: Placement = field(default_factory=Placement)
     devices: tuple[str, ...] = ()
-    """One process for each; empty where ``placement`` names the device. Needs a model's name."""
+    """One process for each; empty if ``placement`` names the device. Needs a model's name."""
     ray: RaySettings | None = None
     """Cluster that loads the model itself. Needs a model's name."""
 
@@ -209,7 +209,7 @@ class AnswersRun:
         return self.result
 
     def answers(self) -> Iterator[AnswerRecord]:
-        """Yield every answer, read from the folder, in the order in which they ended.
+        """Yield every answer, read from the folder, in the order of their ends.
 
         Raises:
             RunFolderError: the file is damaged.
@@ -317,7 +317,7 @@ class _Recorder:
                 device_deaths=devices.deaths,
                 pools=tuple(use for result in results for use in result.pools),
             )
-            if summary.answered or not folder.ended:  # an earlier process's rates stay where this one answered nothing
+            if summary.answered or not folder.ended:  # an earlier process's rates stay if this process answered nothing
                 folder.write_summary(summary.to_dict())
         return AnswersRun(folder=folder.path, result=summary)
 

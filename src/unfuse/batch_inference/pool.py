@@ -34,7 +34,7 @@ class Preparer(Protocol):
 
 
 class InProcessPreparer:
-    """Prepares in this process: for few scenes, where a worker's start costs more than it saves."""
+    """Prepares in this process: for few scenes, because a worker's start costs more than it saves."""
 
     deaths = 0
 
@@ -88,7 +88,7 @@ class Pool:
         self._busy = len(preparers)
         """Threads that do not wait for scenes."""
         self._waiting: set[threading.Thread] = set()
-        """Threads that wait for scenes, for ever where the source neither returns a scene nor None."""
+        """Threads that wait for scenes, for ever if the source neither returns a scene nor None."""
         self.times = PoolTimes()
         self.ended = False
         """No more scenes will come."""
@@ -100,7 +100,7 @@ class Pool:
 
     @property
     def starved(self) -> bool:
-        """Whether no scene is prepared or being prepared: there are none, for now at least."""
+        """True if no scene is prepared or being prepared at present."""
         with self._lock:
             return self.ended or (not self._busy and self._prepared.empty())
 
@@ -117,7 +117,7 @@ class Pool:
             self._threads.append(thread)
 
     def take(self, *, wait_s: float | None = 0.0) -> PreparedScene | None:
-        """Return the first prepared scene; None where there is none (yet, unless ``ended``).
+        """Return the first prepared scene; None if there is none (yet, unless ``ended``).
 
         Args:
             wait_s: seconds to wait for a scene; None waits until a scene comes or none will.
@@ -171,7 +171,7 @@ class Pool:
             while (scene := self._next(scenes)) is not None and not self._stopped:
                 prepared = preparer(scene)
                 self._put(prepared)
-        except BaseException as error:  # noqa: BLE001 - raised again where scenes are taken
+        except BaseException as error:  # noqa: BLE001 - ``take`` raises it again
             self._failure = error
         finally:
             self._prepared.put(None)

@@ -1,4 +1,4 @@
-"""Scenes with their questions, and stages 1 and 2 of a scene, which need no network.
+"""Scenes with their questions, and stages 1 and 2 of a scene: the stages that need no network.
 
 Samples with the same media are one scene: it is loaded, preprocessed and encoded once. Its questions stay together, so
 that keys and values of their common prefix are computed once.
@@ -19,7 +19,7 @@ from unfuse.stages import Loaded, Prepared
 from unfuse.unavailable import Unavailable
 
 FeatureLookup = Callable[[str], Features | None]
-"""Returns the features of media by their hash, on the CPU; None where they are not in the store."""
+"""Returns the features of media by their hash, on the CPU; None if they are not in the store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +88,14 @@ class PreparedScene:
 
     @property
     def pixels(self) -> Prepared | None:
-        """The prompt with the scene's pixels; None where there is nothing to encode."""
+        """The prompt with the scene's pixels; None if there is nothing to encode."""
         if self.features is not None:
             return None
         return next((prompt for prompt in self.prompts if isinstance(prompt, Prepared)), None)
 
 
 def failed_scene(questions: Sequence[Question], reason: str) -> PreparedScene:
-    """Return a scene whose questions all fail for one reason."""
+    """Return a scene that fails all its questions for one reason."""
     return PreparedScene(questions=tuple(questions), prompts=(Unavailable(reason),) * len(questions))
 
 
@@ -106,7 +106,7 @@ def prepare(preprocessor: Preprocessor, scene: SceneQuestions, lookup: FeatureLo
         media = preprocessor.media_sha256(scene.sample) if lookup else ""
         features = lookup(media) if lookup else None
         loaded = preprocessor.load(scene.sample) if features is None else None
-    except Exception as error:  # noqa: BLE001 - whatever one scene does, the others go on
+    except Exception as error:  # noqa: BLE001 - an error of one scene must not stop the others
         return failed_scene(scene.questions, reason_of(error))
     loaded_at = time.perf_counter()
     prompts = prompts_of(
@@ -142,7 +142,7 @@ def prompts_of(
                 scene = SceneInfo.of(prompt)
             else:
                 prompts.append(preprocessor.tokenize(each.text, scene))
-        except Exception as error:  # noqa: BLE001 - whatever one question does, the others go on
+        except Exception as error:  # noqa: BLE001 - an error of one question must not stop the others
             prompts.append(Unavailable(reason_of(error)))
     return tuple(prompts)
 

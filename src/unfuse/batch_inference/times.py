@@ -1,4 +1,4 @@
-"""Times of a run: how long each stage was busy and each part waited, and which part was the bottleneck."""
+"""Times of a run: how long each stage was busy and each part waited, and the bottleneck."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Bottleneck:
     where: str
     """``workers``, ``device``, ``answers file``, ``store``, or on a cluster ``actors``.
 
-    ``unknown`` where no process lived to report.
+    ``unknown`` if no process lived to report.
     """
     stage: str
     """Its longest stage; ``Stage 4`` is prefill and decode together."""

@@ -1,7 +1,7 @@
 """Values between two processes that run our own code: pickles, with tensors beside them.
 
 A frame's head is a pickle without the tensors; the tensors' memory follows as raw bytes, without a copy. The receiver
-can have tensors put into pinned memory, from where a device reads them without waiting.
+can have tensors put into pinned memory, so that a device reads them without waiting.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``python -m unfuse.batch_inference.worker``: forks processes that load and preprocess, without weights or a GPU.
 
-This process does once what costs seconds (imports, tokenizer). For each socket that it receives, it forks a worker,
-which serves that socket until the other end closes. So a worker that died is replaced at once.
+This process does the slow work (imports, tokenizer: seconds) once. For each socket that it receives, it forks a worker.
+The worker serves that socket until the other end closes. So a worker that died is replaced at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Worker processes that load and preprocess scenes, as the process that waits for them sees them.
 
-A worker has one scene at a time, so that it is known which scene it died of. A first death may be the machine's fault
+A worker has one scene at a time, so that the scene that killed it is known. A first death may be the machine's fault
 (memory): a new worker tries the scene again. A second death is the scene's fault.
 """
 
@@ -38,7 +38,7 @@ class WorkerSettings:
     pinned: bool = False
     """Whether tensors are received into pinned memory."""
     scene_seconds: float = SCENE_SECONDS
-    """Limit for one scene, which then fails with its worker: a file system may never answer."""
+    """Limit for one scene; the scene then fails with its worker. A file system may never answer."""
 
 
 class WorkerHost:
@@ -175,7 +175,7 @@ class WorkerProcess:
             channel.shut_down()
 
     def close(self) -> None:
-        """Close the channel, upon which the worker ends."""
+        """Close the channel; the worker then ends."""
         if self._channel is not None:
             self._channel.close()
 

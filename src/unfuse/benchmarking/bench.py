@@ -69,8 +69,8 @@ def bench_model(
     Args:
         model: loaded.
         dataset: its media have been checked.
-        settings: what is measured, and how often.
-        options: where the run is written, and who is notified.
+        settings: stages and repeats to measure.
+        options: output folder, and listener to notify.
         protocol: one of ``PROTOCOLS``.
 
     Raises:

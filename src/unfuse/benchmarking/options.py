@@ -15,24 +15,24 @@ class BenchListener:
     """Receives the progress of a benchmark; does nothing by default."""
 
     def loading(self, name: str) -> None:
-        """Called before a model is loaded."""
+        """Handle the start of a load, before the model is loaded."""
 
     def loaded(self, model: StagedModel) -> None:
-        """Called after a model was loaded."""
+        """Handle the end of a load."""
 
     def part(self, model: str, protocol: str, event: str) -> None:
-        """Called when one model's run under one protocol starts, is found finished, or fails."""
+        """Handle the event that one model's run under one protocol starts, is found finished, or fails."""
 
     def record(self, index: int, record: SampleRecord) -> None:
-        """Called with the index of a sample and its record, warm-up included, once the record is safe."""
+        """Handle the record of a sample, warm-up included, once the record is safe."""
 
     def warning(self, text: str) -> None:
-        """Called with warnings."""
+        """Handle a warning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """Surroundings of a run, which change no result."""
+    """Surroundings of a run; they change no result."""
 
     output: Path | None = None
     """Run folder, written as the run goes on; None keeps the run in memory."""

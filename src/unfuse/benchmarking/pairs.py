@@ -33,7 +33,7 @@ ShapeKey = tuple[tuple[int, ...], int]
 
 
 class Pairs:
-    """Measures samples under one setup, and remembers which input shapes are warm."""
+    """Measures samples under one setup, and remembers the warm input shapes."""
 
     def __init__(self, setup: BenchSetup):
         self.setup = setup
@@ -58,7 +58,7 @@ class Pairs:
         """Repeat one warm sample, staged and unstaged in turn.
 
         ``noise_repeats`` whole pairs show the noise. More follow until the balance is known to half a percent or
-        ``balance_seconds`` are spent. Where whole pairs take long, these are short, of a few tokens each: a busy
+        ``balance_seconds`` are spent. If whole pairs take long, these are short, of a few tokens each: a busy
         machine has less time to change between the two runs of a pair.
         """
         settings = self.setup.settings

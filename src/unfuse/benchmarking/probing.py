@@ -26,7 +26,7 @@ _TOKENS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Prober:
-    """Measures what needs no statistic, after the samples."""
+    """Measures quantities that need no statistic, after the samples."""
 
     pairs: Pairs
     dataset: Dataset
@@ -89,7 +89,7 @@ def _is(record: SampleRecord, sample_id: str) -> bool:
 
 
 def stage_memory(setup: BenchSetup, sample: Sample) -> tuple[dict[str, StageMemory], str | None]:
-    """Return memory by stage and the name of its source; nothing where the system offers no count."""
+    """Return memory by stage and the name of its source; nothing if the system offers no count."""
     meter = memory_meter(setup.model.device)
     if meter is None:
         return {}, None
@@ -108,7 +108,7 @@ class _CallCounter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Remember which stage runs."""
+        """Remember the running stage."""
         self._stage = name
         yield
         self.encoded = self.encoded or name == "encode"
@@ -120,7 +120,7 @@ class _CallCounter:
 
 
 def calls_after_encode(setup: BenchSetup, sample: Sample) -> int | None:
-    """Count calls of vision modules after Stage 3 ended; None where the protocol has no separate Stage 3."""
+    """Count calls of vision modules after Stage 3 ended; None if the protocol has no separate Stage 3."""
     counter = _CallCounter()
     modules = setup.model.adapter.vision_modules().values()
     handles = [module.register_forward_pre_hook(counter.count) for module in modules]

@@ -1,4 +1,4 @@
-"""The four protocols: the stages that each times, and equal work in one piece.
+"""The four protocols: the stages that each protocol times, and equal work in one piece.
 
 ``decoupled``
     Every stage once, separately; features are encoded once and used.
@@ -11,7 +11,7 @@
     tell prefill from decode.
 ``reencode``
     The seed's invalid 4-stage benchmark, the control that must be rejected. Stage 3 encodes and throws the features
-    away; Stage 4 is the fused ``generate``, which encodes again. Vision is paid twice and shown once, so the stages add
+    away; Stage 4 is the fused ``generate`` and encodes again. Vision is paid twice and shown once, so the stages add
     up to more than the wait of a user.
 """
 

@@ -21,7 +21,7 @@ class BenchSettings:
     num_warmups: int = 2
     """Warm-up repeats at least, per input shape."""
     noise_repeats: int = 5
-    """Further repeats of the first sample, which alone tell noise from workload."""
+    """Further repeats of the first sample: only they separate noise from workload."""
     balance_seconds: float = 15.0
     """Time that more of these repeats may take until the balance of the stages is known to half a percent."""
     reuse: bool = False

@@ -38,7 +38,7 @@ class ModelSource:
     load: Callable[[str], StagedModel]
     """Returns the loaded model of a name."""
     placement: Placement = field(default_factory=Placement)
-    """Device, dtype and engine, which a resumed comparison must share."""
+    """Device, dtype and engine; they must be equal in a resumed comparison."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ class ComparisonRun:
 
     command: tuple[str, ...]
     asked: Mapping[str, Any]
-    """Options, dataset, placement and code, which all parts share."""
+    """Options, dataset, placement and code, shared by all parts."""
     runs: tuple[PartRun, ...]
     result: Comparison
     folder: Path | None = None
@@ -108,17 +108,17 @@ def bench_several(
 
     Args:
         models: each is loaded once, after the model before is released.
-        protocols: in the order in which they are run.
+        protocols: in the order of their runs.
         dataset: its media have been checked.
         settings: shared by all runs.
-        options: where the runs are written, and who is notified.
+        options: output folder of the runs, and listener to notify.
 
     Raises:
         RunFolderError: the folder exists already, or belongs to another comparison.
     """
     options = options or RunOptions()
     command = own_command()
-    asked = {
+    common = {
         "options": asdict(settings),
         "dataset": dataset.sha256(),
         "placement": list(astuple(models.placement)),
@@ -128,14 +128,14 @@ def bench_several(
     folder = None
     if options.output is not None:
         if options.resume:
-            folder = ComparisonFolder.resume(options.output, parts, common=asked)
+            folder = ComparisonFolder.resume(options.output, parts, common=common)
         else:
-            folder = ComparisonFolder.create(options.output, parts, common=asked, created=_now(), command=command)
+            folder = ComparisonFolder.create(options.output, parts, common=common, created=_now(), command=command)
     runs = _Comparison(models, dataset, settings, options, folder).run(protocols)
     result = compare([part.for_report() for part in runs])
     if folder is not None:
         _write_results(folder, runs, result)
-    return ComparisonRun(command=command, asked=asked, runs=tuple(runs), result=result, folder=options.output)
+    return ComparisonRun(command=command, asked=common, runs=tuple(runs), result=result, folder=options.output)
 
 
 @dataclass(frozen=True, slots=True)

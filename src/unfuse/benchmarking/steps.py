@@ -1,7 +1,7 @@
 """Run some samples once more after all others, in no statistic: the time of each token, and the memory in use.
 
 A token's timestamp is taken on the host when the engine yields it, so it costs no stage edge. It is still not taken in
-the measured runs, because memory is read beside it, which is not free.
+the measured runs, because memory is read beside it, and reading memory takes time.
 """
 
 from __future__ import annotations
@@ -95,5 +95,5 @@ def _step_pass(setup: BenchSetup, sample: Sample, meter: MemoryMeter | None) -> 
         spans=clock.spans,
         token_ms=tuple((stamp - zero_ns) / 1e6 for stamp in engine.stamps_ns),
         memory_ms=tuple(ms for ms, _ in readings),
-        memory_bytes=tuple(held for _, held in readings),
+        memory_bytes=tuple(num_bytes for _, num_bytes in readings),
     )

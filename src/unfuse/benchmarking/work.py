@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 @torch.no_grad()
 def stage_work(model: StagedModel, sample: Sample, output_tokens: int) -> dict[str, StageWork]:
-    """Return the work of ``encode``, ``prefill`` and ``decode``, whatever engine runs them.
+    """Return the work of ``encode``, ``prefill`` and ``decode``; it is equal for all engines.
 
     torch counts the operations of the model's own forward. Bytes are a lower bound: every weight once a call, the KV
     cache once a step, inputs and outputs; intermediate results may stay in the caches of a device.

@@ -76,7 +76,7 @@ def show_bench(console: Console, models: Sequence[str], *, show_answers: bool = 
     """Check the input, run the benchmark and print it; return the exit code.
 
     Args:
-        console: where it is printed.
+        console: prints the benchmark.
         models: names.
         show_answers: print every sample's question and answer as well.
         **given: fields of ``BenchOptions``.

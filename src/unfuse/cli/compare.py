@@ -131,7 +131,7 @@ def _print(change: Change, form: str) -> None:
 
 
 def _judge(change: Change, pct: float) -> int:
-    """Return 1 where a stage is slower by ``pct`` %, B failed where A did not, or neither can be judged."""
+    """Return 1 if a stage is slower by ``pct`` %, if B failed and A did not, or if neither can be judged."""
     slower, unjudged = change.regressions(pct), change.unjudged()
     for stage in slower:
         click.echo(f"REGRESSION: {stage.stage} is {stage.pct:.1f} % slower", err=True)

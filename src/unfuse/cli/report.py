@@ -34,7 +34,7 @@ def report(runs: tuple[Path, ...], output: Path | None) -> int:
     single = len(runs) == 1 and (runs[0] / COMPARISON_FILE).is_file()
     command = read_comparison(runs[0]).command if single else ()
 
-    from unfuse.report.html import report_html  # loads Altair, which waits until the runs are read
+    from unfuse.report.html import report_html  # loads Altair, so import it only after the runs are read
 
     write_text_atomic(page, report_html(found, command=command))
     console = Console(highlight=False, soft_wrap=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from unfuse.records.answers_file import AnswerRecord
 
 _LINE_EVERY_S: Final = 10.0
-"""Between lines of progress where output is not a terminal."""
+"""Between lines of progress if output is not a terminal."""
 _DRAW_EVERY_S: Final = 0.1
 """Between drawings of the bar at a terminal."""
 

@@ -1,7 +1,7 @@
 """The seed's commands with the seed's arguments and default paths, over the same benchmark and checks.
 
 EventGPT runs from ``--eventgpt_model_path`` and from nowhere else: a missing checkpoint is an error, never the demo.
-The other models run where their checkpoints are found; where not, one line says so.
+Each other model runs if its checkpoint is found; otherwise one line reports the missing checkpoint.
 """
 
 from __future__ import annotations

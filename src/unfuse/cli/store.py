@@ -23,7 +23,7 @@ def info(folder: Path) -> int:
     """Say how many scenes FOLDER holds, their size and when they were used."""
     found = FeatureStore(folder, make=False).info()
     console = Console(highlight=False, soft_wrap=True)
-    print_line(console, f"{_held(found)} in {printable(str(folder))}")
+    print_line(console, f"{_contents(found)} in {printable(str(folder))}")
     if found.least_recent_use is not None and found.most_recent_use is not None:
         first, last = map(_when, (found.least_recent_use, found.most_recent_use))
         print_line(console, f"last used between {first} and {last}")
@@ -53,11 +53,11 @@ def check(folder: Path) -> int:
 def clear(folder: Path) -> int:
     """Remove every scene from FOLDER; the folder stays."""
     before = FeatureStore(folder, make=False).clear()
-    print_line(Console(highlight=False, soft_wrap=True), f"{_held(before)} removed from {printable(str(folder))}")
+    print_line(Console(highlight=False, soft_wrap=True), f"{_contents(before)} removed from {printable(str(folder))}")
     return 0
 
 
-def _held(found: StoreInfo) -> str:
+def _contents(found: StoreInfo) -> str:
     return f"{_scenes(found.entries)}, {_size(found.entry_bytes)}"
 
 

@@ -44,7 +44,7 @@ def show_verify(console: Console, name: str, **given: Any) -> int:
     """Check the input, then the model, and print a block for each check; return the exit code.
 
     Args:
-        console: where it is printed.
+        console: prints the checks.
         name: of the model.
         **given: fields of ``VerifyOptions``.
     """

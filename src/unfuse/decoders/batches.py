@@ -26,7 +26,7 @@ class Decoded:
 
 
 class RefusedError(Exception):
-    """A file whose layout is wrong, with what was found and what was expected."""
+    """A file has a wrong layout. The error holds the layout found and the layout expected."""
 
     def __init__(self, found: str, expected: str):
         super().__init__(found, expected)

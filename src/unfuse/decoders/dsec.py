@@ -1,4 +1,4 @@
-"""DSEC ``events.h5`` through h5py, which reads a window of a recording without the rest.
+"""DSEC ``events.h5`` through h5py; a window of a recording is read without the rest.
 
 ``events/{x, y, p, t}`` with t in microseconds from the recording's start; ``ms_to_idx[m]`` is the first event at or
 after millisecond m; ``t_offset`` places that start on the image clock and is not added here.
@@ -49,7 +49,7 @@ def inspect(path: str, edges: list[int], numbers: list[int]) -> dict[str, Any]:
         numbers: event numbers; ``times`` has the time of each.
 
     Returns:
-        ``events``, ``span`` (first and last time), ``t_offset`` (0 where there is none), ``indices`` and ``times``.
+        ``events``, ``span`` (first and last time), ``t_offset`` (0 if there is none), ``indices`` and ``times``.
     """
     file, columns, length = _opened(path)
     times = columns["t"]

@@ -1,8 +1,8 @@
 """DSEC ``rectify_map.h5``: the position of each pixel of the event camera in the rectified picture.
 
 ``rectify_map[y, x]`` is (x', y') in float (dsec.ifi.uzh.ch/data-format). The map is returned as events: one for
-each pixel, row by row, at the nearest whole pixel, which may lie outside of the picture; -1 for a value that is not
-finite.
+each pixel, row by row, at the nearest whole pixel. That pixel may lie outside of the picture; -1 for a value that is
+not finite.
 """
 
 from __future__ import annotations

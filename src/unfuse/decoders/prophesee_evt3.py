@@ -1,4 +1,4 @@
-"""Prophesee RAW in EVT3 through the package evt3, which reads any file as EVT3: the caller checks the header."""
+"""Prophesee RAW in EVT3 through the package evt3. It reads any file as EVT3, so the caller checks the header."""
 
 from __future__ import annotations
 

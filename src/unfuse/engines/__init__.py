@@ -1,4 +1,4 @@
-"""Engines, which run Stage 4 behind one protocol."""
+"""Engines: implementations of Stage 4 behind one protocol."""
 
 from typing import Final
 

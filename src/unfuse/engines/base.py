@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Notes for a report about how the engine has run so far."""
 
     def encoding(self) -> AbstractContextManager[None]:
-        """Return the context of stage 3, in which this engine replaces vision modules."""
+        """Return a context manager that replaces vision modules by this engine's during stage 3."""
 
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """Compute the prompt's keys and values and the first token.

@@ -69,7 +69,7 @@ class ContinuousBatch(Protocol):
         """
 
     def abort(self, request_id: str) -> None:
-        """Remove a request, which gets no more tokens; an unknown ID is no error."""
+        """Remove a request, so that it gets no more tokens; an unknown ID is no error."""
 
     def close(self) -> None:
         """Remove all requests and free their memory; a second call does nothing."""

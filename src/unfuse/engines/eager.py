@@ -152,7 +152,7 @@ class EagerEngine:
 
     @torch.no_grad()
     def _step(self, token: int, state: _State, offset: int) -> torch.Tensor:
-        """Return the logits ``[V]`` after a token, which is ``offset`` positions after the first new token."""
+        """Return the logits ``[V]`` after a token at ``offset`` positions after the first new token."""
         language = self._language
         ids = torch.tensor([[token]], device=language.device)
         position = None if state.position is None else state.position + offset

@@ -1,4 +1,4 @@
-"""The text side of a model, on which Stage 4 runs: decoder, LM head and token embedding."""
+"""The text side of a model, for Stage 4: decoder, LM head and token embedding."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ class LanguageModel:
 
 
 def end_ids(model: Any) -> tuple[int, ...]:
-    """Return the tokens at which a Hugging Face model's ``generate`` stops."""
+    """Return the tokens that stop a Hugging Face model's ``generate``."""
     ends = model.generation_config.eos_token_id
     return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)

@@ -24,7 +24,7 @@ def following(position_ids: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def sampling_positions(position: torch.Tensor | None, prompt: Prompt) -> torch.Tensor:
-    """Return the position of the first token after each prompt of a batch, int64 ``[B]``, by which tokens are sampled.
+    """Return the position of the first token after each prompt of a batch, int64 ``[B]``; sampling depends on it.
 
     Args:
         position: from ``following``.

@@ -18,7 +18,7 @@ class TokenChooser:
     """Choose tokens of one answer or of several answers with the same settings.
 
     The noise of a draw is a function of the seed and of the position of the token. So a token does not depend on
-    what was drawn before, or on the answers in the same batch, and an answer can be repeated from any position.
+    earlier draws or on other answers in the batch, and an answer can be repeated from any position.
     """
 
     def __init__(self, sampling: Sampling, end_ids: torch.Tensor, device: torch.device):
@@ -41,8 +41,8 @@ class TokenChooser:
     def __call__(self, logits: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         """Return token ids, int64 ``[...]``, on the device of the logits and without waiting for them.
 
-        Temperature is applied first, then the nucleus: the smallest set of tokens whose probabilities sum to at least
-        ``top_p`` (Holtzman et al., arXiv 1904.09751). A token is drawn as the argmax of the probabilities over
+        Temperature is applied first, then the nucleus: the smallest set of tokens with a probability of at least
+        ``top_p`` in sum (Holtzman et al., arXiv 1904.09751). A token is drawn as the argmax of the probabilities over
         exponential noise, as ``torch.multinomial`` draws.
 
         Args:
@@ -75,7 +75,7 @@ def hashed_seed(seed: int) -> int:
 
 
 def index_steps(count: int, device: torch.device) -> torch.Tensor:
-    """Return what each of ``count`` numbers of a position adds to the key of the position."""
+    """Return the increments, int64 ``[count]``, that turn a position's key into the keys of its numbers."""
     return torch.arange(1, count + 1, device=device) * _STEP
 
 

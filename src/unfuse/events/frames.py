@@ -1,6 +1,6 @@
 """Event frames as EventGPT draws them: each pixel shows its last event.
 
-Source: ``common/common.py`` of the published code (XduSyL/EventGPT), which loops over events in Python.
+Source: ``common/common.py`` of the published code (XduSyL/EventGPT); it loops over events in Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def event_frame(stream: EventStream, *, size: SizeRule = "events") -> NDArray[np
             on the data. "sensor" takes the recording's sensor.
 
     Returns:
-        Read-only RGB uint8 ``[H, W, 3]``: red where the last event was brighter, blue where darker, white without one.
+        Read-only RGB uint8 ``[H, W, 3]``: red if a pixel's last event was brighter, blue if darker, white if none.
 
     Raises:
         EventStreamError: no events, or the sensor's size is not known.

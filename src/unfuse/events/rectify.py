@@ -18,7 +18,7 @@ class RectifyMap:
     """Nearest rectified pixel of each pixel."""
 
     x: NDArray[np.int32]
-    """``[H, W]``; outside of 0 to W - 1 where the pixel leaves the picture."""
+    """``[H, W]``; outside of 0 to W - 1 if the pixel leaves the picture."""
     y: NDArray[np.int32]
     """``[H, W]``"""
 

@@ -75,7 +75,7 @@ class EventStream:
             source: name for messages.
 
         Raises:
-            EventStreamError: says which column, which event, and both values.
+            EventStreamError: names the column, the event, and both values.
         """
         columns = {"x": np.asarray(x), "y": np.asarray(y), "t": np.asarray(t), "p": np.asarray(p)}
         for name, column in columns.items():

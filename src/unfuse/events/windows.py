@@ -31,7 +31,7 @@ def split_equal_count(stream: EventStream, n_event_bins: int = 5) -> tuple[Event
 
 
 def split_equal_time(stream: EventStream, n_time_bins: int = 5) -> tuple[EventStream, ...]:
-    """Return runs of equal time from the first event to the last, which belongs to the last run.
+    """Return runs of equal time from the first event to the last event; the last event belongs to the last run.
 
     Edges are whole microseconds, rounded down.
 
@@ -56,7 +56,7 @@ def slice_by_time(
         stream: at least one event.
         time_window: length in microseconds.
         overlap: microseconds that a window shares with the next.
-        include_incomplete: also yield the last windows, which reach beyond the last event.
+        include_incomplete: also yield the last windows; they reach beyond the last event.
 
     Raises:
         EventStreamError: a length or overlap that does not move on.

@@ -2,7 +2,7 @@
 
 ::
 
-    CACHEDIR.TAG                what the folder is, also to programs that make backups
+    CACHEDIR.TAG                marks the folder as a cache, also for programs that make backups
     ledger                      total size in bytes; locked by the process that changes it
     tmp/PID.RANDOM              a file that is being written
     ab/ab12....safetensors      entries; the file's time is its last use
@@ -36,7 +36,7 @@ MAX_ENTRY_BYTES: Final = 4 * 2**30
 _LOW_WATER: Final = 0.9
 """Share of the maximum that eviction leaves, so that not every ``write`` has to read all sizes."""
 _STALE_S: Final = 600.0
-"""Age of a temporary file whose process was killed; writing one takes seconds."""
+"""Age that shows that the process of a temporary file was killed; writing a file takes seconds."""
 _TAG: Final = "CACHEDIR.TAG"
 _TAG_TEXT: Final = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -52,7 +52,7 @@ class StoreEntry:
     """Content of an entry as it was read."""
 
     data: bytes | None
-    """None where it is no regular file of a readable size: a folder, a link, a pipe."""
+    """None if it is no regular file of a readable size: a folder, a link, a pipe."""
     identity: tuple[int, int, int]
     """Inode, time and size: a file that replaces this one has others."""
 
@@ -66,7 +66,7 @@ class StoreInfo:
     temporary_bytes: int
     """Size of files that are being written, or were when their process was killed."""
     least_recent_use: float | None
-    """Seconds since 1970; None where there is no entry."""
+    """Seconds since 1970; None if there is no entry."""
     most_recent_use: float | None
 
 
@@ -74,7 +74,7 @@ class StoreFolder:
     """The folder of one store, shared by any number of processes."""
 
     def __init__(self, path: Path, max_bytes: int, *, make: bool):
-        """Check the folder, and create it where ``make`` is true.
+        """Check the folder, and create it if ``make`` is true.
 
         Raises:
             FileAccessError: there is no folder, it is a file, or it cannot be made.
@@ -87,7 +87,7 @@ class StoreFolder:
         self._open(make=make)
 
     def entry_path(self, key: str) -> Path:
-        """Return the path of an entry, which need not exist."""
+        """Return the path of an entry, even if the entry does not exist."""
         return self.path / key[:2] / f"{key}{_SUFFIX}"
 
     def read(self, key: str) -> StoreEntry | None:
@@ -95,12 +95,12 @@ class StoreFolder:
         return read_entry(self.entry_path(key))
 
     def touch(self, key: str) -> None:
-        """Record that an entry was used, by the file system's clock, which all processes share."""
+        """Record that an entry was used, by the file system's clock: all processes share it."""
         with suppress(OSError):  # a read-only store, or an entry that was just removed
             os.utime(self.entry_path(key), follow_symlinks=False)
 
     def write(self, key: str, data: bytes) -> int:
-        """Write an entry, and evict others where the maximum is exceeded.
+        """Write an entry, and evict others if the maximum is exceeded.
 
         Returns:
             Number of evicted entries.
@@ -154,7 +154,7 @@ class StoreFolder:
         )
 
     def clear(self) -> StoreInfo:
-        """Remove every entry and temporary file; return what there was.
+        """Remove every entry and temporary file; return the information about the store before.
 
         Raises:
             OSError: something cannot be removed.
@@ -283,7 +283,7 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 def _replaced_bytes(path: Path) -> int:
-    """Return the size of the file that a rename to ``path`` replaces; remove a folder, which a rename cannot."""
+    """Return the size of the file that a rename to ``path`` replaces; remove a folder, as rename cannot replace it."""
     try:
         found = path.stat(follow_symlinks=False)
     except FileNotFoundError:

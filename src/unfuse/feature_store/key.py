@@ -20,7 +20,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PACKAGES: Final = (
     "torch", "transformers", "pillow", "av", "torchvision", "h5py", "hdf5plugin", "evt3", "aedat",
 )  # fmt: skip
-"""Other packages whose code makes frames, pixels and features."""
+"""Other packages with code that makes frames, pixels and features."""
 
 
 def has_hashes(model_fingerprint: str, media_sha256: str) -> bool:

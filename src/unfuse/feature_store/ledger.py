@@ -25,7 +25,7 @@ class Ledger:
         self._descriptor = descriptor
 
     def read_and_clear(self) -> int | None:
-        """Return the total in bytes, None where it is unknown, and mark it as unknown until ``write``."""
+        """Return the total in bytes, or None if it is unknown; mark it as unknown until ``write``."""
         text = os.pread(self._descriptor, 64, 0)
         os.ftruncate(self._descriptor, 0)
         return int(text) if text.isdigit() else None
@@ -37,7 +37,7 @@ class Ledger:
 
 @contextmanager
 def locked(path: Path) -> Iterator[Ledger]:
-    """Lock the file while the body runs; create it where it is missing.
+    """Lock the file while the body runs; create it if it is missing.
 
     Raises:
         OSError: the file cannot be made or locked, or another process holds it for too long.
@@ -69,9 +69,9 @@ def _lock(descriptor: int, end: float) -> None:
 
 def _has_name(descriptor: int, path: Path) -> bool:
     """Return whether the locked file still has that name: the folder may have been removed and made again."""
-    held = os.fstat(descriptor)
+    opened = os.fstat(descriptor)
     try:
         named = path.stat(follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
+    return (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)

@@ -113,7 +113,7 @@ class FeatureStore:
         self._count("evicted", evicted)
 
     def forget(self, origin: Provenance) -> None:
-        """Remove the entry of features of this provenance, where there is one."""
+        """Remove the entry of features of this provenance, if there is one."""
         key = _key(origin, software())
         if (entry := self._folder.read(key)) is not None:
             self._folder.remove(key, entry.identity)
@@ -141,7 +141,7 @@ class FeatureStore:
         return features, False
 
     def place(self, origin: Provenance) -> Path:
-        """Return the file of features of this provenance, which need not exist."""
+        """Return the path of the file of features of this provenance, even if the file does not exist."""
         return self._folder.entry_path(_key(origin, software()))
 
     def info(self) -> StoreInfo:
@@ -155,7 +155,7 @@ class FeatureStore:
                 yield path, _unpack_entry(entry, path.stem)[1]
 
     def clear(self) -> StoreInfo:
-        """Remove every entry; return what there was.
+        """Remove every entry; return the information about the store before.
 
         Raises:
             FileAccessError: something cannot be removed.

@@ -25,7 +25,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings | Non
         dtype: of the matrices.
 
     Returns:
-        None where the device has too little memory.
+        None if the device has too little memory.
     """
     import torch
 

@@ -79,7 +79,7 @@ class StageClock:
     def stage(self, name: str) -> Iterator[None]:
         """Time the body between synchronised edges.
 
-        The edges' own cost lies outside the time they delimit, but for one event record and one clock reading.
+        The edges' own cost is outside the time they delimit, except for one event record and one clock reading.
         """
         timer = self.timer
         self._open.clear()
@@ -164,7 +164,7 @@ def listening(spans: Spans) -> Iterator[None]:
 
 
 def span(name: str) -> AbstractContextManager[None]:
-    """Mark a sub-span of the running stage; without effect where no stage is timed."""
+    """Mark a sub-span of the running stage; without effect if no stage is timed."""
     clock = _active.get()
     return nullcontext() if clock is None else clock.span(name)
 
@@ -172,7 +172,8 @@ def span(name: str) -> AbstractContextManager[None]:
 def zero_of(created: str) -> int:
     """Return the reading of ``perf_counter_ns`` at a moment of the wall clock.
 
-    Another process, whose ``perf_counter_ns`` has another zero, can so resume a run with increasing start times.
+    A process that resumes a run has another zero of ``perf_counter_ns`` than the first process. With this reading, its
+    start times continue to increase.
 
     Args:
         created: ISO-8601 with its offset.

@@ -1,12 +1,12 @@
 """Measure the energy of a piece of work with a counter that moves in steps.
 
-NVML's total energy is updated every 20 to 100 ms; between two updates it stands still. The true energy at a moment lies
+NVML's total energy is updated every 20 to 100 ms; it is constant between two updates. The true energy at a moment lies
 between the last update before that moment and the first one after it, because energy never falls. So the energy ``W``
 of the work from ``start`` to ``end`` is bounded by readings of the counter alone:
 
     E(last update before end) - E(start)  <=  W  <=  E(first update after end) - E(start)
 
-The work starts when an update is seen, so ``E(start)`` is that update plus what the idle board drew until it was seen:
+The work starts when an update is seen, so ``E(start)`` is that update plus the energy of the idle board until then:
 at most the idle power times the time since the last reading without the update. The middle of the interval is the
 result and half its width the resolution: a bound for every power of the work, constant or not, every period of the
 counter and every phase. It assumes that an update is right when it appears, and that the power of the idle board did
@@ -102,7 +102,7 @@ def work_energy(
         work: may return before the device is done.
         wait: returns when the device is done.
         steps: of the counter.
-        seconds: the window, at least; up to ``LONGEST`` times as long where the counter's steps need it.
+        seconds: the window, at least; up to ``LONGEST`` times as long if the counter's steps need it.
         clock: source of time.
     """
     needed = LEAST_STEPS * steps.period_s
@@ -173,21 +173,21 @@ def _next_update(
     Args:
         counter: to read.
         clock: source of time.
-        patience_s: a counter that stands still for so long, in s, does not move.
-        standing_mj: the reading to wait beyond; read first where it is not given.
+        patience_s: time in s; a counter that is constant for so long is taken as stopped.
+        standing_mj: the reading to wait beyond; read first if it is not given.
     """
     until = clock.perf_counter() + patience_s
     unchanged_s = clock.perf_counter()
     standing = counter.energy_mj() if standing_mj is None else standing_mj
     while not isinstance(standing, Unavailable):
-        asked_s = clock.perf_counter()
+        polled_s = clock.perf_counter()
         now = counter.energy_mj()
         if isinstance(now, Unavailable):
             return now
         if now != standing:
             return _Update(unchanged_s=unchanged_s, seen_s=clock.perf_counter(), energy_mj=now)
-        if asked_s >= until:
+        if polled_s >= until:
             return Unavailable("the energy counter does not move")
-        unchanged_s = asked_s
+        unchanged_s = polled_s
         clock.sleep(_POLL_S)
     return standing

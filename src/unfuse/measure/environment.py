@@ -60,7 +60,7 @@ def package_version(name: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:
-    """Return the version of this package, with commit and dirty flag where it runs from its git checkout."""
+    """Return the version of this package, with commit and dirty flag if it runs from its git checkout."""
     root = Path(__file__).resolve().parents[3]
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     status = _git(root, "status", "--porcelain") if commit else None

@@ -1,8 +1,8 @@
 """Sub-spans by hooks: every call of a module is a span of the running stage.
 
 A span is two marks on the device's own queue (events on CUDA) around the call, read after the stage's end has
-synchronised; no call waits. Its host time is the time between the two hooks on the host, which on an asynchronous
-device is the time to launch the work and not to do it.
+synchronised; no call waits. Its host time is the time between the two hooks on the host: on an asynchronous device,
+the time to launch the work and not to do it.
 """
 
 from __future__ import annotations

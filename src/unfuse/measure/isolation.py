@@ -60,7 +60,7 @@ class Host(Protocol):
         """Return this process, its ancestors and its descendants."""
 
     def process_name(self, pid: int) -> str | None:
-        """Return the name of a process, None where it cannot be read."""
+        """Return the name of a process, or None if it cannot be read."""
 
 
 class LinuxHost:

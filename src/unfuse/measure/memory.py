@@ -1,7 +1,7 @@
 """Memory of each stage: a clock that reads bytes instead of time.
 
-On CUDA the numbers are the caching allocator's: bytes in tensors, not what the driver has handed out. On the CPU they
-are the process's resident memory as Linux counts it, whose peak can be reset (``/proc/self/clear_refs``).
+On CUDA the numbers are the caching allocator's: bytes in tensors, not bytes that the driver has allocated. On the CPU
+they are the process's resident memory as Linux counts it; its peak can be reset (``/proc/self/clear_refs``).
 
 ``MemoryTrack`` reads the allocation over time, in a thread of its own: for a pass that is in no statistic.
 """
@@ -97,7 +97,7 @@ class ProcessMemory:
 
 
 def memory_meter(device: torch.device) -> MemoryMeter | None:
-    """Return the meter of a device; None where the system has none."""
+    """Return the meter of a device; None if the system has none."""
     if device.type == "cuda":
         return CudaMemory(device)
     meter = ProcessMemory()

@@ -24,7 +24,7 @@ _THROTTLE_BITS: Final = {
 }
 """Bits of NVML's clocks event reasons that slow work down: not an idle GPU, and not clocks set by a user."""
 _THROTTLE_POLICIES: Final = {"power cap": 0, "thermal slowdown": 1}
-"""NVML's performance policies whose violations slow work down."""
+"""NVML's performance policies: a violation slows work down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Gpu(Protocol):
         """Return the processes that compute on it."""
 
     def utilisation_pct(self) -> int | Unavailable:
-        """Return the share of the last moment (up to a second) in which a kernel ran."""
+        """Return the share of time with a running kernel, over the last moment (up to a second)."""
 
     def throttle_reasons(self) -> tuple[str, ...] | Unavailable:
         """Return the present reasons of throttled clocks."""
@@ -61,7 +61,7 @@ class NvmlGpu:
     """A ``Gpu`` through ``pynvml``."""
 
     def __init__(self, pynvml: Any, handle: Any, name: str):
-        """Called by ``open_gpu``."""
+        """Wrap an NVML handle; use ``open_gpu``."""
         self._pynvml = pynvml
         self._handle = handle
         self.name = name

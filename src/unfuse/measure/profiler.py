@@ -84,10 +84,10 @@ def bounded(trace: dict[str, Any], most: int) -> Profiled:
     timed = [e for e in events if e.get("ph") == "X" and not str(e.get("name")).startswith(PREFIX)]
     excess = max(len(events) - most, 0)
     dropped = {id(e) for e in sorted(timed, key=lambda e: float(e.get("dur", 0)))[:excess]}
-    kept = [e for e in events if id(e) not in dropped]
+    remaining = [e for e in events if id(e) not in dropped]
     return Profiled(
-        text=json.dumps({**trace, "traceEvents": kept}),
-        num_events=len(kept),
-        num_kernels=sum(e.get("cat") in _ON_DEVICE for e in kept),
+        text=json.dumps({**trace, "traceEvents": remaining}),
+        num_events=len(remaining),
+        num_kernels=sum(e.get("cat") in _ON_DEVICE for e in remaining),
         num_left_out=len(dropped),
     )

@@ -19,20 +19,20 @@ class DeviceTimer(Protocol):
         """Return when all work given to the device is done."""
 
     def record(self) -> Any | None:
-        """Mark the present end of the device's queue; None where the device has no clock."""
+        """Mark the present end of the device's queue; None if the device has no clock."""
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Device time between two marks, in ms; call after ``synchronize``."""
+        """Return the device time between two marks, in ms; call after ``synchronize``."""
 
 
 class HostTimer:
     """The CPU: work is done when the call returns, and there is no second clock."""
 
     def synchronize(self) -> None:
-        """Nothing is outstanding."""
+        """Do nothing: no work is outstanding."""
 
     def record(self) -> None:
-        """No device clock."""
+        """Return None: the CPU has no device clock."""
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
         """Never reached: ``record`` gives no marks."""
@@ -52,7 +52,7 @@ class CudaTimer:
         torch.cuda.synchronize(self._device)
 
     def record(self) -> torch.cuda.Event:
-        """A timing event on the current stream."""
+        """Record a timing event on the current stream."""
         import torch
 
         event = torch.cuda.Event(enable_timing=True)
@@ -60,10 +60,10 @@ class CudaTimer:
         return event
 
     def elapsed_ms(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """Between two events, in ms (resolution about 0.5 us, CUDA runtime documentation)."""
+        """Return the time between two events, in ms (resolution about 0.5 us, CUDA runtime documentation)."""
         return float(start.elapsed_time(end))
 
 
 def timer_for(device: torch.device) -> DeviceTimer:
-    """The timer of a torch device."""
+    """Return the timer of a torch device."""
     return CudaTimer(device) if device.type == "cuda" else HostTimer()

@@ -1,1 +1,1 @@
-"""Networks that are this project's own, and what identifies a model."""
+"""Networks that are this project's own, and identifiers of models."""

@@ -41,7 +41,7 @@ def with_pixels(fingerprint: str, processor: Any, *, video: bool = False) -> str
 
     Args:
         fingerprint: of config and tensors.
-        processor: an image processor, or a family's whole processor, whose tokenizer does not count.
+        processor: an image processor, or a family's whole processor; its tokenizer does not count.
         video: whether frames are passed as one video.
     """
     settings = json.dumps(_strip(processor.to_dict()), sort_keys=True, default=_plain)
@@ -52,7 +52,7 @@ def with_pixels(fingerprint: str, processor: Any, *, video: bool = False) -> str
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value that JSON does not support. The result must not contain an address, which differs by process."""
+    """Convert a value that JSON does not support. The result contains no address: addresses differ by process."""
     if isinstance(value, Enum):
         return value.value
     if hasattr(value, "to_dict"):

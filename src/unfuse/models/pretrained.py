@@ -3,7 +3,7 @@
 A checkpoint can name Python code in two ways: ``auto_map`` (classes in ``.py`` files of the folder or of another
 repository) and an attention or experts implementation that is a kernel on the hub. transformers runs the first after a
 prompt on stdin, ``echo y |`` included, and the second without one. All loading in this project goes through
-``from_pretrained``, which refuses both and names the file.
+``from_pretrained``: it refuses both and names the file.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def from_pretrained(kind: Any, folder: str | Path, **kwargs: Any) -> Any:
 
 
 def refuse_kernels(folder: str | Path) -> None:
-    """Raise where a config asks transformers to fetch a kernel from the hub and run it.
+    """Raise an error if a config asks transformers to fetch a kernel from the hub and run it.
 
     Raises:
         CheckpointError: with the file, the key and the name of the kernel.
@@ -81,7 +81,7 @@ def refuse_kernels(folder: str | Path) -> None:
 
 
 def _own_code(folder: str | Path, kind: str) -> tuple[str, str]:
-    """Return the file whose ``auto_map`` is meant for a class, and what it maps to."""
+    """Return the file with an ``auto_map`` for a class, and the target of the mapping."""
     found = [
         (path, key, value)
         for path, config in _configs(folder)
@@ -101,7 +101,7 @@ def _configs(folder: str | Path) -> Iterator[tuple[str, Any]]:
         path = Path(folder) / name
         try:
             yield str(path), json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # absent, or refused by whoever needs it
+        except (OSError, ValueError, RecursionError):  # absent; a caller that needs the file raises the error
             continue
 
 

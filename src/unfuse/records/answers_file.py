@@ -1,8 +1,8 @@
-"""``answers.jsonl``: one line an answer, in the order in which they end, synchronised to the disk in groups.
+"""``answers.jsonl``: one line an answer, in the order of their ends, synchronised to the disk in groups.
 
 An answer is reported by ``on_safe`` once it is on the disk. One ``fsync`` a line would take longer than some answers,
 so lines that arrive during an ``fsync`` are written together. A killed process loses only answers that it had not
-reported, and may leave one torn line, which readers skip and a resumed run cuts off.
+reported, and may leave one torn line; readers skip it and a resumed run cuts it off.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class SoundAnswers:
     """Content of an answers file up to its last whole line."""
 
     answered: Mapping[str, int | None]
-    """Ids whose line has an answer, with their ``media_bytes``."""
+    """Ids with an answer in their line, with their ``media_bytes``."""
     failed: Mapping[str, int]
-    """Ids whose line says why there is no answer, and the offset of that line."""
+    """Ids with a failure in their line, and the offset of that line."""
     num_bytes: int
 
 
 def sound_answers(path: Path) -> SoundAnswers:
-    """Read which ids have a line, and how each came out.
+    """Read the ids that have a line, and the outcome of each.
 
     Raises:
         RunFolderError: as ``read_answers``; or an id has two lines.
@@ -103,7 +103,7 @@ def remove_failed(path: Path, sound: SoundAnswers) -> int:
     """Remove the lines of failures, so that their samples can be answered; the file is the old one or the new one.
 
     Args:
-        path: the file, which nobody writes to.
+        path: the file; nobody may write to it meanwhile.
         sound: its content.
 
     Returns:
@@ -132,7 +132,7 @@ class AnswersWriter:
     """Appends answers from a thread of its own. One writer at a time: the caller holds the folder's lock."""
 
     def __init__(self, path: Path, *, sound_bytes: int, on_safe: Callable[[AnswerRecord], None] | None = None):
-        """Open the file, which must exist, and cut off what follows ``sound_bytes``.
+        """Open an existing file, and cut off all bytes after ``sound_bytes``.
 
         Args:
             path: the file.

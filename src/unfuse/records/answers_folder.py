@@ -24,12 +24,12 @@ class AnswersFolder(OpenFolder):
     """One run that is being written. Made by ``create`` or ``resume``."""
 
     def __init__(self, path: Path, manifest: Manifest, lock: FolderLock, writer: AnswersWriter):
-        """Called by the two class methods."""
+        """Create the object; use the class methods instead."""
         super().__init__(path, manifest, lock, writer)
         self.done: frozenset[str] = frozenset()
         """Ids that had an answer when the folder was opened."""
         self.failed: frozenset[str] = frozenset()
-        """Ids whose line said why there is no answer: the line was removed, and they may be answered now."""
+        """Ids that had a failure in their line: the line was removed, and they may be answered now."""
         self._answers = writer
         self._seen: set[str] = set()
 

@@ -13,7 +13,7 @@ from unfuse.records.conversion import to_plain
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8; lone surrogates, which UTF-8 cannot hold, become escapes.
+    """Write ``text`` as UTF-8; lone surrogates become escapes, because UTF-8 cannot hold them.
 
     Raises:
         RunFolderError: the file could not be written; it says why.
@@ -48,7 +48,7 @@ def write_json_atomic(path: Path, value: object) -> None:
     """Write a plain value or dataclass as indented JSON with a final line end.
 
     Raises:
-        RunFolderError: the value holds NaN, infinity or what is not JSON, or the file could not be written.
+        RunFolderError: the value holds NaN, infinity or a type without a JSON form, or the file could not be written.
     """
     plain = to_plain(value, where=str(path))
     write_text_atomic(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")

@@ -1,7 +1,7 @@
 """Named baselines: runs kept under a name, so that a later run can be compared with "main" or "before-cache".
 
 A baseline is a whole run folder, copied byte for byte to ``<folder>/<name>``; commit the folder or store it in a build
-cache. It appears whole or not at all, and it replaces another of its name only where ``replace`` says so.
+cache. It appears whole or not at all. It replaces a baseline of equal name only if ``replace`` is true.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Baselines:
-    """The named runs of one folder, which need not exist yet."""
+    """The named runs of one folder; the folder need not exist yet."""
 
     def __init__(self, folder: str | Path = BASELINES):
         self.folder = Path(folder)
@@ -61,7 +61,7 @@ class Baselines:
         )
 
     def check_free(self, name: str, *, replace: bool = False) -> None:
-        """Refuse a name under which no baseline may be saved.
+        """Refuse a name that no baseline may be saved under.
 
         Raises:
             InputError: it is no name.

@@ -1,7 +1,7 @@
 """Several runs as one folder: ``comparison.json`` names them, each has a run folder of its own inside.
 
-``comparison.json`` says which model and protocol each part is and whether it ended; it is written whole, before the
-first part and after each. A part that has ended is never touched again, one that was cut off is resumed.
+``comparison.json`` has the model and protocol of each part and whether it ended; it is written whole, before the
+first part and after each part. A part that has ended is never changed again. An interrupted part is resumed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ComparisonFolder:
     """Several runs on the disk. Made by ``create`` or ``resume``."""
 
     def __init__(self, path: Path, manifest: ComparisonManifest):
-        """Called by the two class methods."""
+        """Create the object; use the class methods instead."""
         self.path = path
         self.manifest = manifest
 
@@ -67,7 +67,7 @@ class ComparisonFolder:
 
         Args:
             path: the folder.
-            parts: (model, protocol), in the order in which they are run.
+            parts: (model, protocol), in the order of their runs.
             common: options, data, placement and code of all parts, plain JSON.
             created: ISO-8601, UTC.
             command: the command line.

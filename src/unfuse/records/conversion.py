@@ -1,10 +1,10 @@
 """Conversion between record dataclasses and plain JSON values, and the check of every value that is read.
 
-``msgspec.convert`` checks the types of what is read. Three things are kept beside it, because msgspec has no room for
-them: NaN and infinities are refused both ways (it writes them as null), unknown fields of a dataclass are refused, and
+``msgspec.convert`` checks the types of the values read. This module adds three checks that msgspec does not support:
+NaN and infinities are refused both ways (msgspec writes them as null), unknown fields of a dataclass are refused, and
 an error names the key of a mapping and the value that was found there.
 
-JSON text goes through ``json``: msgspec refuses lone surrogates, which a model's answer may hold.
+JSON text goes through ``json``: a model's answer may hold lone surrogates, and msgspec refuses them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def to_plain(value: object, *, where: str) -> Any:
 
     Args:
         value: a dataclass or anything that a dataclass may hold; numpy scalars become numbers, paths become strings.
-        where: names the value in an error.
+        where: name of the value in an error.
 
     Raises:
         RunFolderError: a number is NaN or infinite, or a value has no JSON form.
@@ -66,7 +66,7 @@ def from_plain(kind: type[T], value: object, *, where: str, ignore_unknown: bool
     Args:
         kind: the dataclass.
         value: the result of ``to_plain``, read back from JSON.
-        where: names the value in an error.
+        where: name of the value in an error.
         ignore_unknown: skip fields that ``kind`` does not have (written by a newer minor version).
 
     Raises:
@@ -131,7 +131,7 @@ def is_newer_minor(version: object, *, where: str) -> bool:
 
     Args:
         version: the file's ``schema_version``.
-        where: names the file in an error.
+        where: name of the file in an error.
 
     Raises:
         RunFolderError: the major number is another, or ``version`` is no version at all.
@@ -176,11 +176,11 @@ def _located(kind: Any, value: Any, where: str, message: str) -> RunFolderError:
     Args:
         kind: the dataclass that was read.
         value: the plain value that does not fit.
-        where: names it.
+        where: name of the value in the error.
         message: such as "Expected `int`, got `str` - at `$.spans[...].entries[1]`": no key. It may quote the value.
     """
-    place = re.search(r" - at `(\$[^`]*)`$", message)
-    problem, path = (message[: place.start()], place[1]) if place else (message, "")
+    location = re.search(r" - at `(\$[^`]*)`$", message)
+    problem, path = (message[: location.start()], location[1]) if location else (message, "")
     for step in re.findall(r"\w+|\.{3}", path):
         kind = _without_none(kind)
         if is_dataclass(kind):

@@ -3,7 +3,7 @@
 Both hold every value exactly. CSV (RFC 4180, lines end with a line feed): strings are quoted and numbers are not, so an
 empty field is null and ``""`` an empty string; numbers have all their digits; lists are JSON. Text stays as the model
 wrote it: a spreadsheet may take an answer that begins with ``=`` for a formula. Parquet: typed columns, lists as lists.
-A lone surrogate, which UTF-8 cannot hold, is written as an escape.
+A lone surrogate is written as an escape, because UTF-8 cannot hold it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class RunFolder(OpenFolder):
     """One run on the disk. Made by ``create``, ``resume`` or ``open``."""
 
     def __init__(self, path: Path, manifest: Manifest, lock: FolderLock | None, writer: SamplesWriter | None):
-        """Called by the three class methods."""
+        """Create the object; use the class methods instead."""
         super().__init__(path, manifest, lock, writer)
         self._samples = writer
         self._done: set[str] = set()
@@ -88,7 +88,7 @@ class RunFolder(OpenFolder):
 
     @property
     def done_ids(self) -> frozenset[str]:
-        """Samples that have a result, which a resumed run skips: a failure is a result too."""
+        """Samples that have a result; a resumed run skips them. A failure is a result too."""
         if self._samples is None:
             return frozenset(record.sample_id for record in self.records() if not record.warmup)
         return frozenset(self._done)
@@ -121,7 +121,7 @@ class RunFolder(OpenFolder):
         return list(self._read().records)
 
     def torn_bytes(self) -> int:
-        """Return the length of a torn, unreported line at the end, in bytes; 0 where there is none."""
+        """Return the length of a torn, unreported line at the end, in bytes; 0 if there is none."""
         return self._read().torn_bytes
 
     def _read(self) -> SamplesRead:
@@ -137,7 +137,7 @@ class RunFolder(OpenFolder):
         write_json_atomic(self.path / PROBES_FILE, probes)
 
     def read_probes(self) -> Probes | None:
-        """Read ``probes.json``; None where the run ended before its probes.
+        """Read ``probes.json``; None if the run ended before its probes.
 
         Raises:
             RunFolderError: the file is damaged.

@@ -1,7 +1,7 @@
 """``frames/``: small pictures of the models' input: one strip of frames per medium, named by its hash.
 
 Samples and models with one medium share a file. Strips are pictures for a report; nothing is measured on them. Names
-come from records, which may be foreign: only a hash is accepted.
+come from records, and records may be foreign: only a hash is accepted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FrameStore:
 
     @property
     def full(self) -> bool:
-        """Whether the folder holds the largest number of strips."""
+        """True if the folder holds the maximum number of strips."""
         return sum(1 for _ in self.path.glob("*.webp")) >= MAX_STRIPS if self.path.is_dir() else False
 
     def write(self, media_sha256: str, frames: Sequence[NDArray[np.uint8]]) -> None:
@@ -90,7 +90,7 @@ class FrameStore:
             write_bytes_atomic(self.path / strip.name, data)
 
     def read(self, media_sha256: str | None) -> Strip | None:
-        """Read the strip of a medium; None where there is none, or its file is no small WebP file."""
+        """Read the strip of a medium; None if there is none, or if its file is no small WebP file."""
         from PIL import Image, UnidentifiedImageError
 
         path = self._path(media_sha256)
@@ -112,7 +112,7 @@ class FrameStore:
 
 
 def frames_of(run: Path) -> FrameStore:
-    """Return the strips of a run: in its folder, or beside it where it is part of a comparison."""
+    """Return the strips of a run: in its folder, or beside the folder if the run is part of a comparison."""
     own = run / FRAMES_FOLDER
     return FrameStore(own if own.is_dir() else run.parent / FRAMES_FOLDER)
 

@@ -35,7 +35,7 @@ def document(name: str, title: str, kind: type) -> Schema:
 
 
 def line_document() -> Schema:
-    """Return the schema of one line of ``samples.jsonl``, which is flat where the record has a mapping of stages."""
+    """Return the schema of one line of ``samples.jsonl``. The line is flat, but the record has a mapping of stages."""
     schema, definitions = object_schema(SampleRecord)
     fields = schema["properties"]
     del fields["stages"]
@@ -104,7 +104,7 @@ def _collect_dataclasses(hint: Any, found: dict[str, Any]) -> None:
 
 
 def _docstrings(kind: Any) -> dict[str, str]:
-    """Return the string under each field, which Python discards."""
+    """Return the string under each field: Python discards these strings, so read them from the source."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     found = {}

@@ -1,4 +1,4 @@
-"""Append-only files of JSON lines, in which every line shows whether it is damaged.
+"""Append-only files of JSON lines; every line has a checksum, so that damage is detected.
 
 A line is flat ASCII JSON. Its last field, ``line_crc32``, is the CRC-32 of the line without that field:
 
@@ -100,7 +100,7 @@ def read_lines(path: Path, *, expected: str) -> Iterator[Line]:
 
 
 def open_for_append(path: Path, *, size: int) -> int:
-    """Open an existing file for appending and cut off what follows ``size`` bytes; return the file descriptor.
+    """Open an existing file for appending and cut off all bytes after ``size``; return the file descriptor.
 
     Raises:
         RunFolderError: the file cannot be opened or cut.

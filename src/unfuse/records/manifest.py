@@ -14,7 +14,7 @@ from unfuse.records.schema import Manifest
 
 MANIFEST_FILE: Final = "run.json"
 COMPARISON_FILE: Final = "comparison.json"
-"""File of a folder of several runs, which has no ``run.json``."""
+"""File of a folder of several runs; such a folder has no ``run.json``."""
 
 IDENTITY: Final = (
     "schema_version",

@@ -41,7 +41,7 @@ _FILES: Final = (
 
 
 class FolderLock:
-    """Lock of a run folder, so that it has one writer: an advisory lock, which ends with its process.
+    """Lock of a run folder, so that it has one writer: an advisory lock that ends with its process.
 
     The lock file is never removed: else two processes could lock two files of one name.
     """
@@ -103,7 +103,7 @@ class OpenFolder:
 
     @property
     def ended(self) -> bool:
-        """Whether the run wrote its summary."""
+        """True if the run wrote its summary."""
         return (self.path / SUMMARY_FILE).is_file()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -207,7 +207,7 @@ def resumed_folder(path: Path, manifest: Manifest) -> Iterator[tuple[FolderLock,
 
 
 def refuse_occupied(path: str | Path) -> None:
-    """Refuse a folder in which no run can be made: only a missing or an empty folder passes.
+    """Refuse a folder that cannot take a new run: only a missing or an empty folder passes.
 
     Raises:
         RunFolderError: the folder holds a run or other files, or is no folder.

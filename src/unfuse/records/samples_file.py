@@ -1,7 +1,7 @@
 """``samples.jsonl``: one durable line per sample, appended, and read back as records.
 
 A line is flat: each stage has its ``<stage>_host_ms`` and ``<stage>_device_ms``, and the starts of both
-(``<stage>_start_ms``, ``<stage>_device_start_ms``), null where they were not measured. The schema version of a line is
+(``<stage>_start_ms``, ``<stage>_device_start_ms``), null if they were not measured. The schema version of a line is
 that of the ``run.json`` beside it. A line counts as reported once ``append`` has returned: it is then on the disk.
 """
 
@@ -58,7 +58,7 @@ def from_line(line: str, *, where: str = "record", ignore_unknown: bool = False)
 
     Args:
         line: without its line end.
-        where: names the line in an error.
+        where: name of the line in an error.
         ignore_unknown: skip fields of a newer minor version of the schema.
 
     Raises:
@@ -113,7 +113,7 @@ class SamplesWriter:
     """Appends to a samples file. One writer at a time: the caller holds the folder's lock."""
 
     def __init__(self, path: Path, *, sound_bytes: int):
-        """Open the file, which must exist, and cut off what follows ``sound_bytes``.
+        """Open an existing file, and cut off all bytes after ``sound_bytes``.
 
         Raises:
             RunFolderError: the file cannot be opened or cut.
@@ -144,7 +144,7 @@ class SamplesWriter:
                 raise OSError(None, f"{written} of {len(data)} bytes written")
             os.fsync(self._descriptor)
         except OSError as error:
-            # Where even this fails, the rest is a torn line, which readers skip.
+            # If even this fails, the rest is a torn line, and readers skip it.
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
             self.close()

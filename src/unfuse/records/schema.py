@@ -53,7 +53,7 @@ PROTOCOL_STAGES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Stages timed by each protocol, in order."""
 ANSWERS_PROTOCOL: Final = "answers"
-"""``Manifest.protocol`` of ``unfuse run``, which measures no single sample."""
+"""``Manifest.protocol`` of ``unfuse run``; it measures no single sample."""
 
 Status = Literal["ok", "failed"]
 

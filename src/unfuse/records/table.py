@@ -47,7 +47,7 @@ class ExportTable:
     columns: Mapping[str, Kind]
     """In order."""
     rows: tuple[Mapping[str, Any], ...]
-    """Values of the column's kind, None where there is none."""
+    """Values of the column's kind, None for a missing value."""
     num_runs: int
 
 

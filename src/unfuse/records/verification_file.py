@@ -70,7 +70,7 @@ def write_verification(path: Path, record: VerificationRecord) -> None:
 
 
 def read_verification(run: Path) -> VerificationRecord | None:
-    """Read the verification of a run folder; None where there is none.
+    """Read the verification of a run folder; None if there is none.
 
     Raises:
         RunFolderError: the file is damaged.

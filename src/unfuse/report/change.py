@@ -96,20 +96,20 @@ class Change:
     """Samples that A measured and on which B failed; they are in no stage's numbers."""
     stages: tuple[StageChange, ...]
     noise_threshold_pct: float
-    """In force: where repeats of one sample spread by more than a run may, changes up to that spread are not called
+    """In force: if repeats of one sample spread by more than a run may, changes up to that spread are not called
     changes either."""
 
     def regressions(self, pct: float) -> tuple[StageChange, ...]:
-        """Return the slower stages whose median changed by at least ``pct`` %."""
+        """Return the slower stages with a change of the median of at least ``pct`` %."""
         return tuple(each for each in self.stages if each.word == "slower" and each.pct >= pct)
 
     def unjudged(self) -> tuple[str, ...]:
         """Return why a slower stage could go unnoticed; empty for two complete runs of enough samples."""
         sides = {"A": self.before, "B": self.after}
-        cut = [f"{letter} has not ended" for letter, side in sides.items() if not side.ended]
+        unfinished = [f"{letter} has not ended" for letter, side in sides.items() if not side.ended]
         most = max((each.samples for each in self.stages), default=0)
         few = [f"{most} samples; a difference is shown by {MIN_SAMPLES} at least"]
-        return (*cut, *(few if most < MIN_SAMPLES else ()))
+        return (*unfinished, *(few if most < MIN_SAMPLES else ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the change for JSON."""
@@ -122,7 +122,7 @@ def change_between(before: Side, after: Side, *, noise_threshold_pct: float = NO
     Args:
         before: A.
         after: B.
-        noise_threshold_pct: changes up to it are not called changes; raised where a run is noisier than it may be.
+        noise_threshold_pct: changes up to it are not called changes; raised if a run is noisier than it may be.
 
     Raises:
         InputError: they were measured under different protocols, or one measured nothing.
@@ -157,7 +157,7 @@ def change_between(before: Side, after: Side, *, noise_threshold_pct: float = NO
 
 
 def ratio_of(before: Mapping[str, float], after: Mapping[str, float]) -> Ratio | None:
-    """Return ``after`` over ``before``, by sample id; None where there is nothing to divide.
+    """Return ``after`` over ``before``, by sample id; None if there is nothing to divide.
 
     Samples in both give the median of their own ratios, so differences between samples are no noise.
     """
@@ -171,7 +171,7 @@ def ratio_of(before: Mapping[str, float], after: Mapping[str, float]) -> Ratio |
 
 
 def word_for(found: Ratio, noise_threshold_pct: float, samples: int) -> Word:
-    """Return slower or faster where enough samples put the whole 95 % interval beyond the threshold."""
+    """Return slower or faster if enough samples put the whole 95 % interval beyond the threshold."""
     most = 1 + noise_threshold_pct / 100
     if found.low is None or found.high is None or samples < MIN_SAMPLES:
         return "no difference shown"

@@ -17,7 +17,7 @@ def sides_of(change: Change) -> list[str]:
 
 
 def remarks_of(change: Change) -> list[str]:
-    """Return what makes the two runs unequal, then what makes either doubtful, a line each."""
+    """Return the differences between the two runs, then the doubts about either run, a line each."""
     lines = _unequal("work", change.work) + _unequal("environment", change.environment)
     if not change.samples:
         lines.append("no sample in common: medians of other samples are compared")

@@ -1,7 +1,8 @@
 """Times that each protocol would claim for Stage 3 and Stage 4 of a sample.
 
-``decoupled`` measures them. ``hooked`` takes what its hooks saw for Stage 3 and the rest of the fused call for Stage 4.
-``reencode`` times a Stage 3 whose features nobody uses, and a Stage 4 that encodes again. ``fused`` claims neither.
+``decoupled`` measures them. ``hooked`` takes the spans of its hooks for Stage 3 and the rest of the fused call for
+Stage 4. ``reencode`` times a Stage 3 without use of its features, and a Stage 4 that encodes again. ``fused`` claims
+neither.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ HOOKS = f"{FUSED_STAGE}."
 
 
 def claimed_vision(record: SampleRecord, protocol: str) -> float | None:
-    """Return host ms of Stage 3 as the protocol would report it; hooks by the device's clock where there is one."""
+    """Return host ms of Stage 3 as the protocol would report it; hooks by the device's clock if there is one."""
     if protocol == "hooked":
         seen = hooked_spans(record)
         return sum(_true_ms(time) for time in seen.values()) if seen else None

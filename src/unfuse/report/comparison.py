@@ -79,7 +79,7 @@ class Comparison:
 
     @property
     def valid(self) -> bool:
-        """Whether every part that could run did and is valid; the control ``reencode`` has to be invalid."""
+        """True if every part that could run did and is valid; the control ``reencode`` has to be invalid."""
         tried = [part for part in self.parts if not part.refused]
         return bool(tried) and all(
             part.summary is not None and part.summary.verdict.valid != (part.protocol == CONTROL_PROTOCOL)

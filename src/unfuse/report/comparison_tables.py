@@ -27,7 +27,7 @@ OTHER_ENGINE: Final = "What was compared: the same work on different engines"
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Return every table that has rows, in the order in which a reader needs them."""
+    """Return every table that has rows, in the order of a reader's needs."""
     parts = comparison.parts
     found = [
         _runs(parts),
@@ -168,7 +168,7 @@ def _claims(model: str, parts: Sequence[Part]) -> Table:
 def _hooks(part: Part, decoupled: Part | None) -> Table:
     """Return hooked times by the device's clock, without synchronisation, and as sub-spans of ``encode``.
 
-    The table is empty where there is no device clock: without one there is nothing to wait for.
+    The table is empty if there is no device clock: without a device clock there is nothing to wait for.
     """
     rows: list[tuple[str, ...]] = []
     spans = decoupled.summary.spans_device if decoupled and decoupled.summary else {}

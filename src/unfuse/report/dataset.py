@@ -20,7 +20,7 @@ _WIDTH: Final = 96
 
 
 def print_dataset(console: Console, described: DatasetDescription, sheet: NDArray[np.uint8]) -> None:
-    """Print counts, a table of the recordings, and the picture where there is a terminal to show it on."""
+    """Print counts, a table of the recordings, and the picture if there is a terminal to show it on."""
     print_line(console, f"{described.folder}")
     print_line(
         console,

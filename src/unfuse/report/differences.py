@@ -18,7 +18,7 @@ _ENVIRONMENT: Final = (
     "code_version", "packages", "python", "platform",
 )  # fmt: skip
 _PASSING: Final = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu")
-"""State of a GPU, which differs between any two runs."""
+"""State of a GPU; it differs between any two runs."""
 _AFTER_THE_SAMPLES: Final = ("noise_repeats", "balance_seconds")
 """Options that change no sample's time."""
 _HASH_CHARACTERS: Final = 12
@@ -50,7 +50,7 @@ class Differences:
 def work_differences(
     before: tuple[Manifest, Sequence[SampleRecord]], after: tuple[Manifest, Sequence[SampleRecord]]
 ) -> Differences:
-    """Return the differences of work, which make the times of two runs unequal.
+    """Return the differences of work that make the times of two runs unequal.
 
     Args:
         before: A, with its measured records.
@@ -85,7 +85,7 @@ def _of_pairs(name: str, facts: Sequence[tuple[Any, Any]]) -> dict[str, tuple[st
 
 
 def _answers(pairs: Sequence[tuple[SampleRecord, SampleRecord]]) -> dict[str, tuple[str, str]]:
-    """Return the common samples whose token ids differ."""
+    """Return the common samples with different token ids."""
     changed = [r.sample_id for r, s in pairs if None not in (r.token_ids, s.token_ids) and r.token_ids != s.token_ids]
     if not changed:
         return {}
@@ -104,7 +104,7 @@ def environment_differences(before: Manifest, after: Manifest) -> Differences:
 def _of_whole_runs(one: Manifest, other: Manifest) -> Iterable[tuple[str, Any, Any]]:
     weights = [m.model.get("fingerprint") for m in (one, other)]
     if weights[0] != weights[1] or None in weights:
-        # Names say where a checkpoint lies; equal weights are one model wherever.
+        # Names are paths of checkpoints; equal weights are one model at any path.
         yield "model", one.model.get("name"), other.model.get("name")
         yield "weights", str(weights[0])[:_HASH_CHARACTERS], str(weights[1])[:_HASH_CHARACTERS]
     for name in ("dtype", "engine"):

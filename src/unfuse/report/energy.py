@@ -39,7 +39,7 @@ class EnergySummary:
     missing: Mapping[str, str]
     """Stages without a number, with the reason."""
     total: Joules | None
-    """Energy of all stages; None where one is missing."""
+    """Energy of all stages; None if a stage has no energy."""
     decoded_token: Joules | None
     """Energy of ``decode`` over the tokens after the first, like ``tpot``."""
     output_token: Joules | None

@@ -1,8 +1,8 @@
 """A benchmark as it runs: a dashboard on a terminal, plain lines everywhere else.
 
 The thread that measures draws the dashboard between two samples, when a record comes in. A refresh thread would take
-the interpreter's lock inside timed stages. So the clock of the dashboard stands still while a sample runs. Lines above
-the dashboard stay; the dashboard goes when the run ends, however it ends.
+the interpreter's lock inside timed stages. So the clock of the dashboard does not advance while a sample runs. Lines
+above the dashboard stay; the dashboard is removed when the run ends, with an error or without.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unfuse.report.text import number, printable
 
 _ANSWER_ROWS: Final = 2
 _BAR_CELLS: Final = (8, 40)
-"""Least and most width of the bar. Where there is less room, the words stand alone."""
+"""Least and most width of the bar. If there is less room, the words are shown without the bar."""
 
 
 class LiveView(OwnedProgress):
@@ -45,7 +45,7 @@ class LiveView(OwnedProgress):
         """Prepare the dashboard; nothing is drawn yet.
 
         Args:
-            console: where the dashboard is drawn.
+            console: draws the dashboard.
             samples: of each part.
             parts: models times protocols.
             repeats_s: how long repeats of one sample may take once the samples are measured.

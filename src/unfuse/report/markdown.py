@@ -103,7 +103,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def cell(text: object) -> str:
-    """Return a text whose characters mean nothing to Markdown, for the cell of a table."""
+    """Return a text for the cell of a table, with Markdown's special characters escaped."""
     escaped = str(text)
     for mark in "\\|`*_[":
         escaped = escaped.replace(mark, f"\\{mark}")

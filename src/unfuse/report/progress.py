@@ -20,12 +20,12 @@ _DRAW_EVERY_S: Final = 0.1
 
 
 def can_draw(console: Console) -> bool:
-    """Return whether the output is a terminal whose cursor can be moved; a forced colour does not make it one."""
+    """Return True if the output is a terminal with a movable cursor; a forced colour is not enough."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
 
 
 class OwnedProgress(Progress):
-    """Bars without a refresh thread; disabled where nothing can be drawn."""
+    """Bars without a refresh thread; disabled if nothing can be drawn."""
 
     def __init__(self, console: Console, *columns: ProgressColumn):
         super().__init__(
@@ -51,7 +51,7 @@ def counting_bar(console: Console, *columns: ProgressColumn) -> OwnedProgress:
     """Return a bar with a count.
 
     Args:
-        console: where the bar is drawn.
+        console: draws the bar.
         *columns: shown between the count and the time that is left.
     """
     return OwnedProgress(

@@ -45,7 +45,7 @@ def proportion(right: int, asked: int) -> Proportion:
 
 
 def quality(pairs: Iterable[tuple[str, str]]) -> Quality | None:
-    """Judge answers; None where no reference claims an attribute.
+    """Judge answers; None if no reference claims an attribute.
 
     Args:
         pairs: reference and answer of each sample.

@@ -28,7 +28,7 @@ class ReportRun:
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportRun]:
-    """Read the runs in folders; a comparison stands for its parts. Equal names get the name of the folder.
+    """Read the runs in folders; a comparison is read as its parts. Equal names get the name of the folder.
 
     Raises:
         RunFolderError: a folder holds neither run nor comparison, or is damaged.
@@ -42,7 +42,7 @@ def read_runs(paths: Sequence[Path]) -> list[ReportRun]:
 def run_of(
     manifest: Manifest, records: Sequence[SampleRecord], probes: Probes | None, folder: Path | None = None
 ) -> ReportRun:
-    """Return a run whose records are in memory.
+    """Return a run from records in memory.
 
     Args:
         manifest: of the run.
@@ -70,7 +70,7 @@ def run_of(
 
 
 def with_unique_names(runs: Sequence[ReportRun]) -> list[ReportRun]:
-    """Return the runs; where a model was run twice under one protocol, its name gets the name of the run."""
+    """Return the runs; if a model was run twice under one protocol, its name gets the name of the run."""
     seen = Counter((run.part.model, run.part.protocol) for run in runs)
     found = []
     for number, run in enumerate(runs, start=1):

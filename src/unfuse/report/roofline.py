@@ -26,7 +26,7 @@ class Position:
 
 
 def roofline(probes: Probes, records: Sequence[SampleRecord]) -> dict[str, Position]:
-    """Return the position of each stage, for the sample whose work was counted; empty where none was."""
+    """Return the position of each stage, for the sample with counted work; empty if no work was counted."""
     record = next((r for r in records if r.sample_id == probes.work_sample_id and not r.warmup), None)
     ceilings = probes.ceilings
     if record is None or ceilings is None:

@@ -40,7 +40,7 @@ def judge(run: MeasuredRun) -> Verdict:
 def _row(
     rule: str, holds: bool, limit: str, value: str, sentences: Sequence[str], *, otherwise: Outcome = "fail"
 ) -> RuleRow:
-    """Return a row; it holds the sentences where the rule does not hold."""
+    """Return a row; it has the sentences if the rule does not hold."""
     outcome: Outcome = "pass" if holds else otherwise
     return RuleRow(rule=rule, outcome=outcome, limit=limit, value=value, sentences=() if holds else tuple(sentences))
 
@@ -63,7 +63,7 @@ def _protocol(run: MeasuredRun) -> list[RuleRow]:
         found = _encode_once(calls, [control])
         if found.outcome == "fail":
             return [found]
-        # A control is INVALID even where the calls were not counted.
+        # A control is INVALID even if the calls were not counted.
         return [_row("protocol", False, "no control", run.protocol, [control]), found]
     return []
 

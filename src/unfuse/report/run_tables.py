@@ -17,7 +17,7 @@ GIB: Final = 2**30
 
 
 def stage_table(summary: Summary) -> Table:
-    """Return the protocol's stages, the 4-stage view where the protocol claims one, the sum and the whole."""
+    """Return the protocol's stages, the 4-stage view if the protocol claims it, the sum and the whole."""
     rows = [
         _stage(stage, host, summary.stages_device[stage], summary.shares_pct.get(stage))
         for stage, host in summary.stages_host.items()
@@ -78,7 +78,7 @@ def answer_table(summary: Summary) -> Table | None:
 
 
 def memory_table(summary: Summary) -> Table | None:
-    """Return peak and resident memory of each stage; None where memory was not counted."""
+    """Return peak and resident memory of each stage; None if memory was not counted."""
     if not summary.memory:
         return None
     rows = [
@@ -90,7 +90,7 @@ def memory_table(summary: Summary) -> Table | None:
 
 
 def energy_table(summary: Summary) -> Table | None:
-    """Return the energy of each stage and token; None where it was not measured."""
+    """Return the energy of each stage and token; None if it was not measured."""
     energy = summary.energy
     if energy.reason is not None:
         return None
@@ -107,7 +107,7 @@ def energy_table(summary: Summary) -> Table | None:
 
 
 def roofline_table(summary: Summary) -> Table | None:
-    """Return the work of each stage and its distance to the roof; None where either was not measured."""
+    """Return the work of each stage and its distance to the roof; None if either was not measured."""
     ceilings = summary.ceilings
     if not summary.roofline or ceilings is None:
         return None

@@ -1,4 +1,4 @@
-"""What to take away from one run, and how far to trust it, in sentences."""
+"""The findings of one run and the doubts about them, in sentences."""
 
 from __future__ import annotations
 

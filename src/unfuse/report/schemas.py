@@ -54,7 +54,7 @@ def text_of(schema: Schema) -> str:
 
 
 def _summary() -> Schema:
-    """Return the schema of ``summary.json``, in which a file of an older version may lack fields."""
+    """Return the schema of ``summary.json``; a file of an older version may lack fields."""
     schema = document("summary", "summary.json of a run", Summary)
     (strings,), _ = schemas_of(Mapping[str, str])
     own = {"schema_version": version_schema(), "formulas": {**strings, "description": "Of the terms used here."}}

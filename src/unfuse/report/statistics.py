@@ -113,7 +113,7 @@ class Ratio:
 def ratio(a: Mapping[str, float], b: Mapping[str, float]) -> Ratio | None:
     """Return the median of ``a`` over the median of ``b``, both by sample id; over the common samples if there are any.
 
-    Return None where either is empty or ``b`` takes no time.
+    Return None if either is empty or ``b`` takes no time.
     """
     from scipy import stats
 
@@ -151,7 +151,7 @@ class Balance:
 
     @property
     def enough(self) -> bool:
-        """Whether there are enough pairs to judge."""
+        """True if there are enough pairs to judge."""
         return self.pairs >= MIN_PAIRS
 
     @property
@@ -161,7 +161,7 @@ class Balance:
 
     @property
     def adds_up(self) -> bool:
-        """False only where the whole interval lies beyond 1 %, so a real gap fails and noise does not."""
+        """False only if the whole interval lies beyond 1 %, so a real gap fails and noise does not."""
         return self.enough and self.ci_low_pct <= BALANCE_PCT and self.ci_high_pct >= -BALANCE_PCT
 
 
@@ -199,14 +199,14 @@ class Drift:
 
     @property
     def found(self) -> bool:
-        """Whether the slope's 95 % interval excludes 0 and the change is more than 3 % over the run."""
+        """True if the slope's 95 % interval excludes 0 and the change is more than 3 % over the run."""
         return (self.ci_low_pct > 0 or self.ci_high_pct < 0) and abs(self.change_pct) > DRIFT_PCT
 
 
 def drift(values: Sequence[float]) -> Drift | None:
-    """Return the drift of a series; None for fewer than ``MIN_FOR_DRIFT`` samples, whose slope means nothing.
+    """Return the drift of a series; None for fewer than ``MIN_FOR_DRIFT`` samples, as their slope means nothing.
 
-    The median slope of all pairs (Theil 1950; Sen 1968, who gives the interval; ``scipy.stats.theilslopes``). A longer
+    The median slope of all pairs (Theil 1950; interval: Sen 1968; ``scipy.stats.theilslopes``). A longer
     series than 1000 is judged by the medians of 1000 stretches of it.
     """
     from scipy import stats
@@ -248,7 +248,7 @@ class LineFit:
 
 
 def line_fit(x: Sequence[float], y: Sequence[float]) -> LineFit | None:
-    """Fit a line through the points; None for fewer than 5 points, or where x takes fewer than 3 values.
+    """Fit a line through the points; None for fewer than 5 points, or if x takes fewer than 3 values.
 
     Args:
         x: e.g. output tokens.
@@ -262,7 +262,7 @@ def line_fit(x: Sequence[float], y: Sequence[float]) -> LineFit | None:
     fit = stats.linregress(xs, ys)
     t = float(stats.t.ppf((1 + _CONFIDENCE) / 2, len(xs) - 2))
     slope, intercept = float(fit.slope), float(fit.intercept)
-    # A level line has no errors to divide by: scipy gives NaN where they are 0.
+    # A level line has no errors to divide by: scipy returns NaN if they are 0.
     errors = (float(fit.stderr), float(fit.intercept_stderr)) if np.ptp(ys) else (0.0, 0.0)
     around_slope, around_intercept = (t * error for error in errors)
     return LineFit(

@@ -196,12 +196,12 @@ def _ratio(part: float, whole: float) -> float | None:
 
 def _quality(run: MeasuredRun) -> Quality | None:
     if run.manifest.config.get("output_length") is not None:
-        return None  # an answer that may not end where it would is not the model's answer
+        return None  # an answer of forced length is not the model's own answer
     return quality((r.reference, r.text) for r in run.ok if r.reference is not None and r.text is not None)
 
 
 def stage4_points(records: Iterable[SampleRecord], protocol: str) -> list[tuple[int, float]]:
-    """Return (output tokens, host ms of Stage 4) of every sample whose Stage 4 the protocol claims."""
+    """Return (output tokens, host ms of Stage 4) of every sample that the protocol claims Stage 4 for."""
     claims = ((r.output_tokens or 0, claimed_llm(r, protocol)) for r in records)
     return [(tokens, ms) for tokens, ms in claims if ms is not None]
 
@@ -215,7 +215,7 @@ def _stage4_fit(run: MeasuredRun) -> LineFit | Unavailable:
 
 
 def _outside_stages(run: MeasuredRun) -> float | None:
-    """Return the median share of the staged run that lies between its stages, in %."""
+    """Return the median share of the staged run spent between its stages, in %."""
 
     def share(record: SampleRecord) -> float | None:
         staged = record.staged_host_ms

@@ -21,7 +21,7 @@ class Table:
     align: str = ""
     """``l`` or ``r`` for each column. By default the first column is text, and the others are numbers."""
     emphasised: tuple[str, ...] = ()
-    """Texts of cells that stand out."""
+    """Texts of highlighted cells."""
     notes: tuple[str, ...] = ()
     """Lines under the table."""
 

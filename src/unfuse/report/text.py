@@ -11,12 +11,12 @@ def printable(text: str) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number, or a dash where nothing was measured."""
+    """Return a number, or a dash if nothing was measured."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
-    """Return an interval, or a dash where there is none."""
+    """Return an interval, or a dash if there is none."""
     return "-" if low is None or high is None else f"{low:.{digits}f} .. {high:.{digits}f}"
 
 

@@ -1,7 +1,7 @@
 """``trace.json``: a run over time, in the Chrome trace format that Perfetto reads.
 
 One process: the run. Threads: its samples on the host, with stages and sub-spans as they were measured; the same on the
-device's clock, where there is one; and the passes after the samples that show tokens and memory. Times in the file are
+device's clock, if there is one; and the passes after the samples that show tokens and memory. Times in the file are
 microseconds since ``created`` of ``run.json``, to the nanosecond.
 
 The file is bounded: samples beyond ``MOST_EVENTS`` are left out, from the end, and the file says how many.
@@ -91,7 +91,7 @@ class _Track:
         yield _event(stage, "stage", self.device, outer, self.about)
         for span, entry in self._entries(stage):
             inner = _slice(entry.device_start_ms, entry.device_ms)
-            # Where a stage uses the device in one sub-span only, marks of the others bound idle time.
+            # If a stage uses the device in one sub-span only, marks of the others bound idle time.
             if inner is not None and outer.holds(inner):
                 yield _event(span, "span", self.device, inner, self.about)
 
@@ -177,13 +177,13 @@ def _steps(each: StepPass, probes: Probes) -> Iterator[Event]:
         start, end = _ns(before), _ns(after)
         yield _event("token", "token", _STEPS, _Slice(start, end - start), {**about, "token": number})
     counter = f"memory held, {probes.memory_source}"
-    for ms, held in zip(each.memory_ms, each.memory_bytes, strict=True):
+    for ms, num_bytes in zip(each.memory_ms, each.memory_bytes, strict=True):
         yield {
             "ph": "C",
             "name": counter,
             "pid": _PROCESS,
             "ts": _ns(ms) / 1000,
-            "args": {"bytes": held},
+            "args": {"bytes": num_bytes},
         }
 
 

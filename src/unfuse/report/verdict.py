@@ -48,14 +48,14 @@ class VerdictRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """Whether a run's numbers may be used."""
+    """Verdict on a run: its numbers may be used, or the rules that they break."""
 
     rules: tuple[RuleRow, ...] = ()
     """Every rule, evaluated once; terminal, Markdown, HTML and JSON repeat these rows."""
 
     @property
     def listed(self) -> tuple[RuleRow, ...]:
-        """Rows for a table of checks; the other rules are mentioned only where they do not hold."""
+        """Rows for a table of checks; the other rules are mentioned only if they do not hold."""
         found = {row.rule: row for row in self.rules}
         return tuple(found[rule] for rule in LISTED_RULES if rule in found)
 
@@ -71,7 +71,7 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """Whether no rule failed."""
+        """True if no rule failed."""
         return all(row.outcome != "fail" for row in self.rules)
 
     @property

@@ -1,7 +1,7 @@
 """Score answers against reference answers by the attributes of a scene that their words claim.
 
 An attribute is a name, a subject and a value: ``("direction", "disc") -> "left"``. The scorer matches words, not
-meanings: a claim in unlisted words is not found, which counts against the answer, never for it.
+meanings: a claim in unlisted words is not found; this counts against the answer, never for it.
 
 | name | subject | values |
 |---|---|---|

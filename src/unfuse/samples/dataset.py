@@ -47,7 +47,7 @@ class Dataset:
 
         Args:
             events: for models with event input.
-            video: for models with video or image input, where a sample has them.
+            video: for models with video or image input, if a sample has them.
 
         Raises:
             InputError: the first defect, and the number of defects.

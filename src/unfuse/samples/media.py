@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from unfuse.errors import FileAccessError, MediaError
 
 _MAX_PIXELS: Final = 64_000_000
-"""Limit for crafted files, which claim gigabytes of pixels in a few kilobytes."""
+"""Limit for crafted files: they claim gigabytes of pixels in a few kilobytes."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ def clean_question(text: str | None) -> str:
     One leading ``<event>`` line of the instruction set is dropped; an empty question becomes the default question.
 
     Raises:
-        PromptError: the question has another special token, which would change the prompt and its measurement.
+        PromptError: the question has another special token; it would change the prompt and its measurement.
     """
     question = _LEADING.sub("", text or "", count=1).strip()
     if not question:

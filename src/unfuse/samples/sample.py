@@ -1,6 +1,6 @@
 """A sample: one scene in one or more media, and a question about it.
 
-A sample names files, which are not read before ``load``. The adapter chooses the medium for its model.
+A sample names files; they are not read before ``load``. The adapter chooses the medium for its model.
 """
 
 from __future__ import annotations

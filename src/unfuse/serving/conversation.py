@@ -107,7 +107,7 @@ class Conversation:
     scene_id: str | None = None
     """ID of an upload, or of a demo recording (``demo:0``)."""
     files: tuple[bytes, ...] = ()
-    """Files of the scene, where it has no ID."""
+    """Files of the scene, if it has no ID."""
     name: str = "inline"
     notes: tuple[str, ...] = ()
 

@@ -45,7 +45,7 @@ class Encoded:
 
     features: Features
     on_host: Features | None
-    """A copy on the CPU, where it was requested: no other thread may touch the device."""
+    """A copy on the CPU, if it was requested: no other thread may touch the device."""
     preprocess_ms: float
     encode_ms: float
 
@@ -88,7 +88,7 @@ class EngineLoop:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine accepts jobs."""
+        """True if the engine accepts jobs."""
         return self._stopped is None and not self._stopping
 
     @property

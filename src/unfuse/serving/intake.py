@@ -1,4 +1,4 @@
-"""Private folder for uploaded files, which are deleted as soon as their frames are read.
+"""Private folder for uploaded files; they are deleted as soon as their frames are read.
 
 Files get random names. The printable characters of a client's file name are for display only.
 """
@@ -95,7 +95,7 @@ def display_name(name: str) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete the folders of killed servers, which hold no lock any more."""
+    """Delete the folders of killed servers: such a folder has no lock any more."""
     for old in folder.glob(f"{_PREFIX}*"):
         lock = old / _LOCK
         with contextlib.suppress(OSError):

@@ -43,7 +43,7 @@ class CachedScene:
     pictures: tuple[bytes, ...] = field(repr=False)
     """PNG, one a frame."""
     features: Features | None = field(repr=False)
-    """None where they were evicted and must come from the store."""
+    """None if they were evicted and must come from the store."""
     provenance: Provenance
     """Provenance of the features."""
     stages_ms: Mapping[str, float]
@@ -79,7 +79,7 @@ class SceneCache:
         Args:
             engine: encodes.
             sandbox: turns files into frames.
-            max_bytes: memory for all scenes; the scene used last stays whatever its size.
+            max_bytes: memory for all scenes; the scene used last stays at any size.
             max_pending: uploads that wait or are being encoded.
             store: outlives the process.
         """
@@ -112,7 +112,7 @@ class SceneCache:
         return scene
 
     async def features(self, scene: CachedScene) -> Features | None:
-        """Return a scene's features; None, and no such scene from then on, where they are also not in the store."""
+        """Return a scene's features. If they are missing in the store too, remove the scene and return None."""
         if scene.features is None and self._store is not None:
             found = await self._load(self._store, scene.media_sha256)
             if scene.scene_id in self._scenes:
@@ -130,7 +130,7 @@ class SceneCache:
             await self._in_thread(self._store.forget, scene.provenance)
 
     async def get_or_encode(self, upload: Upload) -> tuple[CachedScene, bool]:
-        """Return the scene of an upload, whose files are deleted, and whether it was or is being encoded already.
+        """Return the scene of an upload, and whether it was or is being encoded already; delete the upload's files.
 
         Raises:
             UnfuseError: it cannot be read or encoded.

@@ -136,7 +136,7 @@ class Service:
         return found
 
     async def chat(self, request: ChatRequest, receive: Receive) -> Mapping[str, Any] | EventSourceResponse:
-        """Return an answer, or a stream of it whose first token exists."""
+        """Return an answer, or a stream of it that has its first token."""
         arrived = time.perf_counter()
         if request.model != self.model_id:
             raise RequestError(

@@ -34,7 +34,7 @@ class ServeSettings:
     queue: int = 64
     """Largest number of waiting answers, and of uploads in progress; the server refuses more."""
     scene_bytes: int = 1024 * MIB
-    """Memory of the scene cache, which evicts the least recently used scene."""
+    """Memory of the scene cache; the least recently used scene is evicted."""
     reading_s: float = 30.0
     """Time limit for reading the frames of an uploaded file."""
     opening_s: float = 10.0
@@ -68,7 +68,7 @@ class ServeSettings:
 
     @property
     def max_inline_bytes(self) -> int:
-        """Size limit of a file inside a chat request, which is held in memory as base64."""
+        """Size limit of a file inside a chat request; such a file is held in memory as base64."""
         return min(self.max_upload_bytes, 32 * MIB)
 
 
@@ -81,7 +81,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: Path | None) -> str | None:
-    """Return the token in a file or else in the environment, which is cleared of it; None without a token.
+    """Return the token in a file or else in the environment, and clear it from the environment; None without a token.
 
     The token is not a command-line option, because other users of a machine can read a process's arguments.
 

@@ -93,7 +93,7 @@ def chunk(
 
 
 def usage(answer: ScheduledQuestion) -> dict[str, Any]:
-    """Count tokens; ``cached_tokens`` are prompt positions whose keys and values were reused."""
+    """Count tokens; ``cached_tokens`` are prompt positions with reused keys and values."""
     return {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": len(answer.token_ids),
@@ -107,7 +107,7 @@ def file_object(scene: CachedScene, *, reused: bool = False, name: str | None = 
 
     Args:
         scene: the scene.
-        reused: whether it was encoded before this request, whose stages then took no time.
+        reused: whether it was encoded before this request; the request's stages then took no time.
         name: this client's file name; another client may have uploaded the same bytes under another.
     """
     stages = dict.fromkeys(scene.stages_ms, 0.0) if reused else dict(scene.stages_ms)

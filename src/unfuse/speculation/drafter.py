@@ -1,4 +1,4 @@
-"""Interface between an engine and whoever drafts the next tokens of an answer."""
+"""Interface between an engine and a drafter, the source of the expected next tokens of an answer."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Drafter(Protocol):
 
 
 def trimmed(draft: Sequence[int], left: int) -> Sequence[int]:
-    """Return the tokens of a draft that a pass verifies, where the answer may still get ``left`` tokens.
+    """Return the tokens of a draft that a pass verifies, if the answer may still get ``left`` tokens.
 
     The last token of a pass is the model's own, so it is never drafted.
     """

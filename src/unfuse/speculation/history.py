@@ -31,10 +31,10 @@ class History:
             vocabulary: token ids are below it.
             end_ids: tokens that end an answer; a draft ends with one.
             draft_tokens: tokens of every draft at most; None drafts as many as pay.
-            max_tokens: of which the older half is forgotten when there are more.
+            max_tokens: tokens in the history; the older half is forgotten when there are more.
         """
         self.vocabulary = self._start = vocabulary
-        """Stands before each answer, so that answers which begin alike are drafted from their first token on."""
+        """Put before each answer, so that answers with a common beginning are drafted from their first token on."""
         self._index = SuffixIndex(vocabulary + 1)
         self._end_ids = np.array(sorted(end_ids), np.int64)
         self._limit = MAX_DRAFT if draft_tokens is None else min(draft_tokens, MAX_DRAFT)
@@ -74,7 +74,7 @@ class History:
 
 
 class HistoryDrafts:
-    """Drafts of one answer: from the history, or from the answer itself where more of it repeats."""
+    """Drafts of one answer: from the history, or from the answer itself if more of it repeats."""
 
     def __init__(self, history: History):
         self._history = history
@@ -101,7 +101,7 @@ class HistoryDrafts:
         return self._index.draft(self._match, limit, history._end_ids).token_ids
 
     def _restart(self) -> None:
-        """Match the beginning of an answer; also in the middle of one whose match the index has removed."""
+        """Match the beginning of an answer; also in the middle of an answer, if the index has removed its match."""
         self._match, self._clears = Match(), self._index.clears
         self._index.advance(self._match, np.array([self._history._start], np.int64))
 

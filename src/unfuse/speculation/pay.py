@@ -1,4 +1,4 @@
-"""Whether drafts pay: a pass over several tokens takes longer than a pass over one."""
+"""Estimate of the gain from drafts: a pass over several tokens takes longer than a pass over one."""
 
 from __future__ import annotations
 

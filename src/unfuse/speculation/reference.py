@@ -14,7 +14,7 @@ def verified(
     """Yield the tokens of an answer, and count the passes in which drafts would have given them.
 
     Args:
-        tokens: the answer of ordinary decoding, with its first token, which no pass computes.
+        tokens: the answer of ordinary decoding, with its first token; no pass computes the first token.
         drafts: of this answer.
         max_new_tokens: tokens that the answer may get.
         is_end: returns whether a token ends the answer.

@@ -39,7 +39,7 @@ class Draft:
 
     token_ids: NDArray[np.int64]
     probabilities: NDArray[np.float64]
-    """Share of earlier occurrences in which the token followed, with one more occurrence where nothing did."""
+    """Share of earlier occurrences with this token next, counting one more occurrence without a next token."""
 
 
 class SuffixIndex:
@@ -109,7 +109,7 @@ class SuffixIndex:
         return Draft(tokens[:count], probabilities[:count])
 
     def _check(self, token_ids: NDArray[np.int64]) -> None:
-        """Refuse what compiled code would take for a place in memory."""
+        """Refuse ids outside the vocabulary: compiled code would use them as array indices."""
         if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < self._vocabulary:
             found = f"{token_ids.min()} to {token_ids.max()}"
             raise ValueError(f"token ids: found {found}, expected at least 0 and below {self._vocabulary}")
@@ -145,7 +145,7 @@ def _find(state: int, token: int, roots: Any, states: Any, edges: Any) -> int:
 
 @compiled
 def _link(state: int, token: int, target: int, roots: Any, states: Any, edges: Any, sizes: Any) -> None:
-    """Set the target of a state's edge, which is added where it does not exist."""
+    """Set the target of a state's edge; add the edge if it does not exist."""
     if state == 0:
         roots[token] = target
         return
@@ -220,7 +220,7 @@ def _add(tokens: Any, last: int, roots: Any, states: Any, edges: Any, sizes: Any
 
 @compiled
 def _shortened(state: int, length: int, states: Any) -> int:
-    """State of a match, which a later clone may have taken over."""
+    """Return the state of a match. A later clone may have taken the match over from ``state``."""
     while state != 0 and length <= states[0, states[1, state]]:
         state = states[1, state]
     return int(state)
@@ -247,7 +247,7 @@ def _draft(state: int, length: int, ends: Any, tokens: Any, probabilities: Any, 
     state = _shortened(state, length, states)
     count = 0
     while count < len(tokens):
-        # The longest suffix may stand at the end of every sequence that has it.
+        # Every occurrence of the longest suffix may be at the end of a sequence, without a next token.
         while state != 0 and states[3, state] == -1:
             state = states[1, state]
         if state == 0:

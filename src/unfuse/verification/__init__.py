@@ -1,4 +1,4 @@
-"""Checks that the stages compute exactly what the fused ``generate`` computes."""
+"""Checks that the stages compute exactly the output of the fused ``generate``."""
 
 from __future__ import annotations
 

@@ -59,11 +59,11 @@ def encode_once(s: Subject) -> CheckResult:
 def same_output(s: Subject) -> CheckResult:
     """Check that the stages write the tokens of the model's own fused ``generate``.
 
-    A first difference may be a near tie, which two orders of one computation decide differently: the margin between
+    A first difference may be a near tie that two orders of one computation decide differently: the margin between
     the two candidates is at most the logit difference of the two paths on the same forced prefix, and that difference
     is below a cap for the dtype. In float32 there are no near ties.
 
-    Equal tokens can hide different logits, so where all tokens are equal the logits are compared as well.
+    Equal tokens can hide different logits, so if all tokens are equal the logits are compared as well.
     """
     features = s.model.encode(s.prepared)
     prefilled = s.model.prefill(s.prepared, features)

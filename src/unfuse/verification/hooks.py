@@ -24,7 +24,7 @@ MIN_COVERAGE: Final = 0.5
 """Least share of tower and projector in the synchronised ``encode``: hooks that do not wait see far less."""
 _PAIRS: Final = 15
 _MAX_FACTOR: Final = 4
-"""Limit of the pairs, as a multiple of ``pairs``, where the interval stays wider than the tolerance."""
+"""Limit of the pairs, as a multiple of ``pairs``, if the interval stays wider than the tolerance."""
 _NUM_WARMUPS: Final = 2
 _TOKENS: Final = 2
 

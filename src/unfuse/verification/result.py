@@ -22,11 +22,11 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed and at least one was judged."""
+        """True if no check failed and at least one was judged."""
         return not self.failed and any(result.status == "pass" for result in self.results)
 
     def raise_if_failed(self) -> None:
-        """Raise where ``passed`` is false.
+        """Raise an error if ``passed`` is false.
 
         Raises:
             VerificationError: names the failed checks.

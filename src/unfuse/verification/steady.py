@@ -23,7 +23,7 @@ _NUM_SERIES: Final = 3
 def steady(model: StagedModel, sample: Sample, timer: DeviceTimer, *, runs: int = _NUM_RUNS) -> CheckResult:
     """Time short staged runs of one sample, one after the other.
 
-    A machine that gets busier drifts too. So a drift counts only where all three series show it in one direction, as
+    A machine that gets busier drifts too. So a drift counts only if all three series show it in one direction, as
     with a model that slows down with use.
     """
     drifts: list[Drift] = []

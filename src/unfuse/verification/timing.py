@@ -69,7 +69,7 @@ def timing_additive(
 
 
 def clock_mismatch(records: Sequence[SampleRecord]) -> str | None:
-    """Return the first stage on which the clocks disagree in the median record, or None."""
+    """Return the first stage with a disagreement of the clocks in the median record, or None."""
     for stage in _DEVICE_STAGES:
         times = sorted(
             ((t.host_ms, t.device_ms) for r in records if (t := r.stages.get(stage)) and t.device_ms is not None),

@@ -1,7 +1,7 @@
 """Count calls of the vision side.
 
-Hooks on its inner modules see a call that bypasses the top module. A dispatch mode counts convolutions, which no
-language model has: it sees a copy of the tower that is no module of the model.
+Hooks on its inner modules see a call that bypasses the top module. A dispatch mode counts convolutions, because no
+language model has them: it sees a copy of the tower that is no module of the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class VisionCalls:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the vision side was not called."""
+        """True if the vision side was not called."""
         return not (sum(self.by_name.values()) or self.inner or self.convolutions)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Every family: the parts write what the model's own fused ``generate`` writes, token for token in float32."""
+"""Every family: the stages generate the tokens of the model's own fused ``generate``, in float32."""
 
 from __future__ import annotations
 
@@ -99,16 +99,16 @@ def test_pictures_and_words_matter(family):
     assert float((logits[0] - logits[2]).abs().max()) > 1e-2, "another question, another answer"
 
 
-def test_encoded_once_and_asked_again(family):
+def test_encoded_once_for_several_questions(family):
     """Features alone, without pixels, answer every further question as a fresh prompt does."""
     prepared = family.prepare(2, "What moves?")
     with watch_vision(family.adapter.vision_modules()) as encoding:
         features = family.staged.encode(prepared)
     assert encoding.by_name == dict(family.adapter.vision_calls(prepared))
     assert sum(encoding.by_name.values()) > 0
-    with watch_vision(family.adapter.vision_modules()) as later:
+    with watch_vision(family.adapter.vision_modules()) as reuse_calls:
         answers = [family.staged.generate(q, features, max_new_tokens=TOKENS) for q in ("Where to?", "How fast?")]
-    assert later.is_empty
+    assert reuse_calls.is_empty
     for question, answer in zip(("Where to?", "How fast?"), answers, strict=True):
         fresh = family.prepare(2, question)
         assert answer.token_ids == fused(family, [fresh])[0].token_ids

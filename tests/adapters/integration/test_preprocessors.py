@@ -1,4 +1,4 @@
-"""Stages 1 and 2 without the network give what the model's own give."""
+"""Stages 1 and 2 without the network give the results of the model's own processor."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def test_a_preprocessor_reads_no_weights(name, dtype):
 
 
 def test_a_preprocessor_opens_without_weights(tmp_path):
-    place = test_processors.folder(tmp_path / "model", "llava", "CLIPImageProcessor")
-    (place / "model.safetensors").unlink()
-    assert open_preprocessor(str(place), "float32").preprocess(demo_loaded(place)).media_tokens == 4
-    (place / "config.json").unlink()
+    checkpoint = test_processors.folder(tmp_path / "model", "llava", "CLIPImageProcessor")
+    (checkpoint / "model.safetensors").unlink()
+    assert open_preprocessor(str(checkpoint), "float32").preprocess(demo_loaded(checkpoint)).media_tokens == 4
+    (checkpoint / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        open_preprocessor(str(place), "float32")
+        open_preprocessor(str(checkpoint), "float32")
 
 
-def demo_loaded(place):
-    return open_preprocessor(str(place), "float32").load(demo_sample("demo:0"))
+def demo_loaded(checkpoint):
+    return open_preprocessor(str(checkpoint), "float32").load(demo_sample("demo:0"))
 
 
 def test_media_are_named_without_being_decoded(tmp_path):
-    """The hash is of the files' bytes: it is there even where they cannot be decoded."""
+    """The hash is of the files' bytes, so it exists even if the files cannot be decoded."""
     event, video = open_preprocessor("demo", "float32"), open_preprocessor("random:video-llava-tiny", "float32")
     (tmp_path / "clip").mkdir()
     for i in range(9):

@@ -1,6 +1,6 @@
-"""A real Ray cluster of this machine: the answers of ``run``, whatever dies, each question exactly once.
+"""A real Ray cluster of this machine: each question is answered exactly once as by ``run``, after any crash.
 
-Starting the actors is what takes time, so few runs show much.
+Starting the actors takes most of the time, so each run checks many properties.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def by_id(folder):
 
 @pytest.fixture(scope="module")
 def ray():
-    """A cluster of two cores, whatever the machine has; runs use the connection that is there."""
+    """A cluster of two cores, on any machine; runs use this connection."""
     pytest.importorskip("ray")
     before = os.environ.get("PYTHONPATH")
-    # Where this process found its modules, actors find them too.
+    # Actors get the module path of this process.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     from unfuse.batch_inference.cluster.connection import require_ray
 
@@ -66,21 +66,21 @@ def test_a_resumed_run_with_a_bad_scene_and_a_killed_actor(ray, demo_model, tmp_
     questions = ["What moves?", "Is it raining?", "why? " * 3000, "Which way does the disc move?"]
     work = Work(Dataset(name="d", samples=samples), questions)
     settings = replace(SETTINGS, output_length=16)
-    here = answer_dataset(RunJob(model=demo_model, work=work, settings=settings, output=tmp_path / "here"))
-    assert (here.summary().ok, here.summary().failed) == (21, 11)
+    local_run = answer_dataset(RunJob(model=demo_model, work=work, settings=settings, output=tmp_path / "local"))
+    assert (local_run.summary().ok, local_run.summary().failed) == (21, 11)
 
-    shutil.copytree(here.folder, tmp_path / "run", ignore=shutil.ignore_patterns("summary.json", "*.lock"))
+    shutil.copytree(local_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("summary.json", "*.lock"))
     lines = (tmp_path / "run" / "answers.jsonl").read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if b'"status": "ok"' in line][:6]
-    (tmp_path / "run" / "answers.jsonl").write_bytes(b"".join(kept) + b"torn")
-    heard, killed, told = [], [], []
+    stored = [line for line in lines if b'"status": "ok"' in line][:6]
+    (tmp_path / "run" / "answers.jsonl").write_bytes(b"".join(stored) + b"torn")
+    heard, killed, ready_calls = [], [], []
 
     def kill(record):
         heard.append(record.sample_id)
         if len(heard) == 1:
             killed.append(kill_actors("AnswerAll"))
 
-    there = answer_dataset(
+    cluster_run = answer_dataset(
         RunJob(
             model="demo",
             work=work,
@@ -90,22 +90,22 @@ def test_a_resumed_run_with_a_bad_scene_and_a_killed_actor(ray, demo_model, tmp_
             ray=RaySettings(),
         ),
         on_answer=kill,
-        on_ready=lambda *given: told.append(given),
+        on_ready=lambda *given: ready_calls.append(given),
     )
     assert killed == [1]
-    summary = there.summary()
+    summary = cluster_run.summary()
     assert (summary.samples, summary.ok, summary.failed, summary.earlier) == (32, 21, 11, 6)
     assert len(heard) == len(set(heard)) == 26
-    assert by_id(there.folder) == by_id(here.folder)
+    assert by_id(cluster_run.folder) == by_id(local_run.folder)
 
     assert summary.worker_deaths >= 1, "it was killed when it had nothing more to say"
     assert [use.stage for use in summary.pools] == ["load", "preprocess", "encode", "answer"]
     assert all(use.actors >= 1 and 0 < use.busy_s <= use.alive_s for use in summary.pools)
     assert summary.times.prefill_s > 0
     assert any(line.startswith("Bottleneck: ") and "actors busy" in line for line in summary.lines())
-    one, other = (read_manifest(each.folder) for each in (there, here))
+    one, other = (read_manifest(each.folder) for each in (cluster_run, local_run))
     assert one.model == other.model
-    ((facts, left),) = told
+    ((facts, left),) = ready_calls
     assert left == 26
     assert facts.environment["ray"]["pools"] == dict.fromkeys(("load", "preprocess", "encode", "answer"), "1")
 
@@ -141,7 +141,7 @@ def test_no_such_model_on_the_cluster(ray, demo_work, tmp_path):
 
 
 def test_lost_scenes_are_tried_one_by_one_and_then_fail(demo_work):
-    """Without Ray: which scenes are streamed when, where it gives back what it likes."""
+    """Without Ray: the order of streamed scenes, for a stream that loses some answers."""
     scenes = demo_work.scenes()
     lost = {scenes[1].questions[0].question_id, scenes[2].questions[2].question_id}
     tried = []
@@ -150,9 +150,9 @@ def test_lost_scenes_are_tried_one_by_one_and_then_fail(demo_work):
         tried.append((one_by_one, [each.question_id for scene in given for each in scene.questions]))
         for scene in given:
             answers = [pipeline.Answer(question=each, generation=YES) for each in scene.questions]
-            kept = [a for a in answers if a.question.question_id not in lost]
-            yield {}, iter(kept)
-            yield {}, iter(kept)  # a task that was run again
+            answered = [a for a in answers if a.question.question_id not in lost]
+            yield {}, iter(answered)
+            yield {}, iter(answered)  # a task that was run again
         lost.discard(scenes[2].questions[2].question_id)
 
     broken = pipeline.RayPipeline.__new__(pipeline.RayPipeline)
@@ -201,7 +201,7 @@ def test_jobs_that_a_cluster_refuses(demo_model, demo_work, tmp_path):
         pipeline.RayPipeline(job, RaySettings())
 
 
-def test_an_actor_has_the_model_that_was_asked_for(demo_model):
+def test_an_actor_has_the_requested_model(demo_model):
     from unfuse.batch_inference.cluster import stages
 
     task = stages.Task(

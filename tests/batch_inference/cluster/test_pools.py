@@ -44,10 +44,10 @@ def placed(parts, whole):
     """Whether each part fits into one of so many wholes, first come first served."""
     left = [1.0] * whole
     for part in parts:
-        place = next((i for i, room in enumerate(left) if room >= part - 1e-9), None)
-        if place is None:
+        node = next((i for i, room in enumerate(left) if room >= part - 1e-9), None)
+        if node is None:
             return False
-        left[place] -= part
+        left[node] -= part
     return True
 
 

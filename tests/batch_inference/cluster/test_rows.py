@@ -1,4 +1,4 @@
-"""What goes into a row comes out of it: bits, names, shared tensors, and nothing but JSON and tensors."""
+"""A row keeps bits, names and shared tensors, and holds only JSON and tensors."""
 
 from __future__ import annotations
 
@@ -120,10 +120,12 @@ def test_features_with_deeper_layers():
     layers = tuple(values * i for i in range(12))
     features = Features(values, source, layers, {"inputs": {"pixel_values": {"shape": [2]}}, "media_tokens": 7})
     first = prompt(inputs={"pixel_values": torch.ones(2), "mm_token_type_ids": torch.ones(1, 3)})
-    kept = rows.without_pixels(first, features)
-    assert list(kept.inputs) == ["mm_token_type_ids"]
-    assert not kept.pixel_values.numel()
-    scene = PreparedScene(questions=QUESTIONS, prompts=(kept, Unavailable("no")), media_sha256="ab", features=features)
+    stripped = rows.without_pixels(first, features)
+    assert list(stripped.inputs) == ["mm_token_type_ids"]
+    assert not stripped.pixel_values.numel()
+    scene = PreparedScene(
+        questions=QUESTIONS, prompts=(stripped, Unavailable("no")), media_sha256="ab", features=features
+    )
     found = rows.prepared_of(travelled(rows.prepared_row(scene))).features
     assert found.provenance == source
     assert found.layout == features.layout

@@ -51,7 +51,7 @@ def language(kind="llama", *, tied=False, ends=(1,), seed=0):
     torch.manual_seed(seed)
     decoder = KINDS[kind]().to(DEVICE).eval()
     for parameter in decoder.parameters():
-        # Away from the initial ones and zeros, which hide what is left out.
+        # Not the initial ones and zeros: they would hide a missing operation.
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
     head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
     if tied:

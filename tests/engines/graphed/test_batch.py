@@ -52,9 +52,9 @@ def alone(model, request):
     return list(eager.decode(eager.prefill(request.prompt, request.sampling), request.max_new_tokens))
 
 
-def written(batch, later=()):
+def written(batch, late=()):
     ids, ends, reused = defaultdict(list), {}, {}
-    later = list(later)
+    late = list(late)
     while batch.unfinished:
         for token in batch.step():
             assert token.request_id not in ends
@@ -62,13 +62,13 @@ def written(batch, later=()):
             reused[token.request_id] = token.reused_prefix_tokens
             if token.finished:
                 ends[token.request_id] = token.finished
-        batch.add(later[:1])
-        later = later[1:]
+        batch.add(late[:1])
+        late = late[1:]
     assert set(ids) == set(ends)
     return ids, ends, reused
 
 
-def asked(model, name, length, seed, tokens, sampling=FREE, reuse=False):
+def make_request(model, name, length, seed, tokens, sampling=FREE, reuse=False):
     made = prompt(model, length, seed)
     made = replace(made, features_digest=f"scene {seed}")
     return Request(request_id=name, prompt=made, max_new_tokens=tokens, sampling=sampling, reuse=reuse)
@@ -76,7 +76,7 @@ def asked(model, name, length, seed, tokens, sampling=FREE, reuse=False):
 
 def test_a_request_gets_the_tokens_that_it_gets_alone(model, batch):
     lengths, tokens = (3, 40, 30, 7, 25, 70, 9), (1, 4, 7, 2, 3, 3, 5)
-    requests = [asked(model, str(n), lengths[n], n, tokens[n]) for n in range(7)]
+    requests = [make_request(model, str(n), lengths[n], n, tokens[n]) for n in range(7)]
     batch.add(requests[:5])
     ids, ends, reused = written(batch, requests[5:])
     assert ids == {request.request_id: alone(model, request) for request in requests}
@@ -90,7 +90,7 @@ def test_a_request_gets_the_tokens_that_it_gets_alone(model, batch):
 def test_an_answer_ends_with_its_end_token(batch, model):
     requests = []
     for seed in range(40):
-        request = asked(model, str(seed), 5, seed, 5, Sampling())
+        request = make_request(model, str(seed), 5, seed, 5, Sampling())
         tokens = alone(model, request)
         if len(tokens) < 5:
             requests.append((request, tokens))
@@ -107,9 +107,9 @@ def test_an_answer_ends_with_its_end_token(batch, model):
 def test_sampled_rows_beside_greedy_ones(model, batch):
     sampling = Sampling(temperature=2.0, top_p=0.8, seed=5, ignore_eos=True)
     requests = [
-        asked(model, "sampled", 12, 1, 6, sampling),
-        asked(model, "greedy", 12, 2, 6),
-        asked(model, "other seed", 12, 1, 6, replace(sampling, seed=6)),
+        make_request(model, "sampled", 12, 1, 6, sampling),
+        make_request(model, "greedy", 12, 2, 6),
+        make_request(model, "other seed", 12, 1, 6, replace(sampling, seed=6)),
     ]
     batch.add(requests)
     ids, _, _ = written(batch)
@@ -119,7 +119,7 @@ def test_sampled_rows_beside_greedy_ones(model, batch):
 
 def test_prefixes_are_reused_whoever_holds_them(model, batch):
     def further(name, seed, text):
-        scene = asked(model, name, 40, seed, 3, reuse=True)
+        scene = make_request(model, name, 40, seed, 3, reuse=True)
         ids = torch.tensor(text, device=DEVICE)
         longer = Prompt(
             inputs_embeds=torch.cat([scene.prompt.inputs_embeds[:, :36], model.embed(ids)[None].detach()], dim=1),
@@ -136,7 +136,7 @@ def test_prefixes_are_reused_whoever_holds_them(model, batch):
     wanted = {request.request_id: alone(model, request) for request in requests}
     assert ids == wanted
     assert reused == {"a": 0, "b": 36, "c": 0, "d": 36}
-    # Nobody is writing any more: what is kept serves as well.
+    # No request is running any more: cached prefixes are reused too.
     batch.add([replace(requests[1], request_id="again"), replace(requests[2], request_id="other", reuse=False)])
     ids, _, reused = written(batch)
     assert (ids["again"], ids["other"]) == (wanted["b"], wanted["c"])
@@ -145,7 +145,7 @@ def test_prefixes_are_reused_whoever_holds_them(model, batch):
 
 
 def test_other_features_share_nothing(model, batch):
-    first = asked(model, "first", 40, 1, 2, reuse=True)
+    first = make_request(model, "first", 40, 1, 2, reuse=True)
     batch.add([first])
     written(batch)
     batch.add([replace(first, request_id="second", prompt=replace(first.prompt, features_digest="another"))])
@@ -156,21 +156,21 @@ def test_prepared_steps_are_not_captured_again(model, batch, monkeypatch):
     batch.prepare()
     steps = dict(batch._slots._steps)
     assert {size for size, _ in steps} >= {2, 4}
-    request = asked(model, "0", 6, 3, 3)
+    request = make_request(model, "0", 6, 3, 3)
     batch.add([request])
     assert written(batch)[0] == {"0": alone(model, request)}
     assert batch._slots._steps == steps
 
 
 def test_an_aborted_request_returns_no_more_tokens(model, batch):
-    batch.add([asked(model, str(n), 5, n, 6) for n in range(6)])
+    batch.add([make_request(model, str(n), 5, n, 6) for n in range(6)])
     before = {token.request_id: token.token_id for token in batch.step()}
     for name in ("0", "5", "nobody"):
         batch.abort(name)
     assert batch.unfinished == 4
     ids, _, _ = written(batch)
     assert set(ids) == {"1", "2", "3", "4"}
-    assert [before["3"], *ids["3"]] == alone(model, asked(model, "3", 5, 3, 6))
+    assert [before["3"], *ids["3"]] == alone(model, make_request(model, "3", 5, 3, 6))
 
 
 def test_few_requests_join_at_once_while_others_run(model, engine, monkeypatch):
@@ -184,7 +184,7 @@ def test_few_requests_join_at_once_while_others_run(model, engine, monkeypatch):
     monkeypatch.setattr(PrefillRunner, "__call__", counted)
     monkeypatch.setattr(batch_module, "MAX_PROMPTS", 2)
     batch = engine.continuous(8, interleave=True)
-    batch.add([asked(model, str(n), 4, n, 2) for n in range(5)])
+    batch.add([make_request(model, str(n), 4, n, 2) for n in range(5)])
     steps = []
     while batch.unfinished:
         batch.step()
@@ -197,7 +197,7 @@ def test_memory_limits_the_running_requests(model, engine, monkeypatch):
     batch = engine.continuous(8)
     size = batch._cache_pool._size(64)
     batch._cache_pool = KVCachePool(engine._runner.llama, 2 * size)
-    requests = [asked(model, str(n), 20, n, 2, reuse=True) for n in range(3)]
+    requests = [make_request(model, str(n), 20, n, 2, reuse=True) for n in range(3)]
     batch.add(requests)
     most = 0
     ids = defaultdict(list)
@@ -209,15 +209,18 @@ def test_memory_limits_the_running_requests(model, engine, monkeypatch):
     assert most == 2
     assert ids == {request.request_id: alone(model, request) for request in requests}
     with pytest.raises(DeviceError, match="200 positions"):
-        batch.add([asked(model, "long", 100, 1, 100)])
+        batch.add([make_request(model, "long", 100, 1, 100)])
     assert batch.unfinished == 0
     batch.close()
 
 
 def test_weights_move_to_the_host_on_a_small_device(model, batch):
-    """Else a request that begins like it would wait for others to end, for ever where there are none."""
+    """Otherwise a request with a common prefix would wait for others to end, for ever if there are no others."""
     batch._cache_pool = KVCachePool(batch._runner.llama, batch._cache_pool._size(64))
-    first, second = asked(model, "first", 40, 1, 2, reuse=True), asked(model, "second", 40, 1, 3, reuse=True)
+    first, second = (
+        make_request(model, "first", 40, 1, 2, reuse=True),
+        make_request(model, "second", 40, 1, 3, reuse=True),
+    )
     batch.add([first, second])
     ids = defaultdict(list)
     for _ in range(20):
@@ -228,7 +231,7 @@ def test_weights_move_to_the_host_on_a_small_device(model, batch):
 
 
 def test_prompts_with_decoder_inputs_run_in_the_fallback(model, batch):
-    plain = asked(model, "plain", 6, 1, 4)
+    plain = make_request(model, "plain", 6, 1, 4)
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool, device=DEVICE).tril()
     other = replace(plain, request_id="masked", prompt=replace(plain.prompt, decoder_inputs={"attention_mask": mask}))
     batch.add([plain, other])
@@ -239,7 +242,7 @@ def test_prompts_with_decoder_inputs_run_in_the_fallback(model, batch):
 
 def test_two_batches_at_once_have_separate_rows(model, engine):
     one, other = engine.continuous(2), engine.continuous(2)
-    requests = [asked(model, str(n), 6, n, 4) for n in range(2)]
+    requests = [make_request(model, str(n), 6, n, 4) for n in range(2)]
     one.add(requests[:1])
     other.add(requests[1:])
     ids = defaultdict(list)
@@ -261,7 +264,7 @@ def test_two_batches_at_once_have_separate_rows(model, engine):
 def test_kv_caches_of_finished_requests_are_released(model, engine, ended):
     """Slots stay with the engine; the KV caches that they held would be taken for free memory."""
     batch = engine.continuous(2)
-    batch.add([asked(model, str(n), 5, n, 3) for n in range(2)])
+    batch.add([make_request(model, str(n), 5, n, 3) for n in range(2)])
     batch.step()
     buffers = [weakref.ref(row.entry.cache.buffer) for row in batch._running.values()]
     while ended and batch.unfinished:
@@ -276,7 +279,7 @@ def test_kv_caches_of_finished_requests_are_released(model, engine, ended):
 def test_a_closed_engine_forgets_its_requests(model, tmp_path):
     engine = GraphedEngine(model, tuning=tmp_path)
     batch = engine.continuous()
-    batch.add([asked(model, "a", 5, 1, 4)])
+    batch.add([make_request(model, "a", 5, 1, 4)])
     batch.step()
     engine.close()
     assert batch.unfinished == 0

@@ -47,26 +47,26 @@ def test_every_kind_writes_what_eager_writes(kind, tmp_path):
     model = language(kind)
     eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
     for length in (3, 70):
-        asked = prompt(model, length)
-        theirs, ours = eager.prefill(asked, Sampling()), engine.prefill(asked, Sampling())
+        given = prompt(model, length)
+        theirs, ours = eager.prefill(given, Sampling()), engine.prefill(given, Sampling())
         tokens = list(eager.decode(theirs, 2))
         assert list(engine.decode(ours, 2)) == tokens
         torch.testing.assert_close(engine.score(ours, tokens), eager.score(theirs, tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_a_first_call_in_inference_mode_leaves_the_engine_usable(tmp_path):
-    model, asked = language(), Sampling()
+    model, sampling = language(), Sampling()
     with torch.inference_mode():
         engine = GraphedEngine(model, tuning=tmp_path)
-        words = engine.decode(engine.prefill(prompt(model, 5), asked, reuse=True), 4)
-        begun = [next(words), next(words)]
-    written = [*begun, *words]
+        words = engine.decode(engine.prefill(prompt(model, 5), sampling, reuse=True), 4)
+        first = [next(words), next(words)]
+    written = [*first, *words]
     assert torch.is_grad_enabled()
-    assert list(engine.decode(engine.prefill(prompt(model, 5), asked, reuse=True), 4)) == written
-    # What it was given to keep is the caller's, of whichever kind.
+    assert list(engine.decode(engine.prefill(prompt(model, 5), sampling, reuse=True), 4)) == written
+    # A prompt may also be an inference tensor of the caller.
     with torch.inference_mode():
         given = prompt(model, 5)
-    assert list(engine.decode(engine.prefill(given, asked), 4)) == written
+    assert list(engine.decode(engine.prefill(given, sampling), 4)) == written
 
 
 def test_weights_are_stored_once(tmp_path):
@@ -87,9 +87,9 @@ def test_weights_are_stored_once(tmp_path):
 def test_tied_embeddings(tmp_path):
     model = language(tied=True)
     eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
-    asked = prompt(model, 5)
-    wanted = list(eager.decode(eager.prefill(asked, Sampling()), 4))
-    assert list(engine.decode(engine.prefill(asked, Sampling()), 4)) == wanted
+    given = prompt(model, 5)
+    wanted = list(eager.decode(eager.prefill(given, Sampling()), 4))
+    assert list(engine.decode(engine.prefill(given, Sampling()), 4)) == wanted
 
 
 def test_prefix_is_reused_and_changes_nothing(model, engine):
@@ -101,11 +101,11 @@ def test_prefix_is_reused_and_changes_nothing(model, engine):
         inputs_embeds=torch.cat([second.inputs_embeds[:, :25], model.embed(ids)[None].detach()], dim=1),
         token_keys=(*second.token_keys[:25], *other),
     )
-    afresh = engine.prefill(longer, Sampling())
-    wanted = list(engine.decode(afresh, 4))
+    uncached = engine.prefill(longer, Sampling())
+    wanted = list(engine.decode(uncached, 4))
     list(engine.decode(engine.prefill(first, Sampling(), reuse=True), 4))
     reused = engine.prefill(longer, Sampling(), reuse=True)
-    assert afresh.reused_prefix_tokens == 0
+    assert uncached.reused_prefix_tokens == 0
     assert reused.reused_prefix_tokens == 25
     assert list(engine.decode(reused, 4)) == wanted
     assert list(engine.decode(reused, 4)) == wanted
@@ -114,8 +114,8 @@ def test_prefix_is_reused_and_changes_nothing(model, engine):
 
 
 @pytest.mark.parametrize("more", [1, 5, 20, 70])
-def test_text_after_what_is_kept_is_looked_up_on_the_device(model, engine, more):
-    """As fast as it is, it is what the same embeddings would have given; longer text goes the usual way."""
+def test_text_after_the_cached_prefix_is_looked_up_on_the_device(model, engine, more):
+    """The lookup gives the result of equal embeddings; the prompt's own call embeds longer text."""
     engine.close()
     first = prompt(model, 30)
     ids = [2 + (7 * at) % 30 for at in range(more)]
@@ -135,7 +135,7 @@ def test_text_after_what_is_kept_is_looked_up_on_the_device(model, engine, more)
     assert list(engine.decode(unmade, 3)) == list(engine.decode(wanted, 3))
 
 
-def test_features_after_what_is_kept_need_their_embeddings(model, engine):
+def test_features_after_the_cached_prefix_need_their_embeddings(model, engine):
     engine.close()
     first = prompt(model, 30)
     keys = (*first.token_keys[:25], -1, -2, 5)
@@ -147,20 +147,20 @@ def test_features_after_what_is_kept_need_their_embeddings(model, engine):
 
 
 def test_sampling_is_eagers(model, engine):
-    asked = prompt(model, 12)
+    given = prompt(model, 12)
     sampling = Sampling(temperature=2.0, top_p=0.8, seed=5)
     theirs = EagerEngine(model)
-    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 5))
-    mine = engine.prefill(asked, sampling)
+    wanted = list(theirs.decode(theirs.prefill(given, sampling), 5))
+    mine = engine.prefill(given, sampling)
     assert list(engine.decode(mine, 5)) == wanted
     assert list(engine.decode(mine, 5)) == wanted
-    other = engine.prefill(asked, Sampling(temperature=2.0, top_p=0.8, seed=6))
+    other = engine.prefill(given, Sampling(temperature=2.0, top_p=0.8, seed=6))
     assert list(engine.decode(other, 5)) != wanted
 
 
 @pytest.mark.parametrize("sampling", [Sampling(ignore_eos=True), Sampling(temperature=2.0, ignore_eos=True)])
 def test_answers_may_be_decoded_alternately(model, engine, sampling):
-    """Two answers share one captured step, and each goes on where it was."""
+    """Two answers share one captured step, and each resumes at its own position."""
     prefilled = [engine.prefill(prompt(model, 9, seed), sampling) for seed in (1, 2)]
     alone = [list(engine.decode(one, 4)) for one in prefilled]
     writing = [engine.decode(one, 4) for one in prefilled]
@@ -171,11 +171,11 @@ def test_answers_may_be_decoded_alternately(model, engine, sampling):
 def test_an_answer_may_outgrow_its_kv_cache(model, engine, monkeypatch):
     monkeypatch.setattr(engine_module, "_MAX_ANSWER", 1)
     monkeypatch.setattr(decoding, "_GROWTH", 1)
-    asked, sampling = prompt(model, 62), Sampling(ignore_eos=True)
+    given, sampling = prompt(model, 62), Sampling(ignore_eos=True)
     theirs = EagerEngine(model)
-    wanted = list(theirs.decode(theirs.prefill(asked, sampling), 4))
+    wanted = list(theirs.decode(theirs.prefill(given, sampling), 4))
     monkeypatch.setattr(engine, "_answer_positions", 1)
-    mine = engine.prefill(asked, sampling)
+    mine = engine.prefill(given, sampling)
     assert mine.state.cache.capacity == 64
     assert list(engine.decode(mine, 4)) == wanted
     assert mine.state.cache.capacity == 128
@@ -201,26 +201,26 @@ def test_a_batch_is_each_alone(model, engine):
 def test_ends_where_the_model_does():
     model = language(ends=())
     eager = EagerEngine(model)
-    asked = prompt(model, 10)
-    tokens = list(eager.decode(eager.prefill(asked, Sampling()), 6))
+    given = prompt(model, 10)
+    tokens = list(eager.decode(eager.prefill(given, Sampling()), 6))
     end = tokens[len(tokens) // 2]
     model = LanguageModel(model.decoder, model.head, model.embed, (end,))
     engine = GraphedEngine(model)
     at = tokens.index(end)
-    assert list(engine.decode(engine.prefill(asked, Sampling()), 6)) == tokens[: at + 1]
-    fixed = list(engine.decode(engine.prefill(asked, Sampling(ignore_eos=True)), 6))
+    assert list(engine.decode(engine.prefill(given, Sampling()), 6)) == tokens[: at + 1]
+    fixed = list(engine.decode(engine.prefill(given, Sampling(ignore_eos=True)), 6))
     assert len(fixed) == 6
     assert end not in fixed
 
 
 def test_closed_engine_starts_again(model, engine):
-    asked = prompt(model, 4)
-    wanted = list(engine.decode(engine.prefill(asked, Sampling()), 3))
+    given = prompt(model, 4)
+    wanted = list(engine.decode(engine.prefill(given, Sampling()), 3))
     engine.close()
-    assert list(engine.decode(engine.prefill(asked, Sampling()), 3)) == wanted
+    assert list(engine.decode(engine.prefill(given, Sampling()), 3)) == wanted
 
 
-def held_bytes():
+def live_bytes():
     """Of all tensors that anything holds on to."""
     storages = {}
     for each in gc.get_objects():
@@ -235,29 +235,29 @@ def test_a_closed_engine_holds_the_weights_only(tmp_path):
     model, sampling = language(), Sampling()
     find_llama(model)
     gc.collect()
-    before = held_bytes()
+    before = live_bytes()
     gc.disable()
     try:
         engine = GraphedEngine(model, tuning=tmp_path)
-        asked = prompt(model, 30)
-        list(engine.decode(engine.prefill(asked, sampling, reuse=True), 3))
-        list(engine.decode(engine.prefill(asked, sampling, reuse=True), 3))
+        given = prompt(model, 30)
+        list(engine.decode(engine.prefill(given, sampling, reuse=True), 3))
+        list(engine.decode(engine.prefill(given, sampling, reuse=True), 3))
         engine.prefill(prompt(model, 70), sampling)
         batch = engine.continuous()
         for at in range(2):
             batch.add([Request(request_id=f"{at}", prompt=prompt(model, 40, at), max_new_tokens=3, sampling=sampling)])
         while batch.unfinished:
             batch.step()
-        del asked
-        assert held_bytes() - before > 64 * 2**20
+        del given
+        assert live_bytes() - before > 64 * 2**20
         engine.close()
-        left = held_bytes() - before
+        left = live_bytes() - before
         del batch
         again = engine.decode(engine.prefill(prompt(model, 5), sampling), 3)
         next(again)
-        assert held_bytes() - before > 64 * 2**20
+        assert live_bytes() - before > 64 * 2**20
         del again, engine
-        dropped = held_bytes() - before
+        dropped = live_bytes() - before
     finally:
         gc.enable()
     # End tokens, angles and where weights are, the seed of what is drawn.
@@ -266,26 +266,26 @@ def test_a_closed_engine_holds_the_weights_only(tmp_path):
 
 
 def test_answers_under_way_outlive_a_close(model, tmp_path):
-    """They keep their step, which two of them take from each other, and what it works in, while another begins anew."""
+    """They keep the captured step and its workspace. Two answers alternate on the step; a new answer captures again."""
     eager, engine = EagerEngine(model), GraphedEngine(model, tuning=tmp_path)
     sampling = Sampling(ignore_eos=True)
     prompts = [prompt(model, 5 + 4 * seed, seed=seed) for seed in range(3)]
     wanted = [list(eager.decode(eager.prefill(each, sampling), 8)) for each in prompts]
-    asked = [engine.prefill(each, sampling) for each in prompts]
-    answers = [engine.decode(each, 8) for each in asked]
+    prefilled = [engine.prefill(each, sampling) for each in prompts]
+    answers = [engine.decode(each, 8) for each in prefilled]
     written = [[next(answers[0]), next(answers[0])], [next(answers[1])], []]
-    place = weakref.ref(engine._runner.work)
+    workspace = weakref.ref(engine._runner.work)
     engine.close()
     for _ in range(4):
         for tokens, answer in zip(written, answers, strict=True):
             tokens.append(next(answer))
-    assert place() is not None
-    assert place() is not engine._runner.work
+    assert workspace() is not None
+    assert workspace() is not engine._runner.work
     for tokens, answer in zip(written, answers, strict=True):
         tokens += answer
     assert written == wanted
     del answers, answer
-    assert place() is None
+    assert workspace() is None
 
 
 class Doubled(nn.Linear):
@@ -339,7 +339,7 @@ def test_positions_of_several_axes(tmp_path):
     decoder = decoder.to(DEVICE).eval()
     torch.manual_seed(0)
     for parameter in decoder.parameters():
-        # As they are at first, attention is the same everywhere, wherever positions are.
+        # With the initial weights, attention is equal at all positions.
         nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
     head = nn.Linear(HIDDEN, VOCABULARY, bias=False, device=DEVICE)
     model = LanguageModel(decoder, head, decoder.embed_tokens, (1,))
@@ -348,26 +348,26 @@ def test_positions_of_several_axes(tmp_path):
     height = [0, 1, 2, 2, 3, 3, 4, 5]
     width = [0, 1, 2, 3, 2, 3, 4, 5]
     positions = torch.tensor([time, height, width], device=DEVICE)[:, None]
-    asked = replace(prompt(model, 8), position_ids=positions)
-    flat = replace(asked, position_ids=torch.tensor([time] * 3, device=DEVICE)[:, None])
+    given = replace(prompt(model, 8), position_ids=positions)
+    flat = replace(given, position_ids=torch.tensor([time] * 3, device=DEVICE)[:, None])
     sampling = Sampling(ignore_eos=True)
-    tokens = list(eager.decode(eager.prefill(asked, sampling), 4))
-    ours = engine.prefill(asked, sampling)
+    tokens = list(eager.decode(eager.prefill(given, sampling), 4))
+    ours = engine.prefill(given, sampling)
     assert list(engine.decode(ours, 4)) == tokens
-    wanted = eager.score(eager.prefill(asked, sampling), tokens)
+    wanted = eager.score(eager.prefill(given, sampling), tokens)
     torch.testing.assert_close(engine.score(ours, tokens), wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(engine.prefill(flat, sampling).logits, ours.logits, rtol=1e-3)
 
 
 def test_a_prompt_with_decoder_inputs_is_answered_by_eager(model, engine):
     """A mask that is not causal: the model's own forward alone takes it."""
-    asked = prompt(model, 6)
+    given = prompt(model, 6)
     mask = torch.zeros(1, 1, 6, 6, device=DEVICE)
-    masked = replace(asked, decoder_inputs={"attention_mask": mask})
+    masked = replace(given, decoder_inputs={"attention_mask": mask})
     eager, sampling = EagerEngine(model), Sampling(ignore_eos=True)
     wanted, ours = eager.prefill(masked, sampling), engine.prefill(masked, sampling)
     torch.testing.assert_close(ours.logits, wanted.logits)
-    assert not torch.allclose(ours.logits, engine.prefill(asked, sampling).logits)
+    assert not torch.allclose(ours.logits, engine.prefill(given, sampling).logits)
     assert any("attention_mask are answered by engine eager" in note for note in engine.notes)
 
 

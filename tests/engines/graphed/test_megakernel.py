@@ -1,4 +1,4 @@
-"""What the source of the decode step and whoever compiles it must agree on; the step itself runs in ``tests/cuda``."""
+"""Constants shared by the kernel's source and the Python module that compiles it; ``tests/cuda`` runs the kernel."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_table_is_in_the_order_of_the_source():
     assert len(table) == 3
     order = fragment_order(found.hidden)
     for index, (row, layer) in enumerate(zip(table.tolist(), found.layers, strict=False)):
-        for kept, norm_weight in zip(
+        for stored, norm_weight in zip(
             norms[2 * index :], (layer.input_norm_weight, layer.post_norm_weight), strict=False
         ):
-            assert torch.equal(kept, norm_weight[order])
+            assert torch.equal(stored, norm_weight[order])
         q_norm, k_norm = layer.head_norm_weights
         wanted = {
             "INPUT_NORM": norms[2 * index], "POST_NORM": norms[2 * index + 1], "Q_NORM": q_norm, "K_NORM": k_norm,

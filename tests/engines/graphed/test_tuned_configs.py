@@ -27,7 +27,7 @@ def gemm(name, outputs=64, dtype=torch.bfloat16):
 
 
 class Fastest:
-    """Chooses what makes the pass the fastest, after having tried every candidate once."""
+    """Chooses the fastest candidate for the pass, after it has tried every candidate once."""
 
     def __init__(self, seconds):
         self.seconds, self.keys = seconds, []

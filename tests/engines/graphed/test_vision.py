@@ -73,11 +73,11 @@ def test_results_are_copies_and_hooks_fire():
     handle = model.register_forward_hook(lambda *_: seen.append(1))
     with captured(model).active():
         first = model(pixels(1)).last_hidden_state
-        kept = first.clone()
+        before = first.clone()
         model(pixels(1, seed=1))
     handle.remove()
     assert len(seen) == 2
-    assert torch.equal(first, kept)
+    assert torch.equal(first, before)
     assert "forward" not in vars(model)
     assert all("forward" not in vars(module) for module in model.modules())
 

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM on the CPU: what of its API engine ``vllm`` uses, over Hugging Face's own decoders.
+"""A fake of vLLM on the CPU: the part of its API that engine ``vllm`` uses, over Hugging Face's own decoders.
 
 As vLLM does, it holds joined matrices of its own and fills up the vocabulary, takes weights by their names in a
 checkpoint and prompts as embeddings on the host, knows prefixes by block, salt and bytes, has every output one step
@@ -26,7 +26,7 @@ from transformers import DynamicCache
 
 BLOCK = 16
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-KNOWN = {
+ARCHITECTURES = {
     "LlamaForCausalLM": (transformers.LlamaConfig, transformers.LlamaModel),
     "MistralForCausalLM": (transformers.MistralConfig, transformers.MistralModel),
     "Qwen2ForCausalLM": (transformers.Qwen2Config, transformers.Qwen2Model),
@@ -127,13 +127,13 @@ def embeds_input(prompt_embeds, *, cache_salt=None):
 
 
 class Model:
-    """A decoder whose weights lie in joined matrices, and a head over a vocabulary that is filled up."""
+    """A decoder with weights in stacked matrices, and a head over a padded vocabulary."""
 
     packed_modules_mapping = PACKED
 
     def __init__(self, shape):
         (architecture,) = shape["architectures"]
-        config_kind, kind = KNOWN[architecture]
+        config_kind, kind = ARCHITECTURES[architecture]
         dtype = getattr(torch, shape["dtype"])
         self.decoder = kind(config_kind(**shape)).to(dtype).eval()
         self.vocabulary = shape["vocab_size"]
@@ -141,20 +141,20 @@ class Model:
         self.embedding = nn.Parameter(torch.zeros(filled, shape["hidden_size"], dtype=dtype))
         self.head = self.embedding if shape["tie_word_embeddings"] else nn.Parameter(self.embedding.detach().clone())
         self._parts = {"model.embed_tokens.weight": self.embedding.data}
-        self._held = {"model.embed_tokens.weight": self.embedding}
+        self._named = {"model.embed_tokens.weight": self.embedding}
         if self.head is not self.embedding:
-            self._held["lm_head.weight"], self._parts["lm_head.weight"] = self.head, self.head.data
+            self._named["lm_head.weight"], self._parts["lm_head.weight"] = self.head, self.head.data
         del self.decoder.embed_tokens
         own = {f"model.{name}": parameter for name, parameter in self.decoder.named_parameters()}
         for name in own:
             *path, module, kind = name.split(".")
             joined = next((j for j, parts in PACKED.items() if module in parts), None)
             if joined is None:
-                self._held[name], self._parts[name] = own[name], own[name].data
+                self._named[name], self._parts[name] = own[name], own[name].data
             elif module == PACKED[joined][0]:
                 names = [".".join([*path, part, kind]) for part in PACKED[joined]]
                 whole = nn.Parameter(torch.cat([own[each].data for each in names]))
-                self._held[".".join([*path, joined, kind])] = whole
+                self._named[".".join([*path, joined, kind])] = whole
                 for each, rows in zip(names, whole.data.split([len(own[each]) for each in names]), strict=True):
                     own[each].data = self._parts[each] = rows
 
@@ -164,7 +164,7 @@ class Model:
             part[: len(weight)].copy_(weight)
 
     def named_parameters(self):
-        return self._held.items()
+        return self._named.items()
 
     def logits(self, embeds, cache):
         hidden = self.decoder(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True).last_hidden_state
@@ -233,7 +233,7 @@ class LLMEngine:
         return request_id
 
     def _hashes(self, request):
-        """Of whole blocks, each of all before it; what is not an embedding has no part in it."""
+        """Return hashes of whole blocks, each with all blocks before it; only embeddings and the salt are hashed."""
         keys, chain = [], (request.cache_salt,)
         for end in range(BLOCK, len(request.embeds) + 1, BLOCK):
             found = request._prompt_embeds_per_block_hashes.get((end - BLOCK, end))
@@ -254,7 +254,7 @@ class LLMEngine:
 
     @torch.no_grad()
     def step(self):
-        """Gives out what the step before computed; the first one after a pause gives nothing."""
+        """Return the tokens of the step before; the first step after a pause returns none."""
         late, self._late = self._late, None
         self.steps += 1
         while self._waiting and len(self.running) < self.args.max_num_seqs:
@@ -306,18 +306,18 @@ class LLMEngine:
         return int((probabilities / torch.empty_like(logits).exponential_(generator=request.generator)).argmax())
 
     def _prefill(self, request):
-        """From the longest chain of known blocks on, one position at least."""
+        """From the longest chain of cached blocks on, one position at least."""
         keys = request.keys
-        known = 0
-        while known < len(keys) and keys[known] in self._blocks and (known + 1) * BLOCK < len(request.embeds):
-            for layer, (k, v) in enumerate(self._blocks[keys[known]]):
+        hits = 0
+        while hits < len(keys) and keys[hits] in self._blocks and (hits + 1) * BLOCK < len(request.embeds):
+            for layer, (k, v) in enumerate(self._blocks[keys[hits]]):
                 request.cache.update(k, v, layer)
-            known += 1
-        request.cached = known * BLOCK
+            hits += 1
+        request.cached = hits * BLOCK
         logits = self.model.logits(request.embeds[request.cached :], request.cache)
         for index, key in enumerate(keys):
-            place = slice(index * BLOCK, (index + 1) * BLOCK)
-            self._blocks[key] = [(x.keys[:, :, place], x.values[:, :, place]) for x in request.cache.layers]
+            span = slice(index * BLOCK, (index + 1) * BLOCK)
+            self._blocks[key] = [(x.keys[:, :, span], x.values[:, :, span]) for x in request.cache.layers]
         return logits
 
 

@@ -1,6 +1,6 @@
-"""Engine ``vllm`` over a stand-in for vLLM: what is handed over, asked for and made of what it says.
+"""Engine ``vllm`` over a fake of vLLM: its arguments, its requests, and the use of its output.
 
-The stand-in computes on weights of its own, so that tokens are only right where all of them were handed over.
+The fake computes on weights of its own, so that tokens are right only if all weights were copied to it.
 ``tests/cuda/test_vllm.py`` has vLLM itself.
 """
 
@@ -72,23 +72,23 @@ def alone(engine, prompt, n=12, sampling=FREE, **more):
     return list(engine.decode(engine.prefill(prompt, sampling, **more), n))
 
 
-def written(batch, later=()):
+def written(batch, late=()):
     ids, ends, reused = defaultdict(list), {}, {}
-    later = list(later)
-    while batch.unfinished or later:
+    late = list(late)
+    while batch.unfinished or late:
         for token in batch.step():
             assert token.request_id not in ends
             ids[token.request_id].append(token.token_id)
             reused[token.request_id] = token.reused_prefix_tokens
             if token.finished:
                 ends[token.request_id] = token.finished
-        batch.add(later[:1])
-        later = later[1:]
+        batch.add(late[:1])
+        late = late[1:]
     assert set(ids) == set(ends)
     return dict(ids), ends, reused
 
 
-def asked(name, prompt, n=6, sampling=FREE, **more):
+def make_request(name, prompt, n=6, sampling=FREE, **more):
     return Request(request_id=name, prompt=prompt, max_new_tokens=n, sampling=sampling, **more)
 
 
@@ -132,7 +132,7 @@ def test_an_answer_ends_where_the_models_positions_do(model, engine):
     length = SIZES["max_position_embeddings"] - 3
     given = prompt(model, length)
     assert len(alone(engine, given, 9)) == 3
-    ids, ends, _ = written(filled(engine.continuous(), [asked("a", given, 9)]))
+    ids, ends, _ = written(filled(engine.continuous(), [make_request("a", given, 9)]))
     assert (len(ids["a"]), ends["a"]) == (3, "length")
 
 
@@ -141,7 +141,7 @@ def filled(batch, requests):
     return batch
 
 
-def test_drawn_tokens_are_repeatable_and_said_to_be_vllms(model, folder):
+def test_drawn_tokens_are_repeatable_and_noted_as_vllms(model, folder):
     engine = VllmEngine(model, cache=folder)
     given = prompt(model, 20)
     assert not any("drawn" in note for note in engine.notes)
@@ -166,7 +166,7 @@ def test_unsupported_temperatures_run_on_eager(model, engine, temperature):
     drawn = Sampling(temperature=temperature, seed=2)
     given = prompt(model, 9)
     assert alone(engine, given, 9, drawn) == alone(EagerEngine(model), given, 9, drawn)
-    ids, _, _ = written(filled(engine.continuous(), [asked("a", given, 9, drawn)]))
+    ids, _, _ = written(filled(engine.continuous(), [make_request("a", given, 9, drawn)]))
     assert ids["a"] == alone(EagerEngine(model), given, 9, drawn)
     assert any("temperatures below 0.01 and above 2.0 are answered by engine eager" in note for note in engine.notes)
 
@@ -213,8 +213,8 @@ def test_keys_of_features_are_theirs_alone(model, engine):
     scene = prompt(model, 40, seed=3)
     marked = replace(scene, token_keys=(*scene.token_keys[:8], *range(-1, -25, -1), *scene.token_keys[32:]))
     for digest, reused in (("a", 0), ("a", 32), ("b", 0), (None, 0)):
-        asked = replace(marked, features_digest=digest)
-        assert engine.prefill(asked, FREE, reuse=True).reused_prefix_tokens == reused
+        digested = replace(marked, features_digest=digest)
+        assert engine.prefill(digested, FREE, reuse=True).reused_prefix_tokens == reused
     further = replace(
         marked,
         features_digest="a",
@@ -242,7 +242,7 @@ def test_a_vllm_with_other_private_names_hashes_embeddings(model, folder, monkey
 def test_a_batch_reuses_prefixes_that_requests_allow(model, engine):
     given = prompt(model, 40, seed=11)
     batch = engine.continuous(1)
-    batch.add([asked("a", given, reuse=True), asked("b", given, reuse=True), asked("c", given)])
+    batch.add([make_request("a", given, reuse=True), make_request("b", given, reuse=True), make_request("c", given)])
     ids, _, reused = written(batch)
     assert reused == {"a": 0, "b": 32, "c": 0}
     assert ids["a"] == ids["b"] == ids["c"] == alone(EagerEngine(model), given, 6)
@@ -254,7 +254,7 @@ def test_a_batch_reuses_prefixes_that_requests_allow(model, engine):
 @pytest.mark.parametrize("capacity", [None, 1, 3])
 @pytest.mark.parametrize("sampling", [Sampling(), FREE], ids=["up to an end", "a number"])
 def test_requests_that_join_and_leave_get_the_tokens_of_a_single_request(model, engine, capacity, sampling):
-    requests = [asked(str(i), prompt(model, 5 + 9 * i, seed=i), 1 + 4 * i, sampling) for i in range(6)]
+    requests = [make_request(str(i), prompt(model, 5 + 9 * i, seed=i), 1 + 4 * i, sampling) for i in range(6)]
     batch = filled(engine.continuous(capacity), requests[:4])
     assert batch.capacity == (capacity or 4)
     ids, ends, reused = written(batch, requests[4:])
@@ -272,10 +272,10 @@ def test_capacity_limits_the_running_requests_and_one_joins_per_step(model, fold
     engine = VllmEngine(model, cache=folder, capacity=4)
     vllm = fake.built[-1]
     vllm.most_running = 0
-    written(filled(engine.continuous(2), [asked(str(i), prompt(model, 9)) for i in range(5)]))
+    written(filled(engine.continuous(2), [make_request(str(i), prompt(model, 9)) for i in range(5)]))
     assert vllm.most_running == 2
     vllm.most_running = 0
-    batch = filled(engine.continuous(interleave=True), [asked(str(i), prompt(model, 9)) for i in range(3)])
+    batch = filled(engine.continuous(interleave=True), [make_request(str(i), prompt(model, 9)) for i in range(3)])
     batch.step()
     assert vllm.most_running == 1
     written(batch)
@@ -284,7 +284,7 @@ def test_capacity_limits_the_running_requests_and_one_joins_per_step(model, fold
 
 
 def test_an_aborted_request_returns_no_more_tokens(model, engine):
-    batch = filled(engine.continuous(2), [asked(str(i), prompt(model, 9)) for i in range(4)])
+    batch = filled(engine.continuous(2), [make_request(str(i), prompt(model, 9)) for i in range(4)])
     batch.step()
     for name in ("0", "3", "nobody", "0"):
         batch.abort(name)
@@ -294,8 +294,8 @@ def test_an_aborted_request_returns_no_more_tokens(model, engine):
 
 def test_close_aborts_only_its_own_requests(model, engine):
     one, other = engine.continuous(), engine.continuous()
-    one.add([asked("a", prompt(model, 9))])
-    other.add([asked("a", prompt(model, 12))])
+    one.add([make_request("a", prompt(model, 9))])
+    other.add([make_request("a", prompt(model, 12))])
     one.step()
     one.close()
     one.close()
@@ -304,7 +304,7 @@ def test_close_aborts_only_its_own_requests(model, engine):
 
 
 def test_prefill_beside_a_batch_disturbs_neither(model, engine):
-    requests = [asked(str(i), prompt(model, 20 + i, seed=i), 9) for i in range(3)]
+    requests = [make_request(str(i), prompt(model, 20 + i, seed=i), 9) for i in range(3)]
     batch = filled(engine.continuous(), requests)
     batch.step()
     between = prompt(model, 33, seed=33)
@@ -352,8 +352,8 @@ def test_unsupported_prompts_are_answered_by_eager_with_a_note(model, folder, mo
         prefilled = engine.prefill(given, FREE)
         own = EagerEngine(model).score(EagerEngine(model).prefill(given, FREE), [3, 4])
         torch.testing.assert_close(engine.score(prefilled, [3, 4]), own)
-        plain = asked("b", prompt(model, 12, seed=2))
-        ids, _, _ = written(filled(engine.continuous(), [asked("a", given), plain]))
+        plain = make_request("b", prompt(model, 12, seed=2))
+        ids, _, _ = written(filled(engine.continuous(), [make_request("a", given), plain]))
         assert ids["a"] == alone(EagerEngine(model), given, 6)
         assert ids["b"] == alone(EagerEngine(model), plain.prompt, 6)
     assert [note for note in engine.notes if reason in note]
@@ -453,12 +453,12 @@ def test_weights_are_stored_once_and_the_models_own_forward_works(folder):
     given = prompt(model, 9)
     before = alone(EagerEngine(model), given)
     engine = VllmEngine(model, cache=folder)
-    held = dict(fake.built[-1].model.named_parameters())
-    whole = held["model.layers.1.self_attn.qkv_proj.bias"]
+    parameters = dict(fake.built[-1].model.named_parameters())
+    whole = parameters["model.layers.1.self_attn.qkv_proj.bias"]
     inside = range(whole.data_ptr(), whole.data_ptr() + whole.numel() * whole.element_size())
     assert model.decoder.layers[1].self_attn.v_proj.bias.data_ptr() in inside
-    assert model.head.weight.data_ptr() == held["lm_head.weight"].data_ptr()
-    assert model.embed.weight.data_ptr() == held["model.embed_tokens.weight"].data_ptr()
+    assert model.head.weight.data_ptr() == parameters["lm_head.weight"].data_ptr()
+    assert model.embed.weight.data_ptr() == parameters["model.embed_tokens.weight"].data_ptr()
     assert alone(EagerEngine(model), given) == before
     engine.close()
     engine.close()
@@ -492,8 +492,8 @@ def test_only_the_shape_of_the_language_side_is_written(tmp_path):
 
 
 def adapter(model, device="cuda"):
-    place = SimpleNamespace(type=device)
-    return SimpleNamespace(unsplittable=None, device=place, language=model, vision_modules=dict)
+    torch_device = SimpleNamespace(type=device)
+    return SimpleNamespace(unsplittable=None, device=torch_device, language=model, vision_modules=dict)
 
 
 def test_one_at_a_time_in_a_process(model, engine, folder):

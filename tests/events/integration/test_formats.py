@@ -39,7 +39,7 @@ def test_a_window_without_events(folder, name):
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"% evt 2.0\n% end\n\0\0\0\x50", "a word of unknown type near word 0"),
         (b"% evt 2.0\n% end\n\0\0\0", "a last word that is cut off"),
@@ -63,10 +63,10 @@ def test_a_window_without_events(folder, name):
         (b"640 480\n7 640 3 1\n8 9 3 0\n", "0 to 639"),
     ],
 )
-def test_damaged_files_say_so(tmp_path, data, says):
+def test_damaged_files_say_so(tmp_path, data, message):
     path = tmp_path / "a"
     path.write_bytes(data)
-    with pytest.raises(UnfuseError, match=says):
+    with pytest.raises(UnfuseError, match=message):
         read_events(path)
 
 

@@ -63,7 +63,7 @@ def test_binary_protocols(tmp_path, protocol):
 
 
 def test_protocol_5_is_refused_by_name(tmp_path):
-    """numpy spells arrays there by another function, which no event data set was seen to use."""
+    """numpy pickles arrays by another function there; no known event data set uses it."""
     with pytest.raises(UnsafeFileError, match="_frombuffer"):
         read_events(put(tmp_path, wrapped(COLUMNS, 5)))
 
@@ -118,11 +118,11 @@ class Calls:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("place", ["alone", "column", "inside"])
-def test_code_is_named_and_not_run(tmp_path, protocol, place):
+@pytest.mark.parametrize("where", ["alone", "column", "inside"])
+def test_code_is_named_and_not_run(tmp_path, protocol, where):
     sentinel = tmp_path / "ran"
     attack = Calls(os.system, f"touch {sentinel}")
-    value = {"alone": attack, "column": COLUMNS | {"x": attack}, "inside": {"x": [attack]}}[place]
+    value = {"alone": attack, "column": COLUMNS | {"x": attack}, "inside": {"x": [attack]}}[where]
     with pytest.raises(UnsafeFileError) as error:
         read_events(put(tmp_path, wrapped(value, protocol)))
     assert not sentinel.exists()

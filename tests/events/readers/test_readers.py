@@ -1,4 +1,4 @@
-"""What a file is, its first bytes say."""
+"""The format of a file is detected by its first bytes."""
 
 from __future__ import annotations
 

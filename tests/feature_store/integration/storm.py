@@ -40,7 +40,7 @@ def scene(number):
 
 
 def work(folder, seed, until):
-    """Puts and reads at random; whatever is found must be whole and the right one."""
+    """Puts and reads at random; every entry found must be whole and belong to its key."""
     rng, store = random.Random(seed), FeatureStore(folder, BOUND)
     while until(store.counts):
         number = rng.randrange(SCENES)
@@ -102,9 +102,9 @@ def main(folder):
     faults = [fault for _, fault in store.check() if fault]
     store.put(scene(0))
     info = store.info()
-    said = {"killed": killed, "failed": failed, "faults": faults, "left": left, "entries": info.entries}
-    said |= {"entry_bytes": info.entry_bytes, "ledger": int((folder / "ledger").read_text())}
-    sys.stdout.write(json.dumps(said))
+    result = {"killed": killed, "failed": failed, "faults": faults, "left": left, "entries": info.entries}
+    result |= {"entry_bytes": info.entry_bytes, "ledger": int((folder / "ledger").read_text())}
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

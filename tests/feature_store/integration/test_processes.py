@@ -17,20 +17,20 @@ BOUND = 12 * 300_000
 
 
 def test_a_storm_leaves_a_sound_store(tmp_path):
-    """Nobody ever sees half an entry, nobody fails, the bound holds, and what killed processes left goes."""
-    place = tmp_path / "store"
+    """No process reads half an entry or fails, the bound holds, and files of killed processes are removed."""
+    folder = tmp_path / "store"
     done = subprocess.run(
-        [sys.executable, str(STORM), str(place)], capture_output=True, text=True, timeout=1800, check=False
+        [sys.executable, str(STORM), str(folder)], capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["killed"], said["failed"], said["faults"]) == (30, 0, []), (said, done.stderr)
-    assert said["ledger"] == said["entry_bytes"] <= BOUND
-    assert said["entries"] > 3
-    for left in (place / "tmp").iterdir():
+    result = json.loads(done.stdout)
+    assert (result["killed"], result["failed"], result["faults"]) == (30, 0, []), (result, done.stderr)
+    assert result["ledger"] == result["entry_bytes"] <= BOUND
+    assert result["entries"] > 3
+    for left in (folder / "tmp").iterdir():
         os.utime(left, (time.time() - 3600,) * 2)
-    FeatureStore(place, BOUND).put(scene(1))
-    assert not list((place / "tmp").iterdir())
+    FeatureStore(folder, BOUND).put(scene(1))
+    assert not list((folder / "tmp").iterdir())
     for number in range(30):
         assert [fault for _, fault in FeatureStore(tmp_path / f"new-{number}").check()] == [None]
 

@@ -53,9 +53,9 @@ def test_other_scenes_windows_and_frames_are_other_entries(demo_model, demo_samp
         assert not store.features(demo_model, sample)[1]
     assert store.info().entries == 1 + len(others)
     for sample in (demo_sample, *others):
-        kept, hit = store.features(demo_model, sample)
+        stored, hit = store.features(demo_model, sample)
         assert hit
-        assert kept.digest == demo_model.encode(sample).digest
+        assert stored.digest == demo_model.encode(sample).digest
 
 
 def test_models_and_dtypes_share_a_folder(demo_model, demo_sample, tmp_path):
@@ -69,11 +69,11 @@ def test_models_and_dtypes_share_a_folder(demo_model, demo_sample, tmp_path):
         encoded = [store.features(model, demo_sample) for model in models]
         assert [hit for _, hit in encoded] == [False] * 4
         for model, (fresh, _) in zip(models, encoded, strict=True):
-            kept, hit = store.features(model, demo_sample)
+            stored, hit = store.features(model, demo_sample)
             assert hit
-            assert torch.equal(kept.tensor, fresh.tensor)
-            assert dict(kept.layout) == dict(fresh.layout)
-            answers = [model.generate(QUESTION, f, max_new_tokens=4, reuse=False).token_ids for f in (fresh, kept)]
+            assert torch.equal(stored.tensor, fresh.tensor)
+            assert dict(stored.layout) == dict(fresh.layout)
+            answers = [model.generate(QUESTION, f, max_new_tokens=4, reuse=False).token_ids for f in (fresh, stored)]
             assert answers[0] == answers[1]
 
 
@@ -82,12 +82,12 @@ def test_a_changed_recording_is_another_scene(demo_model, tmp_path):
     store = FeatureStore(tmp_path / "store")
     for number in (0, 1):
         recording.write_bytes(demo(f"demo:{number}").event_data.read_bytes())
-        kept, hit = store.features(demo_model, Sample.from_events(recording))
+        stored, hit = store.features(demo_model, Sample.from_events(recording))
         assert not hit
-        assert kept.digest == demo_model.encode(demo(f"demo:{number}")).digest
+        assert stored.digest == demo_model.encode(demo(f"demo:{number}")).digest
 
 
-def test_text_alone_is_encoded_and_not_kept(tmp_path):
+def test_text_alone_is_encoded_and_not_stored(tmp_path):
     store = FeatureStore(tmp_path)
     with load("random:llava-tiny", device="cpu") as model:
         for _ in range(2):

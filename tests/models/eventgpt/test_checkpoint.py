@@ -79,7 +79,7 @@ def test_bin_that_would_run_code(folder, tmp_path):
 
 
 def test_embeddings_grow_for_new_tokens(folder):
-    """A checkpoint from before the event tokens: rows are added, always the same ones, and said."""
+    """A checkpoint from before the event tokens: rows are added, always the same ones, and noted."""
     config = json.loads((folder / "config.json").read_text())
     rows = config["vocab_size"] - 3
     rewrite(
@@ -93,25 +93,25 @@ def test_embeddings_grow_for_new_tokens(folder):
     assert "untrained" in first.adapter.notes[-1]
 
 
-def test_tower_places(tmp_path, monkeypatch):
+def test_tower_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ckpt = tmp_path / "a" / "ckpt"
     ckpt.mkdir(parents=True)
 
-    def put(place, size):
-        place.mkdir(parents=True)
-        (place / "config.json").write_text(json.dumps(CLIPVisionConfig(image_size=size).to_dict()))
-        (place / "preprocessor_config.json").write_text(json.dumps({"crop_size": size}))
+    def put(path, size):
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(json.dumps(CLIPVisionConfig(image_size=size).to_dict()))
+        (path / "preprocessor_config.json").write_text(json.dumps({"crop_size": size}))
 
     found = lambda: resolve_tower("org/clip-x", ckpt).vision_config.image_size  # noqa: E731
-    for place, size in (
+    for path, size in (
         (tmp_path / "checkpoints" / "clip-x", 1),
         (ckpt / "clip-x", 2),
         (ckpt.parent / "clip-x", 3),
         (tmp_path / "org" / "clip-x", 4),
     ):
-        put(place, size)
-        assert found() == size, "each place found goes before the ones tried so far"
+        put(path, size)
+        assert found() == size, "each path found goes before the ones tried so far"
 
 
 def test_well_known_tower_is_built_in(monkeypatch):
@@ -123,17 +123,17 @@ def test_well_known_tower_is_built_in(monkeypatch):
         assert settings.preprocessor["crop_size"] == {"height": 336, "width": 336}
 
 
-def test_no_tower_lists_every_place(tmp_path):
+def test_no_tower_lists_every_path(tmp_path):
     with pytest.raises(CheckpointError) as error:
         resolve_tower("clip-nowhere", tmp_path)
     message = str(error.value)
-    for place in (
+    for path in (
         f"{tmp_path.resolve().parent}/clip-nowhere",
         f"{tmp_path.resolve()}/clip-nowhere",
         "checkpoints/clip-nowhere",
         "cache",
     ):
-        assert place in message
+        assert path in message
     assert "\n" not in message
 
 
@@ -224,7 +224,7 @@ def test_quantised_round_trip(tmp_path):
 
 
 def test_a_new_model_saves_under_the_published_names(tmp_path):
-    """transformers renames on the way out only what it renamed on the way in."""
+    """transformers renames a weight when it saves only if it renamed the weight when it loaded."""
     loaded = EventChatModel.from_pretrained(demo_checkpoint())
     new = EventChatModel(loaded.config)
     new.save_pretrained(tmp_path / "new")

@@ -1,4 +1,4 @@
-"""The network against what the published code computed; see golden.json's note."""
+"""The network against results of the published code; see golden.json's note."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_staged_pipeline_from_the_file(golden, checkpoint, recordings_dir):
         assert relative(features.tensor, tensors[f"{scene}.event_features"]) < TOLERANCE
         assert relative(prefilled.logits, tensors[f"{scene}.q{question}.prefill_last_logits"]) < TOLERANCE
         assert list(model.decode(prefilled, 48).token_ids) == case["generated_ids"]
-        # Asked again through the API, the second and third time from the kept prefix.
+        # The same question through the API, the second and third time from the cached prefix.
         answer = model.generate(case["query"], features, max_new_tokens=48)
         assert list(answer.token_ids) == case["generated_ids"]
 

@@ -1,4 +1,4 @@
-"""What the published calls refuse, and that each message says both sides."""
+"""Input that the published calls refuse; each message names the value found and the value expected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_batch_of_scenes(model, pixels):
     assert lists.tolist() == both.tolist()
 
 
-def test_padding_is_cut_away(model, pixels):
+def test_padding_is_removed(model, pixels):
     features = model.visval_encode(pixels)
     padded = torch.cat([IDS, torch.zeros(1, 3, dtype=torch.long)], dim=1)
     mask = (padded != 0).long()

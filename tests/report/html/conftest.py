@@ -25,7 +25,7 @@ TOKEN_MS, FIXED_MS = 4.0, 2.0
 def make_records(
     model: int, count: int, *, device: bool = True, length: int | None = None, protocol: str = "decoupled"
 ) -> list[SampleRecord]:
-    """Samples whose decode takes 4 ms a token and 2 ms besides, everything under 3 % noise with a tail."""
+    """Samples with a decode of 2 ms and 4 ms a token, everything under 3 % noise with a tail."""
     rng = np.random.default_rng(model)
     tokens = rng.integers(10, 90, count) if length is None else np.full(count, length)
     records = []
@@ -144,9 +144,9 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
     return store
 
 
-def page_of(place: Path, runs: Sequence[ReportRun], **options: Any) -> Path:
-    place.write_text(report_html(runs, **options), encoding="utf-8")
-    return place
+def page_of(path: Path, runs: Sequence[ReportRun], **options: Any) -> Path:
+    path.write_text(report_html(runs, **options), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -156,22 +156,22 @@ def browser() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page and everything that it said or asked for."""
+    """A page with its console messages and requests."""
 
     def __init__(self, page: Page, path: Path):
         self.page = page
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.said.append(f"uncaught: {error}"))
-        page.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.messages.append(f"uncaught: {error}"))
+        page.on("request", lambda request: self.requests.append(request.url))
         page.goto(path.as_uri())
         page.wait_for_selector("html[data-charts]", state="attached")
 
     @property
     def fetched(self) -> list[str]:
-        """Requests beside the file itself and what it carries inside."""
-        return [url for url in self.asked[1:] if not url.startswith("data:")]
+        """Requests except for the file itself and its embedded data."""
+        return [url for url in self.requests[1:] if not url.startswith("data:")]
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from unfuse.report.html import bundle
 from unfuse.report.html.bundle import vega_script
 
 
-def test_kept_and_made_again_where_it_was_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_and_remade_where_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNFUSE_CACHE", str(tmp_path))
     made = vega_script.__wrapped__()
     assert "unfuseDraw" in made
-    (kept,) = (tmp_path / "vega").iterdir()
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[:-1])
+    (cached,) = (tmp_path / "vega").iterdir()
+    whole = cached.read_bytes()
+    cached.write_bytes(whole[:-1])
     assert vega_script.__wrapped__() == made
-    assert kept.read_bytes() == whole
+    assert cached.read_bytes() == whole
 
     def never() -> str:
         raise AssertionError("it is there")

@@ -1,4 +1,4 @@
-"""Charts of a whole page are what Vega-Lite knows."""
+"""Charts of a whole page are valid under Vega-Lite's schema."""
 
 from __future__ import annotations
 

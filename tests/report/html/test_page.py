@@ -65,7 +65,7 @@ def sorted_by(opened: Opened, name: str) -> list[float]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_it_opens_quietly(one: Path, open_page: Open, scheme: str) -> None:
     opened = open_page(one, color_scheme=scheme)
-    assert opened.said == []
+    assert opened.messages == []
     assert opened.fetched == []
     assert opened.page.get_attribute("html", "data-charts") == "drawn"
     specs = json.loads(opened.page.text_content("#specs") or "")
@@ -87,7 +87,7 @@ def test_a_page_that_fetches_is_noticed(one: Path, tmp_path: Path, open_page: Op
     foreign = tmp_path / "foreign.html"
     foreign.write_text(text.replace("</main>", "<script>window.pwned = 1</script></main>"))
     opened = open_page(foreign)
-    assert any("Content Security Policy" in line for line in opened.said)
+    assert any("Content Security Policy" in line for line in opened.messages)
     assert opened.page.evaluate("window.pwned") is None
 
 
@@ -148,7 +148,7 @@ def test_searching_by_keyboard(several: Path, open_page: Open) -> None:
     assert page.text_content("#count") == "0 of 60 rows"
     page.locator("#search").fill("")
     assert page.text_content("#count") == "20 of 60 rows"
-    assert opened.said == []
+    assert opened.messages == []
 
 
 def test_pictures(several: Path, open_page: Open) -> None:
@@ -251,11 +251,11 @@ def test_accessibility(
     context = new_context(browser, bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 800})
     opened = Opened(context.new_page(), page_of(tmp_path / "r.html", comparison(frames)))
     opened.page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
-    # Inside a drawing there are hundreds of paths and no roles; the place that it is drawn in is named and looked at.
+    # Inside a drawing there are hundreds of paths and no roles; the element that it is drawn in is named and checked.
     found = Axe().run(opened.page, context={"exclude": [["svg"]]}, options=options).response
     assert len(found["passes"]) >= least
-    told = [(v["id"], n["target"], n.get("failureSummary")) for v in found["violations"] for n in v["nodes"][:2]]
-    assert told == []
+    problems = [(v["id"], n["target"], n.get("failureSummary")) for v in found["violations"] for n in v["nodes"][:2]]
+    assert problems == []
     context.close()
 
 
@@ -284,8 +284,8 @@ def test_the_way_by_keyboard(one: Path, open_page: Open) -> None:
 
 def test_reduced_motion(one: Path, open_page: Open) -> None:
     page = open_page(one).page
-    for asked, got in (("reduce", "auto"), ("no-preference", "smooth")):
-        page.emulate_media(reduced_motion=asked)  # type: ignore[arg-type]
+    for preference, got in (("reduce", "auto"), ("no-preference", "smooth")):
+        page.emulate_media(reduced_motion=preference)  # type: ignore[arg-type]
         assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == got
 
 
@@ -301,7 +301,7 @@ def test_without_scripts(one: Path, browser: Browser) -> None:
 
 
 def test_hostile_texts_are_inert(tmp_path: Path, open_page: Open) -> None:
-    """In every place that a file or a model can write to."""
+    """In every field that a file or a model can write to."""
     records = [
         replace(r, sample_id=HOSTILE + str(i), question=HOSTILE, text=HOSTILE, reference=HOSTILE, notes=(HOSTILE,))
         for i, r in enumerate(make_records(0, 12))
@@ -312,9 +312,9 @@ def test_hostile_texts_are_inert(tmp_path: Path, open_page: Open) -> None:
         make_run(0, 12, records=records, about=evil, command=("unfuse", HOSTILE), environment={"device_name": HOSTILE}),
         make_run(1, 12),
     ]
-    place = page_of(tmp_path / "r.html", runs, command=("unfuse", HOSTILE))
-    opened = open_page(place)
-    assert opened.said == []
+    path = page_of(tmp_path / "r.html", runs, command=("unfuse", HOSTILE))
+    opened = open_page(path)
+    assert opened.messages == []
     assert opened.fetched == []
     assert opened.page.evaluate("window.pwned") is None
     assert opened.page.locator("img[src='x']").count() == 0
@@ -322,7 +322,7 @@ def test_hostile_texts_are_inert(tmp_path: Path, open_page: Open) -> None:
     assert "<img src=x onerror=" in (opened.page.locator("#table tbody td").nth(2).text_content() or ""), (
         "shown as it is"
     )
-    shown = opened.page.evaluate("document.documentElement.textContent")
-    assert "\u202e" not in shown
-    assert "\x1b" not in shown
-    assert "{{7*7}}" in shown
+    text = opened.page.evaluate("document.documentElement.textContent")
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    assert "{{7*7}}" in text

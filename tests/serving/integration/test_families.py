@@ -1,4 +1,4 @@
-"""Models of video and of pictures: what each is shown of an upload, and that the answer is its own."""
+"""Models of video and of pictures: each gets its own medium of an upload, and gives its own answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers send: refused in one line, at a bounded cost, and the next client is served."""
+"""Hostile requests are refused in one line, at a bounded cost, and the next client is served."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Evil:
 
 @pytest.fixture(autouse=True)
 def _sound_afterwards(served: Served) -> Iterator[None]:
-    """Whatever was sent: no file stays behind, and a good request is answered."""
+    """After any request: no file stays behind, and a good request is answered."""
     yield
     assert not [path for path in served.service._intake._folder.iterdir() if path.name != ".lock"]
     assert served.service.engine.ready
@@ -56,7 +56,7 @@ def refused(reply: httpx.Response, status: int, words: str = "") -> None:
     assert set(error) == {"message", "type", "param", "code"}
     assert words in error["message"]
     assert "\n" not in error["message"]
-    assert "/tmp" not in error["message"], "no place of this machine is told"
+    assert "/tmp" not in error["message"], "no path of this machine is revealed"
 
 
 def upload(served: Served, data: bytes, name: str = "r.npy") -> httpx.Response:
@@ -88,7 +88,7 @@ def picture(width: int, height: int) -> bytes:
 
 
 def strip_of_events(tmp: Path) -> bytes:
-    """Events on one line of 8000 pixels: a frame whose picture would have millions of columns."""
+    """Events on one line of 8000 pixels: the picture of the frame would have millions of columns."""
     n = 1000
     x = np.linspace(0, 7999, n).astype(np.uint16)
     stream = EventStream.from_arrays(x, np.zeros(n, np.uint16), np.arange(n), np.ones(n, np.uint8))
@@ -109,7 +109,7 @@ def pickled() -> bytes:
     return file.getvalue()
 
 
-def cut_video(tmp: Path) -> bytes:
+def truncated_video(tmp: Path) -> bytes:
     frames = [np.full((48, 64, 3), i * 20, np.uint8) for i in range(8)]
     write_frames(tmp / "v.mp4", frames, 8)
     return (tmp / "v.mp4").read_bytes()[:700]
@@ -122,10 +122,10 @@ def cut_video(tmp: Path) -> bytes:
         ("bare pickle", "unknown format"),
         ("npz bomb", "real events"),
         ("png bomb", "pixels"),
-        ("cut png", "no readable image"),
+        ("truncated png", "no readable image"),
         ("long png", "side over 16"),
         ("strip of events", "side over 16"),
-        ("cut video", "a video"),
+        ("truncated video", "a video"),
         ("playlist", ""),
         ("html", ""),
         ("zeros", "unknown format"),
@@ -140,10 +140,10 @@ def test_files_that_are_not_what_they_should_be(served: Served, tmp_path: Path, 
         "bare pickle": lambda: pickle.dumps(Evil()),
         "npz bomb": npz_bomb,
         "png bomb": png_bomb,
-        "cut png": lambda: whole[: len(whole) // 2],
+        "truncated png": lambda: whole[: len(whole) // 2],
         "long png": lambda: picture(4000, 2),
         "strip of events": lambda: strip_of_events(tmp_path),
-        "cut video": lambda: cut_video(tmp_path),
+        "truncated video": lambda: truncated_video(tmp_path),
         "playlist": lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
         "html": lambda: b"<html><script>alert(1)</script></html>\n",
         "zeros": lambda: bytes(1000),
@@ -167,22 +167,22 @@ def test_frames_that_are_too_large_together(tmp_path: Path, monkeypatch: pytest.
     assert not blobs
 
 
-def test_a_cut_recording_is_refused(served: Served, recording: Path) -> None:
+def test_a_truncated_recording_is_refused(served: Served, recording: Path) -> None:
     refused(upload(served, recording.read_bytes()[:-1000]), 400)
 
 
 @pytest.mark.parametrize(
     "name", ["../../../etc/passwd", "..\\..\\boot.ini", "/etc/shadow", "a\x1b[31m\u202eb.npy", "x" * 500, "\x00", ".."]
 )
-def test_a_client_s_name_is_only_shown(served: Served, recording: Path, name: str) -> None:
+def test_a_client_s_name_is_for_display_only(served: Served, recording: Path, name: str) -> None:
     served.http.delete(f"/v1/files/{upload(served, recording.read_bytes()).json()['id']}")
     reply = upload(served, recording.read_bytes(), name)
     assert reply.status_code == 200
-    shown = reply.json()["filename"]
-    assert "/" not in shown
-    assert "\\" not in shown
-    assert shown.isprintable()
-    assert len(shown) <= 120
+    filename = reply.json()["filename"]
+    assert "/" not in filename
+    assert "\\" not in filename
+    assert filename.isprintable()
+    assert len(filename) <= 120
     folder = served.service._intake._folder
     assert {path.name for path in folder.iterdir()} == {".lock"}
     assert folder.stat().st_mode & 0o077 == 0, "nobody else may look into it"
@@ -276,7 +276,7 @@ def test_json_that_is_none(served: Served, content: bytes, code: str) -> None:
     assert reply.json()["error"]["code"] == code
 
 
-def test_huge_json_is_cut_off(served: Served) -> None:
+def test_huge_json_is_refused(served: Served) -> None:
     content = b'{"model": "' + b"x" * (14 * MIB) + b'"}'
     reply = served.http.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
     refused(reply, 413)
@@ -307,17 +307,17 @@ def test_nothing_is_fetched_and_no_path_is_opened(served: Served, part: dict[str
 
 
 def answer(raw: socket.socket) -> tuple[int, bytes]:
-    """Status and body of what comes back, up to the end of the connection or of the announced length."""
-    said = b""
+    """Status and body of the response, up to the end of the connection or of the announced length."""
+    reply = b""
     while part := raw.recv(65536):
-        said += part
-        head, found, body = said.partition(b"\r\n\r\n")
+        reply += part
+        head, found, body = reply.partition(b"\r\n\r\n")
         length = next(
             (int(h.split(b":")[1]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length")), 0
         )
         if found and len(body) >= length:
             break
-    return (int(said.split()[1]) if said else 0), said.partition(b"\r\n\r\n")[2]
+    return (int(reply.split()[1]) if reply else 0), reply.partition(b"\r\n\r\n")[2]
 
 
 def hear(served: Served, raw: socket.socket) -> None:
@@ -331,10 +331,10 @@ def hear(served: Served, raw: socket.socket) -> None:
     wait_for(heard)
 
 
-@pytest.mark.parametrize("said", [b"", b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: "])
-def test_a_client_that_never_says_what_it_wants(served: Served, said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: "])
+def test_a_client_that_never_completes_a_request(served: Served, sent: bytes) -> None:
     with served.connect() as raw:
-        raw.sendall(said)
+        raw.sendall(sent)
         hear(served, raw)
         assert_closed(raw)
 
@@ -403,7 +403,7 @@ def assert_closed(raw: socket.socket) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::1].evil"])
 def test_another_name_for_this_machine(served: Served, host: str) -> None:
-    """DNS rebinding: a page of another site whose name leads here."""
+    """DNS rebinding: a page of another site with a name that resolves to this server."""
     refused(served.http.get("/v1/files", headers={"Host": host}), 421, "expected this machine")
 
 
@@ -417,8 +417,8 @@ def test_another_site_s_page(served: Served, origin: str, recording: Path) -> No
     """A form of theirs needs no permission of ours to be sent."""
     files = {"file": ("r.npy", recording.read_bytes())}
     refused(served.http.post("/v1/files", files=files, headers={"Origin": origin}), 403)
-    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    assert "access-control-allow-origin" not in served.http.options("/v1/files", headers=asked).headers
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in served.http.options("/v1/files", headers=headers).headers
 
 
 def test_our_own_page(served: Served) -> None:

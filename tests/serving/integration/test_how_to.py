@@ -27,10 +27,10 @@ def test_the_client_s_example_runs(
     namespace: dict[str, object] = {}
     exec(code.replace("http://127.0.0.1:8000", served.url), namespace)
     namespace["client"].close()  # type: ignore[attr-defined]
-    said = capsys.readouterr().out
-    assert "positions of the prompt reused" in said
-    assert "'encode_ms': 0.0" in said
-    assert "CompletionUsage" in said
+    output = capsys.readouterr().out
+    assert "positions of the prompt reused" in output
+    assert "'encode_ms': 0.0" in output
+    assert "CompletionUsage" in output
 
 
 def test_the_limits_are_the_code_s() -> None:

@@ -1,4 +1,4 @@
-"""``unfuse serve`` as a process: killed in the middle of a stream, told to end, under load, and started wrongly."""
+"""``unfuse serve`` as a process: killed in mid-stream, stopped by a signal, under load, and started wrongly."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def endless(client: openai.OpenAI, scene: str, tokens: int = 4000) -> Any:
 def shortened(recording: Path, count: int) -> bytes:
     """A recording of its own: some events less."""
     stream = read_events(recording)
-    place = recording.with_name(f"shortened-{count}.npy")
-    write_eventgpt_npy(place, stream.slice(count, len(stream)))
-    data = place.read_bytes()
-    place.unlink()
+    path = recording.with_name(f"shortened-{count}.npy")
+    write_eventgpt_npy(path, stream.slice(count, len(stream)))
+    data = path.read_bytes()
+    path.unlink()
     return data
 
 
 def test_killed_during_a_stream(recording: Path, tmp_path: Path, demo_model: Any) -> None:
-    """Clients get an error; what the store holds is whole, and a new server finds it there."""
+    """Clients get an error; the entries of the store are whole, and a new server finds them."""
     served = ServedProcess("--store", str(tmp_path / "store"))
     with recording.open("rb") as file:
         scene = served.openai.files.create(file=file, purpose="user_data").id
@@ -243,15 +243,13 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_wrong_start_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", *arguments]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert said.err.startswith("error: ")
-    assert words in said.err
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert words in captured.err
 
 
-def test_a_model_that_cannot_be_cut_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unsplittable_model_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     whole = SimpleNamespace(adapter=SimpleNamespace(unsplittable=Unavailable("no split point")))
     monkeypatch.setattr(loading, "load", lambda *_, **__: whole)
     assert run(["serve", "--port", "0"]) == 2

@@ -33,15 +33,15 @@ def browser() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page and everything that it said or asked for."""
+    """A page with its console messages and requests."""
 
     def __init__(self, page: Page, url: str):
         self.page = page
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.said.append(f"uncaught: {error}"))
-        page.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.messages.append(f"uncaught: {error}"))
+        page.on("request", lambda request: self.requests.append(request.url))
         page.goto(url)
 
     def use(self, recording: Path) -> None:
@@ -55,8 +55,8 @@ class Opened:
         expect(item.locator(".writing")).to_have_count(0)
         return item
 
-    def times(self, place: Any) -> dict[str, str]:
-        names, values = place.locator("dt").all_text_contents(), place.locator("dd").all_text_contents()
+    def times(self, element: Any) -> dict[str, str]:
+        names, values = element.locator("dt").all_text_contents(), element.locator("dd").all_text_contents()
         return dict(zip(names, values, strict=True))
 
 
@@ -75,7 +75,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_recording_is_asked_about(
+def test_questions_about_a_recording(
     served: Served, open_page: Open, scheme: str, recording: Path, tmp_path: Path
 ) -> None:
     served.http.delete("/v1/files/" + served.http.post("/v1/unfuse/demo/demo:0").json()["id"])
@@ -105,12 +105,12 @@ def test_a_recording_is_asked_about(
         assert widths[5] > 0
     background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 21, 26)"}[scheme]
-    assert opened.said == []
-    assert all(url.startswith((served.url, "blob:")) for url in opened.asked), "nothing comes from elsewhere"
+    assert opened.messages == []
+    assert all(url.startswith((served.url, "blob:")) for url in opened.requests), "nothing comes from elsewhere"
     violations = Axe().run(page).response["violations"]
     assert violations == [], [(v["id"], [node["html"] for node in v["nodes"]]) for v in violations]
-    if place := os.environ.get("UNFUSE_SCREENSHOTS"):
-        page.screenshot(path=f"{place}/serve-{scheme}.png", full_page=True)
+    if folder := os.environ.get("UNFUSE_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/serve-{scheme}.png", full_page=True)
 
 
 def test_all_by_keyboard(served: Served, open_page: Open) -> None:
@@ -167,7 +167,7 @@ def test_a_file_is_dropped(served: Served, open_page: Open, tmp_path: Path) -> N
     expect(page.locator("#drop.over")).to_have_count(0)
 
 
-def test_problems_are_said(served: Served, open_page: Open, tmp_path: Path) -> None:
+def test_problems_are_displayed(served: Served, open_page: Open, tmp_path: Path) -> None:
     page = open_page(served).page
     page.fill("#question", "What moves?")
     page.keyboard.press("Enter")
@@ -189,16 +189,16 @@ def test_problems_are_said(served: Served, open_page: Open, tmp_path: Path) -> N
 
 
 def test_a_problem_stays_when_the_server_answers_late(served: Served, open_page: Open) -> None:
-    """Who presses Enter before the page knows the server is told what is missing, and the message stays."""
+    """Enter before the page has the server's data: the page names the missing part, and the message stays."""
     page = open_page(served).page
-    held: list[Route] = []
-    page.route("**/v1/unfuse", lambda route: held.append(route))  # a builtin cannot be a handler
+    pending: list[Route] = []
+    page.route("**/v1/unfuse", lambda route: pending.append(route))  # a builtin cannot be a handler
     page.reload()
     page.fill("#question", "What moves?")
     page.keyboard.press("Enter")
     expect(page.locator("#problem")).to_have_text("Choose a recording first.")
-    wait_for(lambda: held or page.wait_for_timeout(1))
-    held[0].continue_()
+    wait_for(lambda: pending or page.wait_for_timeout(1))
+    pending[0].continue_()
     expect(page.locator("html[data-state=ready]")).to_be_attached()
     expect(page.locator("#problem")).to_have_text("Choose a recording first.")
 
@@ -212,7 +212,7 @@ def test_a_name_is_text(served: Served, open_page: Open, recording: Path, tmp_pa
     opened.use(evil)
     assert evil.name in (opened.page.text_content("#facts") or "")
     assert opened.page.evaluate("window.pwned") is None
-    assert opened.said == []
+    assert opened.messages == []
 
 
 def test_answers_say_what_they_are_about(served: Served, open_page: Open, recording: Path) -> None:
@@ -244,11 +244,11 @@ def test_on_a_phone(served: Served, open_page: Open, recording: Path, tmp_path: 
     opened.page.locator("#ideas button").first.click()
     opened.answer(0)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
-    if place := os.environ.get("UNFUSE_SCREENSHOTS"):
-        opened.page.screenshot(path=f"{place}/serve-phone.png", full_page=True)
+    if folder := os.environ.get("UNFUSE_SCREENSHOTS"):
+        opened.page.screenshot(path=f"{folder}/serve-phone.png", full_page=True)
 
 
-def test_a_token_is_asked_for(demo_model: Any, open_page: Open, recording: Path) -> None:
+def test_a_token_is_requested(demo_model: Any, open_page: Open, recording: Path) -> None:
     locked = Served(demo_model, ServeSettings(port=0, token=TOKEN))
     try:
         opened = open_page(locked)
@@ -270,7 +270,7 @@ def test_a_token_is_asked_for(demo_model: Any, open_page: Open, recording: Path)
 
 
 def refusals(opened: Opened) -> list[str]:
-    return [line for line in opened.said if "Content Security Policy" in line]
+    return [line for line in opened.messages if "Content Security Policy" in line]
 
 
 def test_a_script_that_is_not_the_page_s_own_does_not_run(served: Served, open_page: Open) -> None:

@@ -16,7 +16,7 @@ from unfuse.errors import DeviceError, MissingPackageError
 from unfuse.extras import install_command
 
 _STORE_BYTES: Final = (256 << 20, 8 << 30)
-"""Smallest and largest object store of a local cluster, where scenes wait between two stages."""
+"""Smallest and largest object store of a local cluster; scenes wait in it between two stages."""
 _CONNECT_S: Final = 10.0
 _STORE_PART: Final = 0.1
 """Fraction of the free memory."""
@@ -112,7 +112,7 @@ def _suppress_stderr() -> Iterator[None]:
 
 
 def _store_bytes() -> int:
-    """Return the size of a local object store, in which few scenes wait; Ray's default is 30 % of the memory."""
+    """Return the size of a local object store. Few scenes wait in it, and Ray's default is 30 % of the memory."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         shared = os.statvfs("/dev/shm")
@@ -125,12 +125,12 @@ def _store_bytes() -> int:
 
 @contextmanager
 def _keep_signal_handler() -> Iterator[None]:
-    """Restore the SIGTERM handler, which Ray replaces while it connects."""
+    """Restore the SIGTERM handler after the body: Ray replaces it while it connects."""
     try:
         before = signal.getsignal(signal.SIGTERM)
         yield
     finally:
-        with suppress(ValueError):  # outside the main thread, where Ray does not replace it either
+        with suppress(ValueError):  # outside the main thread; Ray does not replace the handler there either
             signal.signal(signal.SIGTERM, before)
 
 

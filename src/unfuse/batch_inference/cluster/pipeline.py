@@ -3,8 +3,8 @@
     scenes --> Load actors --> Preprocess actors --> Encode actors --> AnswerAll actors --> emit
 
 Ray Data streams the scenes: it limits the memory between two pools to its object store's budget, restarts actors that
-died and runs their tasks again. A table whose actors died every time is lost. Its scenes are tried once more one by
-one, so that a scene that kills its actor takes no other scene with it; then its answers are failures.
+died and runs their tasks again. A table is lost if its actors died every time. Its scenes are then tried once more one
+by one, so that a scene that kills its actor takes no other scene with it; then its answers are failures.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class RayPipeline:
                 for cost, answers in rows:
                     costs.add(cost)
                     for answer in answers:
-                        # Ray may run a task again whose answers have arrived.
+                        # Ray may repeat a task after its answers have arrived.
                         if unanswered.pop(answer.question.question_id, None) is not None:
                             emit(answer)
         failure = Unavailable(f"its actors died of it {2 * (_RETRIES + 1)} times")
@@ -222,7 +222,7 @@ class _Costs:
 
     @property
     def restarts(self) -> int:
-        """Number of processes that replaced a process which had reported."""
+        """Number of processes that replaced a process after its first report."""
         return len(self._reports) - len({(stage, actor) for stage, actor, _ in self._reports})
 
     def pools(self) -> tuple[PoolUse, ...]:

@@ -28,7 +28,7 @@ class PoolSize:
 
 @dataclass(frozen=True, slots=True)
 class ActorResources:
-    """CPUs and GPUs of one actor, which may be fractions."""
+    """CPUs and GPUs of one actor; both may be fractions."""
 
     cpus: float
     gpus: float = 0.0

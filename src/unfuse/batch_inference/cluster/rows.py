@@ -53,8 +53,8 @@ def from_table(table: Any) -> Iterator[SceneRow]:
     from safetensors.torch import load
 
     for facts, data in zip(table["facts"], table["data"], strict=True):
-        held = data.as_py()
-        yield SceneRow(json.loads(facts.as_py()), load(held) if held else {})
+        content = data.as_py()
+        yield SceneRow(json.loads(facts.as_py()), load(content) if content else {})
 
 
 def scene_row(scene: SceneQuestions) -> SceneRow:
@@ -119,8 +119,8 @@ def prepared_row(scene: PreparedScene) -> SceneRow:
             continue
         named = {f"input.{name}": tensor for name, tensor in prompt.inputs.items()}
         named |= {"ids": prompt.input_ids, "pixels": prompt.pixel_values}
-        held, same = _unique(named)
-        tensors |= {f"prompt.{number}.{name}": tensor for name, tensor in held.items()}
+        unique, same = _unique(named)
+        tensors |= {f"prompt.{number}.{name}": tensor for name, tensor in unique.items()}
         facts["prompts"].append({**_prompt_facts(prompt), "same": same, "names": list(named)})
     if scene.features is not None:
         features = scene.features
@@ -150,7 +150,7 @@ def prepared_of(row: SceneRow) -> PreparedScene:
 
 
 def without_pixels(prompt: Prepared, features: Features) -> Prepared:
-    """Drop what ``Adapter.rebuild_inputs`` restores from the features."""
+    """Drop the inputs that ``Adapter.rebuild_inputs`` restores from the features."""
     restored = features.layout.get("inputs", {})
     return replace(
         prompt,
@@ -205,15 +205,15 @@ def _prompt(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], numbe
 def _unique(named: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return each tensor once, and aliases by name: a family's inputs contain the pixel values again."""
     first: dict[int, str] = {}
-    held: dict[str, torch.Tensor] = {}
+    unique: dict[str, torch.Tensor] = {}
     same: dict[str, str] = {}
     for name, tensor in named.items():
         if id(tensor) in first:
             same[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-            held[name] = _unshared(tensor)
-    return held, same
+            unique[name] = _unshared(tensor)
+    return unique, same
 
 
 def _unshared(tensor: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,7 @@ def ray_settings(address: str | None, pools: str | None, others: Mapping[str, ob
     Args:
         address: as for ``connected``.
         pools: as for ``parse_pools``.
-        others: options without a meaning on a cluster, by name; None where not given.
+        others: options without a meaning on a cluster, by name; None if not given.
 
     Raises:
         InputError: malformed address or sizes, or options that exclude each other.

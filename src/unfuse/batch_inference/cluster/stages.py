@@ -1,4 +1,4 @@
-"""The actors of a cluster: one class for each stage, which turns a table of rows into the next table.
+"""The actors of a cluster: one class for each stage; each turns a table of rows into the next table.
 
 A failure of one scene becomes the reason in its answers; an actor fails only with its process. The actor of Stage 4
 answers several calls at a time in one continuous batch, so that the batch does not run empty between calls.
@@ -111,7 +111,7 @@ class Load(_HostActor):
         scene = scene_of(row)
         try:
             return loaded_row(scene.questions, self._preprocessor.load(scene.sample))
-        except Exception as error:  # noqa: BLE001 - whatever one scene does, the others go on
+        except Exception as error:  # noqa: BLE001 - an error of one scene must not stop the others
             return loaded_row(scene.questions, Unavailable(reason_of(error)))
 
 

@@ -4,7 +4,7 @@
 - ``batch`` is the scheduler of continuous batching. It admits requests to ``prefill``, submits decode steps, and
   returns tokens. When an answer ends, ``GraphedBatch._finish`` releases its KV cache; ``slots`` assigns slots to the
   remaining requests before the next step.
-- ``prefix_cache`` allocates KV caches (``kv_cache``) and finds the one whose prefix a question can reuse.
+- ``prefix_cache`` allocates KV caches (``kv_cache``) and finds a cache with a prefix that a question can reuse.
 - ``model_runner`` launches the kernels of one pass over the layers: a decode step or an extend pass. ``llama`` finds
   the weights, ``gemm`` runs matrix products, ``megakernel`` is a decode step of one sequence as one kernel.
 - ``cuda_graphs`` captures passes, and ``workspace`` holds their memory. ``autotune`` times kernel configs;

@@ -1,8 +1,8 @@
 """Continuous batching on captured decode steps (Orca: Yu et al., OSDI 2022).
 
 Waiting prompts are prefilled several at a time; a request leaves the batch as soon as its answer ends. The host reads
-the tokens of a step while the device computes the next one. A request whose last token was an end token is therefore
-computed once more, and that token is dropped; a request that reaches its length is not.
+the tokens of a step while the device computes the next step. A request is therefore computed once more after an end
+token, and the extra token is dropped; a request that reaches its length is not computed again.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ class GraphedBatch:
             )
 
     def _finish(self, running: RunningRequest) -> None:
-        """Remove the request from the batch and release its KV cache, which a later question may reuse.
+        """Remove the request from the batch and release its KV cache, so that a later question may reuse it.
 
         No slot is freed here: the next decode step assigns slots to the remaining requests from 0 on.
         """

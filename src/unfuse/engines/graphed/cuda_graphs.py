@@ -128,7 +128,7 @@ def split_graph() -> None:
 
 
 def split_points(layers: int) -> frozenset[int]:
-    """Return the layer counts at which to split: parts of 1, 2, 4, 8, 8, ... layers let the device start early."""
+    """Return the split points as layer counts: parts of 1, 2, 4, 8, 8, ... layers let the device start early."""
     ends, done, size = set(), 0, 1
     while done + size < layers:
         done += size

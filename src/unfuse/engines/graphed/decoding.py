@@ -22,7 +22,7 @@ _GROWTH: Final = 512
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class SequenceState:
-    """State of a prefilled prompt, which ``Prefilled.state`` carries."""
+    """State of a prefilled prompt, carried by ``Prefilled.state``."""
 
     cache: KVCache
     position: int
@@ -37,7 +37,7 @@ class DecodeStep:
     chooser: TokenChooser
     run: GraphedCall
     owner: weakref.ref[DecodeRun] | None = None
-    """The run whose state the tensors hold. Weak, so that a finished answer and its KV cache are freed."""
+    """The run that the tensors' state belongs to. Weak, so that a finished answer and its KV cache are freed."""
 
 
 class DecodeRun:

@@ -46,7 +46,7 @@ _TOLERANCE: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.
 _COMPARED: Final = MAX_SKINNY_ROWS + 8
 """Rows of the prompts on which a new engine is compared: some passes use skinny GEMMs, others cuBLAS."""
 _MIN_ANSWER: Final = 64
-"""Positions that are allocated for an answer at least, and for the first answer, whose limit is not known yet."""
+"""Positions that are allocated for an answer at least, and for the first answer: its limit is not known yet."""
 _CACHE_BYTES_ON_HOST: Final = 2**30
 _RESERVED_BYTES: Final = 3 * 2**30
 """Device memory that a continuous batch leaves free for encoding and prefill."""
@@ -56,7 +56,7 @@ _MAX_ANSWER: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class _LastPrompt:
-    """The prompt whose KV cache the next one may reuse."""
+    """The last prompt; the next prompt may reuse its KV cache."""
 
     token_keys: tuple[int, ...]
     features_digest: str | None

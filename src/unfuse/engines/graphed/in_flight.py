@@ -1,4 +1,4 @@
-"""State of running requests, and decode steps whose tokens the host has not read yet."""
+"""State of running requests, and decode steps with tokens that the host has not read yet."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class RunningRequest:
     position: int
     """Rotary position of the first token after the prompt."""
     chooser: TokenChooser | None
-    """Samples the tokens; None for greedy decoding, where the captured step takes the argmax."""
+    """Samples the tokens; None for greedy decoding: the captured step then takes the argmax."""
     slot: int = 0
-    """Where the request's last token is on the device.
-
+    """Index of the request's last token in the buffers on the device.
     Below ``MAX_BATCH``: the slot in the batch. From ``MAX_BATCH`` on: ``slot - MAX_BATCH`` is the index in
     ``first_tokens``, the tokens of prompts that were prefilled since the last decode step.
     """
@@ -42,13 +41,13 @@ class RunningRequest:
 
     @property
     def unfinished(self) -> bool:
-        """Whether another token must be computed. The host may not have read an end token yet."""
+        """True if another token must be computed. The host may not have read an end token yet."""
         return not self.ended and self.submitted < self.request.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """A prefill or decode step whose tokens are being copied to the host."""
+    """A prefill or decode step during the copy of its tokens to the host."""
 
     requests: list[RunningRequest]
     tokens: torch.Tensor
@@ -60,7 +59,7 @@ class InFlightStep:
 
 
 def groups_of(requests: Sequence[RunningRequest]) -> list[list[int]]:
-    """Return groups of at most ``MEMBERS`` slots whose requests share a prefix."""
+    """Return groups of at most ``MEMBERS`` slots; the requests of a group share a prefix."""
     shared: dict[tuple[int, int], list[int]] = {}
     for slot, each in enumerate(requests):
         if each.entry.prefix_length:

@@ -48,7 +48,7 @@ class KVCache:
             self.buffer = larger
 
     def copy_prefix(self, length: int, positions: int) -> KVCache:
-        """Return a new cache with room for ``positions``, whose first ``length`` positions are copies of this one's."""
+        """Return a new cache with room for ``positions``; copy the first ``length`` positions of this cache into it."""
         copy = KVCache(_buffer_like(self.buffer, positions), length)
         copy.buffer[:, :, :, :length].copy_(self.buffer[:, :, :, :length])
         return copy

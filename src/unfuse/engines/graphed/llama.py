@@ -2,7 +2,7 @@
 
 Supported: LLaMA (Touvron et al., arXiv 2302.13971) and models that differ from it in sizes, grouped-query attention,
 biases, norms of heads, tied embeddings or rotary scaling. A decoder with the same structure that computes something
-else is detected by ``engine``, which compares its logits with the model's own.
+else is detected by ``engine``: it compares its logits with the model's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
 
 _STATIC_ROTARY: Final = frozenset({"default", "linear", "llama3", "yarn"})
-"""Rotary types whose frequencies do not depend on the length of the prompt."""
+"""Rotary types with frequencies that do not depend on the length of the prompt."""
 _UNSUPPORTED_SETTINGS: Final = (
     "logit_scale",
     "logits_scaling",

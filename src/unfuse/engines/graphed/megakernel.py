@@ -32,14 +32,14 @@ _WARPS: Final = 16
 _STAGE_BYTES: Final = 16384
 _ENTRIES: Final = 8
 _RUNS: Final = 2
-"""Runs of columns per weight row. With 2 runs a tile has 8 rows, which was faster on an H200 than 16 rows (1 run)."""
+"""Runs of columns per weight row. With 2 runs a tile has 8 rows: faster on an H200 than 16 rows (1 run)."""
 _SLICE: Final = 4096
 """Columns of K in a slice. A product with more columns is summed slice by slice."""
 _FLIGHT: Final = 3
 """Stages of the ring with copies in flight. More would delay every access to the L2."""
 _MIN_STAGES: Final = 4
 _MAX_LAYERS: Final = 120
-"""Tensor maps are in constant memory, which has 64 KiB."""
+"""Tensor maps are in constant memory; it has 64 KiB."""
 _TABLE: Final = ("qkv", "out", "gate_up", "down")
 _BOX: Final = 64
 """Columns of a line of a stage: 128 bytes, the width of the swizzle."""
@@ -73,7 +73,7 @@ class Sizes:
 
     @property
     def head_waits_for_its_counter(self) -> bool:
-        """Whether no producer reaches the head before block 0 has reset the head's tile counter.
+        """True if no producer can reach the head before block 0 has reset the head's tile counter.
 
         Block 0 resets it after the first grid barrier. From there to the head, the ring of block 0 needs at least four
         stages for the first layer and five for every other layer. If all of them fit into the ring, the producer may
@@ -88,7 +88,7 @@ class Sizes:
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of dynamic shared memory: the ring and ``struct Shared`` of the source, which this sum mirrors."""
+        """Bytes of dynamic shared memory: the ring and ``struct Shared`` of the source; keep this sum equal to both."""
         table, norms = 8 * (self.layers + 1) * _ENTRIES, 4 * self.tokens * _WARPS
         marks, received = 8 * self.tokens + 8 * 8 * 16, 4 * self.tokens * self.head_size
         slice_sums = 4 * self.rows * self.tokens * max(1, self._static_tiles())
@@ -167,7 +167,7 @@ class Megakernel:
         """Compile the kernel.
 
         Args:
-            llama: the weights, which the kernel reads where they are.
+            llama: the weights; the kernel reads them in place.
             sizes: from ``megakernel_sizes``.
 
         Raises:
@@ -197,7 +197,7 @@ class Megakernel:
 
         Args:
             rows: of one sequence, after ``begin_step``: ``cosine``, ``sine`` and ``logits`` have a row for each of the
-                ``memory.count`` tokens, which are written from ``write_position`` on. The cache has room for them.
+                ``memory.count`` tokens. Their positions begin at ``write_position``. The cache has room for them.
             memory: the workspace; its ``x`` holds the embeddings.
             base_pointer: base pointer of the cache's offset.
         """
@@ -228,7 +228,7 @@ class Megakernel:
 
 
 def megakernel_sizes(llama: Llama) -> Sizes | None:
-    """Return the sizes to compile for; None where device, dtype or sizes are not supported."""
+    """Return the sizes to compile for; None if device, dtype or sizes are not supported."""
     device, heads = llama.device, llama.heads
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < _HOPPER or llama.dtype != torch.bfloat16:
         return None
@@ -279,7 +279,7 @@ def fragment_order(columns: int) -> torch.Tensor:
 def _table(llama: Llama) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return a table of addresses of biases and norm weights, and the norm weights in fragment order.
 
-    The table is int64 ``[layers + 1, entries]``, 0 where there is no tensor. The table points to the norm weights: keep
+    The table is int64 ``[layers + 1, entries]``, 0 for a missing tensor. The table points to the norm weights: keep
     them alive.
     """
     order = fragment_order(llama.hidden).to(llama.device)

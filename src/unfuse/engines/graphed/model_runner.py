@@ -93,7 +93,7 @@ class ExtendBatch:
     logits: torch.Tensor
     """float32 ``[S, V]``, after the last row of each prompt."""
     shared: bool = False
-    """Whether the prefix of any prompt lies in another prompt's KV cache."""
+    """Whether the prefix of any prompt is in another prompt's KV cache."""
 
     @property
     def rows(self) -> int:
@@ -254,7 +254,7 @@ class ModelRunner:
         return tuning_key(len(self.llama.layers), self.llama.heads, kind, rows, self._gemms)
 
     def _typical(self, more: int) -> KVCache:
-        """Return a KV cache of typical length for timing; where nothing is timed, the dummy cache."""
+        """Return a KV cache of typical length for timing; the dummy cache if nothing is timed."""
         return (
             new_kv_cache(self.llama, TYPICAL_LENGTH + more)
             if self.llama.device.type == "cuda"

@@ -132,7 +132,7 @@ class PrefillRunner:
         return embeds, ids.to(torch.int32), int(ids[0, -1]) + 1
 
     def __call__(self, prompts: Sequence[PromptRows]) -> torch.Tensor:
-        """Write keys and values into the prompts' caches, which grow by the rows.
+        """Write keys and values into the prompts' caches; the caches grow by the rows.
 
         Returns:
             float32 logits ``[len(prompts), V]``, in memory that the next pass overwrites.

@@ -20,7 +20,7 @@ class CacheEntry:
 
     cache: KVCache
     keys: tuple[int, ...]
-    """The prompt's token keys; empty where no later prompt may reuse the entry."""
+    """The prompt's token keys; empty if no later prompt may reuse the entry."""
     digest: str | None
     """Digest of the prompt's features."""
     prefix_entry: CacheEntry | None
@@ -57,7 +57,7 @@ class KVCachePool:
         return self._size(positions) <= self._max_bytes
 
     def find(self, keys: tuple[int, ...], digest: str | None, longest: int) -> PrefixHit | None:
-        """Return the entry with the longest common prefix, or None where that is shorter than ``MIN_HIT``.
+        """Return the entry with the longest common prefix, or None if that prefix is shorter than ``MIN_HIT``.
 
         Args:
             keys: the prompt's token keys; empty for a prompt that must not reuse anything.
@@ -76,11 +76,11 @@ class KVCachePool:
     def allocate(
         self, positions: int, keys: tuple[int, ...], digest: str | None, hit: PrefixHit | None
     ) -> CacheEntry | None:
-        """Return an entry for a prompt, or None where running entries leave no room.
+        """Return an entry for a prompt, or None if running entries leave no room.
 
         Args:
             positions: of the prompt and its answer.
-            keys: the prompt's token keys; empty where no later prompt may reuse the entry.
+            keys: the prompt's token keys; empty if no later prompt may reuse the entry.
             digest: of the prompt's features.
             hit: the entry that holds the beginning of the prompt.
         """
@@ -126,7 +126,7 @@ class KVCachePool:
         wanted, size = rounded_capacity(positions), self._size(positions)
         fitting = [each for each in self._released.values() if wanted <= each.cache.capacity <= wanted + wanted // 4]
         full = self.bytes + size > self._max_bytes
-        # First the entries that no prompt can reuse. The others only where there is no other room.
+        # First the entries that no prompt can reuse. The others only if there is no other room.
         for entry in sorted(fitting, key=lambda entry: bool(entry.keys)):
             if full or not entry.keys:
                 del self._released[id(entry)]

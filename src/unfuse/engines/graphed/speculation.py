@@ -5,7 +5,7 @@ The logits and the KV cache have the bits of one-token steps, so greedy answers 
     receive the draft -> embed its tokens -> persistent kernel -> choose after each token -> accept
 
 A pass is launched before the tokens of the pass ahead are read. While the device starts on it, the host drafts from
-these tokens and writes the draft into pinned memory, where the pass waits for it.
+these tokens and writes the draft into pinned memory; the pass waits for it there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MAX_FORCED: Final = 4096
 
 
 class Event(Protocol):
-    """Moment at which the device has done the work that was launched before it."""
+    """Moment when the device has done the work that was launched before the event."""
 
     def synchronize(self) -> None:
         """Wait for it."""
@@ -114,7 +114,7 @@ class PassResult:
 
 
 class SpeculativeStep:
-    """A captured pass, and the answer whose state its tensors hold."""
+    """A captured pass, and the answer that the state in its tensors belongs to."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class SpeculativeStep:
         Args:
             llama: the weights.
             megakernel: computes the logits after several tokens.
-            base_pointer: which cache offsets count from.
+            base_pointer: base of the cache offsets.
             end_ids: int64, on the device: tokens that end an answer.
             chooser: samples the tokens; None for greedy decoding.
             capture: makes a graph of a function.
@@ -194,7 +194,7 @@ class SpeculativeStep:
 
     @outside_inference_mode()
     def launch(self) -> Event:
-        """Start a pass, whose draft may come later; return an event that occurs when it has run."""
+        """Start a pass, even before its draft exists; return an event that occurs when the pass has run."""
         set_device(self.device)
         self._run()
         event = torch.cuda.Event()
@@ -222,7 +222,10 @@ class SpeculativeRun:
         """Tokens after the first one that take the place of the model's choice."""
 
     def tokens(self) -> Iterator[int]:
-        """Yield the tokens after the first one, which ends no answer, up to and with an end token; once only."""
+        """Yield the tokens after the first token, up to and with an end token; call it once only.
+
+        The first token must not be an end token.
+        """
         if self._max_new_tokens <= self._read:
             return
         draft = self._drafts.draft([self._last])
@@ -295,7 +298,7 @@ class SpeculativeRun:
         return PassResult(tokens, drafted=(head >> 8 & 0xFF) - 1, finished=bool(head >> 16))
 
     def _has_room(self, passes: int) -> bool:
-        """Return whether the KV cache has room for so many passes after what the host has read."""
+        """Return whether the KV cache has room for so many passes after the tokens that the host has read."""
         needed = min(passes * MAX_TOKENS, self._max_new_tokens - self._read)
         return self._length + needed <= self._cache.capacity
 
@@ -318,7 +321,7 @@ class SpeculativeRun:
             if owner is not None:
                 owner.collect()
             step.owner = weakref.ref(self)
-            # A pass whose result nobody has read may have used the next numbers.
+            # A pass with an unread result may have used the next numbers.
             step.number += RESULTS
         if not self._has_room(1):
             self._cache.reserve(self._length + _GROWTH, self._length)

@@ -134,7 +134,7 @@ class TowerLayers:
 
 
 def _tower_layer(module: Any) -> TowerLayer | None:
-    """Return the layer; None where its structure is not supported."""
+    """Return the layer; None if its structure is not supported."""
     if {name for name, _ in module.named_children()} != _LAYER:
         return None
     attention, mlp, norms = module.self_attn, module.mlp, (module.layer_norm1, module.layer_norm2)

@@ -108,7 +108,7 @@ def extend_configs(heads: Heads, rows: int, scratch: Scratch) -> list[ExtendConf
 
 
 def tuning_key(layers: int, heads: Heads, kind: str, rows: int, gemms: Sequence[Gemm]) -> Callable[[str], str]:
-    """Return a function from a kernel's name to its name in the tuning file, which is equal for equal problems.
+    """Return a function from a kernel's name to its name in the tuning file; equal problems get equal names.
 
     Args:
         layers: number of layers.

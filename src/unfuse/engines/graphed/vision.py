@@ -88,7 +88,7 @@ class CapturedVision:
     def _captured(
         self, name: str, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Call | None:
-        """Capture a call; return None, and note the reason, where it cannot be captured."""
+        """Capture a call; if it cannot be captured, note the reason and return None."""
         device = next(self._modules[name].parameters()).device
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
         inputs = _tensors(args, kwargs)
@@ -121,7 +121,7 @@ class CapturedVision:
 
 @contextmanager
 def _no_synchronisation() -> Iterator[None]:
-    """Raise an error where the host waits for the device: such a call cannot be captured."""
+    """Raise an error if the host waits for the device: such a call cannot be captured."""
     if not torch.cuda.is_available():
         yield
         return
@@ -142,7 +142,7 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Hashable | None:
     """Return the key of a call's graph; None for a call that cannot be captured.
 
-    Tensors on the host are refused: the host could read their values, which would then be constants of the graph.
+    Tensors on the host are refused: the host could read their values and make them constants of the graph.
     """
     described: list[Hashable] = [len(args), *kwargs]
     for value in (*args, *kwargs.values()):

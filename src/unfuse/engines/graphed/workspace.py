@@ -1,4 +1,4 @@
-"""Workspaces: the memory of one pass at a time, which captured graphs read and write at fixed addresses."""
+"""Workspaces: the memory of one pass at a time; captured graphs read and write it at fixed addresses."""
 
 from __future__ import annotations
 

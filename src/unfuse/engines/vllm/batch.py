@@ -36,7 +36,7 @@ class VllmBatch:
         capacity: int,
         interleave: bool,
     ):
-        """For ``VllmEngine.continuous``.
+        """Create an empty batch for ``VllmEngine.continuous``.
 
         Args:
             client: submits requests to vLLM.

@@ -33,7 +33,7 @@ _SMALL_CACHE_SHARE: Final = 1 / 8
 _MAX_BLOCK: Final = 64
 """Positions of a KV-cache block, at most."""
 _MIN_HEAD_DIM: Final = 32
-"""Head dimension from which vLLM's Triton attention, which float32 needs, is not compiled for each shape."""
+"""From this head dimension on, vLLM's Triton attention (needed for float32) is not compiled for each shape."""
 _MAX_STEP_ROWS: Final = 8192
 """Rows of a step at most. More rows delay running requests and make no matrix product faster."""
 
@@ -46,7 +46,7 @@ def build(
     enforce_eager: bool,
     cache: Path | None = None,
 ) -> Any:
-    """Build a ``LLMEngine`` on the model's weights, which become views of its memory.
+    """Build a ``LLMEngine`` on the model's weights; the weights become views of the engine's memory.
 
     Args:
         language: the language model.
@@ -130,7 +130,7 @@ def _config_folder(config: Mapping[str, Any], cache: Path | None) -> Path:
 
 
 def _make_room(weights: Mapping[str, nn.Parameter], device: torch.device) -> None:
-    """Move the model's weights to the host where the device cannot hold them twice."""
+    """Move the model's weights to the host if the device cannot hold them twice."""
     if device.type != "cuda":
         return
     # An unused engine must not free its memory while vLLM profiles memory.
@@ -148,7 +148,7 @@ def memory_arguments(
 ) -> dict[str, Any]:
     """Return the device memory that vLLM may use: as much as it can use, and no more than is free.
 
-    vLLM profiles a step to find the size of the KV cache. Where the largest useful cache is small beside the free
+    vLLM profiles a step to find the size of the KV cache. If the largest useful cache is small beside the free
     memory, its size is given instead: profiling a small model fails if other memory is freed meanwhile.
 
     Args:
@@ -183,6 +183,6 @@ def _bytes(weights: Mapping[str, nn.Parameter]) -> int:
 
 
 def shut_down(engine: Any) -> None:
-    """Free the memory of a ``LLMEngine`` except the weights, of which the model's parameters are views."""
-    with contextlib.suppress(AttributeError):  # an engine whose construction failed
+    """Free the memory of a ``LLMEngine`` except the weights: the model's parameters are views of them."""
+    with contextlib.suppress(AttributeError):  # an engine after a failed construction
         engine.engine_core.shutdown()

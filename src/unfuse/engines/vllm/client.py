@@ -30,7 +30,7 @@ class VllmToken:
     finished: StopReason | None
     """Reason why this is the last token; None for others."""
     cached_tokens: int
-    """Positions of the prompt whose keys and values were cached."""
+    """Positions of the prompt with cached keys and values."""
 
 
 class VllmClient:
@@ -96,7 +96,7 @@ class VllmClient:
         return name
 
     def step(self) -> None:
-        """Run one step of vLLM, which may return tokens of an earlier step or none."""
+        """Run one step of vLLM; it may return tokens of an earlier step, or no tokens."""
         for output in self._engine.step():
             if (queue := self._queues.get(output.request_id)) is None:
                 continue  # the request was aborted meanwhile

@@ -221,7 +221,7 @@ class VllmEngine:
             torch.cuda.empty_cache()
 
     def _prepare(self, prompt: Prompt, sampling: Sampling, *, reuse: bool) -> PreparedPrompt | None:
-        """Start the prompt's copy to the host; return None where vLLM does not support the prompt or the sampling."""
+        """Start the prompt's copy to the host; return None if vLLM does not support the prompt or the sampling."""
         if not self._supports(prompt, sampling):
             return None
         if sampling.temperature:
@@ -240,7 +240,7 @@ class VllmEngine:
         return PrefixKey(salt=str(self._num_salts))
 
     def _supports(self, prompt: Prompt, sampling: Sampling) -> bool:
-        """Return whether vLLM supports the prompt and the sampling; note the reason where it does not."""
+        """Return True if vLLM supports the prompt and the sampling; otherwise note the reason."""
         unsupported = None
         if more := [*prompt.decoder_inputs, *prompt.scene_inputs]:
             unsupported = f"prompts with {', '.join(more)}"

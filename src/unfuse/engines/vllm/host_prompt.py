@@ -1,4 +1,4 @@
-"""Prompts on the host, where vLLM takes them from."""
+"""Prompts on the host, for vLLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HostPrompt:
 
         Args:
             embeds: ``[L, H]``, complete on the current stream.
-            stream: stream of the copy, so that it does not wait for later work; None where the prompt is on the host.
+            stream: stream of the copy, so that it does not wait for later work; None if the prompt is on the host.
         """
         length, width = embeds.shape
         self.length = length
@@ -35,7 +35,7 @@ class HostPrompt:
 
     @property
     def ready(self) -> bool:
-        """Whether the copy is complete, so that ``embeds`` does not wait."""
+        """True if the copy is complete, so that ``embeds`` does not wait."""
         return self._copied is None or self._copied.query()
 
     def embeds(self) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Logits of single requests, recorded where vLLM chooses a token, and tokens that it is forced to choose.
+"""Logits of single requests, recorded when vLLM samples a token, and forced tokens that replace its choice.
 
 vLLM returns logits as Python objects, one for each token of the vocabulary: as slow as the prefill itself. A logits
-processor, which is a public way into vLLM's sampler, reads them on the device.
+processor reads them on the device; it is part of vLLM's public interface.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class LogitsRecorder:
         """Record nothing yet.
 
         Args:
-            forced: tokens to choose, whatever the logits are.
+            forced: tokens to choose regardless of the logits.
             eos_masked: int64, on the device: end tokens that must not be chosen.
         """
         self._forced = forced

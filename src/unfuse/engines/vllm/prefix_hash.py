@@ -15,10 +15,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PrefixKey:
-    """Identifies a prompt: two prompts share the KV-cache blocks in which their keys are equal."""
+    """Identifies a prompt: two prompts share the KV-cache blocks for which their keys are equal."""
 
     salt: str | None = None
-    """Identifies one sequence of embeddings, which no other prompt shares."""
+    """Identifies one sequence of embeddings; no other prompt shares it."""
     token_keys: tuple[int, ...] = ()
     """``Prompt.token_keys``. Without these and without a salt, vLLM hashes the bytes of the embeddings."""
     features_digest: str | None = None
@@ -47,7 +47,7 @@ class _BlockHashes(dict[tuple[int, int], bytes]):
 class PrefixHasher:
     """Gives an ``LLMEngine`` the hashes of prompts, so that it does not hash embeddings.
 
-    This relies on private names of vLLM (0.24 to 0.33). Where they differ, vLLM hashes embeddings as usual.
+    This relies on private names of vLLM (0.24 to 0.33). If they differ, vLLM hashes embeddings as usual.
     """
 
     def __init__(self, engine: Any):

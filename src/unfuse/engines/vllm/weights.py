@@ -1,6 +1,6 @@
 """Gives vLLM a loaded model's decoder: its config through a file, its weights in memory.
 
-vLLM copies the weights into its own matrices, where projections of the same input are stacked. The model's parameters
+vLLM copies the weights into its own matrices; projections of one input are stacked there. The model's parameters
 then become views of these matrices, so the weights are stored once. The model's own forward keeps working, since it is
 the reference for the engine.
 """
@@ -24,7 +24,7 @@ ARCHITECTURES: Final = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-"""vLLM's class by ``model_type``: decoders whose weights have the same names in vLLM."""
+"""vLLM's class by ``model_type``: decoders with equal names of weights in vLLM and transformers."""
 _DECODER_WEIGHTS: Final = ("embed_tokens.", "layers.", "norm.")
 _NOT_IN_CONFIG: Final = {"_name_or_path", "transformers_version", "eos_token_id", "bos_token_id", "pad_token_id"}
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -58,9 +58,9 @@ def text_config(language: LanguageModel) -> dict[str, Any]:
         raise Unsupported("the head has a bias")
     if head.weight.shape != embedding.weight.shape:
         raise Unsupported(f"the head knows {len(head.weight)} tokens, the embedding {len(embedding.weight)}")
-    known = kind().to_dict().keys() - _NOT_IN_CONFIG
+    accepted = kind().to_dict().keys() - _NOT_IN_CONFIG
     return {
-        **{key: value for key, value in config.to_dict().items() if key in known},
+        **{key: value for key, value in config.to_dict().items() if key in accepted},
         # Each request has its own end tokens, to which vLLM would add these.
         "eos_token_id": None,
         "bos_token_id": None,

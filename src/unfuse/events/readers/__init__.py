@@ -23,7 +23,7 @@ def read_events(path: str | Path, *, window: TimeWindow | None = None) -> EventS
 
     Raises:
         FileAccessError: missing or unreadable.
-        EventFileError: an unknown format, truncated or corrupt; ``UnsafeFileError`` where it asks for code.
+        EventFileError: an unknown format, truncated or corrupt; ``UnsafeFileError`` if it asks for code.
         EventStreamError: the events are not a valid stream, or none lie in the window.
         MissingPackageError: a format of an extra that is not installed.
     """

@@ -1,4 +1,4 @@
-"""Client of the decoders' process (``python -m unfuse.decoders``), which it does not trust.
+"""Client of the decoders' process (``python -m unfuse.decoders``); the client does not trust the process.
 
 One process decodes every file. After a crash, a hang or a breach of its memory limit, the file at fault gets an error
 of one line, and the next file a new process.
@@ -49,7 +49,7 @@ def decode(kind: str, path: Path, window: TimeWindow | None, sensor_size: tuple[
         kind: "dsec", "evt3" or "aedat4".
         path: the file.
         window: a part of the recording; None is all.
-        sensor_size: (width, height) if the caller knows it; else the decoder's, which is checked against the events.
+        sensor_size: (width, height) if the caller knows it; else the decoder's, checked against the events.
 
     Raises:
         MissingPackageError: the library is not installed; names the extra.
@@ -85,7 +85,7 @@ def decode_table(kind: str, path: Path) -> tuple[dict[str, NDArray[Any]], tuple[
 
 
 class _Decoder(Child):
-    """The process and the file into which it writes columns, which is twice as fast as a socket."""
+    """The process, and the file that it writes columns into: a file is twice as fast as a socket."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the process
@@ -105,7 +105,7 @@ class _Decoder(Child):
         columns = {name: np.empty(total, dtype) for name, dtype in _COLUMNS.items()}
         if not total:
             return columns
-        # Fails where the file is shorter than announced.
+        # Fails if the file is shorter than announced.
         with mmap.mmap(self._file.fileno(), total * _EVENT_BYTES, access=mmap.ACCESS_READ) as view:
             start = at = 0
             for length in lengths:

@@ -40,7 +40,7 @@ def read_text(path: Path, window: TimeWindow | None = None) -> EventStream:
     """Read a recording or a window of it.
 
     Raises:
-        EventFileError: a line that is no event, or an order that cannot be told.
+        EventFileError: a line is no event, or the order of the columns is not known.
         EventStreamError: invalid events, or none in the window.
     """
     try:

@@ -20,7 +20,7 @@ from unfuse.models.pretrained import refuse_kernels
 
 
 class StrictLoading:
-    """Mixin in front of ``PreTrainedModel``: ``from_pretrained`` raises where keys do not fit."""
+    """Mixin in front of ``PreTrainedModel``: ``from_pretrained`` raises an error if keys do not fit."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -61,13 +61,13 @@ class StrictLoading:
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save under the published names, also a model that was built from a config or loaded under other names."""
         conversions = "_weight_conversions"
-        known = getattr(self, conversions, None)
-        if not known:
+        original = getattr(self, conversions, None)
+        if not original:
             setattr(self, conversions, get_model_conversion_mapping(self, add_legacy=False))
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            setattr(self, conversions, known)
+            setattr(self, conversions, original)
 
 
 def _refuse_misfits(path: str, info: dict[str, Any]) -> None:

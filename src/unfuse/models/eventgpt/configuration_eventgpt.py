@@ -1,6 +1,6 @@
 """The published EventGPT configuration: a flat LLaMA config with a few ``mm_*`` fields.
 
-It is read unchanged and written in the same flat form, which transformers 4.37 reads too.
+It is read unchanged and written in the same flat form, as transformers 4.37 reads it too.
 """
 
 from __future__ import annotations

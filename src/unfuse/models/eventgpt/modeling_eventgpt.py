@@ -95,7 +95,7 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language-model head."""
+        """Return the language-model head."""
         return self.lm_head
 
     @property
@@ -155,11 +155,11 @@ class EventGPTForConditionalGeneration(StrictLoading, PreTrainedModel, Generatio
             position_ids: ``[B, L]``.
             past_key_values: keys and values of earlier positions.
             inputs_embeds: ``[B, L, H]`` instead of ``input_ids``.
-            labels: ``[B, L]``, -100 where no loss is taken.
+            labels: ``[B, L]``, -100 for positions without a loss.
             use_cache: whether keys and values are returned.
             pixel_values: ``[B, F, 3, H, W]``.
             event_features: ``[B, N, H]`` from ``get_event_features``, instead of pixels.
-            logits_to_keep: number of last positions whose logits are computed.
+            logits_to_keep: number of last positions to compute logits for.
             **kwargs: passed to the decoder.
         """
         if inputs_embeds is None:

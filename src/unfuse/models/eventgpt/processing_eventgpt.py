@@ -1,7 +1,7 @@
 """EventGPT's processor: converts event frames and text to the model's inputs.
 
 Pillow computes the pixels in all cases. In transformers 5 ``CLIPImageProcessor`` is the torchvision backend if
-torchvision is installed, whose results differ by one uint8 step.
+torchvision is installed; its results differ by one uint8 step.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class EventGPTProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
-        """Load from the published layout, which has no preprocessor config of its own.
+        """Load from the published layout; it has no preprocessor config of its own.
 
         ``trust_remote_code`` is accepted and has no effect: no code of a checkpoint is run.
 
@@ -107,7 +107,7 @@ class EventGPTProcessor(ProcessorMixin):
 
         Args:
             images: the frames of each prompt: a list of lists, or one flat list for one prompt.
-            text: prompts with ``<event>`` where the scene goes (or ``<ev_patch>``, once).
+            text: prompts with ``<event>`` at the position of the scene (or ``<ev_patch>``, once).
             return_tensors: ``"pt"``.
             padding: pad prompts to one length, on the tokenizer's side.
             **kwargs: passed to the frame processor.

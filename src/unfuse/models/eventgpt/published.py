@@ -1,7 +1,7 @@
-"""The calls of the published ``EventChatModel``, which here use given features.
+"""The calls of the published ``EventChatModel``; here they use given features.
 
-``visval_encode`` encodes once, and ``generate(event_features=...)`` does not run the tower. Calls for which the
-published code silently computes a wrong result raise an error.
+``visval_encode`` encodes once, and ``generate(event_features=...)`` does not run the tower. A call raises an error if
+the published code silently computes a wrong result for it.
 
 ``event_image_sizes`` has no effect, as in the published code; it is accepted so that existing calls run.
 
@@ -136,9 +136,9 @@ class EventChatModel(EventGPTForConditionalGeneration):
         event_features: torch.Tensor | Features | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the published ``generate``, which returns new ids only.
+        """Run the published ``generate``; it returns new ids only.
 
-        With ``pixel_values`` or ``inputs_embeds`` it is Hugging Face's ``generate``, which returns prompt and new ids.
+        With ``pixel_values`` or ``inputs_embeds`` it is Hugging Face's ``generate`` and returns prompt and new ids.
 
         Args:
             input_ids: ``[B, L]`` with one ``-200`` per prompt.
@@ -217,10 +217,12 @@ class EventChatModel(EventGPTForConditionalGeneration):
         return self.model.finish_features(self.visval_encode(pixels))
 
     def _row(self, ids: torch.Tensor, labels: torch.Tensor, scene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        places = (ids == EVENT_INDEX).nonzero().flatten().tolist()
-        if len(places) != 1:
-            raise PromptError("input_ids", found=f"{len(places)} placeholders {EVENT_INDEX}", expected="one a prompt")
-        at = places[0]
+        positions = (ids == EVENT_INDEX).nonzero().flatten().tolist()
+        if len(positions) != 1:
+            raise PromptError(
+                "input_ids", found=f"{len(positions)} placeholders {EVENT_INDEX}", expected="one a prompt"
+            )
+        at = positions[0]
         embed = self.get_input_embeddings()
         embeds = torch.cat([embed(ids[:at]), scene, embed(ids[at + 1 :])])
         limit = self.config.tokenizer_model_max_length

@@ -1,4 +1,4 @@
-"""Vega, Vega-Lite and Vega-Embed as one script, which draws the charts offline in the reader's browser."""
+"""Vega, Vega-Lite and Vega-Embed as one script that draws the charts offline in the reader's browser."""
 
 from __future__ import annotations
 

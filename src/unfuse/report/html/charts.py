@@ -102,8 +102,8 @@ def stacked(bars: Sequence[Bar], longest_ms: float, description: str) -> Spec:
     )
     names = _row_names(rows)
     chart = alt.layer(shape, words, names).resolve_scale(color="independent")
-    held = {"bars": data, "rows": _named(rows)}
-    return _themed(chart, held, height=_ROW * len(rows), description=description)
+    datasets = {"bars": data, "rows": _named(rows)}
+    return _themed(chart, datasets, height=_ROW * len(rows), description=description)
 
 
 def strips(values: Sequence[tuple[Look, Distribution]], description: str) -> Spec:
@@ -152,8 +152,8 @@ def strips(values: Sequence[tuple[Look, Distribution]], description: str) -> Spe
         ),
         *([_row_names(rows)] if named else []),
     )
-    held = {"ticks": ticks, "middles": middles, "rows": _named(rows)}
-    return _themed(chart, held, height=(_ROW if named else 34) * len(rows), description=description)
+    datasets = {"ticks": ticks, "middles": middles, "rows": _named(rows)}
+    return _themed(chart, datasets, height=(_ROW if named else 34) * len(rows), description=description)
 
 
 def scatter(
@@ -207,8 +207,8 @@ def scatter(
             line.mark_line(strokeWidth=5, color="var(--page)", opacity=0.8, aria=False).encode(x=x, y=y, detail="run:N")
         )
         layers.append(line.mark_line(strokeWidth=2, aria=False).encode(x=x, y=y, color=colour))
-    held = {"dots": data, "lines": ends}
-    return _themed(alt.layer(*layers), held, height=height, description=description)
+    datasets = {"dots": data, "lines": ends}
+    return _themed(alt.layer(*layers), datasets, height=height, description=description)
 
 
 def roof(
@@ -350,7 +350,7 @@ def _themed(
         background="transparent",
         padding=2,
     )
-    # Half of the time of a page would go into checking it against Vega-Lite's schema, which the tests do.
+    # Checking against Vega-Lite's schema would take half of the time of a page; the tests check it.
     spec: Spec = done.to_dict(validate=False)
     spec["config"] = {"font": "system-ui, sans-serif", "view": {"stroke": None}, "axis": axis}
     spec["datasets"] = dict(data)

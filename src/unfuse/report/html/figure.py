@@ -36,7 +36,7 @@ class Figure:
     """Findings with numbers; without a chart, the reason."""
     panels: tuple[Panel, ...] = ()
     looks: tuple[Look, ...] = ()
-    """For the legend; none where there is one run."""
+    """For the legend; none if there is one run."""
     stages: tuple[str, ...] = ()
     """For the legend of stages."""
     table: Table | None = None
@@ -69,7 +69,7 @@ def missing_finding(quantity: str, names: Sequence[str], count: int) -> str:
 
 
 def stacked(title: str, runs: LookedRuns, form: Callable[[Summary], Table | None]) -> Table | None:
-    """Return one table of several runs, with the name of the run in the first column; None where no run has one."""
+    """Return one table of several runs, with the name of the run in the first column; None if no run has the table."""
     tables = [(look.label, table) for look, run in runs if (table := form(summary_of(run))) is not None]
     if not tables:
         return None

@@ -1,4 +1,4 @@
-"""Label, colour and shape of each run, equal in every chart; the shape is for readers who see no colours.
+"""Label, colour and shape of each run, equal in every chart; the shape is for readers without colour vision.
 
 Colours are names of CSS variables: the style sheet gives them one value on paper, one on light and one on dark.
 """

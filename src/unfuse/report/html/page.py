@@ -123,7 +123,7 @@ def _by_kind(found: Sequence[Table]) -> dict[str, list[Table]]:
 
 
 def environment() -> Environment:
-    """Return the templates of the page, which escape every text."""
+    """Return the templates of the page; they escape every text."""
     return Environment(
         loader=PackageLoader(_PACKAGE, ""),
         autoescape=True,
@@ -186,7 +186,7 @@ def _keys(s: Summary) -> tuple[tuple[str, str], ...]:
 
 
 def _verified(run: ReportRun) -> tuple[str, Table | None]:
-    """Return what ``unfuse verify`` found on these very weights; rows of others are not shown."""
+    """Return the rows of ``unfuse verify`` on these weights; rows of other weights are not shown."""
     record, manifest = run.verification, run.part.manifest
     assert manifest is not None
     if record is None:

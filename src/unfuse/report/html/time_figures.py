@@ -25,7 +25,7 @@ def where_time_goes(runs: LookedRuns, protocol: str, longest_ms: float) -> Figur
     Args:
         runs: runs of one protocol.
         protocol: its name.
-        longest_ms: where the axis ends, so that the protocols' bars can be compared.
+        longest_ms: end of the axis, so that the protocols' bars can be compared.
     """
     bars: list[charts.Bar] = []
     rows: list[tuple[str, ...]] = []
@@ -90,7 +90,7 @@ def spread(runs: LookedRuns, protocol: str) -> Figure:
 
 
 def over_the_run(runs: LookedRuns, protocol: str) -> Figure:
-    """Draw time against the sample's index, with the line whose slope is the drift."""
+    """Draw time against the sample's index, with a line of the drift's slope."""
     panels = []
     rows: list[tuple[str, ...]] = []
     found = []
@@ -223,7 +223,7 @@ def _on_device(host: Mapping[str, float], device: Mapping[str, float]) -> str:
 
 
 def _drift_line(drift: Drift, values: Sequence[float]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the line whose slope is the drift, through the median of both coordinates like Theil and Sen."""
+    """Return a line of the drift's slope, through the median of both coordinates like Theil and Sen."""
     last, center = len(values) - 1, median(values)
     half = center * drift.change_pct / 200
     return (0.0, center - half), (float(last), center + half)

@@ -27,7 +27,7 @@ CAMERAS: Final = ("still", "left", "right", "forward")
 
 _SECONDS: Final = 0.05
 _WIDTH, _HEIGHT = 640, 480
-_LEFT, _RIGHT = 84, 556  # what a centre crop to a square leaves, less a rim
+_LEFT, _RIGHT = 84, 556  # the rest after a centre crop to a square, less a rim
 _PLACE_MARGIN: Final = 18
 _GAP: Final = 10
 _UNIT: Final = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "closer": (0, 0), "away": (0, 0)}
@@ -46,7 +46,7 @@ class MoverFacts:
 
 @dataclass(frozen=True, slots=True)
 class SceneFacts:
-    """Facts of a scene, which the dialogue states."""
+    """Facts of a scene; the dialogue states them."""
 
     movers: tuple[MoverFacts, ...]
     """Movers in the order of ``SHAPES``, each shape at most once."""
@@ -153,10 +153,10 @@ def _touch(a: Mover, b: Mover) -> bool:
 def _lamps(rng: np.random.Generator, movers: Sequence[tuple[Mover, str]]) -> tuple[Flicker, ...]:
     while True:
         radius = rng.uniform(12, 20)
-        place = rng.uniform(_LEFT + radius, _RIGHT - radius), rng.uniform(radius, _HEIGHT - radius)
-        stand_in = Mover(shape="disc", position=place, velocity=(0, 0), radius=radius, intensity=0.5)
+        position = rng.uniform(_LEFT + radius, _RIGHT - radius), rng.uniform(radius, _HEIGHT - radius)
+        stand_in = Mover(shape="disc", position=position, velocity=(0, 0), radius=radius, intensity=0.5)
         if not any(_touch(stand_in, mover) for mover, _ in movers):
-            return (Flicker(position=place, radius=radius, frequency_hz=float(rng.choice([100.0, 120.0]))),)
+            return (Flicker(position=position, radius=radius, frequency_hz=float(rng.choice([100.0, 120.0]))),)
 
 
 def _facts(mover: Mover, direction: str) -> MoverFacts:

@@ -1,7 +1,7 @@
-"""Compute the times at which the pixels of an event camera fire.
+"""Compute the times of the events that the pixels of an event camera fire.
 
 A pixel remembers a log intensity and fires whenever the present intensity has moved a contrast threshold away; between
-two rendered frames the intensity is linear in time, which gives each event its microsecond (ESIM: Rebecq et al., CoRL
+two rendered frames the intensity is linear in time, so that each event gets its microsecond (ESIM: Rebecq et al., CoRL
 2018). Thresholds vary over pixels, separately for rising and falling contrast. Leak events rise without a change; shot
 noise fires at random, more often in the dark; a pixel is silent for its refractory time (v2e: Hu et al., CVPRW 2021).
 

@@ -34,7 +34,7 @@ class Mover:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flicker:
-    """A lamp on alternating current: a disc whose brightness swings as a sine."""
+    """A lamp on alternating current: a disc with a brightness that follows a sine."""
 
     position: tuple[float, float]
     radius: float
@@ -85,7 +85,7 @@ class SimulatedScene:
     wavelengths: tuple[float, float] = (12.0, 60.0)
     """Shortest and longest wave of the background, in pixels."""
     contours: float = 0.0
-    """Steepness of the change between two background tones where the sum of the waves is 0; 0 keeps the waves."""
+    """Steepness of the change between two background tones at a sum of the waves of 0; 0 keeps the waves."""
     thicket: tuple[float, float, float] | None = None
     """Disc that holds the two tones: centre (x, y) and radius at time 0, in pixels; None is everywhere."""
     size: tuple[int, int] = (640, 480)

@@ -1,4 +1,4 @@
-"""The server's page: one document with style and script inside, which fetches from the server only."""
+"""The server's page: one document with style and script inside; it fetches from the server only."""
 
 from __future__ import annotations
 

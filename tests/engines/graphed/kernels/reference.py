@@ -1,4 +1,4 @@
-"""Inputs of the kernels, and what a few lines of torch in float64 make of them."""
+"""Inputs of the kernels, and reference results by a few lines of torch in float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole(*values, dtype=torch.int32):
 
 
 def close(ours, theirs):
-    """By norm, against float64: single sums differ in their order and in what they are rounded to."""
+    """Compare by norm, against float64: single sums differ in their order and in their rounding."""
     limit = 1e-5 if ours.dtype == torch.float32 else 2e-2
     ours, theirs = ours.double(), theirs.double()
     assert ours.isfinite().all()
@@ -63,7 +63,7 @@ HEADS = [Heads(4, 4, 16), Heads(8, 2, 32), Heads(6, 1, 24)]
 
 
 def attended(qkv, sequences, cos_sin, heads, splits, norm_weights=None):
-    """Attention of rows, whose keys and values are then in the caches: of few rows in so many parts, or (0) of many."""
+    """Attention of rows, written to the caches: extend attention with so many splits, or (0) prefill attention."""
     out = torch.full((len(qkv), heads.num_heads * heads.head_dim), float("nan"), dtype=qkv.dtype, device=DEVICE)
     if not splits:
         write_kv(qkv, sequences, cos_sin, heads, LAYER, norm_weights=norm_weights, eps=EPS)

@@ -56,7 +56,7 @@ def test_a_step_continues_after_the_last_step(dtype):
             1.0,
         )
         assert torch.equal(x, embedding[[3, 8]])
-        # The second row has no more room, and stays at its last place.
+        # The second row has no more room, and stays at its last position.
         assert write_position.tolist() == [4 + step, 7]
         assert position.tolist() == [8 + step, 10 + step]
         wanted = (whole(7, 9)[:, None] + step) * inv_freq

@@ -45,8 +45,8 @@ def test_prefill_attention(dtype, heads, start, count, rows, normed, splits):
     wanted[LAYER, 1, :, start : start + count] = v.transpose(0, 1)
     keys, values = (part[:, : start + count].repeat_interleave(heads.group, dim=0) for part in wanted[LAYER])
     scores = torch.einsum("nhd,hsd->hns", q, keys) * size**-0.5
-    places = torch.arange(start + count, device=DEVICE)
-    scores = scores.masked_fill(places > start + torch.arange(count, device=DEVICE)[:, None], float("-inf"))
+    positions = torch.arange(start + count, device=DEVICE)
+    scores = scores.masked_fill(positions > start + torch.arange(count, device=DEVICE)[:, None], float("-inf"))
     close(out[:count], torch.einsum("hns,hsd->nhd", scores.softmax(-1), values).flatten(1))
     close(buffer, wanted)
 
@@ -73,15 +73,15 @@ def test_prompts_together_are_what_each_is_alone(dtype, heads, rows, splits):
         alone.append(
             of(qkv[part].clone(), [a[part] for a in cos_sin], [[at], [room], [start], [count], [0], [0], [1], [0]])
         )
-    kept = [buffer.clone() for buffer in buffers]
+    results = [buffer.clone() for buffer in buffers]
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(old)
     nothing = (0,) * 3, (1,) * 3, (0,) * 3
     numbers = [*zip(where.tolist(), rooms, starts, counts, firsts, *nothing, strict=True), (0, 1, 0, 0, rows, 0, 1, 0)]
     together = of(qkv.clone(), cos_sin, [list(line) for line in zip(*numbers, strict=True)])
     close(together[: sum(counts)], torch.cat(alone).double())
-    for buffer, alone_kept in zip(buffers, kept, strict=True):
-        close(buffer, alone_kept.double())
+    for buffer, result in zip(buffers, results, strict=True):
+        close(buffer, result.double())
 
 
 @pytest.mark.parametrize("splits", [0, 1, 4])

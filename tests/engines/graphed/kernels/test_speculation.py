@@ -164,14 +164,14 @@ def test_embedding_and_angles_are_those_of_single_steps(count):
     write_position = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     for row in range(count):
         one = empty(1, h), empty(1, half), empty(1, half)
-        place = torch.tensor([600 + row], dtype=torch.int32, device=DEVICE)
+        position = torch.tensor([600 + row], dtype=torch.int32, device=DEVICE)
         length = torch.tensor([7 + row], dtype=torch.int32, device=DEVICE)
         begin_step(
             *one,
             write_position,
             tokens[row : row + 1],
             length,
-            place,
+            position,
             length + 9,
             embedding,
             inv_freq,

@@ -38,7 +38,7 @@ def argmax(token: torch.Tensor, logits: torch.Tensor, end_ids: torch.Tensor, eos
         token: int64 ``[R]``, out.
         logits: float32 ``[R, V]``.
         end_ids: int64 ``[E]``, tokens that end an answer.
-        eos_masked: bool ``[R]``, rows whose answer must not end yet.
+        eos_masked: bool ``[R]``, True for rows that must not end their answer yet.
     """
     rows, v = logits.shape
     block = min(16384, triton.next_power_of_2(v))

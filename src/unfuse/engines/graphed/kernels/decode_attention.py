@@ -1,7 +1,7 @@
 """Decode attention: one new position per sequence, with head norms, rotary embedding and the write to the KV cache.
 
 Each sequence has its own buffer ``[layers, 2, kv heads, capacity, D]`` of keys and values. The kernel reads its address
-from memory, so one captured graph serves every request, whatever its length.
+from memory, so one captured graph serves requests of every length.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DecodeConfig:
     """Tile config of decode attention."""
 
     splits: int
-    """Programs per KV head, which divide its positions (split-K)."""
+    """Programs per KV head that divide its positions (split-K)."""
     positions: int
     """Positions per iteration."""
     warps: int
@@ -212,7 +212,7 @@ def decode_attention(
     Args:
         out: ``[B, heads * D]``.
         qkv: ``[B, (heads + 2 kv_heads) * D]``, before norm and rotation.
-        base_pointer: any tensor of the caches' dtype, from which the caches' offsets count. The compiler can rely on
+        base_pointer: any tensor of the caches' dtype; the caches' offsets count from it. The compiler can rely on
             the alignment of an offset in whole units, but not on that of an address.
         caches: int64 ``[B]``, offsets of the buffers ``[layers, 2, kv_heads, capacity, D]`` in units of ``UNIT``
             numbers.

@@ -31,7 +31,7 @@ class ExtendConfig:
     """Tile config of extend attention."""
 
     splits: int
-    """Programs per head, which divide its cached positions (split-K)."""
+    """Programs per head that divide its cached positions (split-K)."""
     positions: int
     """Cached positions per iteration."""
     warps: int
@@ -51,7 +51,7 @@ CANDIDATES: Final = tuple(
     )
 )
 FLOAT32_CONFIG: Final = ExtendConfig(4, 32, 8, 2)
-"""For float32, whose products use no tensor cores: the compiler unrolls them, so small tiles compile much faster."""
+"""For float32. Its products use no tensor cores and the compiler unrolls them, so small tiles compile much faster."""
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def _attend_cached(
     low, high, keys, values, position, end, factor, row_max, row_sum, acc, D: tl.constexpr, D_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to a block of cached positions, which all rows see."""
+    """Attend to a block of cached positions that all rows see."""
     half: tl.constexpr = D // 2
     in_range = position < end
     half_dims, dims = tl.arange(0, low.shape[1]), tl.arange(0, D_BLOCK)

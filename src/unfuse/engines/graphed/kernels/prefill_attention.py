@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PackedSequences:
-    """Prompts whose rows are packed one after the other, as the kernels read them."""
+    """Prompts with their rows packed one after the other, as the kernels read them."""
 
     base_pointer: torch.Tensor
     """See ``decode_attention``."""
@@ -294,7 +294,7 @@ def prefill_attention(
     scale: float,
     config: PrefillConfig | None = None,
 ) -> None:
-    """Compute causal attention of rows whose keys and values are cached (FlashAttention-2: Dao, arXiv 2307.08691).
+    """Compute causal attention over cached keys and values (FlashAttention-2: Dao, arXiv 2307.08691).
 
     Args:
         out: ``[R, heads * D]``; padding rows are undefined.

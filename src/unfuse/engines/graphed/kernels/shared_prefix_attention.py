@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 MEMBERS: Final = 16
 """Rows of a group: tensor cores take as many in any case."""
 MAX_SHARED_SPLITS: Final = 4
-"""Programs per KV head and group, at most, which divide the prefix (split-K)."""
+"""Most programs per KV head and group that divide the prefix (split-K)."""
 _ENOUGH_PROGRAMS: Final = 512
 """Programs from which more do not make the kernel faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefixes:
-    """Groups of rows whose sequences begin with the same prefix in one KV cache."""
+    """Groups of rows; the sequences of a group begin with an equal prefix in one KV cache."""
 
     members: torch.Tensor
     """int32 ``[G, 16]``: rows of each group, -1 for none."""
@@ -38,7 +38,7 @@ class SharedPrefixes:
     in_group: torch.Tensor
     """int32 ``[B]``: 1 for rows that are in a group."""
     partial: torch.Tensor
-    """float32, at least ``partial_size(heads, B, splits)``: partial results, which ``decode_attention`` merges."""
+    """float32, at least ``partial_size(heads, B, splits)``: partial results for ``decode_attention`` to merge."""
     splits: int = MAX_SHARED_SPLITS
     """Programs per KV head and group."""
 

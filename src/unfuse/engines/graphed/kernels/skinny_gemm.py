@@ -32,7 +32,7 @@ class SkinnyGemmConfig:
     depth: int
     """Inputs per iteration."""
     split: int
-    """Programs per output, which divide its inputs (split-K)."""
+    """Programs per output that divide its inputs (split-K)."""
     stages: int
     warps: int
 
@@ -201,7 +201,7 @@ def skinny_gemm(
     n = n // 2 if gated else n
     overlapping = overlap(weight)
     even = n % config.outputs == 0 and k % config.depth == 0
-    # Only where every split is long enough, so that no address outside the matrix is prefetched.
+    # Only if every split is long enough, so that no address outside the matrix is prefetched.
     prefetched = (
         _PREFETCHED if overlapping["DEPENDENT"] and even and k // config.split - config.depth >= _PREFETCHED else 0
     )

@@ -29,7 +29,7 @@ WRITTEN: Final = 5
 """Tokens of the answer that passes have chosen."""
 STATE_SIZE: Final = 8
 RESULTS: Final = 4
-"""Passes whose results the host may not have read yet."""
+"""Passes with results that the host may not have read yet."""
 _LOOKS: Final = 1 << 22
 """Reads of host memory, of some microseconds each, after which a pass goes on without a draft."""
 
@@ -132,11 +132,11 @@ def receive_draft(
         draft: int64 ``[T]`` in pinned memory. The upper 32 bits of each word are the number of the pass; the lower ones
             of word 0 are the number of drafted tokens, those of word t the t-th of them.
         tokens: int64 ``[T]``; from entry 1 on, out.
-        count: int32, out: tokens of the pass; 0 where the answer has ended.
+        count: int32, out: tokens of the pass; 0 if the answer has ended.
         write_position: int32 ``[1]``, out: cache position of the first token.
         state: int32 ``[STATE_SIZE]``.
         capacity: int32 ``[1]``, positions that the cache has room for.
-        looks: reads of host memory after which a pass goes on without a draft.
+        looks: reads of host memory until a pass goes on without a draft.
     """
     launch(
         _receive_draft,
@@ -208,7 +208,7 @@ def accept_tokens(
         forced: int64 ``[F]``, tokens of the answer that replace the model's choice.
         num_forced: int32, entries of ``forced`` in use.
         results: int64 ``[RESULTS, T + 1]`` in pinned memory, out: row ``pass % RESULTS`` has the number of new tokens,
-            256 times the tokens of the pass and 65536 where the answer has ended, then the new tokens.
+            256 times the tokens of the pass and 65536 if the answer has ended, then the new tokens.
     """
     launch(
         _accept_tokens, (1,), tokens, chosen, count, state, end_ids, forced, num_forced, results,

@@ -81,7 +81,7 @@ def _activate(x, count, KIND: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.con
         value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
     else:
         inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
-        # tanh(z) = 2 sigmoid(2 z) - 1, which is -1 long before the exponential overflows.
+        # tanh(z) = 2 sigmoid(2 z) - 1 is -1 long before the exponential overflows.
         value = value * tl.sigmoid(tl.maximum(2.0 * inner, -60.0))
     tl.store(x + at, value.to(x.dtype.element_ty), mask=at < count)
 
