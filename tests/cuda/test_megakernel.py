@@ -90,11 +90,11 @@ def engines(model, tmp_path_factory):
     """The step as one kernel and as many."""
     folder = tmp_path_factory.mktemp("tuning")
     one = GraphedEngine(model, tuning=folder)
-    assert one._runner._megakernel is not None, one.notes
+    assert one._runner.megakernel is not None, one.notes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unfuse.engines.graphed.model_runner.megakernel_sizes", lambda _: None)
         many = GraphedEngine(model, tuning=folder)
-    assert many._runner._megakernel is None
+    assert many._runner.megakernel is None
     yield one, many
     one.close()
     many.close()

@@ -18,6 +18,7 @@ from unfuse.measure.clock import StageClock, paused_gc
 from unfuse.measure.memory import MemoryMeter, MemoryTrack
 from unfuse.records.schema import SampleRecord, StepPass
 from unfuse.samples import Sample
+from unfuse.speculation.drafter import Drafts
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prefilled
 
@@ -37,8 +38,8 @@ class _TimestampedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def decode(self, prefilled: Prefilled, max_new_tokens: int) -> Iterator[int]:
-        for token in self.engine.decode(prefilled, max_new_tokens):
+    def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
+        for token in self.engine.decode(prefilled, max_new_tokens, drafts):
             self.stamps_ns.append(host_time.now_ns())
             yield token
 

@@ -79,8 +79,13 @@ class Engine(Protocol):
                 the highest throughput.
         """
 
-    def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
+    def score(self, prefilled: Prefilled, token_ids: Sequence[int], drafts: Drafts | None = None) -> torch.Tensor:
         """Return the logits of each of ``token_ids`` under teacher forcing.
+
+        Args:
+            prefilled: from ``prefill``.
+            token_ids: tokens of the answer; an end token may only be the last one.
+            drafts: as for ``decode``: the logits then come from passes over drafted tokens.
 
         Returns:
             float32 ``[len(token_ids), V]``; the first row is ``prefilled.logits``.

@@ -133,8 +133,8 @@ class EagerEngine:
         return SequentialBatch(self, capacity, interleave=interleave)
 
     @torch.no_grad()
-    def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
-        """See ``Engine.score``."""
+    def score(self, prefilled: Prefilled, token_ids: Sequence[int], drafts: Drafts | None = None) -> torch.Tensor:
+        """See ``Engine.score``. A pass computes one token, so drafts change nothing."""
         state: _State = prefilled.state
         try:
             later = [self._step(token, state, i).float() for i, token in enumerate(token_ids[:-1])]

@@ -53,7 +53,7 @@ class FusedOnly:
         """Raise ``CutError``."""
         self._refuse()
 
-    def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
+    def score(self, prefilled: Prefilled, token_ids: Sequence[int], drafts: Drafts | None = None) -> torch.Tensor:
         """Raise ``CutError``."""
         self._refuse()
 

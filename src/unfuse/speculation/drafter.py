@@ -52,7 +52,7 @@ class Drafts(Protocol):
         The device waits meanwhile, so this must not wait for work on the stream of the answer.
 
         Returns:
-            At most ``MAX_DRAFT`` token ids; the engine takes fewer where the answer or its cache has no room.
+            At most ``MAX_DRAFT`` token ids; the engine takes fewer if the answer or its cache has no room.
         """
 
     def record(self, drafted: int, accepted: int) -> None:

@@ -145,8 +145,17 @@ def test_each_answer_is_sampled_with_its_own_settings(table):
 def test_an_end_token_at_every_position_of_a_draft(table, end):
     forced = [*[5] * end, END, *[5] * 20]
     run = SpeculativeRun(step_of(table), prefilled_of(), 60, Guess([7, *forced]))
-    run.forced = forced
+    run.force([7, *forced])
     assert list(run.tokens()) == forced[: end + 1]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+def test_scores_of_passes_are_those_of_single_tokens(table, wrong):
+    forced = [7, *np.random.default_rng(5).integers(3, V, 30).tolist()]
+    run = SpeculativeRun(step_of(table), prefilled_of(), len(forced), Guess(forced, wrong))
+    run.force(forced)
+    found = torch.cat(list(run.scores()))
+    assert torch.equal(found, torch.stack([table.after(token, PROMPT + at) for at, token in enumerate(forced[:-1])]))
 
 
 def test_answers_take_turns_and_are_left(table):

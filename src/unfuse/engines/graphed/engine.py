@@ -168,10 +168,9 @@ class GraphedEngine:
             return
         self._answer_positions = min(max(_MIN_ANSWER, max_new_tokens), _MAX_ANSWER)
         if drafts is not None and self._runner.megakernel is not None:
-            step = self._speculative_step(self._runner.megakernel, prefilled.sampling)
-            self._reserve(prefilled, max_new_tokens)
+            answer = self._speculative_run(self._runner.megakernel, prefilled, max_new_tokens, drafts)
             yield token
-            yield from SpeculativeRun(step, prefilled, max_new_tokens, drafts).tokens()
+            yield from answer.tokens()
             return
         run = self._decode_run([prefilled], max_new_tokens)
         run.submit()
@@ -221,12 +220,16 @@ class GraphedEngine:
         return slots
 
     @outside_inference_mode()
-    def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
+    def score(self, prefilled: Prefilled, token_ids: Sequence[int], drafts: Drafts | None = None) -> torch.Tensor:
         """See ``Engine.score``."""
         if not isinstance(prefilled.state, SequenceState):
             return self._eager.score(prefilled, token_ids)
         rows = [prefilled.logits]
-        if len(token_ids) > 1:
+        if len(token_ids) > 1 and drafts is not None and self._runner.megakernel is not None:
+            run = self._speculative_run(self._runner.megakernel, prefilled, len(token_ids), drafts)
+            run.force(token_ids)
+            rows += [row for passed in run.scores() for row in passed]
+        elif len(token_ids) > 1:
             run = self._decode_run([prefilled], len(token_ids))
             rows += [run.forced(token) for token in token_ids[:-1]]
         return torch.stack(rows)
@@ -302,7 +305,11 @@ class GraphedEngine:
         prefilled.state.cache.reserve(prompt + min(max_new_tokens, _MAX_ANSWER), prompt)
 
     @outside_inference_mode()
-    def _speculative_step(self, megakernel: Megakernel, sampling: Sampling) -> SpeculativeStep:
+    def _speculative_run(
+        self, megakernel: Megakernel, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts
+    ) -> SpeculativeRun:
+        self._reserve(prefilled, max_new_tokens)
+        sampling = prefilled.sampling
         key = sampling.temperature == 0, sampling.ignore_eos
         if key not in self._speculative_steps:
             llama = self._runner.llama
@@ -311,7 +318,7 @@ class GraphedEngine:
             self._speculative_steps[key] = SpeculativeStep(
                 llama, megakernel, self._runner.work.base_pointer, self._end_ids, chooser, capture
             )
-        return self._speculative_steps[key]
+        return SpeculativeRun(self._speculative_steps[key], prefilled, max_new_tokens, drafts)
 
     def _decode_together(self, rows: Sequence[Prefilled], max_new_tokens: int) -> list[tuple[int, ...]]:
         answers = [[row.token_id] for row in rows]

@@ -218,8 +218,14 @@ class SpeculativeRun:
         self._waiting = False
         """Whether the last pass that was launched waits for its draft."""
         self._collected: PassResult | None = None
-        self.forced: Sequence[int] = ()
-        """Tokens after the first one that take the place of the model's choice."""
+        self._forced: Sequence[int] = ()
+
+    def force(self, token_ids: Sequence[int]) -> None:
+        """Let tokens take the place of the model's choice: the first one and those after it, ``_MAX_FORCED`` at most.
+
+        Call it before the first pass.
+        """
+        self._last, self._forced = token_ids[0], token_ids[1:]
 
     def tokens(self) -> Iterator[int]:
         """Yield the tokens after the first token, up to and with an end token; call it once only.
@@ -254,6 +260,21 @@ class SpeculativeRun:
         finally:
             if self._waiting:
                 self._publish(())
+
+    def scores(self) -> Iterator[torch.Tensor]:
+        """Yield the logits ``[n, V]`` that each pass chose its n new tokens from. The passes do not overlap."""
+        draft = self._drafts.draft([self._last])
+        finished = self._max_new_tokens <= self._read
+        while not finished:
+            self._upload()
+            self._submit()
+            self._publish(draft)
+            result = self._collect()
+            finished = result.finished
+            if not finished:
+                draft = self._drafts.draft(result.tokens)
+            self._drafts.record(result.drafted, len(result.tokens) - 1)
+            yield self._step.tensors.logits[: len(result.tokens)].clone()
 
     def _submit(self) -> None:
         self._waiting = True
@@ -328,4 +349,4 @@ class SpeculativeRun:
         left = self._max_new_tokens - self._read
         position = self._prefilled.state.position + self._read - 1
         state = [self._length, position, left, step.number, 0, self._read - 1, 0, 0]
-        step.upload(state, self._last, self._cache, self._prefilled.sampling, self.forced)
+        step.upload(state, self._last, self._cache, self._prefilled.sampling, self._forced)

@@ -184,8 +184,11 @@ class VllmEngine:
         return batch
 
     @torch.no_grad()
-    def score(self, prefilled: Prefilled, token_ids: Sequence[int]) -> torch.Tensor:
-        """See ``Engine.score``. Prompt and ``token_ids`` must fit into the model's context length."""
+    def score(self, prefilled: Prefilled, token_ids: Sequence[int], drafts: Drafts | None = None) -> torch.Tensor:
+        """See ``Engine.score``; drafts are ignored.
+
+        Prompt and ``token_ids`` must fit into the model's context length.
+        """
         prepared = prefilled.state
         if not isinstance(prepared, PreparedPrompt):
             return self._eager.score(prefilled, token_ids)

@@ -1,0 +1,1 @@
+"""Benchmark of speculative decoding with recorded acceptance: see ``__main__``."""
