@@ -43,6 +43,7 @@ class Perfect:
     size: int
     counts: SpeculationCounts = field(default_factory=SpeculationCounts)
     position: int = 0
+    pauses: bool = False
 
     def draft(self, new_tokens: Sequence[int]) -> Sequence[int]:
         """See ``Drafts.draft``."""
@@ -51,7 +52,8 @@ class Perfect:
 
     def record(self, drafted: int, accepted: int) -> None:
         """See ``Drafts.record``."""
-        self.counts.record(drafted, accepted)
+        self.counts.drafted.append(drafted)
+        self.counts.accepted.append(accepted)
 
 
 class Subject:
@@ -99,19 +101,19 @@ def measure_scenario(subject: Subject, answers: list[list[int]]) -> dict[str, An
         drafts = history.begin([])
         times.append(seconds(lambda answer=answer, drafts=drafts: subject.decode(answer, drafts)))
         history.learn(answer)
-        counts.decode_passes += drafts.counts.decode_passes
-        counts.draft_tokens += drafts.counts.draft_tokens
-        counts.accepted_tokens += drafts.counts.accepted_tokens
-        counts.histogram = [a + b for a, b in zip(counts.histogram, drafts.counts.histogram, strict=True)]
+        counts.drafted += drafts.counts.drafted
+        counts.accepted += drafts.counts.accepted
+        counts.drafting_s += drafts.counts.drafting_s
     tokens = sum(len(answer) - 1 for answer in answers)
     return {
         "answers": len(answers),
         "tokens": tokens,
         "ms_per_token": 1e3 * sum(times) / tokens,
         "known_before": known,
-        "tokens_per_pass": counts.acceptance_length,
-        "acceptance_rate": counts.acceptance_rate,
-        "histogram": counts.histogram,
+        "tokens_per_pass": 1 + counts.accepted_tokens / counts.decode_passes,
+        "acceptance_rate": counts.accepted_tokens / counts.draft_tokens if counts.draft_tokens else None,
+        "drafting_us_per_pass": 1e6 * counts.drafting_s / counts.decode_passes,
+        "histogram": [counts.accepted.count(accepted) for accepted in range(MAX_DRAFT + 1)],
         "answer_ms": [1e3 * value for value in times],
     }
 
@@ -125,7 +127,7 @@ def measure_off(subject: Subject, answers: list[list[int]]) -> dict[str, Any]:
 
 def measure_passes(subject: Subject, repeats: int) -> dict[str, float]:
     """Return the median time of a pass in ms, by the number of drafted tokens, all of which are accepted."""
-    answer = np.random.default_rng(1).integers(1000, 30000, 1 + 16 * 12).tolist()
+    answer = np.random.default_rng(1).integers(1000, 30000, 1 + 16 * 40).tolist()
     found = {}
     for size in DRAFTED:
         times = []

@@ -46,7 +46,7 @@ def run(
     with clock.stage("prefill"):
         prefilled = model.prefill(prepared, features, sampling, reuse=reuse)
     with clock.stage("decode"):
-        generation = model.decode(prefilled, max_new_tokens)
+        generation = model.decode(prefilled, max_new_tokens, model.drafts(prepared))
     return Run(loaded=loaded, prepared=prepared, features=features, generation=generation)
 
 

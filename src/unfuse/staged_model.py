@@ -49,6 +49,10 @@ class StagedModel:
         """Drafts for the answers of ``generate`` and ``stream``, and for those whose drafts a caller passes."""
         self._notes = notes
 
+    def with_drafter(self, drafter: Drafter | None, notes: tuple[str, ...] = ()) -> StagedModel:
+        """Return this model with another drafter, or none. Both share the engine: close one of them only."""
+        return StagedModel(self.name, self.adapter, self.engine, (*self._notes, *notes), drafter)
+
     @property
     def family(self) -> str:
         """Family name of the adapter."""

@@ -29,13 +29,16 @@ class Guess:
         self.answer, self.wrong, self.at = answer, wrong, 0
         self.random, self.counts = np.random.default_rng(seed), SpeculationCounts()
 
+    pauses = False
+
     def draft(self, new_tokens):
         self.at += len(new_tokens)
         draft = np.array(self.answer[self.at :][: self.random.integers(16)], np.int64)
         return np.where(self.random.random(len(draft)) < self.wrong, self.random.integers(0, 60), draft)
 
     def record(self, drafted, accepted):
-        self.counts.record(drafted, accepted)
+        self.counts.drafted.append(drafted)
+        self.counts.accepted.append(accepted)
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unfuse.benchmarking.drafting import sample_drafters
 from unfuse.benchmarking.frame_strips import store_frames
 from unfuse.benchmarking.manifest import make_manifest
 from unfuse.benchmarking.options import BenchListener, RunOptions
@@ -80,6 +81,8 @@ def bench_model(
     """
     options = options or RunOptions()
     PROTOCOLS[protocol].check(model)
+    drafters, notes = sample_drafters(model, settings.speculation)
+    model = model.with_drafter(None, notes)
     guard = options.guard or guard_for(model.device)
     isolation = guard.check_at_start()
     _report_isolation(isolation, settings, options.listener)
@@ -92,6 +95,7 @@ def bench_model(
             folder = stack.enter_context(start(options.output, manifest))
             manifest = folder.manifest
         setup = BenchSetup(
+            drafters=drafters,
             model=model,
             protocol=PROTOCOLS[protocol],
             settings=settings,
@@ -102,6 +106,8 @@ def bench_model(
         # A resumed run's manifest holds the isolation of its first process; this one's goes into the next record.
         unreported = list(_describe(isolation)) if options.resume else []
         records = folder.records() if folder else []
+        if drafters is not None:
+            drafters.learn_all(records)
         done = {record.sample_id for record in records if not record.warmup}
         for index, sample in enumerate(dataset.samples):
             if sample.sample_id in done:

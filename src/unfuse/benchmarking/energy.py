@@ -64,7 +64,7 @@ def stage_energy(setup: BenchSetup, sample: Sample, gpu: Gpu | Unavailable, cloc
 
 def stage_calls(setup: BenchSetup, sample: Sample) -> tuple[Mapping[str, Callable[[], object]], int]:
     """Return each stage as a call that can be repeated, and the number of tokens of the answer."""
-    model, sampling, limit = setup.model, setup.settings.sampling, setup.settings.token_limit
+    model, sampling, limit = setup.model_for(sample), setup.settings.sampling, setup.settings.token_limit
     loaded = model.load(sample)
     prepared = model.preprocess(loaded)
     calls: dict[str, Callable[[], object]] = {
@@ -80,5 +80,6 @@ def stage_calls(setup: BenchSetup, sample: Sample) -> tuple[Mapping[str, Callabl
     features = model.encode(prepared)
     calls["prefill"] = lambda: model.prefill(prepared, features, sampling)
     prefilled = model.prefill(prepared, features, sampling)
-    calls["decode"] = lambda: model.decode(prefilled, limit)  # each time from equal keys and values
+    # Each time from equal keys and values, with drafts from an equal history.
+    calls["decode"] = lambda: model.decode(prefilled, limit, model.drafts(prepared))
     return calls, model.decode(prefilled, limit).output_tokens

@@ -27,7 +27,7 @@ def make_manifest(
         created=now.isoformat(timespec="seconds"),
         command=own_command(),
         protocol=protocol,
-        config=asdict(settings),
+        config=settings.to_config(),
         model=describe_model(model),
         dataset={"path": dataset.name, "sha256": dataset.sha256(), "num_samples": len(dataset.samples)},
         environment={**environment(model.device), "isolation": asdict(isolation)},

@@ -44,7 +44,7 @@ class Pairs:
         """Yield the warm-up records, if any, then the sample's record; a failure is a record too."""
         try:
             yield from self._warm_up(sample)
-            yield self._pair(sample)
+            record = self._pair(sample)
         except FAILURES as error:
             yield SampleRecord(
                 sample_id=sample.sample_id,
@@ -53,6 +53,11 @@ class Pairs:
                 question=sample.question,
                 reference=sample.reference,
             )
+            return
+        if (drafters := self.setup.drafters) is not None:
+            record = replace(record, answer_known=drafters.knows(record.token_ids or ()))
+            drafters.learn(record)
+        yield record
 
     def noise(self, sample: Sample) -> Noise:
         """Repeat one warm sample, staged and unstaged in turn.
@@ -132,7 +137,7 @@ class Pairs:
 def _record(
     sample: Sample, run: pipeline.Run, clock: StageClock, host_ms: float, notes: tuple[str, ...]
 ) -> SampleRecord:
-    frames = run.loaded.frames
+    frames, passes = run.loaded.frames, run.generation.speculation
     return SampleRecord(
         sample_id=sample.sample_id,
         status="ok",
@@ -150,6 +155,11 @@ def _record(
         pixels=tuple(run.prepared.pixel_values.shape) if frames else None,
         output_tokens=run.generation.output_tokens,
         reused_prefix_tokens=run.generation.reused_prefix_tokens,
+        draft_tokens=None if passes is None else passes.draft_tokens,
+        accepted_tokens=None if passes is None else passes.accepted_tokens,
+        decode_passes=None if passes is None else passes.decode_passes,
+        accepted_by_pass=None if passes is None else tuple(passes.accepted),
+        drafting_ms=None if passes is None else 1e3 * passes.drafting_s,
         token_ids=run.generation.token_ids,
         text=run.generation.text,
         stop_reason=run.generation.stop_reason,

@@ -57,10 +57,10 @@ class Prober:
         if protocol == "decoupled":
             from unfuse.benchmarking.work import stage_work  # imports torch, so it waits until the input is checked
 
-            tokens = next(record.output_tokens for record in records if _is(record, typical[0]))
+            record = next(record for record in records if _is(record, typical[0]))
             probes = replace(
                 probes,
-                work=stage_work(model, median, tokens or 0),
+                work=stage_work(model, median, record.output_tokens or 0, record.decode_passes),
                 work_sample_id=median.sample_id,
                 ceilings=measure_ceilings(model.device, model.dtype),
             )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from unfuse.errors import InputError
+from unfuse.speculation.settings import SpeculationSettings
 from unfuse.stages import Sampling
 
 
@@ -33,6 +36,13 @@ class BenchSettings:
     strict: bool = False
     """Whether other work on the machine refuses a run, or makes it invalid if the work starts later."""
 
+    speculate: str = "off"
+    """Drafter of the next tokens, see ``unfuse.load``."""
+    draft_tokens: int | None = None
+    """Most drafted tokens of a decode pass; None drafts as many as pay."""
+    history: str | Path | None = None
+    """File of earlier answers that the drafter begins with; a benchmark does not write the file."""
+
     def __post_init__(self) -> None:
         for name, value, least in (
             ("max_new_tokens", self.max_new_tokens, 1),
@@ -45,6 +55,7 @@ class BenchSettings:
             if value is not None and value < least:
                 raise InputError(name.replace("_", "-"), found=value, expected=f"at least {least}")
         Sampling(temperature=self.temperature, top_p=self.top_p)  # checks both
+        SpeculationSettings(method=self.speculate, draft_tokens=self.draft_tokens, history=self._history)
 
     @property
     def sampling(self) -> Sampling:
@@ -55,6 +66,23 @@ class BenchSettings:
             seed=self.seed,
             ignore_eos=self.output_length is not None,
         )
+
+    @property
+    def speculation(self) -> SpeculationSettings:
+        """Options of the drafter."""
+        return SpeculationSettings(method=self.speculate, draft_tokens=self.draft_tokens, history=self._history)
+
+    @property
+    def _history(self) -> Path | None:
+        return None if self.history is None else Path(self.history)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the options for ``run.json``. Options of speculation are left out if it is off."""
+        config = {**asdict(self), "history": None if self.history is None else str(self.history)}
+        if self.speculate == "off":
+            for name in ("speculate", "draft_tokens", "history"):
+                del config[name]
+        return config
 
     @property
     def token_limit(self) -> int:

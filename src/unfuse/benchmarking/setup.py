@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from unfuse.benchmarking.drafting import SampleDrafters
 from unfuse.benchmarking.protocols import BenchProtocol
 from unfuse.benchmarking.settings import BenchSettings
 from unfuse.errors import UnfuseError
@@ -30,10 +31,18 @@ class BenchSetup:
     zero_ns: int = 0
     """Reading of ``perf_counter_ns`` from which start times count."""
 
+    drafters: SampleDrafters | None = None
+    """Drafters of ``decode``; None without speculation."""
+
+    def model_for(self, sample: Sample) -> StagedModel:
+        """Return the model with the drafter for a sample."""
+        return self.model.with_drafter(None if self.drafters is None else self.drafters.before(sample.sample_id))
+
     def run_staged(self, sample: Sample, clock: Clock, tokens: int | None = None) -> Run:
         """Run a sample stage by stage; ``tokens`` are the new tokens at most, by default as the settings say."""
-        return self.protocol.staged(self.model, sample, clock, self.settings, tokens or self.settings.token_limit)
+        model = self.model_for(sample)
+        return self.protocol.staged(model, sample, clock, self.settings, tokens or self.settings.token_limit)
 
     def run_whole(self, sample: Sample, tokens: int | None = None) -> Run:
         """Run a sample in one piece, without a clock."""
-        return self.protocol.whole(self.model, sample, NoClock(), self.settings, tokens or self.settings.token_limit)
+        return self.protocol.whole(self.model_for(sample), sample, NoClock(), self.settings, tokens or self.settings.token_limit)

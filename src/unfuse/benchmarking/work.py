@@ -20,7 +20,9 @@ _T = TypeVar("_T")
 
 
 @torch.no_grad()
-def stage_work(model: StagedModel, sample: Sample, output_tokens: int) -> dict[str, StageWork]:
+def stage_work(
+    model: StagedModel, sample: Sample, output_tokens: int, decode_passes: int | None = None
+) -> dict[str, StageWork]:
     """Return the work of ``encode``, ``prefill`` and ``decode``; it is equal for all engines.
 
     torch counts the operations of the model's own forward. Bytes are a lower bound: every weight once a call, the KV
@@ -30,6 +32,7 @@ def stage_work(model: StagedModel, sample: Sample, output_tokens: int) -> dict[s
         model: loaded, with separate stages.
         sample: one that was measured.
         output_tokens: of its answer.
+        decode_passes: passes that read the weights in ``decode``; by default a pass for each token after the first.
     """
     adapter, language = model.adapter, model.adapter.language
     prepared = model.preprocess(model.load(sample))
@@ -52,7 +55,8 @@ def stage_work(model: StagedModel, sample: Sample, output_tokens: int) -> dict[s
         flops, _ = _counted(
             lambda: language.logits(language.embed(logits.argmax(-1, keepdim=True)), cache, position_ids=position)
         )
-    read = steps * (weights + cached) + bytes_per_position * steps * (steps + 1) // 2
+    passes = steps if decode_passes is None else decode_passes
+    read = passes * (weights + cached) + bytes_per_position * passes * (steps + 1) // 2
     found["decode"] = StageWork(flops=steps * flops, least_bytes=read)
     return found
 

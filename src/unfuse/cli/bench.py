@@ -14,6 +14,7 @@ from unfuse.cli.options import placement_options
 from unfuse.loading import DEMO, Placement, check_model
 from unfuse.records import SampleRecord
 from unfuse.records.run_dir import HTML_FILE
+from unfuse.speculation.settings import parse_draft_tokens
 from unfuse.report import LiveView, print_comparison, print_line, print_summary, printable, sample_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
 @placement_options
+@click.option("--speculate", default="off", help="Draft tokens from: history, ngram, auto, or off.")
+@click.option("--draft-tokens", default="auto", help="Most drafted tokens of a decode pass: auto, or 1 to 15.")
+@click.option("--history", type=click.Path(path_type=Path), metavar="FILE", help="Draft from the answers in FILE, too.")
 @click.option("--protocol", default="decoupled", help="decoupled, fused, hooked, reencode (a control) or all.")
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option(
@@ -58,6 +62,7 @@ def bench(
     protocol: str,
     output: Path | None,
     resume: bool,
+    draft_tokens: str,
     **settings: Any,
 ) -> int:
     """Time each stage of MODEL (default: the built-in demo) on a dataset; several models are compared."""
@@ -68,7 +73,7 @@ def bench(
     folder = output if output is not None or resume else default_folder(models)
     return show_bench(
         console, models, dataset=dataset, placement=placement, protocol=protocol, max_samples=max_samples,
-        output=folder, resume=resume, settings=settings,
+        output=folder, resume=resume, settings={**settings, "draft_tokens": parse_draft_tokens(draft_tokens)},
     )  # fmt: skip
 
 

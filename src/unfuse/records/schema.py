@@ -35,7 +35,7 @@ __all__ = [
     "StepPass",
 ]
 
-SCHEMA_VERSION: Final = "1.4"
+SCHEMA_VERSION: Final = "1.5"
 """A new field raises the minor number; a changed or removed field raises the major number."""
 
 FUSED_STAGE: Final = "fused_generate"
@@ -107,6 +107,18 @@ class SampleRecord:
     """Shape of the vision tower's input."""
     output_tokens: int | None = None
     reused_prefix_tokens: int | None = None
+    draft_tokens: int | None = None
+    """Tokens drafted by speculation, and verified by the decode passes; None without speculation."""
+    accepted_tokens: int | None = None
+    """Drafted tokens that are tokens of the answer."""
+    decode_passes: int | None = None
+    """Passes of ``decode``: each gives its accepted tokens and a token of the model's own."""
+    accepted_by_pass: tuple[int, ...] | None = None
+    """Accepted tokens of each decode pass."""
+    drafting_ms: float | None = None
+    """Time that the host spent on drafts."""
+    answer_known: bool | None = None
+    """True if an earlier sample of the run had an equal answer."""
     token_ids: tuple[int, ...] | None = None
     text: str | None = None
     stop_reason: str | None = None

@@ -13,6 +13,7 @@ from unfuse.report.statistics import BALANCE_PCT, LineFit
 from unfuse.report.summary import FORMULAS, Summary
 from unfuse.report.text import some
 from unfuse.report.verdict import CONTROL_PROTOCOL
+from unfuse.report.speculation import speculation_line
 
 FORMULAS_LINE: Final = "Formulas: " + "; ".join(f"{name} = {text}" for name, text in FORMULAS.items())
 
@@ -105,6 +106,8 @@ def _condition_lines(summary: Summary) -> Iterator[str]:
         yield f"Warm-up: {summary.num_warmups} repeats, sums {totals} ms; in no statistic."
     if summary.reused_prefix_tokens:
         yield f"Reused prefix: {summary.reused_prefix_tokens} prompt tokens were not computed again."
+    if summary.speculation is not None:
+        yield speculation_line(summary.speculation)
     if summary.energy.reason is not None:
         yield energy_line(summary.energy)
     unseen = None if summary.isolation_unseen is None else dict(summary.isolation_unseen)

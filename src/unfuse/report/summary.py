@@ -15,6 +15,7 @@ from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.quality import Quality, quality
 from unfuse.report.roofline import Position, roofline
 from unfuse.report.rules import judge
+from unfuse.report.speculation import SpeculationSummary, speculation_summary
 from unfuse.report.statistics import Balance, Distribution, Drift, LineFit, distribution, line_fit, why_no_line
 from unfuse.report.verdict import Verdict
 from unfuse.unavailable import Unavailable
@@ -70,6 +71,8 @@ class Summary:
     media_tokens: Distribution | None
     output_tokens: Distribution | None
     reused_prefix_tokens: int
+    speculation: SpeculationSummary | None
+    """Drafted and accepted tokens; None without speculation."""
     llm_to_vision: float | None
     samples_per_s: float | None
     output_tokens_per_s: float | None
@@ -147,6 +150,7 @@ def summarise(manifest: Manifest, records: Sequence[SampleRecord], probes: Probe
         media_tokens=run.distribution(lambda r: r.media_tokens or 0, "tokens"),
         output_tokens=run.distribution(lambda r: r.output_tokens or 0, "tokens"),
         reused_prefix_tokens=sum(r.reused_prefix_tokens or 0 for r in run.ok),
+        speculation=speculation_summary(run.ok),
         llm_to_vision=_ratio(sum(run.generate_ms), sum(run.vision_ms)),
         samples_per_s=_ratio(1000 * len(run.ok), sum(run.total_ms)),
         output_tokens_per_s=_ratio(1000 * sum(r.output_tokens or 0 for r in run.ok), sum(run.total_ms)),

@@ -12,31 +12,29 @@ MAX_DRAFT: Final = 15
 
 @dataclass(slots=True)
 class SpeculationCounts:
-    """Passes of one or several answers."""
+    """Decode passes of an answer, in their order."""
 
-    decode_passes: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    histogram: list[int] = field(default_factory=lambda: [0] * (MAX_DRAFT + 1))
-    """Passes by the number of accepted tokens."""
-
-    def record(self, drafted: int, accepted: int) -> None:
-        """Count a pass."""
-        self.decode_passes += 1
-        self.draft_tokens += drafted
-        self.accepted_tokens += accepted
-        self.histogram[accepted] += 1
+    drafted: list[int] = field(default_factory=list)
+    """Drafted tokens of each pass."""
+    accepted: list[int] = field(default_factory=list)
+    """Accepted tokens of each pass. A pass also gives a token of the model's own."""
+    drafting_s: float = 0.0
+    """Time that the host spent on drafts."""
 
     @property
-    def acceptance_length(self) -> float:
-        """Mean number of tokens of a pass, the model's own one included; NaN without a pass."""
-        passes = self.decode_passes
-        return (self.accepted_tokens + passes) / passes if passes else float("nan")
+    def decode_passes(self) -> int:
+        """Number of passes."""
+        return len(self.drafted)
 
     @property
-    def acceptance_rate(self) -> float:
-        """Share of the drafted tokens that were accepted; NaN without a draft."""
-        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else float("nan")
+    def draft_tokens(self) -> int:
+        """Drafted tokens of all passes."""
+        return sum(self.drafted)
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Accepted tokens of all passes."""
+        return sum(self.accepted)
 
 
 class Drafts(Protocol):
@@ -45,6 +43,10 @@ class Drafts(Protocol):
     @property
     def counts(self) -> SpeculationCounts:
         """Passes so far."""
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the next draft is empty, whatever the new tokens are: the pass need not wait for it."""
 
     def draft(self, new_tokens: Sequence[int]) -> Sequence[int]:
         """Take the tokens that the answer got since the last call, and return those that are expected after them.

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unfuse.speculation.drafter import MAX_DRAFT, SpeculationCounts
+from unfuse.speculation.counted import CountedDrafts
+from unfuse.speculation.drafter import MAX_DRAFT
 from unfuse.speculation.pay import PayEstimate
 from unfuse.speculation.suffix_index import Match, SuffixIndex
 
@@ -73,40 +74,30 @@ class History:
         """See ``Drafter.close``."""
 
 
-class HistoryDrafts:
+class HistoryDrafts(CountedDrafts):
     """Drafts of one answer: from the history, or from the answer itself if more of it repeats."""
 
     def __init__(self, history: History):
+        super().__init__(history._limit, history._pay)
         self._history = history
         self._restart()
         self._own = SuffixIndex(history._start + 1)
         self._own_state = 0
-        self.counts = SpeculationCounts()
 
-    @property
-    def _index(self) -> SuffixIndex:
-        return self._history._index
-
-    def draft(self, new_tokens: Sequence[int]) -> NDArray[np.int64]:
-        """See ``Drafts.draft``."""
-        history, tokens = self._history, np.asarray(new_tokens, np.int64)
-        if self._clears != self._index.clears:
+    def following(self, new_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See ``CountedDrafts.following``."""
+        index, end_ids = self._history._index, self._history._end_ids
+        if self._clears != index.clears:
             self._restart()
-        self._index.advance(self._match, tokens)
-        self._own_state = self._own.add(tokens, self._own_state)
-        limit = history._limit if history._pay is None else history._pay.limit(history._limit)
+        index.advance(self._match, new_tokens)
+        self._own_state = self._own.add(new_tokens, self._own_state)
         own = self._own.earlier(self._own_state)
         if own.length > self._match.length:
-            return self._own.draft(own, limit, history._end_ids).token_ids
-        return self._index.draft(self._match, limit, history._end_ids).token_ids
+            return self._own.draft(own, self.limit, end_ids).token_ids
+        return index.draft(self._match, self.limit, end_ids).token_ids
 
     def _restart(self) -> None:
-        """Match the beginning of an answer; also in the middle of an answer, if the index has removed its match."""
-        self._match, self._clears = Match(), self._index.clears
-        self._index.advance(self._match, np.array([self._history._start], np.int64))
-
-    def record(self, drafted: int, accepted: int) -> None:
-        """See ``Drafts.record``."""
-        self.counts.record(drafted, accepted)
-        if self._history._pay is not None:
-            self._history._pay.record(drafted, accepted)
+        """Match the beginning of an answer; also in the middle of one whose match the index has removed."""
+        index = self._history._index
+        self._match, self._clears = Match(), index.clears
+        index.advance(self._match, np.array([self._history._start], np.int64))

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from unfuse.speculation.drafter import MAX_DRAFT, SpeculationCounts
+from unfuse.speculation.counted import CountedDrafts
+from unfuse.speculation.drafter import MAX_DRAFT
 from unfuse.speculation.pay import PayEstimate
 from unfuse.speculation.suffix_index import SuffixIndex
 
@@ -41,26 +42,18 @@ class NGram:
         """See ``Drafter.close``."""
 
 
-class NGramDrafts:
+class NGramDrafts(CountedDrafts):
     """Drafts of one answer."""
 
     def __init__(self, drafter: NGram, prompt_ids: Sequence[int]):
-        self._drafter = drafter
+        super().__init__(drafter.limit, drafter.pay)
+        self._end_ids = drafter.end_ids
         self._index = SuffixIndex(drafter.vocabulary)
         ids = np.asarray(prompt_ids, np.int64)
         # Placeholders of features are no tokens.
         self._state = self._index.add(ids[(ids >= 0) & (ids < drafter.vocabulary)])
-        self.counts = SpeculationCounts()
 
-    def draft(self, new_tokens: Sequence[int]) -> NDArray[np.int64]:
-        """See ``Drafts.draft``."""
-        drafter = self._drafter
-        self._state = self._index.add(np.asarray(new_tokens, np.int64), self._state)
-        limit = drafter.limit if drafter.pay is None else drafter.pay.limit(drafter.limit)
-        return self._index.draft(self._index.earlier(self._state), limit, drafter.end_ids).token_ids
-
-    def record(self, drafted: int, accepted: int) -> None:
-        """See ``Drafts.record``."""
-        self.counts.record(drafted, accepted)
-        if self._drafter.pay is not None:
-            self._drafter.pay.record(drafted, accepted)
+    def following(self, new_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See ``CountedDrafts.following``."""
+        self._state = self._index.add(new_tokens, self._state)
+        return self._index.draft(self._index.earlier(self._state), self.limit, self._end_ids).token_ids

@@ -9,6 +9,8 @@ from unfuse.speculation.drafter import MAX_DRAFT
 _COST: Final = ((0, 0.0), (3, 0.012), (7, 0.045), (MAX_DRAFT, 0.18))
 """By the number of drafted tokens: extra time as a share of a one-token pass (7B in bfloat16 on an H200:
 3.43 ms, and 3.47, 3.58 and 4.02 with 3, 7 and 15 drafted tokens)."""
+_WAIT: Final = 0.01
+"""Extra time of a pass that waits for a draft and gets none, as a share of a one-token pass."""
 _WEIGHT: Final = 0.1
 """Of the newest pass in the moving average."""
 _PROBE_TOKENS: Final = 7
@@ -25,15 +27,16 @@ class PayEstimate:
 
     def limit(self, limit: int) -> int:
         """Return how many tokens the next pass may draft, at most ``limit``."""
-        self._passes += 1
         if self._gain > 0:
             return limit
-        return min(limit, _PROBE_TOKENS) if self._passes % _PROBE_PASSES == 0 else 0
+        return min(limit, _PROBE_TOKENS) if self._passes % _PROBE_PASSES == _PROBE_PASSES - 1 else 0
 
     def record(self, drafted: int, accepted: int) -> None:
         """Take a pass into account."""
-        if drafted:
-            gain = accepted - pass_cost(drafted)
+        waited = drafted or self.limit(MAX_DRAFT)
+        self._passes += 1
+        if waited:
+            gain = accepted - pass_cost(drafted) if drafted else -_WAIT
             self._gain += _WEIGHT * (gain - self._gain)
 
 

@@ -110,7 +110,7 @@ class SuffixIndex:
 
     def _check(self, token_ids: NDArray[np.int64]) -> None:
         """Refuse ids outside the vocabulary: compiled code would use them as array indices."""
-        if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < self._vocabulary:
+        if _outside(token_ids, self._vocabulary):
             found = f"{token_ids.min()} to {token_ids.max()}"
             raise ValueError(f"token ids: found {found}, expected at least 0 and below {self._vocabulary}")
 
@@ -128,6 +128,14 @@ def _grown(array: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
     larger = np.full((len(array), columns), _NONE, np.int32)
     larger[:, : array.shape[1]] = array
     return larger
+
+
+@compiled
+def _outside(tokens: Any, vocabulary: int) -> bool:
+    for token in tokens:
+        if token < 0 or token >= vocabulary:
+            return True
+    return False
 
 
 @compiled

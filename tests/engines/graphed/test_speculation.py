@@ -80,6 +80,8 @@ class Guess:
         self.answer, self.wrong, self.at, self.fail_at = answer, wrong, 0, fail_at
         self.random, self.passes = np.random.default_rng(seed), []
 
+    pauses = False
+
     def draft(self, new_tokens):
         self.at += len(new_tokens)
         if self.fail_at is not None and self.at >= self.fail_at:

@@ -14,11 +14,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from unfuse.compiled import compiled
 from unfuse.engines.graphed.cuda_graphs import GraphedCall, outside_inference_mode, set_device
 from unfuse.engines.graphed.kernels.argmax import argmax
 from unfuse.engines.graphed.kernels.speculation import (
@@ -40,6 +42,35 @@ from unfuse.stages import Prefilled, Sampling
 _GROWTH: Final = 512
 """Positions by which a full KV cache grows."""
 _MAX_FORCED: Final = 4096
+_LOOKS: Final = 10_000_000
+"""Reads of pinned memory, of some nanoseconds each, after which the host waits for the end of a pass instead."""
+
+
+@compiled
+def _write_draft(words: Any, token_ids: Any, number: int, vocabulary: int) -> None:
+    """Write a draft as ``receive_draft`` reads it, up to the first id that has no embedding."""
+    count = 0
+    for token in token_ids[: len(words) - 1]:
+        if token < 0 or token >= vocabulary:
+            break
+        count += 1
+        words[count] = number << 32 | token
+    for at in range(count + 1, len(words)):
+        words[at] = number << 32
+    words[0] = number << 32 | count
+
+
+@compiled
+def _wait_for_words(words: Any, number: int, looks: Any, limit: int) -> bool:
+    """Wait until every word has the number of the pass; return False if that takes too many looks."""
+    for _ in range(limit):
+        looks[0] += 1  # a write that may change the words, so that the compiler reads them again
+        missing = False
+        for word in words:
+            missing |= word >> 32 != number
+        if not missing:
+            return True
+    return False
 
 
 class Event(Protocol):
@@ -142,6 +173,9 @@ class SpeculativeStep:
         """Weak, so that a finished answer and its KV cache are freed."""
         self.number = 1
         """Number of the next pass that the host reads."""
+        self.draft_words: NDArray[np.int64] = tensors.draft.numpy()
+        self.result_words: NDArray[np.int64] = tensors.results.numpy()
+        self.looks: NDArray[np.int64] = np.zeros(1, np.int64)
         self.device = llama.device
         self.vocabulary = len(llama.embedding)
         memory: MegakernelWorkspace = megakernel.memory()
@@ -165,6 +199,9 @@ class SpeculativeStep:
                 tensors.num_forced, tensors.results,
             )  # fmt: skip
 
+        # Compile what the host runs while the device waits.
+        _write_draft(self.draft_words, np.zeros(0, np.int64), 0, self.vocabulary)
+        _wait_for_words(self.result_words[0], 0, self.looks, 1)
         self._run = capture(run)
 
     @outside_inference_mode()
@@ -244,6 +281,8 @@ class SpeculativeRun:
                 more = self._max_new_tokens - self._read > 1
                 if ahead := more and self._collected is None and self._has_room(2):
                     self._submit()
+                    if self._drafts.pauses:
+                        self._publish(())
                 result = self._collect()
                 if result.finished:
                     # The pass that was launched ahead sees it too, and does nothing.
@@ -251,7 +290,7 @@ class SpeculativeRun:
                     self._waiting = False
                 else:
                     draft = self._drafts.draft(result.tokens)
-                    if ahead:
+                    if ahead and self._waiting:
                         self._publish(draft)
                 self._drafts.record(result.drafted, len(result.tokens) - 1)
                 yield from result.tokens
@@ -282,17 +321,9 @@ class SpeculativeRun:
 
     def _publish(self, draft: Sequence[int]) -> None:
         """Give the launched pass its draft."""
-        tensors = self._step.tensors
-        number = self._step.number + len(self._in_flight) - 1
-        ids = np.asarray(draft[: MAX_TOKENS - 1], np.int64)
-        outside = np.flatnonzero((ids < 0) | (ids >= self._step.vocabulary))
-        if len(outside):  # such an id has no embedding
-            ids = ids[: outside[0]]
-        words = np.zeros(MAX_TOKENS, np.int64)
-        words[0] = len(ids)
-        words[1 : len(ids) + 1] = ids
-        words |= number << 32
-        tensors.draft.numpy()[:] = words
+        step = self._step
+        number = step.number + len(self._in_flight) - 1
+        _write_draft(step.draft_words, np.asarray(draft, np.int64), number, step.vocabulary)
         self._waiting = False
 
     def collect(self) -> None:
@@ -306,12 +337,16 @@ class SpeculativeRun:
         return result
 
     def _wait(self) -> PassResult:
-        # An interrupt while it waits must leave the number of the pass as it is.
-        self._in_flight[0].synchronize()
-        self._in_flight.popleft()
         step = self._step
-        row = step.tensors.results[step.number % RESULTS].tolist()
+        words = step.result_words[step.number % RESULTS]
+        # The words arrive before the end of the pass is reported, and the next pass waits for a draft.
+        arrived = step.device.type == "cuda" and _wait_for_words(words, step.number, step.looks, _LOOKS)
+        if not arrived:
+            self._in_flight[0].synchronize()
+        # An interrupt while it waits must leave the number of the pass as it is.
+        self._in_flight.popleft()
         step.number += 1
+        row = (words & 0xFFFFFFFF).tolist()
         head = row[0]
         tokens = row[1 : 1 + (head & 0xFF)]
         self._last = tokens[-1]

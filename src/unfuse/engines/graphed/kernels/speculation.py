@@ -102,8 +102,9 @@ def _accept_tokens(
         ended = tl.sum(tl.where(at == fresh - 1, ends.to(tl.int32), 0), axis=0)
         finished = ((remaining == fresh) | (ended > 0)).to(tl.int32)
         out = results + (number % RESULTS) * (TOKENS + 1)
-        tl.store(out, fresh.to(tl.int64) | (computed.to(tl.int64) << 8) | (finished.to(tl.int64) << 16))
-        tl.store(out + 1 + at, picked, mask=at < fresh)
+        tag = number.to(tl.int64) << 32
+        tl.store(out, fresh.to(tl.int64) | (computed.to(tl.int64) << 8) | (finished.to(tl.int64) << 16) | tag)
+        tl.store(out + 1 + at, tl.where(at < fresh, picked, 0) | tag)
         length, position = tl.load(state), tl.load(state + 1)
         # Every thread must have read the state before it changes.
         tl.debug_barrier()
@@ -207,8 +208,9 @@ def accept_tokens(
         end_ids: int64 ``[E]``, tokens that end an answer.
         forced: int64 ``[F]``, tokens of the answer that replace the model's choice.
         num_forced: int32, entries of ``forced`` in use.
-        results: int64 ``[RESULTS, T + 1]`` in pinned memory, out: row ``pass % RESULTS`` has the number of new tokens,
-            256 times the tokens of the pass and 65536 if the answer has ended, then the new tokens.
+        results: int64 ``[RESULTS, T + 1]`` in pinned memory, out: row ``pass % RESULTS``. The upper 32 bits of each word
+            are the number of the pass. The lower ones of word 0 are the number of new tokens, plus 256 times the tokens
+            of the pass, plus 65536 if the answer has ended; the lower ones of the next words are the new tokens.
     """
     launch(
         _accept_tokens, (1,), tokens, chosen, count, state, end_ids, forced, num_forced, results,
