@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from unfuse.atomic_files import complete_file
+from unfuse.atomic_files import complete_file, is_partial, remove_partials
 
 
 @pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o640)])
@@ -44,3 +44,24 @@ def test_a_failure_leaves_the_earlier_file(tmp_path, error):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError), complete_file(tmp_path / "missing" / "file.txt"):
         pass
+
+
+def test_files_of_killed_processes_are_recognized_and_removed(tmp_path):
+    names = []
+    for name in ("file.txt", ".begun.json"):
+        manager = complete_file(tmp_path / name)
+        names.append(manager.__enter__().name)  # and the process is killed
+    assert all(map(is_partial, names))
+    others = {
+        "file.txt",
+        "a.partial",
+        ".partial",
+        ".file.txt.partial",
+        ".file.0123456.partial",
+        ".file.0123456g.partial",
+    }
+    for name in others:
+        (tmp_path / name).touch()
+    remove_partials(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == others
+    remove_partials(tmp_path / "missing")

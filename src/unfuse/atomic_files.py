@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+_PARTIAL: Final = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
+
+
+def is_partial(name: str) -> bool:
+    """Return whether a file name is that of a temporary file, which a killed process may have left."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder that nobody else writes to.
+
+    Raises:
+        OSError: the system refused.
+    """
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if is_partial(path.name):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

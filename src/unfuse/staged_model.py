@@ -293,7 +293,7 @@ def pick_engine(name: str, adapter: Adapter) -> tuple[Engine, tuple[str, ...]]:
     else:
         engine = _vllm(adapter) if wanted == "vllm" else _graphed(adapter)
     if isinstance(engine, Unavailable):
-        return EagerEngine(adapter.language), (f"engine eager in the place of {wanted}: {engine.reason}",)
+        return EagerEngine(adapter.language), (f"engine eager instead of {wanted}: {engine.reason}",)
     return engine, ()
 
 

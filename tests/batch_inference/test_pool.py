@@ -68,8 +68,8 @@ def test_no_more_is_prepared_than_there_is_room_for(threads, room):
     found = []
     with pool:
         pool.start(scene_source(nothing(50)))
-        wait_for(lambda: pool._held >= min(50, room + threads))
-        assert pool._held == room + threads, "it goes ahead as far as there is room"
+        wait_for(lambda: pool._num_prepared >= min(50, room + threads))
+        assert pool._num_prepared == room + threads, "it goes ahead as far as there is room"
         while (prepared := pool.take(wait_s=None)) is not None:
             found.append(prepared.questions[0].question_id)
     assert sorted(found, key=int) == [str(i) for i in range(50)]

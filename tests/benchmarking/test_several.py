@@ -145,7 +145,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path):
     rng = random.Random(7)
     reported: dict[str, list[str]] = {}
     arguments = [*COMMAND, "--output", str(folder)]
-    for _ in range(4):
+    for _ in range(3):
         resume = ["--resume"] if (folder / "comparison.json").exists() else []
         process = started.unfuse(*arguments, *resume, folder=tmp_path)
         more = started_parts(folder) + rng.randrange(1, 3)

@@ -27,7 +27,7 @@ def test_the_second_ask_encodes_nothing(capsys):
     assert run([*ASK, "--store", "scenes"]) == 0
     first = capsys.readouterr().out
     assert "Scene encoded once in" in first
-    assert "Kept in scenes." in first
+    assert "Stored in scenes." in first
     assert run([*ASK, "--store", "scenes"]) == 0
     second = capsys.readouterr().out
     assert "Scene found in the store in" in second
@@ -53,7 +53,7 @@ def test_a_damaged_scene_is_found_replaced_and_reported(capsys):
     assert "differ from their digest" in out
     assert "1 scene, 1 damaged" in out
     assert run([*ASK, "--store", "scenes"]) == 0
-    assert "Its entry was damaged and is replaced. Kept in scenes." in capsys.readouterr().out
+    assert "Its entry was damaged and is replaced. Stored in scenes." in capsys.readouterr().out
     assert run(["store", "check", "scenes"]) == 0
     assert "1 scene, 0 damaged" in capsys.readouterr().out
     assert run(["store", "clear", "scenes"]) == 0
@@ -65,7 +65,7 @@ def test_a_damaged_scene_is_found_replaced_and_reported(capsys):
 def test_a_scene_that_cannot_be_stored_is_reported_and_answered(capsys):
     assert run([*ASK, "--store", "scenes", "--store-gib", "0.00001"]) == 0
     out = capsys.readouterr().out
-    assert "Not kept: scenes: " in out
+    assert "Not stored: scenes: " in out
     assert "more than the store's bound" in out
     assert answers(out)
 

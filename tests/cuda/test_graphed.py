@@ -46,7 +46,7 @@ def family(request, dtype):
 def test_engine_is_the_one_that_serves_the_family(family):
     if family.name in EAGER:
         assert family.staged.engine.name == "eager"
-        assert any("in the place of graphed" in note for note in family.staged.notes), family.staged.notes
+        assert any("instead of graphed" in note for note in family.staged.notes), family.staged.notes
     else:
         assert (family.staged.engine.name, family.staged.notes) == ("graphed", ())
 

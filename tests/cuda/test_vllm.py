@@ -90,7 +90,7 @@ def test_families(name, uncompiled):
     with family.staged as staged:
         if name in EAGER:
             assert staged.engine.name == "eager"
-            assert any("in the place of vllm" in note and EAGER[name] in note for note in staged.notes), staged.notes
+            assert any("instead of vllm" in note and EAGER[name] in note for note in staged.notes), staged.notes
             return
         assert staged.engine.name == "vllm", staged.notes
         prepared = family.prepare(2, "What moves?")

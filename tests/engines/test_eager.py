@@ -123,5 +123,5 @@ def test_text_prompt_has_no_pixels_to_encode(demo_model, features):
 def test_graphed_says_why_it_does_not_run_here(demo_model):
     engine, notes = pick_engine("graphed", demo_model.adapter)
     assert engine.name == "eager"
-    assert notes == ("engine eager in the place of graphed: it needs a CUDA device, and the model is on cpu",)
+    assert notes == ("engine eager instead of graphed: it needs a CUDA device, and the model is on cpu",)
     assert StagedModel("demo", demo_model.adapter, engine, notes).notes[-1:] == notes

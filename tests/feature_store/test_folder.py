@@ -39,7 +39,7 @@ class Bounded(RuleBasedStateMachine):
     def used_now(self, number):
         """File times of their own, since a disk's clock may not distinguish two uses."""
         self.clock += 1
-        path = self.stores[0].place(features(number).provenance)
+        path = self.stores[0].entry_path(features(number).provenance)
         os.utime(path, ns=(0, self.clock * 10**9))
         self.used.pop(number, None)
         self.used[number] = path.stat().st_size
@@ -49,7 +49,7 @@ class Bounded(RuleBasedStateMachine):
         before = self.stores[by].counts.evicted
         self.stores[by].put(features(number))
         self.used.pop(number, None)
-        size = self.stores[by].place(features(number).provenance).stat().st_size
+        size = self.stores[by].entry_path(features(number).provenance).stat().st_size
         total = sum(self.used.values()) + size
         gone = 0
         if total > BOUND:
@@ -67,7 +67,7 @@ class Bounded(RuleBasedStateMachine):
         assert (found is not None) == (number in self.used)
         if found is not None:
             assert found.digest == features(number).digest
-            noted = self.stores[by].place(found.provenance).stat().st_mtime_ns
+            noted = self.stores[by].entry_path(found.provenance).stat().st_mtime_ns
             assert noted > (self.clock + 1) * 10**9, "noted as used: now, and not at a time of this test's own"
             self.used_now(number)
 
@@ -75,7 +75,7 @@ class Bounded(RuleBasedStateMachine):
     @rule(data=st.data(), by=st.integers(0, 1))
     def damage(self, data, by):
         number = data.draw(st.sampled_from(sorted(self.used)))
-        path = self.stores[by].place(features(number).provenance)
+        path = self.stores[by].entry_path(features(number).provenance)
         path.write_bytes(path.read_bytes()[::-1])
         assert self.stores[by].get(MODEL, f"{number:064x}", "float32") is None
         del self.used[number]

@@ -25,7 +25,7 @@ def stored(tmp_path, make):
     """A store with scene 1, and its file."""
     opened = FeatureStore(tmp_path / "s")
     opened.put(make(1))
-    return opened, opened.place(make(1).provenance)
+    return opened, opened.entry_path(make(1).provenance)
 
 
 def test_what_goes_in_comes_out(tmp_path, make, get):
@@ -111,7 +111,7 @@ def test_any_flipped_bit_is_found(tmp_path_factory, data):
     """In the header as in the values: an entry that differs from the written one is refused."""
     opened = FeatureStore(tmp_path_factory.getbasetemp() / "flipped")
     opened.put(scene(1))
-    path = opened.place(scene(1).provenance)
+    path = opened.entry_path(scene(1).provenance)
     whole = bytearray(path.read_bytes())
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(whole)
@@ -137,7 +137,7 @@ def test_another_entry_under_this_name(stored, make, get, other):
     whole = make(1)
     foreign = Features(whole.tensor, replace(whole.provenance, **other), whole.layers, whole.layout)
     opened.put(foreign)
-    opened.place(foreign.provenance).replace(path)
+    opened.entry_path(foreign.provenance).replace(path)
     ((_, fault),) = opened.check()
     assert "another model, scene, dtype or software" in fault
     assert get(opened, 1) is None
@@ -149,7 +149,7 @@ def test_an_entry_of_other_software_under_this_name(stored, make, get, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(store, "software", lambda: "torch 1.0")
         opened.put(make(1))
-        old = opened.place(make(1).provenance)
+        old = opened.entry_path(make(1).provenance)
     old.replace(path)
     assert get(opened, 1) is None
     assert opened.counts.damaged == 1
@@ -203,7 +203,7 @@ def test_the_target_of_a_link_stays(stored, get, tmp_path):
 def test_a_shard_that_leads_elsewhere_is_not_written_to(tmp_path, make):
     opened = FeatureStore(tmp_path / "s")
     (tmp_path / "elsewhere").mkdir()
-    opened.place(make(1).provenance).parent.symlink_to(tmp_path / "elsewhere")
+    opened.entry_path(make(1).provenance).parent.symlink_to(tmp_path / "elsewhere")
     opened.put(make(1))
     assert opened.counts.unstored == 1
     assert not list((tmp_path / "elsewhere").iterdir())

@@ -15,6 +15,7 @@ import pytest
 
 from unfuse.errors import RunFolderError
 from unfuse.records import Manifest, RunFolder, SampleRecord, folder, read_manifest, refuse_occupied, run_dir
+from unfuse.records.comparison_folder import ComparisonFolder
 
 MakeManifest = Callable[..., Manifest]
 MakeRecord = Callable[..., SampleRecord]
@@ -69,6 +70,19 @@ def test_a_run_is_never_overwritten(tmp_path: Path, make_manifest: MakeManifest)
             attempt()
     assert contents(tmp_path / "run") == before
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_with_the_first_temporary_file_of_a_killed_run_is_new(
+    tmp_path: Path, make_manifest: MakeManifest
+) -> None:
+    for name in ("run", "comparison"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f".{name}.json.0a1b2c3d.partial").touch()
+    RunFolder.create(tmp_path / "run", make_manifest()).close()
+    ComparisonFolder.create(
+        tmp_path / "comparison", [("demo", "fused")], common={}, created="2026-01-01T00:00:00+00:00", command=()
+    )
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_other_files_are_not_touched(tmp_path: Path, make_manifest: MakeManifest) -> None:

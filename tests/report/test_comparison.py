@@ -160,7 +160,7 @@ def test_a_part_that_did_not_run_is_shown_and_invalid(part: Callable[..., Part])
 
 
 def test_what_cannot_be_measured_one_way_is_a_finding_not_a_failure(part: Callable[..., Part]) -> None:
-    refused = Part(model="a", protocol="decoupled", error="cannot be cut", refused=True)
+    refused = Part(model="a", protocol="decoupled", error="cannot be split", refused=True)
     assert compare([part("a"), refused]).valid
     assert not compare([refused]).valid, "nothing was measured"
     assert not compare([part("a"), replace(refused, refused=False)]).valid

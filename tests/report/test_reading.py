@@ -29,12 +29,12 @@ def test_a_comparison_stands_for_its_parts(tmp_path: Path, manifest: Manifest, m
     write(folder.run_folder(0), manifest, make_run())
     folder.note(0, "ended")
     folder.note(1, "failed", "no such model")
-    folder.note(2, "failed", "cannot be cut", refused=True)
+    folder.note(2, "failed", "cannot be split", refused=True)
     runs = read_runs([folder.path])
     assert [(run.part.model, run.part.error, run.part.refused) for run in runs] == [
         ("demo", None, False),
         ("other", "no such model", False),
-        ("third", "cannot be cut", True),
+        ("third", "cannot be split", True),
         ("fourth", "not run yet", False),
     ]
     assert len(runs[0].part.measured) == 6

@@ -123,6 +123,20 @@ def test_a_killed_build_is_finished_by_the_same_command(tmp_path, files):
     assert {n: d for n, d in contents(out).items() if n not in left} == contents(whole)
 
 
+def test_a_folder_with_the_first_temporary_file_of_a_killed_build_is_new(tmp_path):
+    write_sequence(tmp_path)
+    found = plan(find_recordings(tmp_path), Windowing(window_us=100_000))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "..begun.json.0a1b2c3d.partial").touch()
+    write_dataset(tmp_path / "out", found, workers=1)
+    write_dataset(tmp_path / "whole", found, workers=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(DatasetError, match="a folder with other files in it"):
+        write_dataset(tmp_path / "other", found, workers=1)
+
+
 @pytest.mark.parametrize("step", [None, 3_000, 9_000])
 def test_windows_of_events(tmp_path, step):
     write_eventgpt_npy(tmp_path / "rec one.npy", STREAM)

@@ -214,7 +214,7 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path) -> None:
     async def work() -> None:
         async with caching(10 * SIZE, store) as (scenes, model):
             scene, _ = await scenes.get_or_encode(upload(tmp_path, "a"))
-            path = store.place(scene.provenance)
+            path = store.entry_path(scene.provenance)
             data = bytearray(path.read_bytes())
             data[-1] ^= 1
             path.write_bytes(data)

@@ -41,8 +41,8 @@ class Stale(FeatureStore):
     def put(self, features):
         super().put(Features(features.tensor, self._one(features.provenance), features.layers, features.layout))
 
-    def place(self, origin):
-        return super().place(self._one(origin))
+    def entry_path(self, origin):
+        return super().entry_path(self._one(origin))
 
 
 class ForAnyModel(Stale):
@@ -99,7 +99,7 @@ class KeepsDamage(FeatureStore):
     """Refuses a damaged entry for ever: it is neither removed nor replaced."""
 
     def put(self, features):
-        if not self.place(features.provenance).exists():
+        if not self.entry_path(features.provenance).exists():
             super().put(features)
 
     def _checked(self, entry, key):

@@ -52,7 +52,7 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
     fingerprint = cached_model_fingerprint(model, folder, dtype)
     language = _language_or_reason(model)
     if isinstance(language, Unavailable):
-        notes = (*notes, f"cannot be cut: {language.reason}")
+        notes = (*notes, f"cannot be split: {language.reason}")
     processor, video = _processor_of(folder, model.config, type(model))
     fingerprint = with_pixels(fingerprint, processor.image_processor, video=video)
     notes = (*notes, *getattr(processor, "notes", ()))

@@ -176,13 +176,13 @@ class Flow:
         return self._scheduler.unfinished + sum(len(each.waiting) for each in self._encoded)
 
     @property
-    def _num_held(self) -> int:
+    def _num_open(self) -> int:
         """Unanswered questions of all scenes taken from the pool."""
         return self._num_encoded + sum(len(scene.questions) for scene in self._unencoded)
 
     def _take(self) -> None:
         """Take prepared scenes as long as there is room for their questions."""
-        while len(self._unencoded) < self._settings.encode_together and self._num_held < self._scheduler.limit:
+        while len(self._unencoded) < self._settings.encode_together and self._num_open < self._scheduler.limit:
             scene = self._pool.take()
             if scene is None:
                 return
@@ -208,14 +208,14 @@ class Flow:
             for question, prompt in _paired(scene):
                 assert isinstance(prompt, Unavailable)
                 self._fail(scene, [question], prompt)
-        self.most_held = max(self.most_held, self._num_held)
+        self.most_held = max(self.most_held, self._num_open)
 
     def _worth_encoding(self) -> bool:
         """Encode a partial batch only if no more scenes come, or if the continuous batch would run dry first."""
         if not self._unencoded:
             return False
         full = len(self._unencoded) >= self._settings.encode_together
-        no_room = self._num_held >= self._scheduler.limit and self._num_encoded < self._scheduler.capacity
+        no_room = self._num_open >= self._scheduler.limit and self._num_encoded < self._scheduler.capacity
         return full or no_room or self._pool.starved
 
     def _encode(self) -> None:

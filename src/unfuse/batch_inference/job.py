@@ -119,7 +119,7 @@ class Work:
 
         Args:
             dataset: the samples.
-            questions: asked of every sample in the place of its own question.
+            questions: asked of every sample instead of its own question.
 
         Raises:
             InputError: a question with special tokens, a duplicate ID, or a missing file.

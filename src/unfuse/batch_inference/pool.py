@@ -84,7 +84,7 @@ class Pool:
         self._working = len(preparers)
         self._failure: BaseException | None = None
         self._stopped = False
-        self._held = 0
+        self._num_prepared = 0
         self._busy = len(preparers)
         """Threads that do not wait for scenes."""
         self._waiting: set[threading.Thread] = set()
@@ -132,7 +132,7 @@ class Pool:
                 return None
             if found is not None:
                 with self._lock:
-                    self._held -= 1
+                    self._num_prepared -= 1
                 return found
             self._working -= 1
             self.ended = not self._working
@@ -195,8 +195,8 @@ class Pool:
     def _put(self, prepared: PreparedScene) -> None:
         started = time.perf_counter()
         with self._lock:
-            self._held += 1
-            self.times.most_prepared = max(self.times.most_prepared, self._held)
+            self._num_prepared += 1
+            self.times.most_prepared = max(self.times.most_prepared, self._num_prepared)
         self._prepared.put(prepared)
         with self._lock:
             self.times.load_s += prepared.load_s

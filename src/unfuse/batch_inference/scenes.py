@@ -43,7 +43,7 @@ def questions_of(
 
     Args:
         samples: rows of the dataset.
-        questions: asked of every sample in the place of its own, under the ID ``<sample_id>#<n>``, n from 1.
+        questions: asked of every sample instead of its own, under the ID ``<sample_id>#<n>``, n from 1.
 
     Raises:
         PromptError: a question with special tokens.
@@ -100,7 +100,7 @@ def failed_scene(questions: Sequence[Question], reason: str) -> PreparedScene:
 
 
 def prepare(preprocessor: Preprocessor, scene: SceneQuestions, lookup: FeatureLookup | None = None) -> PreparedScene:
-    """Run stages 1 and 2 of a scene; an error becomes the reason in the place of its prompts."""
+    """Run stages 1 and 2 of a scene; an error becomes the reason instead of its prompts."""
     start = time.perf_counter()
     try:
         media = preprocessor.media_sha256(scene.sample) if lookup else ""
@@ -125,13 +125,13 @@ def prepare(preprocessor: Preprocessor, scene: SceneQuestions, lookup: FeatureLo
 def prompts_of(
     preprocessor: Preprocessor, questions: Iterable[Question], loaded: Loaded | None, scene: SceneInfo | None = None
 ) -> tuple[Prepared | Unavailable, ...]:
-    """Run stage 2 of every question; an error becomes the reason in the place of the prompt.
+    """Run stage 2 of every question; an error becomes the reason instead of the prompt.
 
     Args:
         preprocessor: tokenises and preprocesses.
         questions: of one scene.
         loaded: the scene after stage 1; the first prompt without an error gets its pixels.
-        scene: in the place of ``loaded`` for an encoded scene.
+        scene: replaces ``loaded`` for an encoded scene.
     """
     prompts: list[Prepared | Unavailable] = []
     for each in questions:

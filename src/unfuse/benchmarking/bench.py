@@ -155,7 +155,7 @@ def _report_isolation(isolation: Isolation, settings: BenchSettings, listener: B
             "isolation", found="; ".join(found), expected="a machine to itself", fix="free it, or run without --strict"
         )
     for text in found:
-        listener.warning(f"not isolated: {text}")
+        listener.warning(f"not isolated at the start: {text}")
 
 
 def _with_disturbances(

@@ -116,5 +116,5 @@ def _stored(store: FeatureStore) -> str:
     """Return whether a scene that was encoded is now in the store."""
     counts = store.counts
     damaged = "Its entry was damaged and is replaced. " if counts.damaged else ""
-    outcome = f"Kept in {store.path}" if counts.stored else f"Not kept: {store.trouble}"
+    outcome = f"Stored in {store.path}" if counts.stored else f"Not stored: {store.trouble}"
     return printable(f"{damaged}{outcome}.")

@@ -43,7 +43,7 @@ class _Percent(click.ParamType[float]):
     help="Changes up to it are not called changes.",
 )
 @click.option("--format", "form", default="text", help="text, markdown (for a pull request) or json.")
-@click.option("--baseline", metavar="NAME", default=None, help="In the place of A: the baseline of that name.")
+@click.option("--baseline", metavar="NAME", default=None, help="Instead of A: the baseline of that name.")
 @click.option("--save-baseline", metavar="NAME", default=None, help="Keep B under a name; without A, only that.")
 @click.option("--replace", is_flag=True, help="Let --save-baseline take the place of one of that name.")
 @click.option("--list-baselines", is_flag=True, help="Say which there are, and nothing else.")

@@ -47,7 +47,7 @@ _DRAW_EVERY_S: Final = 0.1
     "--questions",
     type=click.Path(path_type=Path),
     default=None,
-    help="A file of questions, one a line, asked of every scene in the place of its own.",
+    help="A file of questions, one a line, asked of every scene instead of its own.",
 )
 @store_options
 @click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")

@@ -35,7 +35,7 @@ class FusedOnly:
         return nullcontext()
 
     def _refuse(self) -> NoReturn:
-        raise CutError("Stage 4", found=self._reason, expected="a model that can be cut", fix="use --protocol fused")
+        raise CutError("Stage 4", found=self._reason, expected="a model that can be split", fix="use --protocol fused")
 
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """Raise ``CutError``."""

@@ -140,7 +140,7 @@ class FeatureStore:
         self.put(features)
         return features, False
 
-    def place(self, origin: Provenance) -> Path:
+    def entry_path(self, origin: Provenance) -> Path:
         """Return the path of the file of features of this provenance, even if the file does not exist."""
         return self._folder.entry_path(_key(origin, software()))
 

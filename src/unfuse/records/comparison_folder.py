@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from unfuse.atomic_files import remove_partials
 from unfuse.errors import RunFolderError
 from unfuse.records.atomic import cannot_write, write_json_atomic, write_text_atomic
 from unfuse.records.conversion import read_record, to_plain
@@ -84,6 +85,7 @@ class ComparisonFolder:
         folder = cls(path, ComparisonManifest(created=created, command=command, parts=entries, asked=common))
         try:
             path.mkdir(parents=True, exist_ok=True)
+            remove_partials(path)
         except OSError as error:
             raise cannot_write(path, error) from error
         folder._write()

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from unfuse.atomic_files import sync_folder
+from unfuse.atomic_files import is_partial, remove_partials, sync_folder
 from unfuse.errors import RunFolderError
 from unfuse.records.answers_file import ANSWERS_FILE
 from unfuse.records.atomic import cannot_write, write_json_atomic, write_text_atomic
@@ -165,6 +165,7 @@ def created_folder(path: Path, manifest: Manifest, lines_file: str) -> Iterator[
         write_manifest(staging, manifest)
         write_text_atomic(staging / lines_file, "")
         refuse_occupied(path)
+        remove_partials(path)
         staging.rename(path)
         current = path
         sync_folder(path.parent)
@@ -209,6 +210,8 @@ def resumed_folder(path: Path, manifest: Manifest) -> Iterator[tuple[FolderLock,
 def refuse_occupied(path: str | Path) -> None:
     """Refuse a folder that cannot take a new run: only a missing or an empty folder passes.
 
+    Temporary files do not count: a process that was killed before its first file was complete leaves one.
+
     Raises:
         RunFolderError: the folder holds a run or other files, or is no folder.
     """
@@ -218,7 +221,7 @@ def refuse_occupied(path: str | Path) -> None:
         return
     except OSError as error:
         raise cannot_write(Path(path), error) from error
-    if not names:
+    if all(map(is_partial, names)):
         return
     holds_run = MANIFEST_FILE in names or COMPARISON_FILE in names
     raise RunFolderError(

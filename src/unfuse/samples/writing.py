@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unfuse.atomic_files import complete_file
+from unfuse.atomic_files import complete_file, is_partial, remove_partials
 from unfuse.errors import DatasetError, FileAccessError
 from unfuse.samples.dataset import MANIFEST_NAME
 
@@ -92,8 +92,9 @@ def _claim(out: Path, manifest: str) -> None:
             )
     if (out / MANIFEST_NAME).is_file() or (out / _UNFINISHED).is_file():
         return
-    if any(out.iterdir()):
+    if not all(is_partial(path.name) for path in out.iterdir()):
         raise DatasetError(str(out), found="a folder with other files in it", expected="a new folder")
+    remove_partials(out)
     with complete_file(out / _UNFINISHED, private=False) as partial:
         partial.write_text(manifest, encoding="utf-8")
 

@@ -25,7 +25,7 @@ from unfuse.measure.clock import StageClock
 from unfuse.measure.timers import timer_for
 from unfuse.samples import Question
 from unfuse.scheduler import Scheduler
-from unfuse.serving.streamed import EngineStoppedError, Piece, StreamedAnswer
+from unfuse.serving.streamed import AnswerDelta, EngineStoppedError, StreamedAnswer
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Loaded, Sampling
 
@@ -223,13 +223,13 @@ class EngineLoop:
         with self._wake:
             room = min(scheduler.capacity - scheduler.unfinished, len(self._waiting))
             joining = [self._waiting.popleft() for _ in range(room)]
-        pieces = self._join(scheduler, joining)
+        deltas = self._join(scheduler, joining)
         if scheduler.unfinished:
             start = time.perf_counter()
-            pieces += [(answer, self._piece(answer)) for answer in scheduler.step()]
+            deltas += [(answer, self._delta(answer)) for answer in scheduler.step()]
             self._step_s = time.perf_counter() - start
             self.busy_s = scheduler.busy_s
-        self._hand_over(pieces)
+        self._hand_over(deltas)
 
     def _do_jobs(self) -> None:
         """Run jobs for as long as a step takes: new scenes and unfinished answers share the device equally."""
@@ -245,9 +245,9 @@ class EngineLoop:
 
     def _join(
         self, scheduler: Scheduler[StreamedAnswer], answers: Sequence[StreamedAnswer]
-    ) -> list[tuple[StreamedAnswer, Piece]]:
+    ) -> list[tuple[StreamedAnswer, AnswerDelta]]:
         """Add answers to the batch; return the failures of the refused questions."""
-        failures: list[tuple[StreamedAnswer, Piece]] = []
+        failures: list[tuple[StreamedAnswer, AnswerDelta]] = []
         for answer in answers:
             start = time.perf_counter()
             refused = scheduler.join([(answer, partial(self._request, answer))])
@@ -258,7 +258,7 @@ class EngineLoop:
                 if not isinstance(error, UnfuseError):
                     _LOG.error("a question was refused", exc_info=error)
                 self._unfinished.discard(answer)
-                failures.append((answer, Piece("", error)))
+                failures.append((answer, AnswerDelta("", error)))
         return failures
 
     def _request(self, answer: StreamedAnswer) -> Request:
@@ -271,7 +271,7 @@ class EngineLoop:
             reuse=True,
         )
 
-    def _piece(self, answer: StreamedAnswer) -> Piece:
+    def _delta(self, answer: StreamedAnswer) -> AnswerDelta:
         """Return the text of the answer's new token."""
         assert answer.text is not None
         answer.last_s = time.perf_counter()
@@ -279,9 +279,9 @@ class EngineLoop:
             answer.first_s = answer.last_s
         text = answer.text.add(answer.token_ids[-1])
         if answer.generation is None:
-            return Piece(text)
+            return AnswerDelta(text)
         self._unfinished.discard(answer)
-        return Piece(text + answer.text.end(), last=True)
+        return AnswerDelta(text + answer.text.end(), last=True)
 
     def _encode(self, loaded: Loaded, *, host_copy: bool = False) -> Encoded:
         clock = StageClock(timer_for(self.model.device))
@@ -296,14 +296,14 @@ class EngineLoop:
             encode_ms=clock.stages["encode"].host_ms,
         )
 
-    def _hand_over(self, pieces: list[tuple[StreamedAnswer, Piece]]) -> None:
-        """Send pieces to the event loop in one call."""
+    def _hand_over(self, deltas: list[tuple[StreamedAnswer, AnswerDelta]]) -> None:
+        """Send deltas to the event loop in one call."""
 
         def put() -> None:
-            for answer, piece in pieces:
-                answer.pieces.put_nowait(piece)
+            for answer, delta in deltas:
+                answer.deltas.put_nowait(delta)
 
-        if pieces:
+        if deltas:
             self._on_loop(put)
 
     def _on_loop(self, call: Callable[[], None]) -> None:
@@ -323,7 +323,7 @@ class EngineLoop:
         for _, future in jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(reason)
-        self._hand_over([(answer, Piece("", reason)) for answer in answers])
+        self._hand_over([(answer, AnswerDelta("", reason)) for answer in answers])
 
 
 def _do(work: Callable[[], Any], future: Future[Any]) -> None:

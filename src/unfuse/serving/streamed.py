@@ -17,7 +17,7 @@ class EngineStoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AnswerDelta:
     """Text of one new token, or the failure that ends the answer."""
 
     text: str
@@ -39,7 +39,7 @@ class StreamedAnswer(ScheduledQuestion):
     first_s: float = 0.0
     last_s: float = 0.0
     cancelled: bool = False
-    pieces: asyncio.Queue[Piece] = field(default_factory=asyncio.Queue)
+    deltas: asyncio.Queue[AnswerDelta] = field(default_factory=asyncio.Queue)
     text: IncrementalDetokenizer | None = None
 
     async def texts(self, deadline: float) -> AsyncIterator[str]:
@@ -55,11 +55,11 @@ class StreamedAnswer(ScheduledQuestion):
         """
         while True:
             async with asyncio.timeout_at(deadline):
-                piece = await self.pieces.get()
-            if piece.failure is not None:
-                raise piece.failure
-            yield piece.text
-            if piece.last:
+                delta = await self.deltas.get()
+            if delta.failure is not None:
+                raise delta.failure
+            yield delta.text
+            if delta.last:
                 return
 
     @property

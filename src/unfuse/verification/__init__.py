@@ -55,7 +55,7 @@ def verify_model(
         try:
             result = check()
         except CutError as error:
-            result = skipped(name, str(error), expected="a model that can be cut")
+            result = skipped(name, str(error), expected="a model that can be split")
         except FeaturesError as error:
             result = judged(name, False, expected="the check to run", observed=str(error))
         results.append(result)

@@ -62,7 +62,7 @@ def _faults(s: Subject, folder: Path, open_store: Callable[[Path], FeatureStore]
         faults.append(f"the second pass ENCODED ({calls})")
     faults += [f"a hit has {what}" for what in _differences(s, cached, encoded)]
 
-    entry = store.place(origin)
+    entry = store.entry_path(origin)
     for what, spoil in (("a damaged entry", _flip), ("an entry of another model", partial(_swap, store, encoded))):
         if not entry.is_file():
             faults.append(f"no file of the entry, to make {what} of")
@@ -119,7 +119,7 @@ def _swap(store: FeatureStore, features: Features, entry: Path) -> None:
         features.layout,
     )
     store.put(foreign)
-    store.place(foreign.provenance).replace(entry)
+    store.entry_path(foreign.provenance).replace(entry)
 
 
 def _hit_or_miss(hit: bool) -> str:

@@ -37,7 +37,7 @@ def test_without_strict_a_finding_at_the_start_warns_and_is_recorded(demo_model,
     options = RunOptions(guard=guard, output=tmp_path / "r", listener=Listener(warning=warnings.append))
     run = bench_model(demo_model, dataset, BenchSettings(**QUICK), options)
     finding = "gpu-busy: 80 % busy while this process did nothing (limit 10 %)"
-    assert warnings == [f"not isolated: {finding}"]
+    assert warnings == [f"not isolated at the start: {finding}"]
     assert f"not isolated at the start: {finding}" in run.summary().verdict.warnings
     assert read_run(tmp_path / "r").summary().disturbances == run.summary().disturbances
     assert "gpu-busy: 80 %" in (tmp_path / "r" / "report.md").read_text()

@@ -516,7 +516,7 @@ def test_without_a_gpu_eager_takes_its_place_and_says_why():
     check_engine("vllm")
     with load("demo", device="cpu", engine="vllm") as model:
         assert model.engine.name == "eager"
-        assert "engine eager in the place of vllm: it needs a CUDA device, and the model is on cpu" in model.notes
+        assert "engine eager instead of vllm: it needs a CUDA device, and the model is on cpu" in model.notes
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_a_vllm_that_cannot_be_built_leaves_the_model_to_eager(error, reason, mo
     monkeypatch.setattr(fake.LLMEngine, "__init__", fail)
     model = language()
     engine, notes = pick_engine("vllm", adapter(model))
-    assert notes == (f"engine eager in the place of vllm: {reason}",)
+    assert notes == (f"engine eager instead of vllm: {reason}",)
     assert engine.name == "eager"
     assert len(alone(engine, prompt(model, 9))) == 12
 
@@ -544,7 +544,7 @@ def test_a_model_that_vllm_does_not_know_runs_on_eager():
     model = language()
     quantized(model)
     engine, notes = pick_engine("vllm", adapter(model))
-    assert (engine.name, notes) == ("eager", ("engine eager in the place of vllm: its weights are quantized",))
+    assert (engine.name, notes) == ("eager", ("engine eager instead of vllm: its weights are quantized",))
 
 
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
