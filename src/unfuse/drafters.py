@@ -34,12 +34,14 @@ def pick_drafter(
         return None, (f"speculation is off: {support.note}",)
     language = adapter.language
     vocabulary, ends, most = vocabulary_of(language.embed, language.head), adapter.end_ids, settings.draft_tokens
-    notes = (f"speculation: {support.note}",) if support.note else ()
+    drafter: Drafter
     if settings.method == "ngram":
-        return NGram(vocabulary, ends, draft_tokens=most), notes
-    if settings.history is None:
-        return History(vocabulary, ends, draft_tokens=most), notes
-    return SavedHistory(vocabulary, ends, settings.history, adapter.fingerprint, draft_tokens=most), notes
+        drafter = NGram(vocabulary, ends, draft_tokens=most)
+    elif settings.history is None:
+        drafter = History(vocabulary, ends, draft_tokens=most)
+    else:
+        drafter = SavedHistory(vocabulary, ends, settings.history, adapter.fingerprint, draft_tokens=most)
+    return drafter, (f"speculation: {support.note}",) if support.note else ()
 
 
 def vocabulary_of(*modules: Any) -> int:

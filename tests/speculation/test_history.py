@@ -14,7 +14,7 @@ V, END = 1000, 2
 def answer_with(drafter, answer, prompt=()):
     """Decode a known answer with drafts and let the drafter learn it."""
     drafts = drafter.begin(prompt)
-    written = list(verified(iter(answer), drafts, len(answer), lambda token: token == END))
+    written = list(verified((token for token in answer), drafts, len(answer), lambda token: token == END))
     assert written == answer
     drafter.learn(answer)
     return drafts.counts
@@ -56,7 +56,7 @@ def test_an_answer_is_not_learnt_before_it_is_given_to_learn():
     history, answer = History(V, [END]), noise(2)
     for _ in range(3):
         drafts = history.begin([])
-        list(verified(iter(answer), drafts, len(answer), lambda token: token == END))
+        list(verified((token for token in answer), drafts, len(answer), lambda token: token == END))
         assert drafts.counts.accepted_tokens == 0
     assert len(history) == 0
 
@@ -109,6 +109,22 @@ def test_drafting_stops_where_it_does_not_pay():
         counts = answer_with(history, random.integers(3, 60, 46).tolist())
         passes, drafted = passes + counts.decode_passes, drafted + counts.draft_tokens
     assert drafted / passes < 0.7
+
+
+def test_passes_do_not_wait_for_drafts_that_never_come():
+    history, random = History(100_000, [END]), np.random.default_rng(0)
+    pauses = []
+    for _ in range(20):
+        answer, drafts = random.permutation(np.arange(3, 99_999))[:40].tolist(), history.begin([])
+        for token in answer:
+            pauses.append(drafts.pauses)
+            assert not len(drafts.draft([token])) or not drafts.pauses
+            drafts.record(0, 0)
+    assert not any(pauses[:128])
+    assert np.mean(pauses[128:]) == pytest.approx(15 / 16, abs=0.01)
+    known = noise(3)
+    history.learn(known)
+    assert tokens_per_pass(answer_with(history, known)) > 2
 
 
 def test_ngram_finds_the_end_of_the_answer_in_the_prompt():

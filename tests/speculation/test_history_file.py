@@ -48,7 +48,7 @@ def test_a_file_that_does_not_exist_has_no_answers(tmp_path):
 
 
 def test_the_history_of_another_model_is_refused(path):
-    with pytest.raises(InputError, match=r"history of model abab.*expected that of cdcd.*name another file"):
+    with pytest.raises(InputError, match=r"history of model abab.*expected that of cdcd.*Name another file"):
         read(path, "cd" * 32)
 
 

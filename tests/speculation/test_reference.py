@@ -24,7 +24,7 @@ class FixedDrafts:
 
 
 def run(answer, drafts, most):
-    return list(verified(iter(answer), drafts, most, lambda token: token == END))
+    return list(verified((token for token in answer), drafts, most, lambda token: token == END))
 
 
 @given(answers, answers, st.booleans(), st.integers(1, 50))

@@ -55,7 +55,9 @@ class BenchSettings:
             if value is not None and value < least:
                 raise InputError(name.replace("_", "-"), found=value, expected=f"at least {least}")
         Sampling(temperature=self.temperature, top_p=self.top_p)  # checks both
-        SpeculationSettings(method=self.speculate, draft_tokens=self.draft_tokens, history=self._history)
+        history = None if self.history is None else Path(self.history)
+        SpeculationSettings(method=self.speculate, draft_tokens=self.draft_tokens, history=history)
+        object.__setattr__(self, "history", history)
 
     @property
     def sampling(self) -> Sampling:
@@ -70,11 +72,8 @@ class BenchSettings:
     @property
     def speculation(self) -> SpeculationSettings:
         """Options of the drafter."""
-        return SpeculationSettings(method=self.speculate, draft_tokens=self.draft_tokens, history=self._history)
-
-    @property
-    def _history(self) -> Path | None:
-        return None if self.history is None else Path(self.history)
+        history = None if self.history is None else Path(self.history)
+        return SpeculationSettings(method=self.speculate, draft_tokens=self.draft_tokens, history=history)
 
     def to_config(self) -> dict[str, Any]:
         """Return the options for ``run.json``. Options of speculation are left out if it is off."""

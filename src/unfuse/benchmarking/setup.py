@@ -45,4 +45,6 @@ class BenchSetup:
 
     def run_whole(self, sample: Sample, tokens: int | None = None) -> Run:
         """Run a sample in one piece, without a clock."""
-        return self.protocol.whole(self.model_for(sample), sample, NoClock(), self.settings, tokens or self.settings.token_limit)
+        return self.protocol.whole(
+            self.model_for(sample), sample, NoClock(), self.settings, tokens or self.settings.token_limit
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def bench_several(
     options = options or RunOptions()
     command = own_command()
     common = {
-        "options": asdict(settings),
+        "options": settings.to_config(),
         "dataset": dataset.sha256(),
         "placement": list(astuple(models.placement)),
         "code": code_version(),

@@ -14,8 +14,8 @@ from unfuse.cli.options import placement_options
 from unfuse.loading import DEMO, Placement, check_model
 from unfuse.records import SampleRecord
 from unfuse.records.run_dir import HTML_FILE
-from unfuse.speculation.settings import parse_draft_tokens
 from unfuse.report import LiveView, print_comparison, print_line, print_summary, printable, sample_line
+from unfuse.speculation.settings import parse_draft_tokens
 
 if TYPE_CHECKING:
     from unfuse.api.benchmarking import BenchJob

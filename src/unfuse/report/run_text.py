@@ -9,11 +9,11 @@ from unfuse.records.schema import Profile
 from unfuse.report.energy import energy_line
 from unfuse.report.isolation import isolation_line
 from unfuse.report.quality import Proportion, Quality
+from unfuse.report.speculation import speculation_line
 from unfuse.report.statistics import BALANCE_PCT, LineFit
 from unfuse.report.summary import FORMULAS, Summary
 from unfuse.report.text import some
 from unfuse.report.verdict import CONTROL_PROTOCOL
-from unfuse.report.speculation import speculation_line
 
 FORMULAS_LINE: Final = "Formulas: " + "; ".join(f"{name} = {text}" for name, text in FORMULAS.items())
 

@@ -71,9 +71,9 @@ def speculation_line(found: SpeculationSummary) -> str:
         if times is not None
     ]
     return (
-        f"Speculation: {found.tokens_per_pass:.2f} tokens a pass, {found.accepted_tokens} of {found.draft_tokens} drafted "
-        f"tokens accepted{rate}, {found.drafting_ms_per_pass:.3f} ms of drafting a pass. {found.answers_known} of "
-        f"{found.samples} answers were known before; decode (medians): {', '.join(times)}."
+        f"Speculation: {found.tokens_per_pass:.2f} tokens a pass, {found.accepted_tokens} of {found.draft_tokens} "
+        f"drafted tokens accepted{rate}, {found.drafting_ms_per_pass:.3f} ms of drafting a pass. "
+        f"{found.answers_known} of {found.samples} answers were known before; decode (medians): {', '.join(times)}."
     )
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_DRAFT: Final = 15
 """Drafted tokens of one pass: a pass computes up to 16 tokens, and the first of them is chosen already."""
+
+
+Draft: TypeAlias = "Sequence[int] | NDArray[np.int64]"
+"""Token ids that are expected next."""
 
 
 @dataclass(slots=True)
@@ -48,7 +56,7 @@ class Drafts(Protocol):
     def pauses(self) -> bool:
         """Whether the next draft is empty, whatever the new tokens are: the pass need not wait for it."""
 
-    def draft(self, new_tokens: Sequence[int]) -> Sequence[int]:
+    def draft(self, new_tokens: Sequence[int]) -> Draft:
         """Take the tokens that the answer got since the last call, and return those that are expected after them.
 
         The device waits meanwhile, so this must not wait for work on the stream of the answer.
@@ -77,7 +85,7 @@ class Drafter(Protocol):
         """End the run."""
 
 
-def trimmed(draft: Sequence[int], left: int) -> Sequence[int]:
+def trimmed(draft: Draft, left: int) -> Draft:
     """Return the tokens of a draft that a pass verifies, if the answer may still get ``left`` tokens.
 
     The last token of a pass is the model's own, so it is never drafted.

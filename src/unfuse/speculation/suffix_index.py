@@ -132,10 +132,10 @@ def _grown(array: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
 
 @compiled
 def _outside(tokens: Any, vocabulary: int) -> bool:
+    outside = False
     for token in tokens:
-        if token < 0 or token >= vocabulary:
-            return True
-    return False
+        outside |= token < 0 or token >= vocabulary
+    return outside
 
 
 @compiled

@@ -226,9 +226,9 @@ class GraphedEngine:
             return self._eager.score(prefilled, token_ids)
         rows = [prefilled.logits]
         if len(token_ids) > 1 and drafts is not None and self._runner.megakernel is not None:
-            run = self._speculative_run(self._runner.megakernel, prefilled, len(token_ids), drafts)
-            run.force(token_ids)
-            rows += [row for passed in run.scores() for row in passed]
+            passes = self._speculative_run(self._runner.megakernel, prefilled, len(token_ids), drafts)
+            passes.force(token_ids)
+            rows += [row for logits in passes.scores() for row in logits]
         elif len(token_ids) > 1:
             run = self._decode_run([prefilled], len(token_ids))
             rows += [run.forced(token) for token in token_ids[:-1]]

@@ -36,7 +36,7 @@ from unfuse.engines.graphed.kv_cache import KVCache
 from unfuse.engines.graphed.llama import Llama
 from unfuse.engines.graphed.megakernel import MAX_TOKENS, Megakernel, MegakernelWorkspace
 from unfuse.engines.sampling import TokenChooser
-from unfuse.speculation.drafter import Drafts
+from unfuse.speculation.drafter import Draft, Drafts
 from unfuse.stages import Prefilled, Sampling
 
 _GROWTH: Final = 512
@@ -319,7 +319,7 @@ class SpeculativeRun:
         self._waiting = True
         self._in_flight.append(self._step.launch())
 
-    def _publish(self, draft: Sequence[int]) -> None:
+    def _publish(self, draft: Draft) -> None:
         """Give the launched pass its draft."""
         step = self._step
         number = step.number + len(self._in_flight) - 1

@@ -208,9 +208,9 @@ def accept_tokens(
         end_ids: int64 ``[E]``, tokens that end an answer.
         forced: int64 ``[F]``, tokens of the answer that replace the model's choice.
         num_forced: int32, entries of ``forced`` in use.
-        results: int64 ``[RESULTS, T + 1]`` in pinned memory, out: row ``pass % RESULTS``. The upper 32 bits of each word
-            are the number of the pass. The lower ones of word 0 are the number of new tokens, plus 256 times the tokens
-            of the pass, plus 65536 if the answer has ended; the lower ones of the next words are the new tokens.
+        results: int64 ``[RESULTS, T + 1]`` in pinned memory, out: row ``pass % RESULTS``. The upper 32 bits of each
+            word are the number of the pass. The lower ones of word 0 are the number of new tokens, plus 256 times the
+            tokens of the pass, plus 65536 if the answer has ended; those of the next words are the new tokens.
     """
     launch(
         _accept_tokens, (1,), tokens, chosen, count, state, end_ids, forced, num_forced, results,
