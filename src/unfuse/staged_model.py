@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -51,7 +51,9 @@ class StagedModel:
 
     def with_drafter(self, drafter: Drafter | None, notes: tuple[str, ...] = ()) -> StagedModel:
         """Return this model with another drafter, or none. Both share the engine: close one of them only."""
-        return StagedModel(self.name, self.adapter, self.engine, (*self._notes, *notes), drafter)
+        model = copy(self)
+        model.drafter, model._notes = drafter, (*self._notes, *notes)
+        return model
 
     @property
     def family(self) -> str:
