@@ -110,9 +110,9 @@ def test_different_tokens_make_it_invalid(demo_model, dataset):
     class Wavers(StagedModel):
         turn = 0
 
-        def decode(self, prefilled, max_new_tokens=512):
+        def decode(self, *given):
             Wavers.turn += 1
-            answer = super().decode(prefilled, max_new_tokens)
+            answer = super().decode(*given)
             return replace(answer, token_ids=(*answer.token_ids[:-1], Wavers.turn))
 
     run = bench_model(Wavers("wavers", demo_model.adapter, demo_model.engine), dataset, BenchSettings(**QUICK))
