@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unfuse.speculation.counted import CountedDrafts
 from unfuse.speculation.drafter import MAX_DRAFT
 from unfuse.speculation.pay import PayEstimate
-from unfuse.speculation.suffix_index import Match, SuffixIndex
+from unfuse.speculation.suffix_index import Match, SuffixIndex, compile_functions
 
 MAX_TOKENS: Final = 1_000_000
 """Tokens that a history holds: about 100 MB."""
@@ -34,6 +34,7 @@ class History:
             draft_tokens: tokens of every draft at most; None drafts as many as pay.
             max_tokens: tokens in the history; the older half is forgotten when there are more.
         """
+        compile_functions()
         self.vocabulary = self._start = vocabulary
         """Put before each answer, so that answers with a common beginning are drafted from their first token on."""
         self._index = SuffixIndex(vocabulary + 1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unfuse.speculation.counted import CountedDrafts
 from unfuse.speculation.drafter import MAX_DRAFT
 from unfuse.speculation.pay import PayEstimate
-from unfuse.speculation.suffix_index import SuffixIndex
+from unfuse.speculation.suffix_index import SuffixIndex, compile_functions
 
 
 class NGram:
@@ -26,6 +26,7 @@ class NGram:
             end_ids: tokens that end an answer; a draft ends with one.
             draft_tokens: tokens of every draft at most; None drafts as many as pay.
         """
+        compile_functions()
         self.vocabulary = vocabulary
         self.end_ids = np.array(sorted(end_ids), np.int64)
         self.limit = MAX_DRAFT if draft_tokens is None else min(draft_tokens, MAX_DRAFT)

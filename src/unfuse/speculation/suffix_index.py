@@ -8,6 +8,7 @@ occurrences, and a drafted token takes time in proportion to the different token
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -122,6 +123,15 @@ class SuffixIndex:
             self._room *= 2
         self._states = _grown(self._states, _STATES_PER_TOKEN * self._room + 1)
         self._edges = _grown(self._edges, _EDGES_PER_TOKEN * self._room)
+
+
+@functools.cache
+def compile_functions() -> None:
+    """Compile what an index calls, or read it from the cache on the disk: the first answer must not wait for it."""
+    index, tokens = SuffixIndex(4), np.array([1, 2, 1], np.int64)
+    state, match = index.add(tokens), Match()
+    index.advance(match, tokens)
+    index.draft(index.earlier(state), 1, np.array([3], np.int64))
 
 
 def _grown(array: NDArray[np.int32], columns: int) -> NDArray[np.int32]:
