@@ -220,8 +220,8 @@ def history_bytes() -> int:
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the table."""
-    yield f"**{found['about']['device_name']}**, bfloat16, random weights, recorded acceptance (one question, one event"
-    yield "frame, nf4 weights), greedy, prompt of 636 positions."
+    yield f"**{found['about']['device_name']}**, bfloat16, random weights, acceptance recorded with nf4 weights,"
+    yield "greedy, prompt of 636 positions."
     yield ""
     yield "| answers | off, ms a token | history, ms a token | tokens a pass | known before |"
     yield "|---|--:|--:|--:|--:|"

@@ -13,6 +13,7 @@ from unfuse.verification import checks
 from unfuse.verification.golden import GoldenSet, golden
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.result import Verification, judged, skipped
+from unfuse.verification.speculation import speculation_equal
 from unfuse.verification.steady import steady
 from unfuse.verification.stored import store_hit
 from unfuse.verification.timing import timing_additive
@@ -46,6 +47,7 @@ def verify_model(
         "store-hit": lambda: store_hit(subject),
         "golden": lambda: _golden(model, reference),
         "backward-compatible": lambda: checks.backward_compatible(subject),
+        "speculation-equal": lambda: speculation_equal(subject),
         "timing-additive": lambda: timing_additive(model, sample, clock, max_new_tokens),
         "hooks-agree": lambda: hooks_agree(model, subject.prepared, clock),
         "steady": lambda: steady(model, sample, clock),

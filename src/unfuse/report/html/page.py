@@ -191,7 +191,7 @@ def _verified(run: ReportRun) -> tuple[str, Table | None]:
     assert manifest is not None
     if record is None:
         folder = run.folder.name if run.folder else "RUN"
-        return f"Not verified: unfuse verify MODEL --output {folder} adds its nine checks here.", None
+        return f"Not verified: unfuse verify MODEL --output {folder} adds its ten checks here.", None
     names = ("fingerprint", "dtype", "engine")
     if other := [name for name in names if manifest.model.get(name) != getattr(record, name)]:
         return f"Not verified: the verification in this folder is of another {' and '.join(other)}.", None
