@@ -98,7 +98,7 @@ class Features:
             with complete_file(Path(path), durable=True) as partial:
                 partial.write_bytes(data)
         except OSError as error:
-            raise FileAccessError(str(path), found=error.strerror, expected="a writable place") from None
+            raise FileAccessError(str(path), found=error.strerror, expected="a writable path") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:

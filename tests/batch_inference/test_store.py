@@ -88,7 +88,7 @@ def test_a_full_disk_is_a_warning(demo_model, tmp_path, monkeypatch):
         RunJob(model=demo_model, work=work, settings=replace(SETTINGS, store=tmp_path / "s"), output=tmp_path / "run")
     )
     assert run.summary().ok == 1
-    assert any("Warning: not every scene is kept" in line and "No space" in line for line in run.summary().lines())
+    assert any("Warning: not every scene is stored" in line and "No space" in line for line in run.summary().lines())
 
 
 def test_a_store_that_holds_the_run_back_is_the_bottleneck(demo_model, tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ class HFAdapter(TransformersAdapter):
             raise CutError(
                 f"model of family {self.family}",
                 found=self._language.reason,
-                expected="stages that can be taken apart",
+                expected="stages that can be split",
                 fix="measure it with --protocol fused or --protocol hooked",
             )
         return self._language

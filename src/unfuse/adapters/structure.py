@@ -71,7 +71,7 @@ def find_decoder(model: Any) -> nn.Module:
         raise CutError(
             f"decoder of {type(model).__name__}",
             found=f"{type(decoder).__name__}, which holds the vision tower or lacks the token embedding",
-            expected="a text decoder apart from the tower",
+            expected="a text decoder outside of the tower",
         )
     return decoder
 

@@ -97,7 +97,7 @@ class RunSummary:
         if self.scenes_found:
             lines.append(f"Store: {self.scenes_found} of {_count(self.scenes, 'scene')} found, not encoded again.")
         if self.not_kept:
-            lines.append(f"Warning: not every scene is kept: {self.not_kept}")
+            lines.append(f"Warning: not every scene is stored: {self.not_kept}")
         if self.worker_deaths:
             lines.append(f"Warning: {self.worker_deaths} worker processes died and were replaced.")
         lines += [f"Warning: {death}" for death in self.device_deaths]

@@ -45,7 +45,7 @@ class _Percent(click.ParamType[float]):
 @click.option("--format", "form", default="text", help="text, markdown (for a pull request) or json.")
 @click.option("--baseline", metavar="NAME", default=None, help="Instead of A: the baseline of that name.")
 @click.option("--save-baseline", metavar="NAME", default=None, help="Keep B under a name; without A, only that.")
-@click.option("--replace", is_flag=True, help="Let --save-baseline take the place of one of that name.")
+@click.option("--replace", is_flag=True, help="Let --save-baseline overwrite a baseline of that name.")
 @click.option("--list-baselines", is_flag=True, help="Say which there are, and nothing else.")
 @click.option(
     "--baseline-dir",

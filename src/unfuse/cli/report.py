@@ -47,7 +47,7 @@ def _page(runs: Sequence[Path], output: Path | None) -> Path:
     """Return the path of the page.
 
     Raises:
-        InputError: a run is given twice, or the page has no place.
+        InputError: a run is given twice, or the page has no output path.
     """
     folders = [run.resolve() for run in runs]
     if twice := [str(run) for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:

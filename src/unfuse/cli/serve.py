@@ -78,7 +78,7 @@ def serve(
     with bind(settings) as listening:
         loaded = placement.load(model)
         if (unsplittable := loaded.adapter.unsplittable) is not None:
-            raise CutError(f"model {model}", found=unsplittable.reason, expected="stages that can be taken apart")
+            raise CutError(f"model {model}", found=unsplittable.reason, expected="stages that can be split")
         print_line(
             console,
             f"{model} on {loaded.device}, {str(loaded.dtype).removeprefix('torch.')}, engine {loaded.engine.name}",

@@ -60,7 +60,7 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(
         str(path),
         found=f"cannot be written ({reason})",
-        expected="a writable place",
+        expected="a writable path",
         fix="free space or give another --output",
     )
 
