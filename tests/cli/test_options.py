@@ -10,13 +10,13 @@ def test_options_are_frozen():
     options = {name: sorted(p.name for p in verb.params) for name, verb in cli.commands.items()}
     assert options == {
         "ask": [
-            "device", "dtype", "engine", "events", "max_new_tokens", "model", "questions", "seed", "store", "store_gib",
-            "temperature",
+            "device", "draft_tokens", "dtype", "engine", "events", "history", "max_new_tokens", "model", "questions",
+            "seed", "speculate", "store", "store_gib", "temperature",
         ],
         "bench": [
-            "balance_seconds", "dataset", "device", "dtype", "energy_seconds", "engine", "max_new_tokens",
-            "max_samples", "models", "num_warmups", "output", "output_length", "profile", "protocol", "resume", "reuse",
-            "seed", "strict", "temperature",
+            "balance_seconds", "dataset", "device", "draft_tokens", "dtype", "energy_seconds", "engine", "history",
+            "max_new_tokens", "max_samples", "models", "num_warmups", "output", "output_length", "profile", "protocol",
+            "resume", "reuse", "seed", "speculate", "strict", "temperature",
         ],
         "compare": [
             "baseline", "baseline_dir", "fail_on_regression", "form", "list_baselines", "noise_threshold", "replace",
