@@ -224,7 +224,7 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("a model is loaded before the arguments are checked")
 
-    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(loading.Placement, "load", load)
 
 
 @pytest.mark.usefixtures("_nothing_is_loaded")
@@ -251,7 +251,7 @@ def test_a_wrong_start_is_one_line(arguments: list[str], words: str, capsys: pyt
 
 def test_an_unsplittable_model_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     whole = SimpleNamespace(adapter=SimpleNamespace(unsplittable=Unavailable("no split point")))
-    monkeypatch.setattr(loading, "load", lambda *_, **__: whole)
+    monkeypatch.setattr(loading.Placement, "load", lambda *_, **__: whole)
     assert run(["serve", "--port", "0"]) == 2
     assert "no split point" in capsys.readouterr().err
 
