@@ -28,6 +28,7 @@ from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
 from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
+from unfuse.verification.speculation import GuessedDrafts
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 
@@ -369,6 +370,10 @@ def test_a_prompt_with_decoder_inputs_is_answered_by_eager(model, engine):
     torch.testing.assert_close(ours.logits, wanted.logits)
     assert not torch.allclose(ours.logits, engine.prefill(given, sampling).logits)
     assert any("attention_mask are answered by engine eager" in note for note in engine.notes)
+    tokens = list(eager.decode(wanted, 6))
+    drafts = GuessedDrafts(tokens, 0, VOCABULARY)
+    assert list(engine.decode(ours, 6, drafts)) == tokens
+    assert drafts.counts.accepted_tokens == 4, "drafts are verified for such prompts too"
 
 
 def test_an_engine_that_cannot_be_built_gives_way(model, monkeypatch):

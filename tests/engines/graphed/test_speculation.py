@@ -93,6 +93,22 @@ class Guess:
         self.passes.append((drafted, accepted))
 
 
+class Pausing(Guess):
+    """Have no draft for some passes, and say so before."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.paused = self.random.random(200) < 0.5
+
+    @property
+    def pauses(self):
+        return bool(self.paused[len(self.passes)])
+
+    def draft(self, new_tokens):
+        draft = super().draft(new_tokens)
+        return draft[:0] if self.pauses else draft
+
+
 @pytest.fixture(scope="module")
 def table():
     return Table()
@@ -132,6 +148,17 @@ def test_tokens_are_those_of_single_steps(table, most, wrong):
     drafts = Guess(expected, wrong)
     assert [7, *SpeculativeRun(step, prefilled_of(), most, drafts).tokens()] == expected
     assert sum(accepted + 1 for _, accepted in drafts.passes) == most - 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pass_that_does_not_wait_takes_no_draft_from_the_pass_before(table, seed):
+    """Passes run as late as they can, so a draft that is written too early replaces another."""
+    expected, step = answer_of(table, 40), step_of(table)
+    drafts = Pausing(expected, 0.0, seed)
+    assert [7, *SpeculativeRun(step, prefilled_of(), 40, drafts).tokens()] == expected
+    # The draft of a pass is made before the pass ahead of it is recorded.
+    assert all(not drafted for (drafted, _), paused in zip(drafts.passes[1:], drafts.paused, strict=False) if paused)
+    assert sum(drafted for drafted, _ in drafts.passes) > 0
 
 
 def test_each_answer_is_sampled_with_its_own_settings(table):

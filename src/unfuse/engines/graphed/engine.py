@@ -160,7 +160,7 @@ class GraphedEngine:
     def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
         """See ``Engine.decode``."""
         if not isinstance(prefilled.state, SequenceState):
-            yield from self._eager.decode(prefilled, max_new_tokens)
+            yield from self._eager.decode(prefilled, max_new_tokens, drafts)
             return
         token = prefilled.token_id
         if self.is_end(token) or max_new_tokens == 1:
@@ -223,7 +223,7 @@ class GraphedEngine:
     def score(self, prefilled: Prefilled, token_ids: Sequence[int], drafts: Drafts | None = None) -> torch.Tensor:
         """See ``Engine.score``."""
         if not isinstance(prefilled.state, SequenceState):
-            return self._eager.score(prefilled, token_ids)
+            return self._eager.score(prefilled, token_ids, drafts)
         rows = [prefilled.logits]
         if len(token_ids) > 1 and drafts is not None and self._runner.megakernel is not None:
             passes = self._speculative_run(self._runner.megakernel, prefilled, len(token_ids), drafts)

@@ -281,9 +281,10 @@ class SpeculativeRun:
                 more = self._max_new_tokens - self._read > 1
                 if ahead := more and self._collected is None and self._has_room(2):
                     self._submit()
-                    if self._drafts.pauses:
-                        self._publish(())
                 result = self._collect()
+                if ahead and self._drafts.pauses:
+                    # Not before: the pass ahead has one place for its draft, and must have read the draft before.
+                    self._publish(())
                 if result.finished:
                     # The pass that was launched ahead sees it too, and does nothing.
                     self._in_flight.clear()
