@@ -125,5 +125,5 @@ def as_ours(error: BaseException) -> UnfuseError | None:
         "device memory",
         found=f"none left ({str(error).split('. GPU ')[0].rstrip('.')})",
         expected="room for the model, its cache and its work",
-        fix="try --dtype bfloat16, fewer --max-new-tokens, a smaller --capacity where there is one, or a larger device",
+        fix="try --dtype bfloat16, fewer --max-new-tokens, a smaller --capacity, or a larger device",
     )

@@ -134,7 +134,7 @@ def check_engine(engine: str) -> None:
         raise MissingPackageError(
             "engine vllm",
             found="no package vllm",
-            expected="it, to run Stage 4",
+            expected="this package, to run Stage 4",
             fix=f"run: {install_command('unfuse[vllm]')}",
         )
 
@@ -339,7 +339,7 @@ def _torch_device(device: str) -> torch.device:
             raise DeviceError(
                 f"device {device!r}",
                 found=f"{count} CUDA devices",
-                expected="one that exists",
+                expected="an existing device",
                 fix="use --device cpu",
             )
     return found

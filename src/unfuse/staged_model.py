@@ -171,7 +171,7 @@ class StagedModel:
         """Run stage 4 of several prompts together, padded to one length; question i is about features i."""
         _require_tokens(max_new_tokens)
         if not questions or len(questions) != len(features):
-            raise PromptError("batch", found=f"{len(questions)} questions", expected=f"{len(features)}, one a scene")
+            raise PromptError("batch", found=f"{len(questions)} questions", expected=f"{len(features)}, one per scene")
         prepared = [self.adapter.tokenize(q, f) for q, f in zip(questions, features, strict=True)]
         prompt = self.adapter.prompt_batch(list(zip(prepared, features, strict=True)))
         answers = self.engine.answer_batch(prompt, sampling, max_new_tokens)

@@ -190,7 +190,7 @@ def test_json_and_markdown(runs, capsys):
         (["--fail-on-regression", "much"], "no percentage"),
         (["--replace"], "no --save-baseline"),
         (["third"], "3 runs"),
-        (["--baseline", "main"], "none of that name"),
+        (["--baseline", "main"], "no baseline of that name"),
         (["--save-baseline", "../main"], "'../main'"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_failed_sample_is_shown_and_is_exit_code_1(tmp_path, capsys):
         (["nonsense"], "no such folder"),
         (["--device", "gpu"], "auto, cpu"),
         (["--questions", "none.txt"], "none.txt"),
-        (["--questions", "empty.txt"], "one question a line"),
+        (["--questions", "empty.txt"], "one question per line"),
         (["--dataset", "nowhere"], "no such folder"),
         (["--capacity", "0"], "at least 1"),
         (["--resume"], "no output"),

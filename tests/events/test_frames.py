@@ -64,7 +64,7 @@ def test_frames_are_those_of_equal_counts():
 def test_split_keeps_every_event_once(count, bins):
     stream = synthetic_stream(count)
     if count < bins:
-        with pytest.raises(EventStreamError, match="one a frame"):
+        with pytest.raises(EventStreamError, match="one per frame"):
             split_equal_count(stream, bins)
         return
     runs = split_equal_count(stream, bins)

@@ -115,7 +115,7 @@ def test_a_full_disk_removes_nothing(path, monkeypatch):
 
 def test_an_id_twice_is_an_error(path):
     written(path, [record(0), record(0)])
-    with pytest.raises(RunFolderError, match="one line a sample"):
+    with pytest.raises(RunFolderError, match="one line per sample"):
         sound_answers(path)
 
 

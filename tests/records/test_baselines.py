@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
 
 
 def test_unknown_names_get_help(store, run):
-    with pytest.raises(InputError, match=r"one saved before\. Save one with --save-baseline"):
+    with pytest.raises(InputError, match=r"a saved baseline\. Save a baseline with --save-baseline"):
         store.find("main")
     store.save("main", run())
     with pytest.raises(InputError, match=r"expected main\. Did you mean main\?"):

@@ -197,7 +197,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise CheckpointError(str(folder), found=f"{len(missing)} tensors missing ({names})", expected="all of them")
+        raise CheckpointError(str(folder), found=f"{len(missing)} tensors missing ({names})", expected="all tensors")
     return model
 
 
@@ -208,9 +208,9 @@ def _processor(folder: Path) -> Any:
         reason = _reason_of(error)
         package = "torchvision" if "torchvision" in reason.lower() else reason
         raise MissingPackageError(
-            f"processor of {folder}", found=f"no {package}", expected="what this family's processor needs",
+            f"processor of {folder}", found=f"no {package}", expected="this package, which the family's processor needs",
             fix=f"run: {install_command('torchvision')}" if package == "torchvision" else None,
         ) from None  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
         reason = _reason_of(error)
-        raise CheckpointError(str(folder), found=f"no loadable processor ({reason})", expected="one") from None
+        raise CheckpointError(str(folder), found=f"no loadable processor ({reason})", expected="a processor that transformers can load") from None

@@ -44,13 +44,13 @@ def find_language_model(model: Any) -> LanguageModel:
     except _FAILURES as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         found = f"a decoder that fails by itself ({reason})"
-        raise CutError(type(model).__name__, found=found, expected="one that runs") from None
+        raise CutError(type(model).__name__, found=found, expected="a forward that runs") from None
     difference = float((whole - parts).abs().max() / whole.std().clamp(min=1e-6))
     if not difference <= _TOLERANCE[model.dtype]:
         raise CutError(
             type(model).__name__,
             found=f"decoder and head that give other logits than the whole (by {difference:.2g} of their spread)",
-            expected="the same ones",
+            expected="equal logits",
         )
     return language
 

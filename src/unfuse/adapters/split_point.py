@@ -55,7 +55,7 @@ def features_module(model: Any) -> Any:
     raise CutError(
         f"{type(model).__name__}",
         found="no get_image_features and no get_video_features",
-        expected="a model whose forward encodes its media through one of them",
+        expected="a model with a forward that calls one of these methods",
     )
 
 
@@ -91,7 +91,7 @@ def run_to_features(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         except _SplitPointReached:
             return outputs
     missing = ", ".join(f"get_{kind}_features" for kind in wanted if kind not in outputs)
-    raise CutError(type(model).__name__, found=f"a forward that does not call {missing}", expected="one that does")
+    raise CutError(type(model).__name__, found=f"a forward that does not call {missing}", expected="a forward that does")
 
 
 def run_to_decoder(
@@ -130,11 +130,11 @@ def run_to_decoder(
         raise  # not caused by the features
     except (ValueError, RuntimeError, IndexError) as error:
         raise FeaturesError(
-            f"features for {type(model).__name__}", found=" ".join(str(error).split()), expected="ones that fit"
+            f"features for {type(model).__name__}", found=" ".join(str(error).split()), expected="features that fit"
         ) from None
     finally:
         handle.remove()
-    raise CutError(type(model).__name__, found="a forward that does not call its decoder", expected="one that does")
+    raise CutError(type(model).__name__, found="a forward that does not call its decoder", expected="a forward that does")
 
 
 def prompt_from_call(

@@ -257,7 +257,7 @@ class DeviceProcesses:
         if work and not any(each.alive for each in self._devices):
             raise DeviceError(
                 f"device {device.name}", found=f"its process ended ({reason}), and no other is left",
-                expected="one that answers", fix="what is answered is kept: go on with --resume",
+                expected="a device that answers", fix="the answers so far are stored: go on with --resume",
             )  # fmt: skip
 
 

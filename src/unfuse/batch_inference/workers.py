@@ -110,7 +110,7 @@ class WorkerHost:
             lines = self._output.read().decode(errors="replace").strip().splitlines()
             raise DeviceError(
                 "workers", found=f"a process that does not start ({lines[-1] if lines else 'no message'})",
-                expected="one that loads samples", fix="try --workers 0",
+                expected="a process that loads samples", fix="try --workers 0",
             ) from None  # fmt: skip
         if unavailable is not None:
             raise CheckpointError(unavailable.reason)

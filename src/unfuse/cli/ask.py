@@ -43,8 +43,8 @@ def ask(
 ) -> int:
     """Ask QUESTIONS about EVENTS: a recording, a video, a picture, or demo:N for a built-in recording.
 
-    Recordings are .npy, .npz, DSEC's .h5, Prophesee's .raw and .dat, AEDAT4 or text. Without QUESTIONS it is asked the
-    benchmark's usual one.
+    Recordings are .npy, .npz, DSEC's .h5, Prophesee's .raw and .dat, AEDAT4 or text. Without QUESTIONS, the model gets
+    the benchmark's default question.
     """
     ref = check_model(model)
 

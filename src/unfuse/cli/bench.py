@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @placement_options
 @click.option("--speculate", default="off", help="Draft tokens from: history, ngram, auto, or off.")
 @click.option("--draft-tokens", default="auto", help="Most drafted tokens of a decode pass: auto, or 1 to 15.")
-@click.option("--history", type=click.Path(path_type=Path), metavar="FILE", help="Draft from the answers in FILE, too.")
+@click.option("--history", type=click.Path(path_type=Path), metavar="FILE", help="Also draft from the answers in FILE.")
 @click.option("--protocol", default="decoupled", help="decoupled, fused, hooked, reencode (a control) or all.")
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option(
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--balance-seconds", type=float, default=15.0, help="Time that repeats for the balance may take.")
 @click.option("--energy-seconds", type=float, default=2.0, help="Time for the energy of each stage; 0: none.")
 @click.option("--profile", is_flag=True, help="Also write profile.json: one sample under torch's profiler.")
-@click.option("--strict", is_flag=True, help="Refuse to run beside other work; INVALID where it begins later.")
+@click.option("--strict", is_flag=True, help="Refuse to run beside other work; INVALID if other work begins later.")
 @click.option("--reuse", is_flag=True, help="Allow KV prefixes to be reused between samples.")
 @click.option(
     "--output",

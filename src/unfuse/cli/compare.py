@@ -32,27 +32,27 @@ class _Percent(click.ParamType[float]):
         return number
 
 
-@click.command(short_help="Hold two runs against each other, stage by stage.")
+@click.command(short_help="Compare two runs, stage by stage.")
 @click.argument("runs", nargs=-1, metavar="[A] B", type=click.Path(path_type=Path))
-@click.option("--fail-on-regression", type=_Percent(), default=None, help="Exit code 1 if a stage is so much slower.")
+@click.option("--fail-on-regression", type=_Percent(), default=None, help="Exit code 1 if a stage is slower by this percentage.")
 @click.option(
     "--noise-threshold",
     type=_Percent(),
     default=NOISE_THRESHOLD_PCT,
     show_default=True,
-    help="Changes up to it are not called changes.",
+    help="Changes up to this percentage count as noise.",
 )
 @click.option("--format", "form", default="text", help="text, markdown (for a pull request) or json.")
-@click.option("--baseline", metavar="NAME", default=None, help="Instead of A: the baseline of that name.")
-@click.option("--save-baseline", metavar="NAME", default=None, help="Keep B under a name; without A, only that.")
-@click.option("--replace", is_flag=True, help="Let --save-baseline overwrite a baseline of that name.")
-@click.option("--list-baselines", is_flag=True, help="Say which there are, and nothing else.")
+@click.option("--baseline", metavar="NAME", default=None, help="Use this baseline instead of run A.")
+@click.option("--save-baseline", metavar="NAME", default=None, help="Save run B as a baseline; without A, compare nothing.")
+@click.option("--replace", is_flag=True, help="Let --save-baseline overwrite a baseline.")
+@click.option("--list-baselines", is_flag=True, help="List the baselines, and compare nothing.")
 @click.option(
     "--baseline-dir",
     type=click.Path(path_type=Path),
     default=BASELINES,
     show_default=True,
-    help="Where baselines lie.",
+    help="Folder of the baselines.",
 )
 def compare(
     runs: tuple[Path, ...],
@@ -77,7 +77,7 @@ def compare(
         raise InputError(
             "compare",
             found=f"{len(runs)} run{'s' if len(runs) != 1 else ''}",
-            expected="one run beside --baseline" if baseline is not None else "two runs",
+            expected="one run besides --baseline" if baseline is not None else "two runs",
             fix="run: unfuse compare A B, or unfuse compare --baseline NAME B",
         )
     if save_baseline is not None:

@@ -22,8 +22,8 @@ def dataset() -> None:
 @dataset.command(short_help="Simulate a data set with reference answers.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--count", type=int, default=200, show_default=True, help="Samples.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first scene; the model learned from none.")
-@click.option("--workers", type=int, default=0, help="Processes; default: one a core.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first scene; the model was trained on other seeds.")
+@click.option("--workers", type=int, default=0, help="Processes; default: one per core.")
 def demo(out: Path, count: int, seed: int, workers: int) -> int:
     """Simulate a data set into the folder OUT: events, event frames, video, questions and reference answers."""
     _at_least(1, count=count)
@@ -43,14 +43,14 @@ def demo(out: Path, count: int, seed: int, workers: int) -> int:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--window", default="1s", show_default=True, help="Length of a window: 1s, 500ms, 250us.")
 @click.option("--events", type=int, help="Length of a window as a number of events instead.")
-@click.option("--stride", help="From one start to the next, in the same unit; default: the length.")
-@click.option("--frames", type=int, default=5, show_default=True, help="Event frames drawn of each window.")
+@click.option("--stride", help="Distance between starts of windows, in the unit of the length; default: the length.")
+@click.option("--frames", type=int, default=5, show_default=True, help="Event frames per window.")
 @click.option(
-    "--questions", type=click.Path(path_type=Path), help="One a line, or a JSON list; default: the usual one."
+    "--questions", type=click.Path(path_type=Path), help="File with one question per line, or a JSON list; default: the default question."
 )
-@click.option("--rectify", is_flag=True, help="Move events to the rectified picture by rectify_map.h5.")
-@click.option("--max-windows", type=int, help="Of each recording, the first so many.")
-@click.option("--workers", type=int, default=0, help="Processes; default: one a core.")
+@click.option("--rectify", is_flag=True, help="Rectify the events with rectify_map.h5.")
+@click.option("--max-windows", type=int, help="Only the first N windows of each recording.")
+@click.option("--workers", type=int, default=0, help="Processes; default: one per core.")
 def build(
     source: Path,
     out: Path,
@@ -90,10 +90,10 @@ def build(
     return 0
 
 
-@dataset.command(short_help="Read everything and report every defect.")
+@dataset.command(short_help="Read all files and report every defect.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def check(folder: Path) -> int:
-    """Read everything in a data set's FOLDER and report every defect; exit code 1 if there is one."""
+    """Read all files in a data set's FOLDER and report every defect; exit code 1 if there is one."""
     from unfuse.samples.dataset import find_defects, read_rows
 
     console = Console(highlight=False, soft_wrap=True)
@@ -106,11 +106,11 @@ def check(folder: Path) -> int:
     return 1 if defects else 0
 
 
-@dataset.command(short_help="Say what is in it, and how it looks.")
+@dataset.command(short_help="Show counts, sizes and a preview.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also as a PNG file.")
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write the preview as a PNG file.")
 def info(folder: Path, picture: Path | None) -> int:
-    """Say what is in a data set's FOLDER: counts, durations, event rates, sizes, and how it looks."""
+    """Show counts, durations, event rates, sizes and a preview of a data set's FOLDER."""
     from unfuse.report.dataset import print_dataset
     from unfuse.samples.description import contact_sheet, describe_dataset
     from unfuse.samples.writing import write_picture

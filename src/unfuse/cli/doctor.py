@@ -30,7 +30,7 @@ _OPTIONAL: Final = {
 
 @click.command()
 def doctor() -> int:
-    """Say what this machine has, what is missing, and how to get it."""
+    """List installed and missing packages, and the commands that install them."""
     import torch
 
     from unfuse._version import __version__

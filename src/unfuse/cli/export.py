@@ -15,7 +15,7 @@ from unfuse.records.table import sample_table
 @click.command(short_help="Write the samples of runs as one table.")
 @click.argument("runs", nargs=-1, metavar="RUN [RUN ...]", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), default=None, help="samples.csv or samples.parquet.")
-@click.option("--replace", is_flag=True, help="Overwrite a file of that name.")
+@click.option("--replace", is_flag=True, help="Overwrite an existing file.")
 def export(runs: tuple[Path, ...], output: Path | None, replace: bool) -> int:
     """Write every sample of RUN (a run folder, or that of a comparison) into one table."""
     if not runs:

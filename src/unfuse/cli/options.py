@@ -50,7 +50,7 @@ def speculation_options(function: _F) -> _F:
     decorated: Any = command
     for option in (
         click.option(
-            "--history", type=click.Path(path_type=Path), metavar="FILE", help="Draft from the answers in FILE, too."
+            "--history", type=click.Path(path_type=Path), metavar="FILE", help="Also draft from the answers in FILE."
         ),
         click.option("--draft-tokens", default="auto", help="Most drafted tokens of a decode pass: auto, or 1 to 15."),
         click.option(
@@ -64,8 +64,8 @@ def speculation_options(function: _F) -> _F:
 def store_options(function: _F) -> _F:
     """Add ``--store`` and ``--store-gib``."""
     for option in (
-        click.option("--store-gib", type=float, default=None, help=f"Size of --store at most; default: {_STORE_GIB}."),
-        click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="Keep encoded scenes in DIR."),
+        click.option("--store-gib", type=float, default=None, help=f"Maximum size of --store; default: {_STORE_GIB}."),
+        click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="Store encoded scenes in DIR."),
     ):
         function = option(function)
     return function

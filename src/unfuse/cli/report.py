@@ -54,7 +54,7 @@ def _page(runs: Sequence[Path], output: Path | None) -> Path:
         raise InputError("runs", found=f"{twice[-1]} twice", expected="each run once")
     page = output or (runs[0] if len(runs) == 1 else Path()) / HTML_FILE
     if output is None and len(runs) > 1 and page.exists():
-        raise InputError(str(page), found="a file", expected="a new file", fix="name one with --output")
+        raise InputError(str(page), found="a file", expected="a new file", fix="name a file with --output")
     if output is not None and not page.absolute().parent.is_dir():
         raise InputError(str(page), found="no such folder", expected="a file in a folder that exists")
     return page

@@ -33,12 +33,12 @@ _DRAW_EVERY_S: Final = 0.1
 """Between drawings of the bar at a terminal."""
 
 
-@click.command(name="run", short_help="Answer a whole dataset, with all of the machine.")
+@click.command(name="run", short_help="Answer a whole dataset as fast as possible.")
 @click.argument("model", required=False)
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
 @placement_options
-@click.option("--devices", default=None, help="A process each: auto (all GPUs), a number, or names with commas.")
+@click.option("--devices", default=None, help="One process per device: auto (all GPUs), a number, or names separated by commas.")
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--output-length", type=int, default=None, help="Exactly N new tokens for every sample.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
@@ -47,17 +47,17 @@ _DRAW_EVERY_S: Final = 0.1
     "--questions",
     type=click.Path(path_type=Path),
     default=None,
-    help="A file of questions, one a line, asked of every scene instead of its own.",
+    help="File with one question per line; they replace the scenes' own questions.",
 )
 @store_options
 @click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")
-@click.option("--capacity", type=int, default=None, help="Answers written together; default: the engine's own number.")
-@click.option("--encode-batch", type=int, default=8, help="Scenes encoded together.")
+@click.option("--capacity", type=int, default=None, help="Answers that are decoded together; default: the engine's choice.")
+@click.option("--encode-batch", type=int, default=8, help="Scenes that are encoded together.")
 @click.option(
     "--scene-seconds",
     type=float,
     default=None,
-    help="That a worker process may take over one scene; default: 600.",
+    help="Time limit of a worker process for one scene; default: 600.",
 )
 @click.option(
     "--output",
@@ -65,17 +65,17 @@ _DRAW_EVERY_S: Final = 0.1
     default=None,
     help="Run folder; default: runs/<time>-<model>-answers.",
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --output; what failed there is tried again.")
+@click.option("--resume", is_flag=True, help="Continue the run in --output, and try failed samples again.")
 @click.option(
     "--ray",
     is_flag=False,
     flag_value=LOCAL,
     default=None,
     metavar="[ADDRESS]",
-    help="On a Ray cluster: auto or HOST:PORT; without an address one on this machine.",
+    help="Run on a Ray cluster: auto or HOST:PORT; without an address, a local cluster.",
 )
 @click.option(
-    "--ray-pools", default=None, help="Actors of each stage, as load=4,preprocess=2-8,encode=1,answer=1; default: auto."
+    "--ray-pools", default=None, help="Actors per stage, such as load=4,preprocess=2-8,encode=1,answer=1; default: auto."
 )
 def run_verb(
     model: str | None,
@@ -146,9 +146,9 @@ def read_questions(path: Path) -> list[str]:
     except OSError as error:
         raise FileAccessError(str(path), found=error.strerror, expected="a file of questions") from None
     except UnicodeDecodeError:
-        raise InputError(str(path), found="no UTF-8 text", expected="one question a line") from None
+        raise InputError(str(path), found="no UTF-8 text", expected="one question per line") from None
     if not (lines := [line.strip() for line in text.splitlines() if line.strip()]):
-        raise InputError(str(path), found="no question", expected="one question a line")
+        raise InputError(str(path), found="no question", expected="one question per line")
     return lines
 
 

@@ -20,17 +20,17 @@ _MIB = 1 << 20
 @click.argument("model", default=DEMO)
 @placement_options
 @store_options
-@click.option("--host", default="127.0.0.1", help="Address to listen at; other than loopback only with a token.")
-@click.option("--port", type=int, default=8000, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; addresses other than loopback need a token.")
+@click.option("--port", type=int, default=8000, help="0 chooses a free port.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with the token that clients must send.")
-@click.option("--no-token", is_flag=True, help="Let anybody in who reaches the address.")
-@click.option("--max-upload-mb", type=int, default=256, help="Of one upload.")
-@click.option("--scenes-mb", type=int, default=1024, help="Memory for scenes; the longest unused is given up first.")
-@click.option("--timeout-s", type=float, default=120.0, help="For one request.")
+@click.option("--no-token", is_flag=True, help="Accept requests without a token.")
+@click.option("--max-upload-mb", type=int, default=256, help="Maximum size of an upload.")
+@click.option("--scenes-mb", type=int, default=1024, help="Memory for scenes; the least recently used scene is dropped first.")
+@click.option("--timeout-s", type=float, default=120.0, help="Time limit of a request.")
 @click.option(
-    "--max-concurrent", type=int, default=None, help="Answers written together; default: the engine's choice."
+    "--max-concurrent", type=int, default=None, help="Answers that are decoded together; default: the engine's choice."
 )
-@click.option("--queue", type=int, default=64, help="Answers that may wait; one more is refused with 429.")
+@click.option("--queue", type=int, default=64, help="Answers that may wait; further requests get status 429.")
 def serve(
     model: str,
     placement: Placement,
@@ -49,7 +49,7 @@ def serve(
     """Serve MODEL (default: demo) with OpenAI's chat API and a page to try it.
 
     Recordings, videos and pictures are uploaded to /v1/files, encoded once, and asked about through
-    /v1/chat/completions. Only this machine reaches it unless --host says otherwise.
+    /v1/chat/completions. Only this machine can reach the server, unless you set --host.
     """
     check_model(model)
     _require_packages()

@@ -12,15 +12,15 @@ from unfuse.feature_store import FeatureStore, StoreInfo
 from unfuse.report import print_line, printable
 
 
-@click.group(short_help="Look into a folder of encoded scenes.")
+@click.group(short_help="Inspect a folder of encoded scenes.")
 def store() -> None:
-    """Look into a folder of encoded scenes (--store of other verbs), check it, clear it."""
+    """Inspect, check or clear a folder of encoded scenes (option --store of other commands)."""
 
 
-@store.command(short_help="Say how many scenes it holds, and their size.")
+@store.command(short_help="Show the number of scenes and their size.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def info(folder: Path) -> int:
-    """Say how many scenes FOLDER holds, their size and when they were used."""
+    """Show the number of scenes in FOLDER, their size and the time of their last use."""
     found = FeatureStore(folder, make=False).info()
     console = Console(highlight=False, soft_wrap=True)
     print_line(console, f"{_contents(found)} in {printable(str(folder))}")
@@ -32,10 +32,10 @@ def info(folder: Path) -> int:
     return 0
 
 
-@store.command(short_help="Read every scene and say which are damaged.")
+@store.command(short_help="Read every scene and list damaged scenes.")
 @click.argument("folder", type=click.Path(path_type=Path))
 def check(folder: Path) -> int:
-    """Read every scene in FOLDER and say which are damaged; exit code 1 if one is."""
+    """Read every scene in FOLDER and list damaged scenes; exit code 1 if a scene is damaged."""
     opened = FeatureStore(folder, make=False)
     console = Console(highlight=False, soft_wrap=True)
     total = damaged = 0

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 _TOKENS = 48
 
 
-@click.command(short_help="Prove that the stages compute what the model did.")
+@click.command(short_help="Check that the stages compute the model's own output.")
 @click.argument("model", required=False)
 @click.option("--dataset", default=None, help="Check on this dataset's first sample.")
 @click.option("--events", type=click.Path(path_type=Path), default=None, help="Check on this recording.")
 @click.option("--golden", type=click.Path(path_type=Path), default=None, help="Reference outputs of this checkpoint.")
-@click.option("--max-new-tokens", type=int, default=_TOKENS, help="Tokens compared.")
+@click.option("--max-new-tokens", type=int, default=_TOKENS, help="Number of tokens to compare.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=None,
-    help="Keep the rows: in the folder of a run of this model, for its report, or in a JSON file.",
+    help="Write the checks into the folder of a run of this model, for its report, or into a JSON file.",
 )
 @placement_options
 def verify(model: str | None, placement: Placement, **given: Any) -> int:

@@ -80,7 +80,7 @@ class EventStream:
         columns = {"x": np.asarray(x), "y": np.asarray(y), "t": np.asarray(t), "p": np.asarray(p)}
         for name, column in columns.items():
             if column.ndim != 1:
-                raise EventStreamError(f"{source}: {name}", found=f"{column.ndim} dimensions", expected="one")
+                raise EventStreamError(f"{source}: {name}", found=f"{column.ndim} dimensions", expected="one dimension")
             if column.dtype.kind not in "iub":
                 raise EventStreamError(f"{source}: {name}", found=str(column.dtype), expected="integers")
         lengths = {name: len(column) for name, column in columns.items()}

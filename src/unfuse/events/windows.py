@@ -25,7 +25,7 @@ def split_equal_count(stream: EventStream, n_event_bins: int = 5) -> tuple[Event
     _positive("n_event_bins", n_event_bins)
     size = len(stream) // n_event_bins
     if not size:
-        raise EventStreamError("events", found=len(stream), expected=f"at least {n_event_bins}, one a frame")
+        raise EventStreamError("events", found=len(stream), expected=f"at least {n_event_bins}, one per frame")
     edges = [i * size for i in range(n_event_bins)] + [len(stream)]
     return tuple(stream.slice(start, stop) for start, stop in pairwise(edges))
 

@@ -231,7 +231,7 @@ class StoreFolder:
             raise InputError(
                 str(self.path),
                 found="a folder with something else in it" if others else "an empty folder",
-                expected="an empty folder, or one of encoded scenes" if make else "a folder of encoded scenes",
+                expected="an empty folder, or a folder of encoded scenes" if make else "a folder of encoded scenes",
             )
         if not others:
             self._write_tag()

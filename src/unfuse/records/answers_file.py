@@ -90,7 +90,7 @@ def sound_answers(path: Path) -> SoundAnswers:
         fields = line.fields()
         name = str(fields["sample_id"])
         if name in answered or name in failed:
-            raise RunFolderError(line.where, found=f"sample {name!r} again", expected="one line a sample")
+            raise RunFolderError(line.where, found=f"sample {name!r} again", expected="one line per sample")
         if fields["status"] == "failed":
             failed[name] = line.start
         else:

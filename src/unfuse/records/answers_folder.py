@@ -97,7 +97,7 @@ class AnswersFolder(OpenFolder):
         """
         if record.sample_id in self._seen:
             raise RunFolderError(
-                f"run folder {self.path}", found=f"sample {record.sample_id!r} again", expected="one answer a sample"
+                f"run folder {self.path}", found=f"sample {record.sample_id!r} again", expected="one answer per sample"
             )
         self._seen.add(record.sample_id)
         self._answers.append(record)

@@ -55,9 +55,9 @@ class Baselines:
         near = difflib.get_close_matches(name, names, n=1)
         raise InputError(
             f"baseline {name}",
-            found=f"none of that name in {self.folder}",
-            expected=", ".join(names) or "one saved before",
-            fix=f"did you mean {near[0]}?" if near else "save one with --save-baseline",
+            found=f"no baseline of that name in {self.folder}",
+            expected=", ".join(names) or "a saved baseline",
+            fix=f"did you mean {near[0]}?" if near else "save a baseline with --save-baseline",
         )
 
     def check_free(self, name: str, *, replace: bool = False) -> None:
@@ -76,7 +76,7 @@ class Baselines:
         if not replace:
             raise RunFolderError(
                 f"baseline {name}",
-                found="one of that name",
+                found="a baseline of that name",
                 expected="a new name",
                 fix="give another name, or --replace it",
             )
@@ -100,7 +100,7 @@ class Baselines:
             raise RunFolderError(
                 f"run folder {run}",
                 found="a run that did not end",
-                expected="a whole one",
+                expected="a finished run",
                 fix="finish it with bench --resume",
             )
         path = self.folder / name

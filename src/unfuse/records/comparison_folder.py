@@ -115,7 +115,7 @@ class ComparisonFolder:
             raise RunFolderError(
                 f"run folder {path}",
                 found=f"a comparison that is not this one ({what})",
-                expected="the same one",
+                expected="the same comparison",
                 fix="undo the change or give another --output",
             )
         return cls(path, manifest)
@@ -164,7 +164,7 @@ def read_comparison(folder: str | Path) -> ComparisonManifest:
             f"run folder {folder}",
             found=f"no readable {COMPARISON_FILE} ({error.strerror})",
             expected="a comparison",
-            fix="name the folder of one",
+            fix="name the folder of a comparison",
         ) from None
 
 

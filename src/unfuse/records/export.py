@@ -42,7 +42,7 @@ def to_parquet(table: ExportTable) -> bytes:
         raise MissingPackageError(
             "Parquet",
             found="no package pyarrow",
-            expected="it, to write such a file",
+            expected="this package, to write such a file",
             fix=f"run: {install_command('unfuse[export]')}",
         ) from None
     types = {

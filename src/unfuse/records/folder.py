@@ -105,7 +105,7 @@ class RunFolder(OpenFolder):
             raise RunFolderError(
                 f"run folder {self.path}",
                 found=f"a record of sample {record.sample_id!r} already",
-                expected="one a sample",
+                expected="one line per sample",
             )
         self._samples.append(record)
         self._created.clear()

@@ -66,7 +66,7 @@ def from_line(line: str, *, where: str = "record", ignore_unknown: bool = False)
     """
     flat = unsealed(line, where=where)
     if "stages" in flat:
-        raise RunFolderError(f"{where}: field 'stages'", found="a field of an unknown schema", expected="none such")
+        raise RunFolderError(f"{where}: field 'stages'", found="a field of an unknown schema", expected="only fields of the schema")
     stages = {}
     for stage in RECORD_STAGES:
         times = {clock: flat.pop(f"{stage}_{clock}", None) for clock in CLOCKS}
@@ -135,7 +135,7 @@ class SamplesWriter:
             raise RunFolderError(
                 str(self._path),
                 found="a closed file",
-                expected="one open for appending",
+                expected="a file that is open for appending",
                 fix="resume the run",
             )
         try:

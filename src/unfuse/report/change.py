@@ -136,7 +136,7 @@ def change_between(before: Side, after: Side, *, noise_threshold_pct: float = NO
             "compare",
             found=f"protocols {protocol} (A) and {other} (B)",
             expected="two runs under one protocol",
-            fix="measure both with one bench --protocol",
+            fix="measure both runs with one bench --protocol",
         )
     facts = [_facts(side, summarise(side.manifest, side.records, side.probes)) for side in (before, after)]
     spreads = [spread for each in facts if (spread := each.noise_spread_pct) is not None and spread > NOISE_PCT]

@@ -46,7 +46,7 @@ class Windowing:
 
     def __post_init__(self) -> None:
         if (self.window_us is None) == (self.events is None):
-            raise InputError("window", found="both a time and a number of events", expected="one")
+            raise InputError("window", found="both a time and a number of events", expected="one of the two")
         if self.length < 1:
             raise InputError("window", found=self.length, expected="at least 1")
         if self.step < 1:
@@ -125,10 +125,10 @@ def read_questions(path: Path) -> tuple[str, ...]:
         )
     except (OSError, ValueError) as error:
         raise DatasetError(
-            str(path), found=f"no readable questions ({error})", expected="one a line, or a JSON list"
+            str(path), found=f"no readable questions ({error})", expected="one question per line, or a JSON list"
         ) from None
     if not found or not all(isinstance(one, str) and one.strip() for one in found):
-        raise DatasetError(str(path), found="no questions", expected="one a line, or a JSON list of them")
+        raise DatasetError(str(path), found="no questions", expected="one question per line, or a JSON list")
     return tuple(clean_question(one) for one in found)
 
 

@@ -74,7 +74,7 @@ def video_library(path: Path) -> Any:
         raise MissingPackageError(
             str(path),
             found="PyAV is not installed",
-            expected="it, to read and write video files",
+            expected="this package, to read and write video files",
             fix=f"run: {install_command('unfuse[video]')}",
         ) from None
     return av

@@ -52,7 +52,7 @@ def sample_of(paths: Sequence[Path], kind: Kind, takes: Takes) -> Sample:
             raise MediaError("pictures", found=len(paths), expected=f"at most {MAX_PICTURES} event frames")
         return Sample.from_frames(list(paths))
     if len(paths) != 1:
-        raise MediaError(f"files of one scene ({kind})", found=len(paths), expected="one")
+        raise MediaError(f"files of one scene ({kind})", found=len(paths), expected="one file")
     if kind == "video" and takes == "events":
         raise MediaError("upload", found="a video", expected="events, or event frames as PNG: this model sees events")
     if kind == "image":

@@ -105,6 +105,6 @@ def read_token(path: Path | None) -> str | None:
             f"token in {where}",
             found=f"{len(token)} characters" if len(token) < _MIN_TOKEN else "blanks or characters beyond ASCII",
             expected=f"at least {_MIN_TOKEN} printable ASCII characters",
-            fix="make one with: openssl rand -hex 32",
+            fix="make a token with: openssl rand -hex 32",
         )
     return token

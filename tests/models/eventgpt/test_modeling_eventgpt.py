@@ -84,9 +84,9 @@ def test_chat_template_is_the_published_prompt(processor):
 def test_processor_refusals(processor):
     with pytest.raises(PromptError, match="without <event>"):
         processor(images=FRAMES, text="no place for a scene", return_tensors="pt")
-    with pytest.raises(PromptError, match="one a prompt"):
+    with pytest.raises(PromptError, match="one per prompt"):
         processor(images=[FRAMES, FRAMES], text=PROMPT, return_tensors="pt")
-    with pytest.raises(PromptError, match="one scene a prompt"):
+    with pytest.raises(PromptError, match="one scene per prompt"):
         processor(images=FRAMES, text=PROMPT + "<event>", return_tensors="pt")
 
 

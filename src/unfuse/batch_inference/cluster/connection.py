@@ -43,7 +43,7 @@ def require_ray() -> Any:
         missing = isinstance(error, ModuleNotFoundError)
         raise MissingPackageError(
             "--ray", found=f"no package {error.name}" if missing else f"a Ray that does not load here ({error})",
-            expected="it, for a run on a cluster",
+            expected="this package, for a run on a cluster",
             fix=f"run: {install_command('unfuse[ray]')}",
         ) from None  # fmt: skip
     return ray
@@ -89,9 +89,9 @@ def _connect(ray: Any, address: str) -> None:
             ray.shutdown()
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if address == LOCAL:
-            raise DeviceError("ray", found=f"no cluster can be started here ({reason})", expected="one") from None
+            raise DeviceError("ray", found=f"no cluster can be started here ({reason})", expected="a local cluster") from None
         raise DeviceError(
-            f"ray {address}", found=f"no cluster ({reason})", expected="one that runs",
+            f"ray {address}", found=f"no cluster ({reason})", expected="a running cluster",
             fix="start it with ray start --head; if it wants a token, set RAY_AUTH_MODE=token",
         ) from None  # fmt: skip
 

@@ -275,6 +275,6 @@ def _one_line_errors() -> Iterator[None]:
         ours = [line for line in lines if line.startswith("unfuse.errors.")]
         reason = ours[-1].partition(": ")[2] if ours else lines[-1] if lines else type(error).__name__
         raise DeviceError(
-            "ray", found=f"a cluster that cannot go on ({reason})", expected="one that can",
+            "ray", found=f"a cluster that cannot go on ({reason})", expected="a cluster that runs to the end",
             fix="finished answers are on disk: continue with --resume",
         ) from None  # fmt: skip

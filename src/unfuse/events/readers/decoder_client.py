@@ -150,7 +150,7 @@ def _raise_reply(kind: str, path: Path, reply: dict[str, Any]) -> None:
         raise MissingPackageError(
             f"{path}: {_NAMES[kind]}",
             found=f"no package {reply['missing']}",
-            expected="it, to read such a file",
+            expected="this package, to read such a file",
             fix=f"run: {install_command(f'unfuse[{_EXTRAS[kind]}]')}",
         )
     if "refused" in reply:
@@ -159,5 +159,5 @@ def _raise_reply(kind: str, path: Path, reply: dict[str, Any]) -> None:
         raise EventFileError(
             str(path),
             found=f"an unreadable {_NAMES[kind]} file ({reply['failed']})",
-            expected="an undamaged one",
+            expected="an undamaged file",
         )

@@ -35,7 +35,7 @@ def read_npz(path: Path) -> EventStream:
             arrays = _arrays(archive, source, path.stat().st_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise EventFileError(source, found=f"an unreadable .npz ({reason})", expected="an undamaged one") from None
+        raise EventFileError(source, found=f"an unreadable .npz ({reason})", expected="an undamaged file") from None
     if len(arrays) == 1:
         (value,) = arrays.values()
         return stream_of(value, source)

@@ -125,7 +125,7 @@ class EventGPTProcessor(ProcessorMixin):
                 raise PromptError(
                     "images",
                     found=f"{len(scenes)} scenes of {sorted(counts)} frames",
-                    expected=f"{len(prompts)} scenes, one a prompt, with equal numbers of frames",
+                    expected=f"{len(prompts)} scenes, one per prompt, with equal numbers of frames",
                 )
             flat = [frame for scene in scenes for frame in scene]
             pixels = self.image_processor(flat, return_tensors="np", **kwargs)["pixel_values"]

@@ -53,7 +53,7 @@ def tokenize_prompt(prompt: str, tokenizer: Any, *, placeholder: tuple[int, ...]
     """
     halves = prompt.split(EVENT_TOKEN)
     if len(halves) > 2:
-        raise PromptError("prompt", found=f"{len(halves) - 1} times {EVENT_TOKEN}", expected="one scene a prompt")
+        raise PromptError("prompt", found=f"{len(halves) - 1} times {EVENT_TOKEN}", expected="one scene per prompt")
     first, *rest = (tokenizer(half).input_ids for half in halves)
     ids = list(first)
     for half in rest:

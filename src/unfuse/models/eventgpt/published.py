@@ -196,7 +196,7 @@ class EventChatModel(EventGPTForConditionalGeneration):
         else:
             scenes = [self._encode(frames) for frames in _scenes(event_tensors)]
         if len(scenes) != batch:
-            raise FeaturesError("generate", found=f"{len(scenes)} scenes", expected=f"{batch}, one a prompt")
+            raise FeaturesError("generate", found=f"{len(scenes)} scenes", expected=f"{batch}, one per prompt")
         return scenes
 
     def _checked(self, features: torch.Tensor) -> torch.Tensor:
@@ -220,7 +220,7 @@ class EventChatModel(EventGPTForConditionalGeneration):
         positions = (ids == EVENT_INDEX).nonzero().flatten().tolist()
         if len(positions) != 1:
             raise PromptError(
-                "input_ids", found=f"{len(positions)} placeholders {EVENT_INDEX}", expected="one a prompt"
+                "input_ids", found=f"{len(positions)} placeholders {EVENT_INDEX}", expected="one per prompt"
             )
         at = positions[0]
         embed = self.get_input_embeddings()
