@@ -35,6 +35,14 @@ def test_a_sample_never_sees_its_own_answer_or_a_later_one():
     assert not drafters.knows((9, 9))
 
 
+def test_answers_of_a_file_are_known_to_every_sample():
+    drafters = SampleDrafters(lambda: History(100, [END]), [[8, END]])
+    drafters.learn(record("a", 5, END))
+    assert learnt(drafters.before("a")) == [(8, END)]
+    assert learnt(drafters.before("b")) == [(8, END), (5, END)]
+    assert drafters.knows([8, END])
+
+
 def test_failed_samples_are_not_learnt():
     drafters = SampleDrafters(lambda: History(100, [END]))
     drafters.learn_all([record("a", 5, status="failed"), record("b", 6)])

@@ -1,4 +1,5 @@
 import json
+import os
 import stat
 
 import numpy as np
@@ -110,8 +111,10 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path):
         read(tmp_path / "history")
 
 
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises((InputError, FileAccessError)):
-        read(tmp_path)
+def test_a_pipe_or_a_folder_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(InputError, match="found no regular file"):
+            read(path)
     with pytest.raises(FileAccessError):
         write_history(tmp_path / "none" / "history", history_of(ANSWERS), MODEL)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from unfuse.errors import InputError
@@ -11,6 +13,9 @@ from unfuse.speculation.settings import SpeculationSettings, parse_draft_tokens
         ({"draft_tokens": 0}, "draft-tokens: found 0, expected auto, or 1 to 15"),
         ({"draft_tokens": 16}, "found 16"),
         ({"method": "off", "draft_tokens": 3}, "found speculate off"),
+        ({"history": Path("/dev/zero")}, "history /dev/zero: found no regular file"),
+        ({"history": Path()}, "no regular file"),
+        ({"history": Path("nowhere/file")}, "history nowhere/file: found no such folder"),
         ({"method": "ngram", "history": "file"}, "history: found speculate ngram, expected history"),
         ({"method": "off", "history": "file"}, "found speculate off"),
     ],

@@ -208,9 +208,11 @@ def _processor(folder: Path) -> Any:
         reason = _reason_of(error)
         package = "torchvision" if "torchvision" in reason.lower() else reason
         raise MissingPackageError(
-            f"processor of {folder}", found=f"no {package}", expected="this package, which the family's processor needs",
+            f"processor of {folder}", found=f"no {package}", expected="this package, for the family's processor",
             fix=f"run: {install_command('torchvision')}" if package == "torchvision" else None,
         ) from None  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
         reason = _reason_of(error)
-        raise CheckpointError(str(folder), found=f"no loadable processor ({reason})", expected="a processor that transformers can load") from None
+        raise CheckpointError(
+            str(folder), found=f"no loadable processor ({reason})", expected="a processor that transformers can load"
+        ) from None

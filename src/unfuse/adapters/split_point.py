@@ -91,7 +91,9 @@ def run_to_features(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         except _SplitPointReached:
             return outputs
     missing = ", ".join(f"get_{kind}_features" for kind in wanted if kind not in outputs)
-    raise CutError(type(model).__name__, found=f"a forward that does not call {missing}", expected="a forward that does")
+    raise CutError(
+        type(model).__name__, found=f"a forward that does not call {missing}", expected="a forward that does"
+    )
 
 
 def run_to_decoder(
@@ -134,7 +136,9 @@ def run_to_decoder(
         ) from None
     finally:
         handle.remove()
-    raise CutError(type(model).__name__, found="a forward that does not call its decoder", expected="a forward that does")
+    raise CutError(
+        type(model).__name__, found="a forward that does not call its decoder", expected="a forward that does"
+    )
 
 
 def prompt_from_call(

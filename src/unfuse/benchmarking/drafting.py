@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from unfuse.drafters import pick_drafter
 from unfuse.records.schema import SampleRecord
 from unfuse.speculation.drafter import Drafter
+from unfuse.speculation.history import History
 from unfuse.speculation.settings import SpeculationSettings
 from unfuse.staged_model import StagedModel
 
@@ -17,14 +19,16 @@ class SampleDrafters:
     Warm-up, repeats, balance and energy of a sample therefore see equal histories, whenever they run.
     """
 
-    def __init__(self, make: Callable[[], Drafter]):
+    def __init__(self, make: Callable[[], Drafter], earlier: Iterable[Sequence[int]] = ()):
         """Begin without answers.
 
         Args:
-            make: returns a drafter as it is at the start of the run.
+            make: returns a drafter without answers.
+            earlier: answers that a drafter knows at the start of the run.
         """
-        self._make = make
-        self._drafter = make()
+        self._make, self._start = make, [tuple(token_ids) for token_ids in earlier]
+        self._known = set(self._start)
+        self._drafter = self._new()
         self._answers: dict[str, tuple[int, ...]] = {}
         self._earlier: tuple[str, Drafter] | None = None
         """The last sample that has an answer already, and the drafter before that answer."""
@@ -34,7 +38,7 @@ class SampleDrafters:
         if sample_id not in self._answers:
             return self._drafter
         if self._earlier is None or self._earlier[0] != sample_id:
-            drafter = self._make()
+            drafter = self._new()
             for name, token_ids in self._answers.items():
                 if name == sample_id:
                     break
@@ -43,14 +47,21 @@ class SampleDrafters:
         return self._earlier[1]
 
     def knows(self, token_ids: Sequence[int]) -> bool:
-        """Return whether a sample of this run has had the answer."""
-        return tuple(token_ids) in self._answers.values()
+        """Return whether an earlier sample, or the start of the run, had the answer."""
+        return tuple(token_ids) in self._known
 
     def learn(self, record: SampleRecord) -> None:
         """Take the answer of a sample into account, once."""
         if record.status == "ok" and record.token_ids is not None and record.sample_id not in self._answers:
             self._answers[record.sample_id] = record.token_ids
+            self._known.add(record.token_ids)
             self._drafter.learn(record.token_ids)
+
+    def _new(self) -> Drafter:
+        drafter = self._make()
+        for token_ids in self._start:
+            drafter.learn(token_ids)
+        return drafter
 
     def learn_all(self, records: Sequence[SampleRecord]) -> None:
         """Take the samples of an interrupted run into account, in their order."""
@@ -75,8 +86,10 @@ def sample_drafters(
         return None, notes
 
     def make() -> Drafter:
-        made, _ = pick_drafter(speculation, model.adapter, model.engine)
+        made, _ = pick_drafter(replace(speculation, history=None), model.adapter, model.engine)
         assert made is not None
         return made
 
-    return SampleDrafters(make), notes
+    # The file is read once: another process may change it during the run.
+    earlier = [answer.tolist() for answer in drafter.answers] if isinstance(drafter, History) else ()
+    return SampleDrafters(make, earlier), notes

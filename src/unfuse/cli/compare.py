@@ -34,7 +34,9 @@ class _Percent(click.ParamType[float]):
 
 @click.command(short_help="Compare two runs, stage by stage.")
 @click.argument("runs", nargs=-1, metavar="[A] B", type=click.Path(path_type=Path))
-@click.option("--fail-on-regression", type=_Percent(), default=None, help="Exit code 1 if a stage is slower by this percentage.")
+@click.option(
+    "--fail-on-regression", type=_Percent(), default=None, help="Exit code 1 if a stage is slower by this percentage."
+)
 @click.option(
     "--noise-threshold",
     type=_Percent(),
@@ -44,7 +46,9 @@ class _Percent(click.ParamType[float]):
 )
 @click.option("--format", "form", default="text", help="text, markdown (for a pull request) or json.")
 @click.option("--baseline", metavar="NAME", default=None, help="Use this baseline instead of run A.")
-@click.option("--save-baseline", metavar="NAME", default=None, help="Save run B as a baseline; without A, compare nothing.")
+@click.option(
+    "--save-baseline", metavar="NAME", default=None, help="Save run B as a baseline; without A, compare nothing."
+)
 @click.option("--replace", is_flag=True, help="Let --save-baseline overwrite a baseline.")
 @click.option("--list-baselines", is_flag=True, help="List the baselines, and compare nothing.")
 @click.option(

@@ -22,7 +22,13 @@ def dataset() -> None:
 @dataset.command(short_help="Simulate a data set with reference answers.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--count", type=int, default=200, show_default=True, help="Samples.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the first scene; the model was trained on other seeds.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the first scene; the model was trained on other seeds.",
+)
 @click.option("--workers", type=int, default=0, help="Processes; default: one per core.")
 def demo(out: Path, count: int, seed: int, workers: int) -> int:
     """Simulate a data set into the folder OUT: events, event frames, video, questions and reference answers."""
@@ -46,7 +52,9 @@ def demo(out: Path, count: int, seed: int, workers: int) -> int:
 @click.option("--stride", help="Distance between starts of windows, in the unit of the length; default: the length.")
 @click.option("--frames", type=int, default=5, show_default=True, help="Event frames per window.")
 @click.option(
-    "--questions", type=click.Path(path_type=Path), help="File with one question per line, or a JSON list; default: the default question."
+    "--questions",
+    type=click.Path(path_type=Path),
+    help="File with one question per line, or a JSON list; default: the default question.",
 )
 @click.option("--rectify", is_flag=True, help="Rectify the events with rectify_map.h5.")
 @click.option("--max-windows", type=int, help="Only the first N windows of each recording.")
@@ -108,7 +116,9 @@ def check(folder: Path) -> int:
 
 @dataset.command(short_help="Show counts, sizes and a preview.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write the preview as a PNG file.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also write the preview as a PNG file."
+)
 def info(folder: Path, picture: Path | None) -> int:
     """Show counts, durations, event rates, sizes and a preview of a data set's FOLDER."""
     from unfuse.report.dataset import print_dataset

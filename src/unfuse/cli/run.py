@@ -38,7 +38,9 @@ _DRAW_EVERY_S: Final = 0.1
 @click.option("--dataset", default=None, help="Folder in the instruction-set layout; default: the demo recordings.")
 @click.option("--max-samples", type=int, default=None, help="Only the first N samples.")
 @placement_options
-@click.option("--devices", default=None, help="One process per device: auto (all GPUs), a number, or names separated by commas.")
+@click.option(
+    "--devices", default=None, help="One process per device: auto (all GPUs), a number, or names separated by commas."
+)
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--output-length", type=int, default=None, help="Exactly N new tokens for every sample.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
@@ -51,7 +53,9 @@ _DRAW_EVERY_S: Final = 0.1
 )
 @store_options
 @click.option("--workers", type=int, default=None, help="Processes that load and preprocess; 0: none. Default: auto.")
-@click.option("--capacity", type=int, default=None, help="Answers that are decoded together; default: the engine's choice.")
+@click.option(
+    "--capacity", type=int, default=None, help="Answers that are decoded together; default: the engine's choice."
+)
 @click.option("--encode-batch", type=int, default=8, help="Scenes that are encoded together.")
 @click.option(
     "--scene-seconds",
@@ -75,7 +79,9 @@ _DRAW_EVERY_S: Final = 0.1
     help="Run on a Ray cluster: auto or HOST:PORT; without an address, a local cluster.",
 )
 @click.option(
-    "--ray-pools", default=None, help="Actors per stage, such as load=4,preprocess=2-8,encode=1,answer=1; default: auto."
+    "--ray-pools",
+    default=None,
+    help="Actors per stage, such as load=4,preprocess=2-8,encode=1,answer=1; default: auto.",
 )
 def run_verb(
     model: str | None,

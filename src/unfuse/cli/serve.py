@@ -25,7 +25,9 @@ _MIB = 1 << 20
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with the token that clients must send.")
 @click.option("--no-token", is_flag=True, help="Accept requests without a token.")
 @click.option("--max-upload-mb", type=int, default=256, help="Maximum size of an upload.")
-@click.option("--scenes-mb", type=int, default=1024, help="Memory for scenes; the least recently used scene is dropped first.")
+@click.option(
+    "--scenes-mb", type=int, default=1024, help="Memory for scenes; the least recently used scene is dropped first."
+)
 @click.option("--timeout-s", type=float, default=120.0, help="Time limit of a request.")
 @click.option(
     "--max-concurrent", type=int, default=None, help="Answers that are decoded together; default: the engine's choice."

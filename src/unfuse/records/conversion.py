@@ -162,7 +162,9 @@ def _refuse_unknown(value: Any, record: Any, where: str) -> None:
         for name in sorted(value):
             if name not in record:
                 raise RunFolderError(
-                    f"{where}: field {name!r}", found="a field of an unknown schema", expected="only fields of the schema"
+                    f"{where}: field {name!r}",
+                    found="a field of an unknown schema",
+                    expected="only fields of the schema",
                 )
             _refuse_unknown(value[name], record[name], f"{where}: {name}")
     elif isinstance(value, list):

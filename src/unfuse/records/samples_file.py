@@ -66,7 +66,9 @@ def from_line(line: str, *, where: str = "record", ignore_unknown: bool = False)
     """
     flat = unsealed(line, where=where)
     if "stages" in flat:
-        raise RunFolderError(f"{where}: field 'stages'", found="a field of an unknown schema", expected="only fields of the schema")
+        raise RunFolderError(
+            f"{where}: field 'stages'", found="a field of an unknown schema", expected="only fields of the schema"
+        )
     stages = {}
     for stage in RECORD_STAGES:
         times = {clock: flat.pop(f"{stage}_{clock}", None) for clock in CLOCKS}

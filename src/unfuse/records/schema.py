@@ -118,7 +118,7 @@ class SampleRecord:
     drafting_ms: float | None = None
     """Time that the host spent on drafts."""
     answer_known: bool | None = None
-    """True if an earlier sample of the run had an equal answer."""
+    """True if an earlier sample of the run, or the history file, had an equal answer."""
     token_ids: tuple[int, ...] | None = None
     text: str | None = None
     stop_reason: str | None = None

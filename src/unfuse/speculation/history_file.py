@@ -37,6 +37,8 @@ def read_history(path: Path, history: History, fingerprint: str) -> None:
     """
     if not path.exists():
         return
+    if not path.is_file():  # reading a pipe or a device may never end
+        raise InputError(str(path), found="no regular file", expected="a history file")
     try:
         size = path.stat().st_size
         data = path.read_bytes() if size <= _MAX_BYTES else b""

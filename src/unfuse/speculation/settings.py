@@ -18,7 +18,8 @@ class SpeculationSettings:
     """How the next tokens of an answer are drafted.
 
     Raises:
-        InputError: no such method, a number out of range, or a history file without the method ``history``.
+        InputError: no such method, a number out of range, a history file without the method ``history``, or a path
+            that can be no history file.
     """
 
     method: str = "auto"
@@ -34,8 +35,23 @@ class SpeculationSettings:
             raise InputError("draft-tokens", found=self.draft_tokens, expected=f"auto, or 1 to {MAX_DRAFT}")
         if self.draft_tokens is not None and self.method == "off":
             raise InputError("draft-tokens", found="speculate off", expected="a method that drafts tokens")
-        if self.history is not None and self.method not in ("auto", "history"):
-            raise InputError("history", found=f"speculate {self.method}", expected="history")
+        if self.history is not None:
+            if self.method not in ("auto", "history"):
+                raise InputError("history", found=f"speculate {self.method}", expected="history")
+            _check_file(self.history)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a path that can be no history file, before a model is loaded.
+
+    Raises:
+        InputError: the path is no regular file, or its folder does not exist.
+    """
+    if path.exists():
+        if not path.is_file():
+            raise InputError(f"history {path}", found="no regular file", expected="a history file, or a new path")
+    elif not path.parent.is_dir():
+        raise InputError(f"history {path}", found="no such folder", expected="a path in an existing folder")
 
 
 def parse_draft_tokens(text: str) -> int | None:

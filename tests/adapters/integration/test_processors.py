@@ -151,5 +151,7 @@ def test_missing_torchvision_is_one_line(tmp_path):
         '{"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}'
     )
     tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(MissingPackageError, match="torchvision, expected this package, which the family's processor needs. Run: "):
+    with pytest.raises(
+        MissingPackageError, match="torchvision, expected this package, for the family's processor. Run: "
+    ):
         load(str(tmp_path), device="cpu")

@@ -89,7 +89,9 @@ def _connect(ray: Any, address: str) -> None:
             ray.shutdown()
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if address == LOCAL:
-            raise DeviceError("ray", found=f"no cluster can be started here ({reason})", expected="a local cluster") from None
+            raise DeviceError(
+                "ray", found=f"no cluster can be started here ({reason})", expected="a local cluster"
+            ) from None
         raise DeviceError(
             f"ray {address}", found=f"no cluster ({reason})", expected="a running cluster",
             fix="start it with ray start --head; if it wants a token, set RAY_AUTH_MODE=token",

@@ -68,7 +68,10 @@ def _cached(part: str, build: Callable[[Path], None]) -> Path:
         partial = Path(tempfile.mkdtemp(dir=home, prefix=f".demo-{part}-"))
     except OSError as error:
         raise FileAccessError(
-            str(home), found=error.strerror, expected="a writable cache folder", fix="set UNFUSE_CACHE to a writable folder"
+            str(home),
+            found=error.strerror,
+            expected="a writable cache folder",
+            fix="set UNFUSE_CACHE to a writable folder",
         ) from None
     try:
         build(partial)
