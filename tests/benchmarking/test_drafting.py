@@ -3,8 +3,13 @@ from types import SimpleNamespace
 import pytest
 
 import unfuse
+from tests.benchmarking.benching import QUICK
+from unfuse.benchmarking import PROTOCOLS, BenchSettings
 from unfuse.benchmarking.drafting import SampleDrafters
+from unfuse.benchmarking.pairs import Pairs
+from unfuse.benchmarking.setup import BenchSetup
 from unfuse.loading import load
+from unfuse.measure.timers import HostTimer
 from unfuse.records import read_manifest
 from unfuse.samples import Dataset
 from unfuse.samples.demo import demo_dataset
@@ -41,6 +46,24 @@ def test_answers_of_a_file_are_known_to_every_sample():
     assert learnt(drafters.before("a")) == [(8, END)]
     assert learnt(drafters.before("b")) == [(8, END), (5, END)]
     assert drafters.knows([8, END])
+
+
+def test_a_history_is_made_outside_of_the_timed_runs(demo_model, fake_time):
+    """A repeat of an earlier sample needs the history before the sample again."""
+
+    def make():
+        fake_time.sleep(5.0)
+        return History(1000, [END])
+
+    settings = BenchSettings(**QUICK)
+    setup = BenchSetup(
+        model=demo_model, protocol=PROTOCOLS["decoupled"], settings=settings, timer=HostTimer(),
+        drafters=SampleDrafters(make),
+    )  # fmt: skip
+    pairs, samples = Pairs(setup), demo_dataset(max_samples=2).samples
+    for sample in (*samples, *samples):
+        for record in pairs.measure(sample):
+            assert (record.status, record.staged_host_ms, record.e2e_host_ms) == ("ok", 0.0, 0.0)
 
 
 def test_failed_samples_are_not_learnt():

@@ -115,11 +115,13 @@ class Pairs:
         # Frames and features must be freed before the next run is timed: memory that one run of a pair still holds, the
         # other must request anew from the system, and a few percent of a short run are page faults.
         clock = StageClock(self.setup.timer, self.setup.zero_ns)
+        self.setup.prepare(sample)
         with paused_gc():
             run, whole = self._timed(lambda: self.setup.run_staged(sample, clock, tokens))
         return _record(sample, run, clock, whole.host_ms, self.setup.model.engine.notes)
 
     def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[StageTime, tuple[int, ...]]:
+        self.setup.prepare(sample)
         with paused_gc():
             run, whole = self._timed(lambda: self.setup.run_whole(sample, tokens))
         return whole, run.generation.token_ids
