@@ -64,7 +64,7 @@ class MeasuredRun:
 
     @cached_property
     def balance(self) -> Balance:
-        """The end-to-end time that no stage explains, over samples and repeats."""
+        """End-to-end time outside of the stages, over samples and repeats."""
         pairs = [(r.total_host_ms, r.e2e_host_ms) for r in self.ok if r.e2e_host_ms]
         return balance([*pairs, *_repeated(self.probes.noise)])
 

@@ -140,7 +140,7 @@ def ratio(a: Mapping[str, float], b: Mapping[str, float]) -> Ratio | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Balance:
-    """End-to-end time that no stage explains, in % of it."""
+    """End-to-end time outside of the stages, in % of the end-to-end time."""
 
     pairs: int
     remainder_pct: float

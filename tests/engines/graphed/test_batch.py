@@ -214,7 +214,7 @@ def test_memory_limits_the_running_requests(model, engine, monkeypatch):
     batch.close()
 
 
-def test_weights_move_to_the_host_on_a_small_device(model, batch):
+def test_a_request_replaces_the_cache_of_its_prefix_in_a_full_pool(model, batch):
     """Otherwise a request with a common prefix would wait for others to end, for ever if there are no others."""
     batch._cache_pool = KVCachePool(batch._runner.llama, batch._cache_pool._size(64))
     first, second = (
