@@ -30,7 +30,7 @@ _OPTIONAL: Final = {
 
 @click.command()
 def doctor() -> int:
-    """List installed and missing packages, and the commands that install them."""
+    """List installed and missing packages, and how to install them."""
     import torch
 
     from unfuse._version import __version__
