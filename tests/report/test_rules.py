@@ -18,7 +18,7 @@ QUIET = Probes(
     noise=Noise(sample_id="s0", total_host_ms=(100.0, 101.0, 99.0), e2e_host_ms=(100.0, 101.0, 99.0)),
     encoder_calls_after_encode=0,
 )
-NAMES = ["samples", "answers", "same tokens", "stages add up", "encode once", "noise", "drift"]
+NAMES = ["samples", "answers", "lengths", "same tokens", "stages add up", "encode once", "noise", "drift"]
 
 
 def statuses(manifest: Manifest, records: list[SampleRecord], probes: Probes = QUIET) -> dict[str, str]:

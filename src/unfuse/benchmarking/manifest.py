@@ -54,5 +54,14 @@ def describe_model(model: StagedModel) -> dict[str, Any]:
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "engine": model.engine.name,
+        "end_ids": list(model.adapter.end_ids),
+        "max_positions": _max_positions(model),
         "notes": list(model.notes),
     }
+
+
+def _max_positions(model: StagedModel) -> int | None:
+    """Return the number of positions of the decoder by its config; None if the config does not say it."""
+    config: Any = getattr(model.adapter.model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "max_position_embeddings", None)

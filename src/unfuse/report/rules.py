@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from unfuse.records.schema import SampleRecord
+from unfuse.report import lengths
 from unfuse.report.claims import hooked_spans
 from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.statistics import (
@@ -32,7 +33,7 @@ _NOTHING_MEASURED = "nothing measured"
 
 def judge(run: MeasuredRun) -> Verdict:
     """Evaluate every rule."""
-    work = [_samples(run), _answers(run), _same_tokens(run), _balance(run)]
+    work = [_samples(run), _answers(run), _lengths(run), _same_tokens(run), _balance(run)]
     machine = [_noise(run), _outliers(run), _resolution(run), _first_sample(run), _drift(run), _isolation(run)]
     return Verdict(rules=(*_protocol(run), *work, *machine))
 
@@ -101,6 +102,14 @@ def _answers(run: MeasuredRun) -> RuleRow:
     empty = [r for r in run.ok if not r.output_tokens]
     sentence = f"{len(empty)} samples with zero output tokens: {_names(empty)}"
     return _row("answers", not empty, limit, f"{len(empty)} without a token", [sentence])
+
+
+def _lengths(run: MeasuredRun) -> RuleRow:
+    if not run.ok:
+        return _skip("lengths", lengths.LIMIT, _NOTHING_MEASURED)
+    written = [record for record in run.ok if record.output_tokens]
+    faults = lengths.length_faults(run.manifest, written)
+    return _row("lengths", not faults, lengths.LIMIT, f"{len(written)} answers, {len(faults)} kinds of fault", faults)
 
 
 def _same_tokens(run: MeasuredRun) -> RuleRow:
