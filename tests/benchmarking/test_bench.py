@@ -60,8 +60,8 @@ def test_a_shape_is_repeated_until_its_time_is_steady(demo_model, dataset, monke
     settling = iter([90.0, 60.0, 30.0, 10.0, 10.0, *[10.0] * 100])
     staged = Pairs._staged
 
-    def timed(pairs_, sample, tokens=None):
-        record = staged(pairs_, sample, tokens)
+    def timed(pairs_, sample):
+        record = staged(pairs_, sample)
         return replace(record, stages={"load": StageTime(host_ms=next(settling))})
 
     monkeypatch.setattr(pairs, "is_steady", warmup.is_steady)

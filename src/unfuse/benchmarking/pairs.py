@@ -7,8 +7,7 @@ the reason.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -23,9 +22,6 @@ from unfuse.report.statistics import MIN_PAIRS, balance
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 
-_SHORT_TOKENS: Final = 4
-_WHOLE_PAIRS: Final = 20
-"""Number of whole pairs that, if they fit into the time for the balance, make short pairs unnecessary."""
 _NARROW_PCT: Final = 1.0
 """Width of the balance's interval that is narrow enough to stop repeating."""
 
@@ -60,29 +56,23 @@ class Pairs:
         yield record
 
     def noise(self, sample: Sample) -> Noise:
-        """Repeat one warm sample, staged and unstaged in turn.
+        """Repeat one warm sample, staged and unstaged in turn, in whole runs.
 
-        ``noise_repeats`` whole pairs show the noise. More follow until the balance is known to half a percent or
-        ``balance_seconds`` are spent. If whole pairs take long, these are short, of a few tokens each: a busy
-        machine has less time to change between the two runs of a pair.
+        ``noise_repeats`` pairs show the noise. More follow until the balance is known to half a percent or
+        ``balance_seconds`` are spent. A shorter run would leave out a fault that grows with the answer.
         """
         settings = self.setup.settings
-        whole = [self._pair(sample) for _ in range(settings.noise_repeats)]
-        short: list[SampleRecord] = []
-        seconds = settings.balance_seconds
-        tokens = min(_SHORT_TOKENS, settings.token_limit) if _slow(whole, seconds) else None
-        until_ns = host_time.now_ns() + seconds * 1e9
+        repeats = [self._pair(sample) for _ in range(settings.noise_repeats)]
+        until_ns = host_time.now_ns() + settings.balance_seconds * 1e9
         while host_time.now_ns() < until_ns:
-            short.append(self._pair(sample, tokens))
-            found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in short])
-            if len(short) >= MIN_PAIRS and found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT:
+            repeats.append(self._pair(sample))
+            found = balance([(pair.total_host_ms, pair.e2e_host_ms or 0.0) for pair in repeats])
+            if len(repeats) >= MIN_PAIRS and found.ci_high_pct - found.ci_low_pct <= _NARROW_PCT:
                 break
         return Noise(
             sample_id=sample.sample_id,
-            total_host_ms=tuple(pair.total_host_ms for pair in whole),
-            e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in whole),
-            short_total_host_ms=tuple(pair.total_host_ms for pair in short),
-            short_e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in short),
+            total_host_ms=tuple(pair.total_host_ms for pair in repeats),
+            e2e_host_ms=tuple(pair.e2e_host_ms or 0.0 for pair in repeats),
         )
 
     def _warm_up(self, sample: Sample) -> Iterator[SampleRecord]:
@@ -96,14 +86,14 @@ class Pairs:
             yield record
         self._warm.add(shape)
 
-    def _pair(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
+    def _pair(self, sample: Sample) -> SampleRecord:
         self._turn += 1
         if self._turn % 2:
-            record = self._staged(sample, tokens)
-            whole, token_ids = self._unstaged(sample, tokens)
+            record = self._staged(sample)
+            whole, token_ids = self._unstaged(sample)
         else:
-            whole, token_ids = self._unstaged(sample, tokens)
-            record = self._staged(sample, tokens)
+            whole, token_ids = self._unstaged(sample)
+            record = self._staged(sample)
         return replace(
             record,
             e2e_host_ms=whole.host_ms,
@@ -111,19 +101,19 @@ class Pairs:
             e2e_same_tokens=token_ids == record.token_ids,
         )
 
-    def _staged(self, sample: Sample, tokens: int | None = None) -> SampleRecord:
+    def _staged(self, sample: Sample) -> SampleRecord:
         # Frames and features must be freed before the next run is timed: memory that one run of a pair still holds, the
         # other must request anew from the system, and a few percent of a short run are page faults.
         clock = StageClock(self.setup.timer, self.setup.zero_ns)
         self.setup.prepare(sample)
         with paused_gc():
-            run, whole = self._timed(lambda: self.setup.run_staged(sample, clock, tokens))
+            run, whole = self._timed(lambda: self.setup.run_staged(sample, clock))
         return _record(sample, run, clock, whole.host_ms, self.setup.model.engine.notes)
 
-    def _unstaged(self, sample: Sample, tokens: int | None = None) -> tuple[StageTime, tuple[int, ...]]:
+    def _unstaged(self, sample: Sample) -> tuple[StageTime, tuple[int, ...]]:
         self.setup.prepare(sample)
         with paused_gc():
-            run, whole = self._timed(lambda: self.setup.run_whole(sample, tokens))
+            run, whole = self._timed(lambda: self.setup.run_whole(sample))
         return whole, run.generation.token_ids
 
     def _timed(self, body: Callable[[], pipeline.Run]) -> tuple[pipeline.Run, StageTime]:
@@ -174,12 +164,6 @@ def input_shape(model: StagedModel, sample: Sample) -> ShapeKey:
     """Return the shapes that kernels are chosen by: the pixel tensor's shape and the prompt's length."""
     prepared = model.preprocess(model.load(sample))
     return tuple(prepared.pixel_values.shape), prepared.text_tokens + prepared.media_tokens
-
-
-def _slow(whole: Sequence[SampleRecord], seconds: float) -> bool:
-    """Return whether fewer than ``_WHOLE_PAIRS`` such pairs fit into the time."""
-    pair_ms = statistics.median(pair.total_host_ms + (pair.e2e_host_ms or 0.0) for pair in whole)
-    return _WHOLE_PAIRS * pair_ms > 1000 * seconds
 
 
 def _one_line(error: BaseException) -> str:

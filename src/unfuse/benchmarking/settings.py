@@ -26,7 +26,8 @@ class BenchSettings:
     noise_repeats: int = 5
     """Further repeats of the first sample: only they separate noise from workload."""
     balance_seconds: float = 15.0
-    """Time that more of these repeats may take until the balance of the stages is known to half a percent."""
+    """Time that more of these repeats may take until the balance of the stages is known to half a percent; a repeat
+    that has started is finished."""
     reuse: bool = False
     """Whether a KV prefix may be reused between samples."""
     energy_seconds: float = 2.0

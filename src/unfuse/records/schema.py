@@ -146,7 +146,7 @@ class Noise:
     e2e_host_ms: tuple[float, ...]
     """Unstaged calls, each made next to the staged repeat of the same index."""
     short_total_host_ms: tuple[float, ...] = ()
-    """Sums of short repeats, which only the balance uses: a few tokens where whole runs take long."""
+    """Sums of repeats of a few tokens, in runs before schema 1.6; no statistic uses them."""
     short_e2e_host_ms: tuple[float, ...] = ()
 
 

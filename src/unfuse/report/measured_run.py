@@ -110,8 +110,5 @@ def _without_none(values: Iterable[float | None]) -> list[float]:
 
 
 def _repeated(noise: Noise | None) -> Iterable[tuple[float, float]]:
-    """Return (sum of stages, end to end) of the repeats."""
-    if noise is None:
-        return
-    yield from zip(noise.total_host_ms, noise.e2e_host_ms, strict=False)
-    yield from zip(noise.short_total_host_ms, noise.short_e2e_host_ms, strict=True)
+    """Return (sum of stages, end to end) of the repeats; short repeats of older runs hide a fault of long answers."""
+    return () if noise is None else zip(noise.total_host_ms, noise.e2e_host_ms, strict=False)
