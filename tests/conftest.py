@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from pathlib import Path
@@ -116,3 +117,32 @@ def demo_sample():
     from unfuse.samples.demo import demo_sample
 
     return demo_sample("demo:0")
+
+
+@pytest.fixture(scope="session")
+def small_model(demo_model):
+    """The demo model with one layer in its tower and one in its decoder: no sensible answers, in less time."""
+    from unfuse.adapters.eventgpt import EventGPTAdapter
+    from unfuse.engines.eager import EagerEngine
+    from unfuse.staged_model import StagedModel
+
+    source = demo_model.adapter
+    network = copy.deepcopy(source.model)
+    network.model.layers = network.model.layers[:1]
+    network.config.num_hidden_layers = 1
+    encoder = next(module for module in network.model.visual_tower.modules() if type(module).__name__ == "CLIPEncoder")
+    encoder.layers = encoder.layers[:1]
+    adapter = EventGPTAdapter(network, source.preprocessor, source.fingerprint)
+    return StagedModel("small", adapter, EagerEngine(adapter.language))
+
+
+@pytest.fixture(scope="session")
+def small_sample(tmp_path_factory):
+    """A recording of 48 x 64 pixels."""
+    from unfuse.events import write_eventgpt_npy
+    from unfuse.samples import Sample
+    from unfuse.testing import synthetic_stream
+
+    path = tmp_path_factory.mktemp("small") / "scene.npy"
+    write_eventgpt_npy(path, synthetic_stream())
+    return Sample.from_events(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,12 @@ from unfuse.measure.timers import HostTimer
 from unfuse.staged_model import StagedModel
 from unfuse.verification.steady import steady
 
+steady_module = sys.modules[steady.__module__]
+
 
 @pytest.mark.clock
 def test_a_model_that_stays_as_it_is_is_steady(demo_model, demo_sample):
-    assert steady(demo_model, demo_sample, HostTimer()).status == "pass"
+    assert steady(demo_model, demo_sample, HostTimer()).status in ("pass", "inconclusive")
 
 
 class Leaks(StagedModel):
@@ -56,7 +60,30 @@ def once(function):
 
 
 @pytest.mark.parametrize(("scene_ms", "status"), [(0.0, "pass"), (0.3, "fail")])
-def test_a_model_that_slows_down_is_caught(demo_model, demo_sample, fake_time, scene_ms, status):
-    result = steady(Leaks(demo_model, fake_time, scene_ms), demo_sample, HostTimer(), runs=40)
+def test_a_model_that_slows_down_is_caught(small_model, small_sample, fake_time, scene_ms, status):
+    result = steady(Leaks(small_model, fake_time, scene_ms), small_sample, HostTimer(), runs=40)
     assert result.status == status, result
     assert result.observed.count("%") >= (3 if status == "fail" else 1)
+
+
+def test_a_machine_that_slows_down_is_inconclusive(small_model, small_sample, fake_time, monkeypatch):
+    model = Leaks(small_model, fake_time, 0.3)
+    monkeypatch.setattr(steady_module, "_reference_ms", lambda: 1 + 0.01 * model.seen)
+    result = steady(model, small_sample, HostTimer(), runs=40)
+    assert result.status == "inconclusive", result
+    assert "run again on a machine without other work" in result.reason
+
+
+def test_noise_is_inconclusive(small_model, small_sample, fake_time):
+    model = Leaks(small_model, fake_time, 0.0)
+    model.rng = Wild(model.rng)
+    result = steady(model, small_sample, HostTimer(), runs=40)
+    assert result.status == "inconclusive", result
+
+
+class Wild:
+    """Ten times the deviation."""
+
+    def __init__(self, rng):
+        self.random = rng.random
+        self.normal = lambda mean, deviation: abs(rng.normal(mean, 10 * deviation))

@@ -14,7 +14,7 @@ from unfuse.report import print_line, printable
 
 if TYPE_CHECKING:
     from unfuse.staged_model import StagedModel
-    from unfuse.verification import CheckResult
+    from unfuse.verification import CheckResult, Verification
 
 _TOKENS = 48
 
@@ -61,14 +61,20 @@ def show_verify(console: Console, name: str, **given: Any) -> int:
             print_line(console, f"Note: {printable(note)}")
 
     def print_check(result: CheckResult) -> None:
-        print_line(console, f"{result.status.upper():5}{result.name}")
+        print_line(console, f"{result.status.upper()} {result.name}")
         print_line(console, f"     expected   {printable(result.expected)}")
         print_line(console, f"     observed   {printable(result.reason or result.observed)}")
         print_line(console, f"     tolerance  {result.tolerance}")
 
     outcome = run_verify(job, on_model=print_model, on_result=print_check)
-    counts = {status: sum(r.status == status for r in outcome.results) for status in ("pass", "fail", "skip")}
-    print_line(console, f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped: {name}")
+    print_line(console, f"{_counts(outcome)}: {name}")
     if job.output is not None:
         print_line(console, f"Rows: {printable(str(job.output))}")
     return 0 if outcome.passed else 1
+
+
+def _counts(outcome: Verification) -> str:
+    """Return how many checks came out in each way."""
+    words = {"pass": "passed", "fail": "failed", "skip": "skipped", "inconclusive": "inconclusive"}
+    counts = {status: sum(r.status == status for r in outcome.results) for status in words}
+    return ", ".join(f"{counts[s]} {word}" for s, word in words.items() if counts[s] or s != "inconclusive")

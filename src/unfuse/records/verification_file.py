@@ -12,7 +12,8 @@ from unfuse.records.conversion import read_record
 from unfuse.records.schema import SCHEMA_VERSION
 
 VERIFICATION_FILE: Final = "verification.json"
-CheckStatus = Literal["pass", "fail", "skip"]
+CheckStatus = Literal["pass", "fail", "skip", "inconclusive"]
+"""``inconclusive``: noise of the machine hides the answer of a check that reads a clock."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,7 @@ class CheckResult:
     observed: str
     tolerance: str = "exact"
     reason: str | None = None
-    """Reason of a skip."""
+    """Reason of a skip; what hides the answer of an inconclusive check, and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ Both run the model's own modules, because an engine that replays them as graphs 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,8 @@ from unfuse.records.verification_file import CheckResult
 from unfuse.report.statistics import order_interval
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared
-from unfuse.verification.result import judged
+from unfuse.verification.repeated import NUM_SERIES, Reading, decide
+from unfuse.verification.result import timed
 
 TOLERANCE: Final = 0.05
 MIN_COVERAGE: Final = 0.5
@@ -41,32 +43,65 @@ def hooks_agree(
         pairs: least number of pairs.
         hooks: the timer that the hooks read; ``timer`` by default.
     """
-    ratios: list[float] = []
+    pair = _Pair(model, prepared, timer, hooks or timer)
     coverages: list[float] = []
-    low = high = hooked_ms = 0.0
+    measured: list[str] = []
     # Collect once and not before each pair: a collection leaves cold caches to the path that runs its tower first.
     with settled_heap(), paused_gc():
         for _ in range(_NUM_WARMUPS):
-            _encode(model, prepared, timer)
-            _hooked(model, prepared, hooks or timer)
-        while len(ratios) < pairs or (high - low > 2 * TOLERANCE and len(ratios) < _MAX_FACTOR * pairs):
-            spans_ms, stage_ms = _encode(model, prepared, timer)
-            # Both find the caches as a decoder leaves them: a small tower right after itself is a tenth faster.
-            model.fused(prepared, _TOKENS)
-            hooked_ms = _hooked(model, prepared, hooks or timer)
-            ratios.append(hooked_ms / spans_ms if spans_ms else float("inf"))
-            coverages.append(min(spans_ms, hooked_ms) / stage_ms)
-            low, high = order_interval(np.array(ratios))
-    ratio, coverage = float(np.median(ratios)), float(np.median(coverages))
-    agree = low <= 1 + TOLERANCE and high >= 1 - TOLERANCE
-    return judged(
+            pair.measure()
+
+        def series() -> Reading:
+            ratio, reading, coverage = _series(pair, pairs)
+            coverages.append(coverage)
+            measured.append(f"{ratio:.3f} [{reading.low:.3f}, {reading.high:.3f}]")
+            if coverage < MIN_COVERAGE:
+                return Reading(low=coverage, high=coverage, least=MIN_COVERAGE, most=1.0, widest=0.0)
+            return reading
+
+        outcome = decide(series)
+    return timed(
         "hooks-agree",
-        agree and coverage >= MIN_COVERAGE,
+        outcome,
         expected="hooks see in the fused call what encode's sub-spans see",
-        observed=f"hooks / sub-spans {ratio:.3f} [{low:.3f}, {high:.3f}] over {len(ratios)} pairs, "
-        f"last {hooked_ms:.3f} ms; they fill {coverage:.0%} of the synchronised stage",
-        tolerance=f"interval touches 1 +- {TOLERANCE:g}; at least {MIN_COVERAGE:.0%} filled",
+        observed=f"hooks / sub-spans {', then '.join(measured)}, last {pair.hooked_ms:.3f} ms; "
+        f"they fill {coverages[-1]:.0%} of the synchronised stage",
+        tolerance=f"interval touches 1 +- {TOLERANCE:g} and is at most {2 * TOLERANCE:g} wide, beyond in {NUM_SERIES} "
+        f"series fails; at least {MIN_COVERAGE:.0%} filled",
     )
+
+
+@dataclass(slots=True)
+class _Pair:
+    """One measurement of both paths."""
+
+    model: StagedModel
+    prepared: Prepared
+    timer: DeviceTimer
+    hooks: DeviceTimer
+    """Timer that the hooks read."""
+    hooked_ms: float = 0.0
+
+    def measure(self) -> tuple[float, float]:
+        """Return hooks over sub-spans, and the share of the shorter of both in the synchronised stage."""
+        spans_ms, stage_ms = _encode(self.model, self.prepared, self.timer)
+        # Both find the caches as a decoder leaves them: a small tower right after itself is a tenth faster.
+        self.model.fused(self.prepared, _TOKENS)
+        self.hooked_ms = _hooked(self.model, self.prepared, self.hooks)
+        ratio = self.hooked_ms / spans_ms if spans_ms else float("inf")
+        return ratio, min(spans_ms, self.hooked_ms) / stage_ms if stage_ms else 0.0
+
+
+def _series(pair: _Pair, pairs: int) -> tuple[float, Reading, float]:
+    """Measure pairs until the ratio is known to the tolerance; return it, its interval, and the median share."""
+    found: list[tuple[float, float]] = []
+    low = high = 0.0
+    while len(found) < pairs or (high - low > 2 * TOLERANCE and len(found) < _MAX_FACTOR * pairs):
+        found.append(pair.measure())
+        low, high = order_interval(np.array([ratio for ratio, _ in found]))
+    reading = Reading(low=low, high=high, least=1 - TOLERANCE, most=1 + TOLERANCE, widest=2 * TOLERANCE)
+    ratio, coverage = np.median(found, axis=0)
+    return float(ratio), reading, float(coverage)
 
 
 def _encode(model: StagedModel, prepared: Prepared, timer: DeviceTimer) -> tuple[float, float]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from unfuse.errors import VerificationError
 from unfuse.records.verification_file import CheckResult, CheckStatus
+
+TimedOutcome = Literal["pass", "fail", "inconclusive"]
+REMEDY: Final = "run again on a machine without other work"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +46,14 @@ def judged(name: str, ok: bool, *, expected: str, observed: str, tolerance: str 
     """Return the result of a check that passes or fails."""
     status: CheckStatus = "pass" if ok else "fail"
     return CheckResult(name=name, status=status, expected=expected, observed=observed, tolerance=tolerance)
+
+
+def timed(name: str, outcome: TimedOutcome, *, expected: str, observed: str, tolerance: str) -> CheckResult:
+    """Return the result of a check that reads a clock: it passes, it fails, or noise hides the answer."""
+    reason = None if outcome != "inconclusive" else f"{observed}: noise hides the answer; {REMEDY}"
+    return CheckResult(
+        name=name, status=outcome, expected=expected, observed=observed, tolerance=tolerance, reason=reason
+    )
 
 
 def skipped(name: str, reason: str, *, expected: str) -> CheckResult:
