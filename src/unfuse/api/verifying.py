@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ class VerifyOptions:
     """Options of a verification, as for ``unfuse.verify``."""
 
     dataset: str | Path | Dataset | None = None
-    """Its first sample is checked; the demo recordings by default."""
+    """Its first sample is checked, and its second one beside it; the demo recordings by default."""
     events: Path | None = None
     """Recording to check on, instead of a dataset."""
     golden: str | Path | None = None
@@ -43,6 +44,8 @@ class VerifyJob:
 
     model: str | StagedModel
     sample: Sample
+    others: tuple[Sample, ...]
+    """Other scenes of the dataset, with readable media."""
     reference: Any
     """Reference outputs of the checkpoint, or None."""
     max_new_tokens: int
@@ -73,8 +76,9 @@ def prepare_verify(model: str | StagedModel, options: VerifyOptions | None = Non
     if given.events is not None:
         data = Dataset(name=str(given.events), samples=(Sample.from_events(given.events),))
     else:
-        data = open_dataset(given.dataset, 1)
-    data.check_media(events=wants_events, video=not wants_events)
+        data = open_dataset(given.dataset, 2)
+    first, *others = (Dataset(name=data.name, samples=(sample,)) for sample in data.samples)
+    first.check_media(events=wants_events, video=not wants_events)
 
     # Imports torch (seconds), so wrong input is reported before.
     from unfuse.verification.golden import read_golden
@@ -82,11 +86,20 @@ def prepare_verify(model: str | StagedModel, options: VerifyOptions | None = Non
     return VerifyJob(
         model=model,
         sample=data.samples[0],
+        others=tuple(_readable(others, wants_events)),
         reference=read_golden(given.golden) if given.golden is not None else None,
         max_new_tokens=given.max_new_tokens,
         placement=given.placement,
         output=output,
     )
+
+
+def _readable(datasets: Sequence[Dataset], wants_events: bool) -> Iterator[Sample]:
+    """Yield the samples of datasets with readable media."""
+    for data in datasets:
+        with contextlib.suppress(InputError):
+            data.check_media(events=wants_events, video=not wants_events)
+            yield from data.samples
 
 
 def run_verify(
@@ -110,7 +123,12 @@ def run_verify(
         if on_model is not None:
             on_model(model)
         outcome = verify_model(
-            model, job.sample, max_new_tokens=job.max_new_tokens, reference=job.reference, on_result=on_result
+            model,
+            job.sample,
+            *job.others,
+            max_new_tokens=job.max_new_tokens,
+            reference=job.reference,
+            on_result=on_result,
         )
         if job.output is not None:
             write_verification(job.output, _record(model, job.sample.sample_id, outcome))

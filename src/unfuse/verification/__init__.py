@@ -13,6 +13,7 @@ from unfuse.verification import checks
 from unfuse.verification.golden import GoldenSet, golden
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.result import Verification, judged, skipped
+from unfuse.verification.scenes import scenes_apart
 from unfuse.verification.speculation import speculation_equal
 from unfuse.verification.steady import steady
 from unfuse.verification.stored import store_hit
@@ -22,7 +23,7 @@ from unfuse.verification.timing import timing_additive
 def verify_model(
     model: StagedModel,
     sample: Sample,
-    *,
+    *others: Sample,
     max_new_tokens: int,
     reference: GoldenSet | None = None,
     timer: DeviceTimer | None = None,
@@ -33,6 +34,7 @@ def verify_model(
     Args:
         model: loaded.
         sample: its media have been checked.
+        *others: further scenes for ``scenes-apart``, of any size; their media have been checked.
         max_new_tokens: number of tokens that are compared.
         reference: a golden set of the same checkpoint.
         timer: of the device; by default the timer of the model's device.
@@ -44,6 +46,7 @@ def verify_model(
         "encode-once": lambda: checks.encode_once(subject),
         "same-output": lambda: checks.same_output(subject),
         "features-used": lambda: checks.features_used(subject),
+        "scenes-apart": lambda: scenes_apart(subject, others),
         "store-hit": lambda: store_hit(subject),
         "golden": lambda: _golden(model, reference),
         "backward-compatible": lambda: checks.backward_compatible(subject),

@@ -1,0 +1,175 @@
+"""Variants of a sample: other files with equal frames, one other pixel, or other content in every frame.
+
+A variant has the id and the question of its sample, and frames of equal sizes: a cache that is keyed by anything but
+the content takes it for the sample.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from unfuse.errors import MediaError
+from unfuse.events import EventStream, read_events, write_eventgpt_npy
+from unfuse.samples.sample import Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Frames = Sequence[NDArray[np.uint8]]
+
+_NO_MEDIA: Final[dict[str, Any]] = {
+    "event_data": None, "window": None, "event_image": (), "video": None, "video_frames": None, "image": None,
+    "frames": (),
+}  # fmt: skip
+_IGNORE_TAIL: Final = frozenset({".png", ".jpg", ".jpeg", ".h5", ".hdf5"})
+"""Formats whose readers ignore bytes after the end."""
+_MP4: Final = frozenset({".mp4", ".m4v", ".mov"})
+_TAIL: Final = 16
+"""Bytes that are appended."""
+
+
+def with_frames(sample: Sample, frames: Frames) -> Sample:
+    """Return the sample with frames in memory, uint8 ``[H, W, 3]``, as its only media."""
+    arrays = tuple(frame.copy() for frame in frames)
+    for array in arrays:
+        array.setflags(write=False)
+    return replace(sample, **{**_NO_MEDIA, "frames": arrays})
+
+
+def inverted(frames: Frames) -> list[NDArray[np.uint8]]:
+    """Return frames in which every pixel has another value."""
+    return [255 - frame for frame in frames]
+
+
+def with_pixel(frames: Frames, index: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    """Return frames with one inverted pixel in frame ``index``, in the middle that no crop removes."""
+    changed = [frame.copy() for frame in frames]
+    row, column = _middle_pixels(frames[index], seed)[0]
+    changed[index][row, column] = 255 - changed[index][row, column]
+    return changed
+
+
+def with_exchange(frames: Frames, index: int, seed: int = 0) -> list[NDArray[np.uint8]] | None:
+    """Return frames with two different pixels of frame ``index`` exchanged: equal sum, mean and histogram.
+
+    Return None if all pixels in the middle of the frame are equal.
+    """
+    changed = [frame.copy() for frame in frames]
+    frame = changed[index]
+    pixels = _middle_pixels(frame, seed)
+    first = pixels[0]
+    other = next((pixel for pixel in pixels if (frame[pixel] != frame[first]).any()), None)
+    if other is None:
+        return None
+    frame[first], frame[other] = frames[index][other], frames[index][first]
+    return changed
+
+
+def _middle_pixels(frame: NDArray[np.uint8], seed: int) -> list[tuple[int, int]]:
+    """Return pixels of the middle third of both axes in random order; a thousand at most."""
+    import numpy as np
+
+    height, width = frame.shape[:2]
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(height // 3, max(2 * height // 3, height // 3 + 1), 1000)
+    columns = rng.integers(width // 3, max(2 * width // 3, width // 3 + 1), 1000)
+    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True)]
+
+
+def stream_of(sample: Sample) -> EventStream:
+    """Return the events of a sample's recording, in its window."""
+    if sample.event_data is None:
+        raise MediaError(f"sample {sample.sample_id}", found="no recording", expected="event_data")
+    return read_events(sample.event_data, window=sample.window)
+
+
+def with_polarity(stream: EventStream, events: slice) -> EventStream:
+    """Return the stream with the polarity of some events inverted: equal sizes of frames and file."""
+    polarity = stream.p.copy()
+    polarity[events] = 1 - polarity[events]
+    return replace(stream, p=polarity)
+
+
+def in_reverse(stream: EventStream) -> EventStream:
+    """Return the events in reverse order at the same times."""
+    return replace(stream, x=stream.x[::-1], y=stream.y[::-1], p=stream.p[::-1])
+
+
+@dataclass(slots=True)
+class SampleFiles:
+    """Writes variants of samples into new folders below a folder, under the names of the original files."""
+
+    folder: Path
+    _count: int = field(default=0, init=False)
+
+    def recording(self, sample: Sample, stream: EventStream, *, folder: Path | None = None) -> Sample:
+        """Write a stream as EventGPT's ``.npy``, and return the sample with it as the only media."""
+        path = (folder or self.new_folder()) / f"{(sample.event_data or Path('scene')).stem}.npy"
+        write_eventgpt_npy(path, stream)
+        return replace(sample, **{**_NO_MEDIA, "event_data": path})
+
+    def pictures(self, sample: Sample, frames: Frames, *, as_video: bool, folder: Path | None = None) -> Sample:
+        """Write frames as PNG files, and return the sample with them as event frames or as a folder of a video."""
+        from PIL import Image
+
+        folder = folder or self.new_folder()
+        paths = [folder / f"{index:03d}.png" for index in range(len(frames))]
+        for path, frame in zip(paths, frames, strict=True):
+            Image.fromarray(frame).save(path)
+        media: dict[str, Any] = {"video_frames": folder} if as_video else {"event_image": tuple(paths)}
+        return replace(sample, **{**_NO_MEDIA, **media})
+
+    def copy(self, sample: Sample) -> Sample:
+        """Copy all files: equal bytes at new paths."""
+        return self._with_files(sample, shutil.copyfile)
+
+    def marked(self, sample: Sample, seed: int) -> Sample:
+        """Copy all files with other bytes that take as long to read, or equal bytes where the format allows none.
+
+        One event of EventGPT's ``.npy`` changes; pictures and videos get bytes at their end that no decoder shows.
+        """
+        if sample.event_data is not None and sample.event_data.suffix == ".npy" and sample.window is None:
+            stream = stream_of(sample)
+            return self.recording(sample, with_polarity(stream, slice(-1 - seed % len(stream), None)))
+        return self._with_files(sample, _copy_marked)
+
+    def new_folder(self) -> Path:
+        """Make a folder that no sample has used."""
+        self._count += 1
+        folder = self.folder / f"{self._count:03d}"
+        folder.mkdir()
+        return folder
+
+    def _with_files(self, sample: Sample, copy: Callable[[Path, Path], object]) -> Sample:
+        folder = self.new_folder()
+
+        def copied(path: Path) -> Path:
+            copy(path, folder / path.name)
+            return folder / path.name
+
+        singles = {name: getattr(sample, name) for name in ("event_data", "video", "image")}
+        media: dict[str, Any] = {name: None if path is None else copied(path) for name, path in singles.items()}
+        media["event_image"] = tuple(map(copied, sample.event_image))
+        if sample.video_frames is not None:
+            for path in sample.video_files:
+                copied(path)
+            media["video_frames"] = folder
+        return replace(sample, **media)
+
+
+def _copy_marked(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    if source.suffix.lower() in _IGNORE_TAIL:
+        tail = secrets.token_bytes(_TAIL)
+    elif source.suffix.lower() in _MP4:
+        tail = _TAIL.to_bytes(4, "big") + b"free" + secrets.token_bytes(_TAIL - 8)  # a box that players skip
+    else:
+        return
+    with target.open("ab") as file:
+        file.write(tail)
