@@ -44,6 +44,9 @@ class Prober:
         memory, source = stage_memory(setup, first)
         calls = calls_after_encode(setup, first) if protocol in ("decoupled", "reencode") else None
         steps = step_passes(setup, [self._sample(name) for name in typical], memory_meter(model.device))
+        from unfuse.benchmarking.reuse import reuse_of  # imports torch, so it waits until the input is checked
+
+        reuse = reuse_of(setup, first)
         energy = stage_energy(setup, median, self.guard.gpu)
         probes = Probes(
             noise=noise,
@@ -52,6 +55,7 @@ class Prober:
             encoder_calls_after_encode=calls,
             steps=steps,
             energy=energy,
+            reuse=reuse,
             isolation=self.guard.check(),
         )
         if protocol == "decoupled":

@@ -19,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "STAGES",
     "Ceilings",
+    "Effort",
     "Energy",
     "Finding",
     "Isolation",
@@ -26,16 +27,18 @@ __all__ = [
     "Noise",
     "Probes",
     "Profile",
+    "Reuse",
     "SampleRecord",
     "StageEnergy",
     "StageMemory",
+    "StageReuse",
     "StageTime",
     "StageWork",
     "Status",
     "StepPass",
 ]
 
-SCHEMA_VERSION: Final = "1.5"
+SCHEMA_VERSION: Final = "1.6"
 """A new field raises the minor number; a changed or removed field raises the major number."""
 
 FUSED_STAGE: Final = "fused_generate"
@@ -240,6 +243,43 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """Work of one stage, as counts that do not depend on the speed of the machine; None where it was not counted."""
+
+    operators: int | None = None
+    """Operators of torch."""
+    elements: int | None = None
+    """Elements of their results."""
+    calls: int | None = None
+    """Calls of Python and C functions."""
+    read_bytes: int | None = None
+    """Bytes that the process read from files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageReuse:
+    """Work of one stage on new media and on a sample that was measured before."""
+
+    new: Effort
+    """Least work on media of equal shape and other content."""
+    again: Effort
+    """Most work on the measured sample."""
+    time_ratio: float | None = None
+    """Median time of the measured sample over that of new media."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reuse:
+    """Results that the model reused between runs, or the reason why nobody looked."""
+
+    sample_id: str
+    reason: str | None = None
+    """Reason why nothing was compared."""
+    findings: tuple[str, ...] = ()
+    stages: Mapping[str, StageReuse] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Isolation:
     """One check for other work on the machine."""
 
@@ -281,6 +321,8 @@ class Probes:
     energy: Energy | None = None
     isolation: Isolation | None = None
     """Check at the end; the first check is in ``Manifest.environment``, the others are in the samples."""
+    reuse: Reuse | None = None
+    """None in runs before schema 1.6."""
     profile: Profile | None = None
     """None where no profile was requested."""
 

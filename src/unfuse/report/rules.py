@@ -33,7 +33,7 @@ _NOTHING_MEASURED = "nothing measured"
 
 def judge(run: MeasuredRun) -> Verdict:
     """Evaluate every rule."""
-    work = [_samples(run), _answers(run), _lengths(run), _same_tokens(run), _balance(run)]
+    work = [_samples(run), _answers(run), _lengths(run), _same_tokens(run), _nothing_reused(run), _balance(run)]
     machine = [_noise(run), _outliers(run), _resolution(run), _first_sample(run), _drift(run), _isolation(run)]
     return Verdict(rules=(*_protocol(run), *work, *machine))
 
@@ -121,6 +121,16 @@ def _same_tokens(run: MeasuredRun) -> RuleRow:
     sentence = f"{len(other)} samples whose unstaged run wrote other tokens: {_names(other)}"
     value = f"{len(compared) - len(other)} of {len(compared)} samples"
     return _row("same tokens", not other, limit, value, [sentence])
+
+
+def _nothing_reused(run: MeasuredRun) -> RuleRow:
+    limit = "a measured sample has the work of new media"
+    found = run.probes.reuse
+    if found is None or found.reason is not None:
+        return _skip("nothing reused", limit, _NOT_RECORDED if found is None else found.reason or "")
+    sentences = [f"results were reused: {finding}" for finding in found.findings]
+    value = f"{len(found.findings)} findings in {len(found.stages)} stages"
+    return _row("nothing reused", not sentences, limit, value, sentences)
 
 
 def _balance(run: MeasuredRun) -> RuleRow:

@@ -42,6 +42,12 @@ def with_frames(sample: Sample, frames: Frames) -> Sample:
     return replace(sample, **{**_NO_MEDIA, "frames": arrays})
 
 
+def used_media(sample: Sample, media: str) -> Sample:
+    """Return the sample with the medium that ``load`` used, and no other; see ``Loaded.media``."""
+    fields = (media, "window") if media == "event_data" else (media,)
+    return replace(sample, **{**_NO_MEDIA, **{name: getattr(sample, name) for name in fields}})
+
+
 def inverted(frames: Frames) -> list[NDArray[np.uint8]]:
     """Return frames in which every pixel has another value."""
     return [255 - frame for frame in frames]
@@ -89,16 +95,26 @@ def stream_of(sample: Sample) -> EventStream:
     return read_events(sample.event_data, window=sample.window)
 
 
-def with_polarity(stream: EventStream, events: slice) -> EventStream:
-    """Return the stream with the polarity of some events inverted: equal sizes of frames and file."""
-    polarity = stream.p.copy()
-    polarity[events] = 1 - polarity[events]
-    return replace(stream, p=polarity)
+def with_other_polarity(stream: EventStream) -> EventStream:
+    """Return the stream with inverted polarities: frames and file have equal sizes."""
+    return replace(stream, p=1 - stream.p)
+
+
+def with_random_polarity(stream: EventStream, seed: int) -> EventStream:
+    """Return the stream with random polarities: frames and file have equal sizes."""
+    import numpy as np
+
+    return replace(stream, p=np.random.default_rng(seed).integers(0, 2, len(stream), dtype=np.uint8))
 
 
 def in_reverse(stream: EventStream) -> EventStream:
     """Return the events in reverse order at the same times."""
     return replace(stream, x=stream.x[::-1], y=stream.y[::-1], p=stream.p[::-1])
+
+
+def is_rewritable(sample: Sample) -> bool:
+    """Return whether ``SampleFiles.marked`` changes events of the sample, and with them every frame."""
+    return sample.event_data is not None and sample.event_data.suffix == ".npy" and sample.window is None
 
 
 @dataclass(slots=True)
@@ -132,11 +148,10 @@ class SampleFiles:
     def marked(self, sample: Sample, seed: int) -> Sample:
         """Copy all files with other bytes that take as long to read, or equal bytes where the format allows none.
 
-        One event of EventGPT's ``.npy`` changes; pictures and videos get bytes at their end that no decoder shows.
+        In EventGPT's ``.npy`` the polarities change; pictures and videos get bytes at their end that no decoder shows.
         """
-        if sample.event_data is not None and sample.event_data.suffix == ".npy" and sample.window is None:
-            stream = stream_of(sample)
-            return self.recording(sample, with_polarity(stream, slice(-1 - seed % len(stream), None)))
+        if is_rewritable(sample):
+            return self.recording(sample, with_random_polarity(stream_of(sample), seed))
         return self._with_files(sample, _copy_marked)
 
     def new_folder(self) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from unfuse.adapters.media import load_event_frames
 from unfuse.samples import Sample
-from unfuse.samples.variants import SampleFiles, in_reverse, inverted, stream_of, with_polarity
+from unfuse.samples.variants import SampleFiles, in_reverse, inverted, stream_of, with_other_polarity
 from unfuse.stages import Loaded
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def file_faults(s: Subject, loaded: Loaded, folder: Path) -> Iterator[str]:
     one, two = files.new_folder(), files.new_folder()
     if s.sample.event_data is not None and loaded.media == "event_data":
         stream = stream_of(s.sample)
-        other = with_polarity(stream, slice(None))
+        other = with_other_polarity(stream)
         scenes = [files.recording(s.sample, stream, folder=one), files.recording(s.sample, other, folder=two)]
         yield from _apart(s, loaded, scenes)
         yield from _events(s, files.recording(s.sample, in_reverse(stream)), "events in reverse order")
