@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from unfuse.records import Manifest, Noise, Probes, SampleRecord, StageTime
+from unfuse.records.schema import Price, Reuse
 from unfuse.report import summarise
 from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.rules import judge
@@ -17,8 +18,13 @@ MakeRun = Callable[..., list[SampleRecord]]
 QUIET = Probes(
     noise=Noise(sample_id="s0", total_host_ms=(100.0, 101.0, 99.0), e2e_host_ms=(100.0, 101.0, 99.0)),
     encoder_calls_after_encode=0,
+    reuse=Reuse(sample_id="s0"),
+    price=Price(sample_ids=("s0",) * 5, stages_ms=(100.0,) * 5, call_ms=(100.0,) * 5, generate_ms=(100.0,) * 5),
 )
-NAMES = ["samples", "answers", "lengths", "same tokens", "stages add up", "encode once", "noise", "drift"]
+NAMES = [
+    "samples", "answers", "lengths", "same tokens", "nothing reused", "stages add up", "price of the split",
+    "encode once", "noise", "drift",
+]  # fmt: skip
 
 
 def statuses(manifest: Manifest, records: list[SampleRecord], probes: Probes = QUIET) -> dict[str, str]:
@@ -95,7 +101,7 @@ def test_what_was_not_recorded_is_skipped(manifest: Manifest, make_run: MakeRun)
     """As in runs of the first schema, and in short ones."""
     found = statuses(manifest, make_run(e2e_same_tokens=None), Probes())
     assert {name for name, status in found.items() if status == "skip"} == {
-        "same tokens", "encode once", "noise", "drift",
+        "same tokens", "nothing reused", "price of the split", "encode once", "noise", "drift",
     }  # fmt: skip
 
 
@@ -128,3 +134,26 @@ def test_other_work_invalidates_a_strict_run_only(manifest: Manifest, make_run: 
 def test_a_first_sample_without_others_to_compare(manifest: Manifest, make_run: MakeRun) -> None:
     instant = MeasuredRun(manifest=manifest, records=make_run(ms=(0.0,) * 5, e2e_host_ms=None), probes=Probes())
     assert {row.rule: row.outcome for row in judge(instant).rules}["first sample"] == "skip"
+
+
+def test_device_times_that_are_host_times(manifest: Manifest, make_run: MakeRun) -> None:
+    def outcome(late_ms: tuple[float, ...]) -> str:
+        times = [StageTime(host_ms=900.0 + 7 * i, device_ms=900.0 + 7 * i - late) for i, late in enumerate(late_ms)]
+        records = [
+            replace(r, stages={**r.stages, "decode": time}) for r, time in zip(make_run(len(times)), times, strict=True)
+        ]
+        rules = summarise(manifest, records, QUIET).verdict.rules
+        return {row.rule: row.outcome for row in rules}["device clock"]
+
+    assert outcome((0.0,) * 8) == outcome((0.02,) * 8) == "fail"
+    assert outcome((0.018, 0.024, 0.019, 0.03, 0.021, 0.017, 0.025, 0.02)) == "pass"
+    assert outcome((0.02,) * 7) == "skip"
+
+
+def test_reused_results(manifest: Manifest, make_run: MakeRun) -> None:
+    finding = "encode of a measured sample has 0 of the 189 operators of torch of new media"
+    found = replace(QUIET, reuse=Reuse(sample_id="s0", findings=(finding,)))
+    verdict = summarise(manifest, make_run(), found).verdict
+    assert f"results were reused: {finding}" in verdict.reasons
+    unknown = replace(QUIET, reuse=Reuse(sample_id="s0", reason="the sample has no media"))
+    assert statuses(manifest, make_run(), unknown)["nothing reused"] == "skip"

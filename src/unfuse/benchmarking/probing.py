@@ -9,6 +9,7 @@ from typing import Final
 
 from unfuse.benchmarking.energy import stage_energy
 from unfuse.benchmarking.pairs import Pairs
+from unfuse.benchmarking.price import price_of
 from unfuse.benchmarking.profiling import profile_sample
 from unfuse.benchmarking.setup import BenchSetup
 from unfuse.benchmarking.steps import step_passes, typical_samples
@@ -61,11 +62,14 @@ class Prober:
         if protocol == "decoupled":
             from unfuse.benchmarking.work import stage_work  # imports torch, so it waits until the input is checked
 
-            record = next(record for record in records if _is(record, typical[0]))
+            by_id = {record.sample_id: record for record in records if record.status == "ok" and not record.warmup}
+            record = by_id[typical[0]]
+            measured = [sample for sample in self.dataset.samples if sample.sample_id in by_id]
             probes = replace(
                 probes,
                 work=stage_work(model, median, record.output_tokens or 0, record.decode_passes),
                 work_sample_id=median.sample_id,
+                price=price_of(setup, measured, by_id),
                 ceilings=measure_ceilings(model.device, model.dtype),
             )
         if settings.profile:
@@ -86,10 +90,6 @@ class Prober:
 
     def _sample(self, sample_id: str) -> Sample:
         return next(sample for sample in self.dataset.samples if sample.sample_id == sample_id)
-
-
-def _is(record: SampleRecord, sample_id: str) -> bool:
-    return record.sample_id == sample_id and record.status == "ok" and not record.warmup
 
 
 def stage_memory(setup: BenchSetup, sample: Sample) -> tuple[dict[str, StageMemory], str | None]:

@@ -25,6 +25,7 @@ __all__ = [
     "Isolation",
     "Manifest",
     "Noise",
+    "Price",
     "Probes",
     "Profile",
     "Reuse",
@@ -280,6 +281,21 @@ class Reuse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """Times of samples with equal numbers of new tokens, run in three ways in turn; or the reason for none."""
+
+    reason: str | None = None
+    sample_ids: tuple[str, ...] = ()
+    """Sample of each turn."""
+    stages_ms: tuple[float, ...] = ()
+    """Sum of the stages."""
+    call_ms: tuple[float, ...] = ()
+    """``encode`` and ``generate`` of the same engine, without a clock."""
+    generate_ms: tuple[float, ...] = ()
+    """``load``, ``preprocess`` and the ``generate`` of Hugging Face."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Isolation:
     """One check for other work on the machine."""
 
@@ -321,6 +337,8 @@ class Probes:
     energy: Energy | None = None
     isolation: Isolation | None = None
     """Check at the end; the first check is in ``Manifest.environment``, the others are in the samples."""
+    price: Price | None = None
+    """None in runs before schema 1.6, and for protocols without separate stages."""
     reuse: Reuse | None = None
     """None in runs before schema 1.6."""
     profile: Profile | None = None

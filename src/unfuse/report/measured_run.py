@@ -9,6 +9,7 @@ from functools import cached_property
 from unfuse.records.schema import PROTOCOL_STAGES, Manifest, Noise, Probes, SampleRecord, StageTime
 from unfuse.report.claims import claimed_llm, claimed_vision
 from unfuse.report.isolation import isolation_findings
+from unfuse.report.price import PriceSummary, price_summary
 from unfuse.report.statistics import Balance, Distribution, Drift, balance, distribution, drift, spread_pct
 
 
@@ -67,6 +68,11 @@ class MeasuredRun:
         """End-to-end time outside of the stages, over samples and repeats."""
         pairs = [(r.total_host_ms, r.e2e_host_ms) for r in self.ok if r.e2e_host_ms]
         return balance([*pairs, *_repeated(self.probes.noise)])
+
+    @cached_property
+    def price(self) -> PriceSummary:
+        """Times of the stages against those of whole calls."""
+        return price_summary(self.probes.price, str(self.manifest.model.get("engine")))
 
     @cached_property
     def noise_spread_pct(self) -> float | None:

@@ -11,7 +11,9 @@ from statistics import median
 from unfuse.records.schema import SampleRecord
 from unfuse.report import lengths
 from unfuse.report.claims import hooked_spans
+from unfuse.report.device_clock import DEVICE_STAGES, MIN_READINGS, copied_clock
 from unfuse.report.measured_run import MeasuredRun
+from unfuse.report.price import PRICE_PCT
 from unfuse.report.statistics import (
     BALANCE_PCT,
     DRIFT_PCT,
@@ -33,9 +35,10 @@ _NOTHING_MEASURED = "nothing measured"
 
 def judge(run: MeasuredRun) -> Verdict:
     """Evaluate every rule."""
-    work = [_samples(run), _answers(run), _lengths(run), _same_tokens(run), _nothing_reused(run), _balance(run)]
+    work = [_samples(run), _answers(run), _lengths(run), _same_tokens(run)]
+    times = [_nothing_reused(run), _balance(run), _price(run), _device_clock(run)]
     machine = [_noise(run), _outliers(run), _resolution(run), _first_sample(run), _drift(run), _isolation(run)]
-    return Verdict(rules=(*_protocol(run), *work, *machine))
+    return Verdict(rules=(*_protocol(run), *work, *times, *machine))
 
 
 def _row(
@@ -147,6 +150,25 @@ def _balance(run: MeasuredRun) -> RuleRow:
         f"[{found.ci_low_pct:+.2f}, {found.ci_high_pct:+.2f}], beyond {BALANCE_PCT:g} %"
     )
     return _row("stages add up", found.adds_up, limit, f"remainder {found.text}", [sentence])
+
+
+def _price(run: MeasuredRun) -> RuleRow:
+    limit = f"the stages take at most {PRICE_PCT:g} % longer than a whole call"
+    price = run.price
+    if price.reason is not None or not price.enough or price.stages_over_call is None:
+        return _skip("price of the split", limit, price.reason or f"{price.turns} turns are too few to say")
+    faults = list(price.faults())
+    return _row("price of the split", not faults, limit, price.stages_over_call.text, faults)
+
+
+def _device_clock(run: MeasuredRun) -> RuleRow:
+    limit = "device times are no host times"
+    times = [[r.stages[stage].device_ms for r in run.ok if stage in r.stages] for stage in DEVICE_STAGES]
+    readings = max(len(each) - each.count(None) for each in times)
+    if readings < MIN_READINGS:
+        return _skip("device clock", limit, f"{readings} device times of a stage; at least {MIN_READINGS} are needed")
+    copied = copied_clock(run.ok)
+    return _row("device clock", copied is None, limit, f"{readings} device times of a stage", [copied or ""])
 
 
 def _noise(run: MeasuredRun) -> RuleRow:

@@ -8,6 +8,7 @@ from typing import Final
 from unfuse.records.schema import Profile
 from unfuse.report.energy import energy_line
 from unfuse.report.isolation import isolation_line
+from unfuse.report.price import price_line
 from unfuse.report.quality import Proportion, Quality
 from unfuse.report.speculation import speculation_line
 from unfuse.report.statistics import BALANCE_PCT, LineFit
@@ -92,6 +93,8 @@ def _clock_lines(summary: Summary) -> Iterator[str]:
         f"Balance: remainder {found.remainder_pct:+.2f} % of end to end "
         f"[{found.ci_low_pct:+.2f}, {found.ci_high_pct:+.2f}] over {found.pairs} pairs (limit {BALANCE_PCT:g} %)."
     )
+    if summary.protocol == "decoupled":
+        yield price_line(summary.price)
     if summary.outside_stages_pct is not None:
         yield f"Between the stages: {summary.outside_stages_pct:.3f} % of the staged run."
     if summary.clock_overhead_pct is not None:

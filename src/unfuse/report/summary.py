@@ -12,6 +12,7 @@ from unfuse.report.claims import claimed_llm, unsynchronised_vision
 from unfuse.report.energy import EnergySummary, energy_summary
 from unfuse.report.isolation import unseen_rules
 from unfuse.report.measured_run import MeasuredRun
+from unfuse.report.price import PriceSummary
 from unfuse.report.quality import Quality, quality
 from unfuse.report.roofline import Position, roofline
 from unfuse.report.rules import judge
@@ -79,6 +80,8 @@ class Summary:
     outside_stages_pct: float | None
     """Time between the stages of the staged run."""
     balance: Balance
+    price: PriceSummary
+    """Times of the stages against those of whole calls."""
     clock_overhead_pct: float | None
     clock_overhead_how: str
     noise_spread_pct: float | None
@@ -156,6 +159,7 @@ def summarise(manifest: Manifest, records: Sequence[SampleRecord], probes: Probe
         output_tokens_per_s=_ratio(1000 * sum(r.output_tokens or 0 for r in run.ok), sum(run.total_ms)),
         outside_stages_pct=_outside_stages(run),
         balance=run.balance,
+        price=run.price,
         clock_overhead_pct=clock.pct,
         clock_overhead_how=clock.how,
         noise_spread_pct=run.noise_spread_pct,

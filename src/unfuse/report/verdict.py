@@ -10,8 +10,8 @@ Word = Literal["VALID", "INVALID"]
 CONTROL_PROTOCOL: Final = "reencode"
 """A run of this protocol is always INVALID: it shows what the rules must find."""
 LISTED_RULES: Final = (
-    "samples", "answers", "lengths", "same tokens", "nothing reused", "stages add up", "encode once", "hooks fired",
-    "noise", "drift",
+    "samples", "answers", "lengths", "same tokens", "nothing reused", "stages add up", "price of the split",
+    "encode once", "hooks fired", "noise", "drift",
 )  # fmt: skip
 """Rules that tables of checks list, in this order."""
 
