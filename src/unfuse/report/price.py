@@ -22,7 +22,7 @@ REFERENCE_ENGINE: Final = "eager"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Excess:
-    """How much longer one of two calls takes, in % of the other."""
+    """Time that one call takes longer than another, in % of the other."""
 
     pct: float
     """Median over pairs."""
