@@ -87,3 +87,16 @@ class Wild:
     def __init__(self, rng):
         self.random = rng.random
         self.normal = lambda mean, deviation: abs(rng.normal(mean, 10 * deviation))
+
+
+def test_a_drift_that_starts_again_in_each_series_is_inconclusive(small_model, small_sample, fake_time):
+    """Noise of the machine: a model that slows down with use goes on where it was."""
+
+    class Restarts(Leaks):
+        def encode(self, source):
+            made = super().encode(source)
+            self.seen %= 45
+            return made
+
+    result = steady(Restarts(small_model, fake_time, 0.3), small_sample, HostTimer(), runs=40)
+    assert result.status == "inconclusive", result
