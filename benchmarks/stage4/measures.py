@@ -29,7 +29,7 @@ from benchmarks.stage4.case import (
     staged,
 )
 from benchmarks.stage4.record import Bench, wait_for_device
-from unfuse.adapters.fused_generate import generate_fused
+from unfuse.adapters.fused_generate import FusedSettings, generate_fused
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
@@ -179,7 +179,7 @@ def measure_hugging_face(bench: Bench, case: Case, prompt: Prompt) -> None:
     inputs = {"inputs_embeds": prompt.inputs_embeds, "attention_mask": mask}
 
     def generate(tokens: int) -> None:
-        generate_fused(model, inputs, 0, max_new_tokens=tokens, sampling=GREEDY, logits=False)
+        generate_fused(model, inputs, 0, FusedSettings(max_new_tokens=tokens, sampling=GREEDY))
 
     def one_by_one() -> torch.Tensor:
         tower, projector, adaptor = network.visual_tower, network.visual_projector, network.feature_adaptor

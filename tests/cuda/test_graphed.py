@@ -13,6 +13,7 @@ from unfuse.samples.demo import demo_sample
 from unfuse.verification import checks, verify_model
 from unfuse.verification.checks import Subject
 from unfuse.verification.golden import read_golden
+from unfuse.verification.same_output import same_output
 from unfuse.verification.watch import watch_vision
 
 pytestmark = [
@@ -28,7 +29,7 @@ WORKSPACE = 34 << 20
 """Bytes a stream, as PyTorch gives the library on Hopper (33 MiB on an H200); engine and caller have a stream each."""
 TIMING = ("timing-additive", "hooks-agree", "steady")
 """Checks of ``verify`` that read the clock: other work beside a test fails them."""
-CHECKS = [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]
+CHECKS = [checks.encode_once, same_output, checks.features_used, checks.backward_compatible]
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -22,6 +22,7 @@ from unfuse.stages import Prompt, Sampling
 from unfuse.verification import checks, verify_model
 from unfuse.verification.checks import Subject
 from unfuse.verification.golden import read_golden
+from unfuse.verification.same_output import same_output
 
 pytestmark = [
     pytest.mark.cuda,
@@ -42,7 +43,7 @@ EAGER = {
 """Families with a language model that vLLM does not support, and a word of the reason."""
 TIMING = ("timing-additive", "hooks-agree", "steady")
 """Checks of ``verify`` that read the clock: other work beside a test fails them."""
-CHECKS = [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]
+CHECKS = [checks.encode_once, same_output, checks.features_used, checks.backward_compatible]
 FREE = Sampling(ignore_eos=True)
 
 

@@ -165,9 +165,23 @@ class Adapter(Protocol):
         """Return the text of tokens, without special tokens."""
 
     def fused_generate(
-        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
+        self,
+        prepared: Sequence[Prepared],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        logits: bool = False,
+        forced: Sequence[int] | None = None,
     ) -> list[FusedOutput]:
-        """Call the model's own ``generate`` from pixels, for one prompt or a padded batch."""
+        """Call the model's own ``generate`` from pixels, for one prompt or a padded batch.
+
+        Args:
+            prepared: the prompts.
+            max_new_tokens: tokens at most.
+            sampling: how tokens are chosen.
+            logits: return the logits of each token.
+            forced: tokens that every row writes, whatever its logits are; as many as ``max_new_tokens``.
+        """
 
     def expected_provenance(self) -> Provenance:
         """Return the provenance that features of this model must have."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from unfuse.adapters.base import FusedOutput
 from unfuse.engines.attention import reproducible_attention
@@ -14,14 +15,34 @@ from unfuse.errors import PromptError
 from unfuse.stages import Sampling
 
 
+class _ForcedTokens(LogitsProcessor):
+    """Leaves one token to choose in each step. ``output_logits`` has the logits from before."""
+
+    def __init__(self, token_ids: Sequence[int]):
+        self._remaining = iter(token_ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, next(self._remaining)] = 0
+        return forced
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusedSettings:
+    """Settings of one call of ``generate``."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    """How tokens are chosen. Sampling uses torch's global generator, seeded for the call: the distribution is that of
+    the stages, the random numbers are not."""
+    logits: bool = False
+    """Return the logits of each token."""
+    forced: Sequence[int] | None = None
+    """Tokens to write, one after the other, instead of the chosen ones."""
+
+
 def generate_fused(
-    model: Any,
-    arguments: Mapping[str, Any],
-    prompt_length: int,
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    logits: bool,
+    model: Any, arguments: Mapping[str, Any], prompt_length: int, fused: FusedSettings
 ) -> list[FusedOutput]:
     """Call ``generate`` and return each row's new tokens.
 
@@ -29,19 +50,18 @@ def generate_fused(
         model: has Hugging Face's ``generate``.
         arguments: inputs of ``generate``.
         prompt_length: prompt ids at the start of each returned row; 0 if it contains new ids only.
-        max_new_tokens: limit of new tokens.
-        sampling: how tokens are chosen. Sampling uses torch's global generator, seeded here: the distribution
-            is that of the stages, the random numbers are not.
-        logits: return the logits of each token.
+        fused: settings of the call.
     """
-    settings = generation_settings(model, max_new_tokens, sampling)
+    sampling, logits = fused.sampling, fused.logits
+    processors = None if fused.forced is None else LogitsProcessorList([_ForcedTokens(fused.forced)])
+    settings = generation_settings(model, fused.max_new_tokens, sampling)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), reproducible_attention(), torch.no_grad():
         if sampling.temperature:
             torch.manual_seed(sampling.seed)
         settings.return_dict_in_generate, settings.output_logits = True, logits
         try:
-            output = model.generate(**arguments, generation_config=settings)
+            output = model.generate(**arguments, generation_config=settings, logits_processor=processors)
         except ValueError as error:
             found = " ".join(str(error).split())
             raise PromptError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unfuse.adapters.base import FusedOutput, Preprocessor
-from unfuse.adapters.fused_generate import generate_fused
+from unfuse.adapters.fused_generate import FusedSettings, generate_fused
 from unfuse.engines.language_model import end_ids
 from unfuse.features import Features
 from unfuse.samples import Sample
@@ -81,13 +81,18 @@ class TransformersAdapter(ABC):
         """See ``Adapter.encode_batch``."""
 
     def fused_generate(
-        self, prepared: Sequence[Prepared], *, max_new_tokens: int, sampling: Sampling, logits: bool = False
+        self,
+        prepared: Sequence[Prepared],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        logits: bool = False,
+        forced: Sequence[int] | None = None,
     ) -> list[FusedOutput]:
         """See ``Adapter.fused_generate``."""
         arguments, prompt_length = self._fused_arguments(prepared)
-        return generate_fused(
-            self.model, arguments, prompt_length, max_new_tokens=max_new_tokens, sampling=sampling, logits=logits
-        )
+        settings = FusedSettings(max_new_tokens=max_new_tokens, sampling=sampling, logits=logits, forced=forced)
+        return generate_fused(self.model, arguments, prompt_length, settings)
 
     def expected_provenance(self) -> Provenance:
         """See ``Adapter.expected_provenance``."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _PAGES: Final = Path("/proc/self/statm")
+_MEMINFO: Final = Path("/proc/meminfo")
 _PERIOD_S: Final = 0.01
 _MAX_READINGS: Final = 2000
 
@@ -162,3 +163,17 @@ class MemoryTrack:
                 with self._lock:
                     del self.readings[1::2]
                 period_s *= 2
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the memory that new tensors on a device can take; None if the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

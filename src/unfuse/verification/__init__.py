@@ -14,6 +14,7 @@ from unfuse.verification.golden import GoldenSet, golden
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.result import Verification, judged, skipped
 from unfuse.verification.scenes import scenes_apart
+from unfuse.verification.same_output import same_output
 from unfuse.verification.speculation import speculation_equal
 from unfuse.verification.steady import steady
 from unfuse.verification.stored import store_hit
@@ -44,7 +45,7 @@ def verify_model(
     clock = timer or timer_for(model.device)
     all_checks: dict[str, Callable[[], CheckResult]] = {
         "encode-once": lambda: checks.encode_once(subject),
-        "same-output": lambda: checks.same_output(subject),
+        "same-output": lambda: same_output(subject),
         "features-used": lambda: checks.features_used(subject),
         "scenes-apart": lambda: scenes_apart(subject, others),
         "store-hit": lambda: store_hit(subject),

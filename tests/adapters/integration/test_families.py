@@ -12,6 +12,7 @@ from unfuse.errors import FeaturesError, PromptError
 from unfuse.features import Features
 from unfuse.stages import Sampling
 from unfuse.verification import checks
+from unfuse.verification.same_output import same_output
 from unfuse.verification.watch import watch_vision
 
 TOKENS = 12
@@ -163,9 +164,7 @@ def test_the_model_is_left_as_it_was(family):
     assert len(family.adapter.language.decoder._forward_pre_hooks) == before[1]
 
 
-@pytest.mark.parametrize(
-    "check", [checks.encode_once, checks.same_output, checks.features_used, checks.backward_compatible]
-)
+@pytest.mark.parametrize("check", [checks.encode_once, same_output, checks.features_used, checks.backward_compatible])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_checks_pass(family, check, dtype):
     model = family.adapter.model
