@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from unfuse.records import Manifest, Noise, Probes, SampleRecord, StageTime
-from unfuse.records.schema import Price, Reuse
+from unfuse.records.schema import CountedWork, Price, Reuse, StageProducts
 from unfuse.report import summarise
 from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.rules import judge
@@ -20,10 +20,11 @@ QUIET = Probes(
     encoder_calls_after_encode=0,
     reuse=Reuse(sample_id="s0"),
     price=Price(sample_ids=("s0",) * 5, stages_ms=(100.0,) * 5, call_ms=(100.0,) * 5, generate_ms=(100.0,) * 5),
+    counted_work=CountedWork(stages={}, output_tokens=8, source="config"),
 )
 NAMES = [
     "samples", "answers", "lengths", "same tokens", "nothing reused", "stages add up", "price of the split",
-    "encode once", "noise", "drift",
+    "encode once", "work", "noise", "drift",
 ]  # fmt: skip
 
 
@@ -53,6 +54,16 @@ def test_each_can_fail(manifest: Manifest, make_run: MakeRun, name: str, changes
     records = [replace(record, **changes) for record in make_run(14)]
     noiseless = replace(QUIET, noise=None)
     assert statuses(replace(manifest, dataset={"num_samples": 14}), records, noiseless)[name] == "fail"
+
+
+def test_extra_work_fails(manifest: Manifest, make_run: MakeRun) -> None:
+    extra = StageProducts(expected={"width 8": 1000}, executed={"width 8": 2000}, largest={"width 8": "mm [1, 8]"})
+    work = CountedWork(stages={"prefill": extra}, output_tokens=8, source="config")
+    verdict = summarise(manifest, make_run(), replace(QUIET, counted_work=work)).verdict
+    assert not verdict.valid
+    (reason,) = verdict.reasons
+    assert "prefill executes extra work" in reason
+    assert "mm [1, 8]" in reason
 
 
 def test_encode_once_and_noise(manifest: Manifest, make_run: MakeRun) -> None:
@@ -101,7 +112,7 @@ def test_what_was_not_recorded_is_skipped(manifest: Manifest, make_run: MakeRun)
     """As in runs of the first schema, and in short ones."""
     found = statuses(manifest, make_run(e2e_same_tokens=None), Probes())
     assert {name for name, status in found.items() if status == "skip"} == {
-        "same tokens", "nothing reused", "price of the split", "encode once", "noise", "drift",
+        "same tokens", "nothing reused", "price of the split", "encode once", "work", "noise", "drift",
     }  # fmt: skip
 
 

@@ -177,6 +177,7 @@ def test_whole_verification_names_the_failed_check(demo_model, demo_sample):
     assert names == [
         "encode-once",
         "same-output",
+        "work",
         "features-used",
         "scenes-apart",
         "store-hit",

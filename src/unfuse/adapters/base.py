@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from unfuse.adapters.expected_work import ExpectedWork
     from unfuse.engines.language_model import LanguageModel
 
 
@@ -185,6 +186,21 @@ class Adapter(Protocol):
 
     def expected_provenance(self) -> Provenance:
         """Return the provenance that features of this model must have."""
+
+    def feature_positions(self, prepared: Prepared) -> slice | None:
+        """Return the prompt positions that hold the features as ``encode`` returns them; None if the family moves them.
+
+        Many families of Hugging Face sort features, or put other rows between them, after ``encode``.
+        """
+
+    def expected_work(self, prepared: Prepared, prompt: Prompt, rows: int) -> ExpectedWork:
+        """Return the operations that each stage must execute.
+
+        Args:
+            prepared: one sample.
+            prompt: its prompt.
+            rows: rows that the engine computes for the prompt, padding included.
+        """
 
     def vision_modules(self) -> Mapping[str, nn.Module]:
         """Return the vision modules by name: towers, then projectors.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from unfuse.adapters.eventgpt_preprocessor import EventGPTPreprocessor
+from unfuse.adapters.expected_work import CONFIG, clip_tower, layers
 from unfuse.adapters.media import Takes
 from unfuse.adapters.transformers_adapter import TransformersAdapter
 from unfuse.engines.attention import reproducible_attention
@@ -19,6 +20,7 @@ from unfuse.errors import FeaturesError
 from unfuse.features import Features, require_fit
 from unfuse.measure.clock import span
 from unfuse.measure.hooks import module_spans
+from unfuse.measure.products import Products
 from unfuse.models.eventgpt import EventChatModel
 from unfuse.models.eventgpt.prompt import EVENT_INDEX
 from unfuse.stages import Prepared, Prompt
@@ -115,6 +117,21 @@ class EventGPTAdapter(TransformersAdapter):
             return {"input_ids": prepared[0].input_ids, "event_tensors": list(prepared[0].pixel_values)}, 0
         arguments = self._batch_arguments(prepared)
         return arguments, arguments["input_ids"].shape[1]
+
+    def feature_positions(self, prepared: Prepared) -> slice | None:
+        """Return the positions that the placeholder becomes."""
+        index = _token_ids(prepared).index(EVENT_INDEX)
+        return slice(index, index + prepared.media_tokens)
+
+    def _encode_work(self, prepared: Prepared) -> tuple[Products, str]:
+        config, frames = self.model.config, prepared.num_frames
+        vision, width, positions = config.vision_config, config.hidden_size, config.num_patches
+        tower = clip_tower(vision, frames)
+        assert tower is not None, "EventGPT has a CLIP tower"
+        projector = layers(frames * positions, (vision.hidden_size, width), (width, width))
+        # The adaptor runs on the pooled rows, see ``finish_features``.
+        adaptor = layers(frames + positions, (width, width)) if config.event_feature_adaptor else Products()
+        return tower + projector + adaptor, CONFIG
 
     def _placeholder_index(self, prepared: Prepared, features: Features) -> int:
         """Return the index of the placeholder, after checking that the features fit."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import nn
 
+from unfuse.adapters.expected_work import CONFIG, Mover, on_meta
 from unfuse.adapters.feature_rows import FeatureRows, count, join_forms, normalise, restore, split_equally
 from unfuse.adapters.hf_preprocessor import HFPreprocessor, Processor
 from unfuse.adapters.media import Takes
@@ -31,6 +32,7 @@ from unfuse.errors import CutError, FeaturesError, PromptError
 from unfuse.features import Features, require_fit
 from unfuse.measure.clock import span
 from unfuse.measure.hooks import module_spans
+from unfuse.measure.products import Products, counting_this_thread
 from unfuse.stages import Prepared, Prompt
 from unfuse.unavailable import Unavailable
 
@@ -216,6 +218,18 @@ class HFAdapter(TransformersAdapter):
         if isinstance(self._vision, CutError):
             raise self._vision
         return dict.fromkeys(self.vision_modules(), len(modalities(prepared.inputs)))
+
+    def _encode_work(self, prepared: Prepared) -> tuple[Products, str]:
+        if not modalities(prepared.inputs):
+            return Products(), CONFIG
+        arguments = {"input_ids": prepared.input_ids, **prepared.inputs}
+
+        def count(network: Any, move: Mover) -> Products:
+            with counting_this_thread() as found, torch.no_grad():
+                run_to_features(network, move(arguments))
+            return found.products
+
+        return on_meta(self.model, count)
 
     def _fused_arguments(self, prepared: Sequence[Prepared]) -> tuple[dict[str, Any], int]:
         single = {"input_ids": prepared[0].input_ids, **prepared[0].inputs}

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from unfuse.adapters.base import FusedOutput, Preprocessor
+from unfuse.adapters.expected_work import ExpectedWork, text_work
 from unfuse.adapters.fused_generate import FusedSettings, generate_fused
-from unfuse.engines.language_model import end_ids
+from unfuse.engines.language_model import LanguageModel, end_ids
 from unfuse.features import Features
+from unfuse.measure.products import Products
 from unfuse.samples import Sample
-from unfuse.stages import Loaded, Prepared, Provenance, Sampling
+from unfuse.stages import Loaded, Prepared, Prompt, Provenance, Sampling
 
 
 class TransformersAdapter(ABC):
@@ -24,6 +26,11 @@ class TransformersAdapter(ABC):
     model: Any
     preprocessor: Preprocessor
     fingerprint: str
+
+    @property
+    @abstractmethod
+    def language(self) -> LanguageModel:
+        """See ``Adapter.language``."""
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +112,22 @@ class TransformersAdapter(ABC):
             dtype=dtype,
             shape=(self._width,),
         )
+
+    def feature_positions(self, prepared: Prepared) -> slice | None:
+        """See ``Adapter.feature_positions``."""
+        return None
+
+    def expected_work(self, prepared: Prepared, prompt: Prompt, rows: int) -> ExpectedWork:
+        """See ``Adapter.expected_work``."""
+        prefill, step, text_source = text_work(self.model, self.language, prompt, rows)
+        encode, source = self._encode_work(prepared)
+        if source != text_source:
+            source = f"encode: {source}; text: {text_source}"
+        return ExpectedWork(encode=encode, prefill=prefill, step=step, source=source)
+
+    @abstractmethod
+    def _encode_work(self, prepared: Prepared) -> tuple[Products, str]:
+        """Return the operations of ``encode``, and where the number comes from."""
 
     @functools.cached_property
     def _width(self) -> int:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from unfuse.adapters.clip_loading import clip_processor_of_folder
+from unfuse.adapters.expected_work import CONFIG, clip_tower, layers
 from unfuse.adapters.hf import HFAdapter
 from unfuse.adapters.processors import ClipProcessor
+from unfuse.measure.products import Products
 from unfuse.stages import Prepared
 
 
@@ -28,3 +30,14 @@ class VideoLlavaAdapter(HFAdapter):
         video = int("pixel_values_videos" in prepared.inputs)
         classes = {"image_tower": image, "video_tower": video}
         return {name: classes.get(name, image + video) for name in self.vision_modules()}
+
+    def _encode_work(self, prepared: Prepared) -> tuple[Products, str]:
+        config = self.model.config
+        vision, width = config.vision_config, config.text_config.hidden_size
+        pixels = prepared.inputs.get("pixel_values_videos")
+        tower = None if pixels is None else clip_tower(vision, pixels.shape[0] * pixels.shape[1])
+        if tower is None or pixels is None or "pixel_values_images" in prepared.inputs:
+            return super()._encode_work(prepared)
+        # Videos keep the class token of each frame.
+        rows = pixels.shape[0] * pixels.shape[1] * ((vision.image_size // vision.patch_size) ** 2 + 1)
+        return tower + layers(rows, (vision.hidden_size, width), (width, width)), CONFIG

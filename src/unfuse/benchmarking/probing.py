@@ -60,7 +60,9 @@ class Prober:
             isolation=self.guard.check(),
         )
         if protocol == "decoupled":
-            from unfuse.benchmarking.work import stage_work  # imports torch, so it waits until the input is checked
+            # These import torch, so they wait until the input is checked.
+            from unfuse.benchmarking.counted_work import count_work
+            from unfuse.benchmarking.work import stage_work
 
             by_id = {record.sample_id: record for record in records if record.status == "ok" and not record.warmup}
             record = by_id[typical[0]]
@@ -70,6 +72,7 @@ class Prober:
                 work=stage_work(model, median, record.output_tokens or 0, record.decode_passes),
                 work_sample_id=median.sample_id,
                 price=price_of(setup, measured, by_id),
+                counted_work=count_work(model, median),
                 ceilings=measure_ceilings(model.device, model.dtype),
             )
         if settings.profile:

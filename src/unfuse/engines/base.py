@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
+from unfuse.unavailable import Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,16 @@ class DraftSupport:
     """True if a pass verifies several tokens."""
     note: str = ""
     """Reason why drafts do not make answers faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRows:
+    """Part of an engine's work that ``measure.products`` counts."""
+
+    rows: int
+    """Rows that a prefill pass computes for a prompt, padding included."""
+    attention: bool = True
+    """False if kernels outside of torch compute attention: they read the number of positions on the device."""
 
 
 class Engine(Protocol):
@@ -51,6 +62,9 @@ class Engine(Protocol):
             sampling: for all tokens, the first included.
             reuse: cache this prompt's keys and values, and reuse cached ones as far as tokens and features agree.
         """
+
+    def counted_rows(self, prompt: Prompt) -> CountedRows | Unavailable:
+        """Return how the work of Stage 4 is counted for a prompt, or the reason why it is not."""
 
     @property
     def draft_support(self) -> DraftSupport:

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from unfuse.engines.attention import reproducible_attention
-from unfuse.engines.base import DraftSupport
+from unfuse.engines.base import CountedRows, DraftSupport
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.positions import following, sampling_positions
@@ -21,6 +21,7 @@ from unfuse.engines.sequential import SequentialBatch
 from unfuse.speculation.drafter import Drafts
 from unfuse.speculation.reference import verified
 from unfuse.stages import Prefilled, Prompt, Sampling
+from unfuse.unavailable import Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,10 @@ class EagerEngine:
             sampling=sampling,
             state=_State(cache, choose, position, sampling_position),
         )
+
+    def counted_rows(self, prompt: Prompt) -> CountedRows | Unavailable:
+        """See ``Engine.counted_rows``. torch computes everything."""
+        return CountedRows(prompt.length)
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
         """See ``Engine.decode``. A pass over a draft is evaluated token by token: the reference for other engines."""

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
-from unfuse.engines.base import DraftSupport
+from unfuse.engines.base import CountedRows, DraftSupport
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.errors import CutError
 from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
+from unfuse.unavailable import Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,10 @@ class FusedOnly:
     def prefill(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
         """Raise ``CutError``."""
         self._refuse()
+
+    def counted_rows(self, prompt: Prompt) -> CountedRows | Unavailable:
+        """Return the reason why there is no Stage 4."""
+        return Unavailable(self._reason)
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
         """Raise ``CutError``."""

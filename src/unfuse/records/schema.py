@@ -19,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "STAGES",
     "Ceilings",
+    "CountedWork",
     "Effort",
     "Energy",
     "Finding",
@@ -32,6 +33,7 @@ __all__ = [
     "SampleRecord",
     "StageEnergy",
     "StageMemory",
+    "StageProducts",
     "StageReuse",
     "StageTime",
     "StageWork",
@@ -172,6 +174,36 @@ class StageWork:
     """Multiplications and additions of the matrix products."""
     least_bytes: int
     """Least memory traffic of weights, cache, inputs and outputs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageProducts:
+    """Operations of the matrix products and convolutions of one stage, in FLOP.
+
+    The keys are ``width N`` for linear layers and convolutions with N inputs for each output, and ``attention`` for
+    products with a matrix for each element of a batch.
+    """
+
+    expected: Mapping[str, int]
+    executed: Mapping[str, int]
+    largest: Mapping[str, str] = field(default_factory=dict)
+    """Operator that executed the most of each key, with its shapes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CountedWork:
+    """Work of all threads in one untimed pass, beside the work that the model's definition asks for."""
+
+    stages: Mapping[str, StageProducts]
+    output_tokens: int
+    source: str
+    """Origin of the expected numbers: the config, or the model's own modules."""
+    attention_counted: bool = True
+    """False if kernels outside of torch compute attention."""
+    features_in_prompt: bool | None = None
+    """Whether the prompt holds the features as ``encode`` returned them; None if the family moves them."""
+    not_counted: Mapping[str, str] = field(default_factory=dict)
+    """Stages that run outside of torch, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -332,6 +364,8 @@ class Probes:
     work: Mapping[str, StageWork] = field(default_factory=dict)
     """By stage, of one sample."""
     work_sample_id: str | None = None
+    counted_work: CountedWork | None = None
+    """Executed work of the stages, of one untimed pass; None where the protocol has other stages."""
     ceilings: Ceilings | None = None
     steps: tuple[StepPass, ...] = ()
     energy: Energy | None = None

@@ -11,6 +11,7 @@ from statistics import median
 from unfuse.records.schema import SampleRecord
 from unfuse.report import lengths
 from unfuse.report.claims import hooked_spans
+from unfuse.report.counted_work import WORK_PCT, total, work_problems
 from unfuse.report.device_clock import DEVICE_STAGES, MIN_READINGS, copied_clock
 from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.price import PRICE_PCT
@@ -60,7 +61,7 @@ def _protocol(run: MeasuredRun) -> list[RuleRow]:
     if run.protocol == "hooked":
         return [_hooks_fired(run)]
     if run.protocol == "decoupled":
-        return [_encode_once(calls, [after])]
+        return [_encode_once(calls, [after]), _work(run)]
     if run.protocol == CONTROL_PROTOCOL:
         count = "not counted" if calls is None else after
         control = f"protocol reencode is a control: its Stage 3 is thrown away and Stage 4 encodes again ({count})"
@@ -77,6 +78,16 @@ def _encode_once(calls: int | None, sentences: Sequence[str]) -> RuleRow:
     if calls is None:
         return _skip("encode once", limit, _NOT_RECORDED)
     return _row("encode once", calls == 0, limit, f"{calls} calls", sentences)
+
+
+def _work(run: MeasuredRun) -> RuleRow:
+    limit = f"each stage executes its own work within {WORK_PCT:g} %"
+    counted = run.probes.counted_work
+    if counted is None:
+        return _skip("work", limit, _NOT_RECORDED)
+    problems = work_problems(counted)
+    executed = sum(total(stage.executed) for stage in counted.stages.values())
+    return _row("work", not problems, limit, f"{executed / 1e9:.4g} GFLOP in {len(counted.stages)} stages", problems)
 
 
 def _hooks_fired(run: MeasuredRun) -> RuleRow:

@@ -11,7 +11,7 @@ CONTROL_PROTOCOL: Final = "reencode"
 """A run of this protocol is always INVALID: it shows what the rules must find."""
 LISTED_RULES: Final = (
     "samples", "answers", "lengths", "same tokens", "nothing reused", "stages add up", "price of the split",
-    "encode once", "hooks fired", "noise", "drift",
+    "encode once", "work", "hooks fired", "noise", "drift",
 )  # fmt: skip
 """Rules that tables of checks list, in this order."""
 

@@ -13,12 +13,13 @@ from unfuse.verification import checks
 from unfuse.verification.golden import GoldenSet, golden
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.result import Verification, judged, skipped
-from unfuse.verification.scenes import scenes_apart
 from unfuse.verification.same_output import same_output
+from unfuse.verification.scenes import scenes_apart
 from unfuse.verification.speculation import speculation_equal
 from unfuse.verification.steady import steady
 from unfuse.verification.stored import store_hit
 from unfuse.verification.timing import timing_additive
+from unfuse.verification.work import work
 
 
 def verify_model(
@@ -46,6 +47,7 @@ def verify_model(
     all_checks: dict[str, Callable[[], CheckResult]] = {
         "encode-once": lambda: checks.encode_once(subject),
         "same-output": lambda: same_output(subject),
+        "work": lambda: work(subject),
         "features-used": lambda: checks.features_used(subject),
         "scenes-apart": lambda: scenes_apart(subject, others),
         "store-hit": lambda: store_hit(subject),

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from unfuse.adapters import hf
+from unfuse.benchmarking.counted_work import count_prepared
 from unfuse.errors import FeaturesError, PromptError
 from unfuse.features import Features
+from unfuse.report.counted_work import work_problems
 from unfuse.stages import Sampling
 from unfuse.verification import checks
 from unfuse.verification.same_output import same_output
@@ -176,3 +178,19 @@ def test_checks_pass(family, check, dtype):
         model.to(torch.float32)
         family.staged.engine.close()
     assert result.status == "pass", result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("frames", "question"), PROMPTS, ids=["one", "several", "text"])
+def test_the_stages_execute_the_work_of_the_model(family, frames, question, dtype):
+    model = family.adapter.model
+    model.to(dtype)
+    family.staged.engine.close()
+    try:
+        counted = count_prepared(family.staged, family.prepare(frames, question), 4)
+    finally:
+        model.to(torch.float32)
+        family.staged.engine.close()
+    assert not work_problems(counted)
+    assert bool(counted.stages["encode"].expected) == bool(frames)
+    assert all(counted.stages[name].executed for name in ("prefill", "decode"))

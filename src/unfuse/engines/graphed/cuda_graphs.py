@@ -10,6 +10,8 @@ from typing import Any, Final, Self
 
 import torch
 
+from unfuse.measure.products import Products, counting_this_thread, declare, not_executed
+
 _MAX_LAYERS: Final = 8
 """Layers of one graph of a split capture."""
 
@@ -34,25 +36,30 @@ class GraphedCall:
         """
         self._work = work
         self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._products = Products()
+        """Matrix products of a replay: as many as the first run executes."""
         if device.type != "cuda":
             return
         with torch.cuda.device(device):
             stream = _capture_stream(torch.cuda.current_device())
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), counting_this_thread() as count:
                 work()
+            self._products = count.products
             torch.cuda.current_stream().wait_stream(stream)
             # A failed capture leaves its stream current; the context manager restores the previous one.
-            with torch.cuda.stream(stream), _Capture(stream, pool) as capture:
+            with torch.cuda.stream(stream), not_executed(), _Capture(stream, pool) as capture:
                 work()
             self._graphs = capture.graphs
 
     def __call__(self) -> None:
         """Launch the graphs; does not wait for the device."""
-        for graph in self._graphs:
-            graph.replay()
         if not self._graphs:
             self._work()
+            return
+        declare("CUDA graph", self._products)
+        for graph in self._graphs:
+            graph.replay()
 
 
 def set_device(device: torch.device) -> None:

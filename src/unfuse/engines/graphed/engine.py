@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from unfuse.engines.base import DraftSupport
+from unfuse.engines.base import CountedRows, DraftSupport
 from unfuse.engines.batching import ContinuousBatch
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed.autotune import Autotuner
@@ -26,7 +26,7 @@ from unfuse.engines.graphed.kernels.skinny_gemm import MAX_SKINNY_ROWS
 from unfuse.engines.graphed.kv_cache import KVCache, new_kv_cache
 from unfuse.engines.graphed.llama import find_llama
 from unfuse.engines.graphed.megakernel import Megakernel
-from unfuse.engines.graphed.model_runner import ModelRunner
+from unfuse.engines.graphed.model_runner import ModelRunner, extend_bucket
 from unfuse.engines.graphed.prefill import PrefillRunner, PromptRows
 from unfuse.engines.graphed.slots import Slots
 from unfuse.engines.graphed.speculation import SpeculativeRun, SpeculativeStep
@@ -40,6 +40,7 @@ from unfuse.engines.sequential import SequentialBatch
 from unfuse.engines.unsupported import Unsupported
 from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
+from unfuse.unavailable import Unavailable
 
 _TOLERANCE: Final = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative L2 distance from the logits of the model's own forward."""
@@ -147,6 +148,12 @@ class GraphedEngine:
             sampling=sampling,
             state=state,
         )
+
+    def counted_rows(self, prompt: Prompt) -> CountedRows | Unavailable:
+        """See ``Engine.counted_rows``. Launches and graphs declare their matrix products."""
+        if not self._prefill.supports(prompt):
+            return self._eager.counted_rows(prompt)
+        return CountedRows(extend_bucket(prompt.length), attention=False)
 
     @property
     def draft_support(self) -> DraftSupport:

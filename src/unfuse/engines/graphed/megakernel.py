@@ -19,6 +19,7 @@ import torch
 
 from unfuse.engines.graphed.llama import Llama
 from unfuse.engines.unsupported import Unsupported
+from unfuse.measure.products import Products, declare, linear
 
 _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
 MAX_TOKENS: Final = 16
@@ -177,6 +178,10 @@ class Megakernel:
         self._sizes = sizes
         self._kernel = _compiled(self._sizes, llama)
         self._table, self._norms = _table(llama)
+        weights = [getattr(layer, name).weight for layer in llama.layers for name in _TABLE]
+        products = (linear(1, weight.shape[1], len(weight)) for weight in (*weights, llama.head.weight))
+        self._products = sum(products, Products())
+        """Work of a pass over one token. A pass over more tokens reads their number on the device."""
 
     def memory(self) -> MegakernelWorkspace:
         """Allocate a workspace."""
@@ -223,6 +228,7 @@ class Megakernel:
         config.sharedMemBytes = self._sizes.shared_bytes
         config.hStream = torch.cuda.current_stream(self._llama.device).cuda_stream
         config.attrs, config.numAttrs = [cooperative, cluster], 2
+        declare("decode_step", self._products)
         with torch.cuda.device(self._llama.device):
             _checked(driver.cuLaunchKernelEx(config, self._kernel, (values, types), 0))
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from unfuse.engines.base import DraftSupport
+from unfuse.engines.base import CountedRows, DraftSupport
 from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed.autotune import Autotuner
@@ -37,6 +37,7 @@ from unfuse.engines.vllm.logits_recorder import LogitsRecorder, RecorderRegistry
 from unfuse.engines.vllm.prefix_hash import PrefixKey
 from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
+from unfuse.unavailable import Unavailable
 
 MAX_BATCH: Final = 128
 """Requests that run at the same time. More gain little: reading the weights is shared by all rows already."""
@@ -133,6 +134,10 @@ class VllmEngine:
             sampling=sampling,
             state=prepared,
         )
+
+    def counted_rows(self, prompt: Prompt) -> CountedRows | Unavailable:
+        """See ``Engine.counted_rows``."""
+        return Unavailable("vLLM runs Stage 4 by kernels whose work is not counted")
 
     def decode(self, prefilled: Prefilled, max_new_tokens: int, drafts: Drafts | None = None) -> Iterator[int]:
         """See ``Engine.decode``. Generation also stops at the model's context length; drafts are ignored."""

@@ -10,6 +10,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from unfuse.engines.graphed.kernels.launch import launch, overlap
+from unfuse.measure.products import declare, linear
 
 if TYPE_CHECKING:
     import torch
@@ -157,6 +158,7 @@ def gemv(
     """
     n, k = weight.shape
     n = n // 2 if gated else n
+    declare("gemv", linear(1, k, len(weight)))
     launch(
         _gemv,
         (triton.cdiv(n, config.rows),),

@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from unfuse.engines.graphed.kernels.launch import LINE, launch, overlap, prefetch_l2
+from unfuse.measure.products import declare, linear
 
 if TYPE_CHECKING:
     import torch
@@ -205,6 +206,7 @@ def skinny_gemm(
     prefetched = (
         _PREFETCHED if overlapping["DEPENDENT"] and even and k // config.split - config.depth >= _PREFETCHED else 0
     )
+    declare("skinny_gemm", linear(rows, k, len(weight)))
     launch(
         _skinny_gemm,
         (triton.cdiv(n, config.outputs), config.split),
