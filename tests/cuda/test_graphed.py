@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.adapters import families
+from unfuse.benchmarking.counted_work import count_prepared
 from unfuse.loading import load
+from unfuse.report.counted_work import work_problems
 from unfuse.samples.demo import demo_sample
 from unfuse.verification import checks, verify_model
 from unfuse.verification.checks import Subject
@@ -50,6 +52,11 @@ def test_engine_is_the_one_that_serves_the_family(family):
         assert any("instead of graphed" in note for note in family.staged.notes), family.staged.notes
     else:
         assert (family.staged.engine.name, family.staged.notes) == ("graphed", ())
+
+
+def test_the_stages_execute_the_work_of_the_model(family):
+    """Replays of graphs and launches of kernels declare it; eager families are counted by torch."""
+    assert not work_problems(count_prepared(family.staged, family.prepare(2, "What moves?")))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -26,6 +26,7 @@ from unfuse.engines.graphed.engine import GraphedEngine
 from unfuse.engines.graphed.llama import find_llama
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
+from unfuse.measure.products import counting_all_threads, linear
 from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 from unfuse.verification.speculation import GuessedDrafts
@@ -385,3 +386,26 @@ def test_an_engine_that_cannot_be_built_gives_way(model, monkeypatch):
     chosen, (note,) = pick_engine("graphed", adapter)
     assert chosen.name == "eager"
     assert note.endswith("graphed: it could not be built (RuntimeError: no memory left)")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [5, 70])
+def test_graphs_and_kernels_declare_their_matrix_products(kind, length, tmp_path):
+    """The declared work is that of the weights that a pass reads, for each row that it computes."""
+    model = language(kind)
+    engine, given, sampling = GraphedEngine(model, tuning=tmp_path), prompt(model, length), Sampling(ignore_eos=True)
+    list(engine.decode(engine.prefill(given, sampling), 2))  # captures
+    weights = [w for name, w in model.decoder.layers.named_parameters() if w.dim() == 2]
+
+    def declared(rows):
+        products = [linear(rows, w.shape[1], len(w)) for w in weights]
+        return sum(products, linear(1, HIDDEN, VOCABULARY)).by_width
+
+    rows = engine.counted_rows(given)
+    assert (rows.rows >= length, rows.attention) == (True, False)
+    with counting_all_threads() as prefill:
+        prefilled = engine.prefill(given, sampling)
+    assert prefill.products.by_width == declared(rows.rows)
+    with counting_all_threads() as decode:
+        list(engine.decode(prefilled, 3))
+    assert decode.products.by_width == {width: 2 * flops for width, flops in declared(1).items()}
