@@ -208,10 +208,12 @@ def _load(name: str, placement: Placement, speculation: SpeculationSettings) -> 
     from unfuse.drafters import pick_drafter
     from unfuse.staged_model import StagedModel, pick_engine
 
-    adapter = _adapter(ref, torch_device, torch_dtype)
+    adapter, settings = _adapter(ref, torch_device, torch_dtype)
     engine, notes = pick_engine(placement.engine, adapter)
     drafter, more = pick_drafter(speculation, adapter, engine)
-    return StagedModel(name, adapter, engine, (*notes, *more), drafter)
+    model = StagedModel(name, adapter, engine, (*notes, *more), drafter)
+    model.settings_sha256 = settings
+    return model
 
 
 def open_preprocessor(name: str, dtype: str) -> Preprocessor:
@@ -233,12 +235,25 @@ def open_preprocessor(name: str, dtype: str) -> Preprocessor:
     return loader.preprocessor_of_folder(checkpoint.folder, precision)
 
 
-def _adapter(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Adapter:
+def _adapter(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> tuple[Adapter, str]:
+    """Return the adapter of a model, and the hash of its settings; empty for random weights.
+
+    Raises:
+        CheckpointError: a file of settings changed while the model was loaded.
+    """
+    from unfuse.models.fingerprint import settings_sha256
+
     checkpoint = _checkpoint(ref)
     loader = _family_loader(checkpoint.model_type)
     if checkpoint.folder is None:
-        return loader.load_random(ref.name.removeprefix(RANDOM), device, dtype)
-    return loader.load_folder(checkpoint.folder, device, dtype, checkpoint.notes)
+        return loader.load_random(ref.name.removeprefix(RANDOM), device, dtype), ""
+    settings = settings_sha256(checkpoint.folder)
+    adapter = loader.load_folder(checkpoint.folder, device, dtype, checkpoint.notes)
+    if settings_sha256(checkpoint.folder) != settings:
+        raise CheckpointError(
+            str(checkpoint.folder), found="files that changed as they were loaded", expected="a checkpoint at rest"
+        )
+    return adapter, settings
 
 
 def _family_loader(model_type: str | None) -> FamilyLoader:

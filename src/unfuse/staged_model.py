@@ -47,6 +47,8 @@ class StagedModel:
         self.engine = engine
         self.drafter = drafter
         """Drafts for the answers of ``generate`` and ``stream``, and for those whose drafts a caller passes."""
+        self.settings_sha256 = ""
+        """Hash of the checkpoint's configs, tokenizer, chat template and generation settings; empty without files."""
         self._notes = notes
 
     def with_drafter(self, drafter: Drafter | None, notes: tuple[str, ...] = ()) -> StagedModel:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfuse.checksum import checksum_by_torch, tensor_checksum
+from unfuse.loading import load
 from unfuse.models.eventgpt import EventChatModel
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
+from unfuse.models.fingerprint import model_fingerprint, settings_sha256, with_pixels
+from unfuse.models.tensors import own_tensors
 from unfuse.samples.demo import demo_checkpoint
 
 
@@ -108,24 +110,118 @@ def test_config_counts(model):
     model.config.rms_norm_eps /= 2
 
 
-def test_cache_goes_by_file_identity(model, tmp_path, monkeypatch):
-    folder = shutil.copytree(demo_checkpoint(), tmp_path / "c")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = cached_model_fingerprint(model, folder, torch.float32)
-    assert first == model_fingerprint(model)
-    reads = []
-    monkeypatch.setattr("unfuse.models.fingerprint._tensors", lambda _: reads.append(1) or "f" * 64)
-    assert cached_model_fingerprint(model, folder, torch.float32) == first, "taken from disk"
-    assert not reads
-    cached_model_fingerprint(model, folder, torch.bfloat16)
-    assert len(reads) == 1, "another dtype"
-    os.utime(folder / "model.safetensors")
-    cached_model_fingerprint(model, folder, torch.float32)
-    assert len(reads) == 2, "touched files"
-    eps = model.config.rms_norm_eps
-    model.config.rms_norm_eps = 2 * eps
-    assert cached_model_fingerprint(model, folder, torch.float32) != first, "the config is never taken from disk"
-    model.config.rms_norm_eps = eps
+@pytest.fixture
+def checkpoint(tmp_path):
+    shutil.copytree(demo_checkpoint().parent, tmp_path / "models")
+    return tmp_path / "models" / demo_checkpoint().name
+
+
+def change_in_place(path, at=-4096):
+    """Flip a bit and restore the times, as ``rsync --inplace -t`` and archives of a fixed time do."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+        byte = file.read(1)[0]
+        file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+
+
+def rename_over(path):
+    other = shutil.copy2(path, path.with_name("other"))
+    change_in_place(other)
+    other.replace(path)
+
+
+def retarget_link(path):
+    other = shutil.copy2(path, path.with_name("other"))
+    change_in_place(other)
+    path.rename(path.with_name("first"))
+    path.symlink_to("first")
+    yield
+    path.unlink()
+    path.symlink_to("other")
+
+
+def change_hard_link(path):
+    link = path.parents[1] / "link"
+    link.hardlink_to(path)
+    change_in_place(link)
+
+
+@pytest.mark.parametrize("change", [change_in_place, rename_over, retarget_link, change_hard_link])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_changed_weights_are_seen_whatever_their_file_says(checkpoint, change, dtype):
+    """bfloat16 is the stored dtype: those weights are mapped from the file."""
+    weights = checkpoint / "model.safetensors"
+    steps = change(weights) if change is retarget_link else None
+    if steps is not None:
+        next(steps)
+    first = load(str(checkpoint), device="cpu", dtype=dtype)
+    assert load(str(checkpoint), device="cpu", dtype=dtype).fingerprint == first.fingerprint
+    if steps is None:
+        change(weights)
+    else:
+        next(steps, None)
+    assert load(str(checkpoint), device="cpu", dtype=dtype).fingerprint != first.fingerprint
+
+
+def test_one_changed_shard_is_seen(checkpoint):
+    model = EventChatModel.from_pretrained(checkpoint)
+    model.save_pretrained(checkpoint, max_shard_size="8MB")
+    (checkpoint / "model.safetensors").unlink(missing_ok=True)
+    shards = sorted(checkpoint.glob("model-*.safetensors"))
+    assert len(shards) == 2
+    first = load(str(checkpoint), device="cpu").fingerprint
+    change_in_place(shards[1])
+    assert load(str(checkpoint), device="cpu").fingerprint != first
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_model_does_not_follow_its_file(checkpoint, dtype):
+    """Its fingerprint would be of other weights than those that it computes with."""
+    model = load(str(checkpoint), device="cpu", dtype=dtype).adapter.model
+    before = model_fingerprint(model)
+    weights = checkpoint / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(-(weights.stat().st_size // 2), os.SEEK_END)
+        file.write(b"\x11" * (weights.stat().st_size // 2))
+    assert model_fingerprint(model) == before
+
+
+def test_tied_tensors_stay_tied():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3)})
+    model["b"].weight.data = model["a"].weight.data
+    own_tensors(model)
+    assert model["a"].weight.data_ptr() == model["b"].weight.data_ptr() != model["a"].bias.data_ptr()
+
+
+def test_the_config_of_a_part_counts(checkpoint):
+    """The tower's config lies in a folder of its own."""
+    first = load(str(checkpoint), device="cpu").fingerprint
+    (config,) = checkpoint.parent.glob("clip*/config.json")
+    values = json.loads(config.read_text())
+    values.get("vision_config", values)["layer_norm_eps"] = 0.5
+    config.write_text(json.dumps(values))
+    assert load(str(checkpoint), device="cpu").fingerprint != first
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "tokenizer.model", "chat.jinja"])
+def test_settings_count_by_their_bytes(checkpoint, name):
+    (checkpoint / "chat.jinja").write_text("{{ messages }}")
+    before = settings_sha256(checkpoint)
+    change_in_place(checkpoint / name, at=0)
+    assert settings_sha256(checkpoint) != before
+
+
+def test_weights_and_documents_are_no_settings(checkpoint):
+    before = settings_sha256(checkpoint)
+    for name in ("README.md", "model.safetensors"):
+        change_in_place(checkpoint / name, at=0)
+    (checkpoint / "model.safetensors.index.json").write_text("{}")
+    assert settings_sha256(checkpoint) == before
 
 
 def clip(**settings):

@@ -15,8 +15,9 @@ from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.processing_eventgpt import load_event_processor
 from unfuse.models.eventgpt.tokenizer import load_tokenizer, model_vocabulary
 from unfuse.models.eventgpt.tower import resolve_tower
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
+from unfuse.models.fingerprint import model_fingerprint, with_pixels
 from unfuse.models.pretrained import from_pretrained
+from unfuse.models.tensors import own_tensors
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> EventGPTAdapter:
@@ -27,7 +28,7 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
     """
     logging.disable_progress_bar()
     model: EventChatModel = from_pretrained(EventChatModel, folder, dtype=dtype)
-    model = model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    model = own_tensors(model.to(device)).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its types
     preprocessor = _preprocessor(folder, cast(EventChatConfig, model.config), model.dtype)
     rows = model.config.vocab_size
     if (wanted := model_vocabulary(preprocessor.tokenizer)) != rows:
@@ -36,10 +37,8 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
             *notes,
             f"embeddings resized from {rows} to {wanted} rows for the event tokens; new rows are untrained",
         )
-        fingerprint = model_fingerprint(model)
-    else:
-        fingerprint = cached_model_fingerprint(model, folder, dtype)
-    return EventGPTAdapter(model, preprocessor, with_pixels(fingerprint, preprocessor.event_processor), notes)
+    fingerprint = with_pixels(model_fingerprint(model), preprocessor.event_processor)
+    return EventGPTAdapter(model, preprocessor, fingerprint, notes)
 
 
 def preprocessor_of_folder(folder: Path, dtype: torch.dtype) -> EventGPTPreprocessor:

@@ -30,8 +30,9 @@ from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.engines.language_model import LanguageModel
 from unfuse.errors import CheckpointError, CutError, MissingPackageError
 from unfuse.extras import install_command
-from unfuse.models.fingerprint import cached_model_fingerprint, model_fingerprint, with_pixels
+from unfuse.models.fingerprint import model_fingerprint, with_pixels
 from unfuse.models.pretrained import from_pretrained
+from unfuse.models.tensors import own_tensors
 from unfuse.unavailable import Unavailable
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
@@ -48,8 +49,8 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: t
         MissingPackageError: its processor needs a package that is not installed.
     """
     logging.disable_progress_bar()
-    model = _load_model(folder, dtype).to(device).eval()
-    fingerprint = cached_model_fingerprint(model, folder, dtype)
+    model = own_tensors(_load_model(folder, dtype).to(device)).eval()
+    fingerprint = model_fingerprint(model)
     language = _language_or_reason(model)
     if isinstance(language, Unavailable):
         notes = (*notes, f"cannot be split: {language.reason}")

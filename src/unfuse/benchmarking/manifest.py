@@ -51,6 +51,7 @@ def describe_model(model: StagedModel) -> dict[str, Any]:
         "name": model.name,
         "family": model.family,
         "fingerprint": model.fingerprint,
+        "settings_sha256": model.settings_sha256,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "engine": model.engine.name,

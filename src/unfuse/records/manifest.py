@@ -21,6 +21,7 @@ IDENTITY: Final = (
     "protocol",
     "config",
     "model.fingerprint",
+    "model.settings_sha256",
     "model.dtype",
     "model.device",
     "model.engine",

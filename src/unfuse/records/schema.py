@@ -391,7 +391,7 @@ class Manifest:
     config: Mapping[str, Any]
     """Every option in force: dataset, max_samples, max_new_tokens, temperature, seed, num_warmups, ..."""
     model: Mapping[str, Any]
-    """``name``, ``family``, ``fingerprint``, ``device``, ``dtype``, ``engine``, ``notes``."""
+    """``name``, ``family``, ``fingerprint``, ``settings_sha256``, ``device``, ``dtype``, ``engine``, ``notes``."""
     dataset: Mapping[str, Any]
     """``path``, ``sha256`` (of every file used, hashed together), ``num_samples``."""
     environment: Mapping[str, Any]
