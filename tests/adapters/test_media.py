@@ -214,7 +214,7 @@ def test_a_file_written_twice_within_a_tick_has_two_hashes(tmp_path):
     """The disk's clock may not have moved between: size, time and inode are then the same."""
     import os
 
-    from unfuse.samples.sample import file_sha256
+    from unfuse.samples.file_hash import file_sha256
 
     path, seen = tmp_path / "a", set()
     path.write_bytes(b"0")

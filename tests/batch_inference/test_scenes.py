@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfuse.batch_inference.scenes import SceneQuestions, prepare, questions_of, scenes_of
+from unfuse.batch_inference.scenes import MAX_QUESTIONS, SceneQuestions, prepare, questions_of, scenes_of
 from unfuse.errors import PromptError
 from unfuse.events import TimeWindow
 from unfuse.samples import Question, Sample
@@ -33,6 +33,16 @@ def test_rows_of_the_same_media_are_one_scene():
     found = scenes_of(rows(samples))
     assert [[question.question_id for question in scene.questions] for scene in found] == [["1", "3"], ["2"], ["4"]]
     assert found[0].questions[1].text == "Which way?"
+
+
+@pytest.mark.parametrize("count", [1, MAX_QUESTIONS, MAX_QUESTIONS + 1, 3 * MAX_QUESTIONS])
+def test_very_many_questions_about_a_scene_come_in_parts(count):
+    """All prompts of a part are prepared before its first answer."""
+    found = scenes_of(rows([events("1", "a.npy"), events("2", "b.npy")], [f"{i}?" for i in range(count)]))
+    assert max(len(scene.questions) for scene in found) <= MAX_QUESTIONS
+    assert len(found) == 2 * -(-count // MAX_QUESTIONS)
+    asked = [question.question_id for scene in found for question in scene.questions]
+    assert asked == [f"{name}#{i}" for name in "12" for i in range(1, count + 1)]
 
 
 def test_questions_of_a_file_are_asked_of_every_sample():

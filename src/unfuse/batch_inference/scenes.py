@@ -7,9 +7,9 @@ that keys and values of their common prefix are computed once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Final
 
 from unfuse.adapters.base import Preprocessor, SceneInfo
 from unfuse.errors import UnfuseError
@@ -18,6 +18,8 @@ from unfuse.samples import Question, Sample, clean_question
 from unfuse.stages import Loaded, Prepared
 from unfuse.unavailable import Unavailable
 
+MAX_QUESTIONS: Final = 256
+"""Questions of a scene that are prepared together: enough that loading and encoding it again costs them nothing."""
 FeatureLookup = Callable[[str], Features | None]
 """Returns the features of media by their hash, on the CPU; None if they are not in the store."""
 
@@ -58,19 +60,19 @@ def questions_of(
 
 
 def scenes_of(rows: Iterable[tuple[Sample, Question]]) -> list[SceneQuestions]:
-    """Group questions by scene, in the order of each scene's first question."""
-    found: dict[Any, tuple[Sample, list[Question]]] = {}
+    """Group questions by scene, in the order of each scene's first question.
+
+    A scene with very many questions comes several times, with some of its questions each: all prompts of a scene are
+    prepared before its first answer, and its questions go to one device.
+    """
+    found: dict[Hashable, tuple[Sample, list[Question]]] = {}
     for sample, question in rows:
-        found.setdefault(_media_key(sample), (sample, []))[1].append(question)
-    return [SceneQuestions(sample=sample, questions=tuple(questions)) for sample, questions in found.values()]
-
-
-def _media_key(sample: Sample) -> Any:
-    """Return a key that samples with the same media share."""
-    files = (sample.event_data, sample.event_image, sample.video, sample.video_frames, sample.image)
-    # Samples of text alone share nothing.
-    own = sample.sample_id if not any(files) and not sample.frames else None
-    return (*files, sample.window, tuple(id(frame) for frame in sample.frames), own)
+        found.setdefault(sample.media_key, (sample, []))[1].append(question)
+    return [
+        SceneQuestions(sample=sample, questions=tuple(questions[start : start + MAX_QUESTIONS]))
+        for sample, questions in found.values()
+        for start in range(0, len(questions), MAX_QUESTIONS)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ class RunSummary:
     times: Times
     """Times of this process."""
     scenes: int
-    """Media that this process loaded or found in the store."""
+    """Media that this process loaded or found in the store; again for every 256 questions about them."""
     capacity: int
     """Questions answered at the same time, on each device."""
     most_held: int | None
@@ -94,8 +94,10 @@ class RunSummary:
         )
         lines += self._busy_lines()
         lines.append(self.bottleneck.line(times))
-        if self.scenes_found:
-            lines.append(f"Store: {self.scenes_found} of {_count(self.scenes, 'scene')} found, not encoded again.")
+        if self.scenes_found or times.store_s:
+            rest = self.scenes - self.scenes_found
+            encoded = f"; {rest} encoded: the store had no such scene of this model" if rest else ", not encoded again"
+            lines.append(f"Store: {self.scenes_found} of {_count(self.scenes, 'scene')} found{encoded}.")
         if self.not_kept:
             lines.append(f"Warning: not every scene is stored: {self.not_kept}")
         if self.worker_deaths:

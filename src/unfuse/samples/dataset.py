@@ -13,14 +13,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from unfuse.errors import DatasetError, InputError, MediaError
 from unfuse.events import read_events
+from unfuse.samples.file_hash import file_sha256
 from unfuse.samples.media import read_image
+from unfuse.samples.media_folder import MediaFolder
 from unfuse.samples.question import clean_question
-from unfuse.samples.sample import Sample, file_sha256
+from unfuse.samples.sample import Sample
 from unfuse.samples.video import count_frames
 
 MANIFEST_NAME: Final = "EventGPT_Instruction_Subset.json"
@@ -81,7 +83,8 @@ def read_dataset(folder: str | Path, *, max_samples: int | None = None) -> Datas
     if not chosen:
         raise DatasetError(str(root / MANIFEST_NAME), found="no rows", expected="at least one")
     seen: dict[str, int] = {}
-    samples = [_sample(root, row, index, seen) for index, row in enumerate(chosen)]
+    media = _Media(root)
+    samples = [_sample(media, row, index, seen) for index, row in enumerate(chosen)]
     return Dataset(name=str(root), samples=tuple(samples))
 
 
@@ -118,9 +121,10 @@ def find_defects(folder: str | Path, done: Callable[[int], None] = lambda number
     root = Path(folder)
     defects: list[InputError] = []
     seen: dict[str, int] = {}
+    media = _Media(root)
     for index, row in enumerate(read_rows(root)):
         try:
-            sample = _sample(root, row, index, seen)
+            sample = _sample(media, row, index, seen)
         except InputError as error:
             defects.append(error)
         else:
@@ -151,16 +155,25 @@ def _defects(sample: Sample) -> Iterator[InputError]:
             yield error
 
 
-def _sample(root: Path, row: Any, index: int, seen: dict[str, int]) -> Sample:
-    where = f"{root / MANIFEST_NAME} row {index}"
+class _Media:
+    """The folders of a dataset."""
+
+    def __init__(self, root: Path):
+        self.manifest = root / MANIFEST_NAME
+        self.events, self.images = MediaFolder(root / "event_npy"), MediaFolder(root / "event_image")
+        self.videos, self.stills = MediaFolder(root / "mp4"), MediaFolder(root / "video")
+
+
+def _sample(media: _Media, row: Any, index: int, seen: dict[str, int]) -> Sample:
+    where = f"{media.manifest} row {index}"
     if not isinstance(row, dict):
         raise DatasetError(where, found=type(row).__name__, expected="an object")
     sample_id = _unique(str(row.get("id", index)), seen)
-    event_data = _path(root / "event_npy", row.get("event_data"), f"{where} event_data")
+    event_data = media.events.path(row.get("event_data"), f"{where} event_data")
     images = _text_list(row.get("event_image"), f"{where} event_image")
-    event_image = tuple(p for p in (_path(root / "event_image", i, f"{where} event_image") for i in images) if p)
-    video = _path(root / "mp4", row.get("mp4_data"), f"{where} mp4_data")
-    video_frames = _path(root / "video", row.get("video_data"), f"{where} video_data")
+    event_image = tuple(p for p in (media.images.path(i, f"{where} event_image") for i in images) if p)
+    video = media.videos.path(row.get("mp4_data"), f"{where} mp4_data")
+    video_frames = media.stills.path(row.get("video_data"), f"{where} video_data")
     if not (event_data or event_image or video or video_frames):
         raise DatasetError(where, found="no media", expected="event_image, event_data, mp4_data or video_data")
     human, reply = _turns(row.get("conversations"), where)
@@ -188,20 +201,6 @@ def _text_list(value: Any, where: str) -> list[str]:
     if not isinstance(value, list):
         raise DatasetError(where, found=type(value).__name__, expected="a list of file names")
     return value
-
-
-def _path(root: Path, value: Any, where: str) -> Path | None:
-    if value is None or value in ("", []):
-        return None
-    if not isinstance(value, str):
-        raise DatasetError(where, found=type(value).__name__, expected="a file name")
-    relative = PurePosixPath(value)
-    if relative.is_absolute() or ".." in relative.parts or "\0" in value:
-        raise DatasetError(where, found=repr(value), expected=f"a path below {root.name}/")
-    # A kind's folder may itself be a link, as large ones are; a link inside it must not lead out of it.
-    if not (root / relative).resolve().is_relative_to(root.resolve()):
-        raise DatasetError(where, found=f"{value!r}, a link to elsewhere", expected=f"a path below {root.name}/")
-    return root / relative
 
 
 def _turns(value: Any, where: str) -> tuple[str, str | None]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from unfuse.errors import FileAccessError, MediaError
+from unfuse.errors import MediaError
 from unfuse.events import TimeWindow
+from unfuse.samples.file_hash import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     PathLike = str | os.PathLike[str]
 
 _IMAGES: Final = frozenset({".png", ".jpg", ".jpeg"})
-_RECENT_NS: Final = 2_000_000_000
-"""Resolution of the coarsest file system clock in use (FAT, two seconds)."""
 _VIDEOS: Final = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"})
 
 
@@ -111,6 +108,14 @@ class Sample:
         return tuple(sorted(path for path in self.video_frames.glob("*") if path.suffix.lower() in _IMAGES))
 
     @property
+    def media_key(self) -> Hashable:
+        """A key that samples of the same media share."""
+        files = (self.event_data, self.event_image, self.video, self.video_frames, self.image)
+        # Samples of text alone share nothing.
+        own = self.sample_id if not any(files) and not self.frames else None
+        return (*files, self.window, tuple(id(frame) for frame in self.frames), own)
+
+    @property
     def has_events(self) -> bool:
         """True if the sample has events, as a recording or as event frames."""
         return bool(self.frames or self.event_image or self.event_data is not None)
@@ -130,33 +135,6 @@ def frames_sha256(frames: Sequence[NDArray[np.uint8]]) -> str:
     for frame in frames:
         digest.update(f"{frame.shape}\n".encode() + frame.tobytes())
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes; an unchanged file is read once.
-
-    A file written just now may be written again within one tick of the file system's clock, so its hash is not cached.
-
-    Raises:
-        FileAccessError: the file is missing or unreadable.
-    """
-    try:
-        stat = path.stat()
-        if time.time_ns() - stat.st_ctime_ns < _RECENT_NS:
-            return _read_sha256(path)
-        return _cached_sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    except OSError as error:
-        raise FileAccessError(str(path), found=error.strerror or error, expected="a readable file") from None
-
-
-@lru_cache(maxsize=65536)
-def _cached_sha256(path: Path, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> str:
-    return _read_sha256(path)
-
-
-def _read_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked_frame(frame: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
