@@ -32,6 +32,7 @@ LAYERS = [
         "atomic_files",
         "unavailable",
         "errors",
+        "locks",
         "extras",
         "stages",
         "user_cache",

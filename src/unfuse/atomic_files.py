@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and folders; both are private unless the caller says otherwise."""
 
 from __future__ import annotations
 
@@ -37,13 +37,19 @@ def complete_file(path: Path, *, durable: bool = False, private: bool = True) ->
     Args:
         path: the final name.
         durable: whether the contents are on the disk before the file is moved.
-        private: whether only the owner may read and write the file; otherwise its permissions follow the umask.
+        private: whether only the owner may read and write the file, whatever the umask is; otherwise the permissions
+            follow the umask.
 
     Raises:
         OSError: the system refused.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666)
+    try:
+        if private:
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
     try:
         yield partial
         if durable:
@@ -54,6 +60,25 @@ def complete_file(path: Path, *, durable: bool = False, private: bool = True) ->
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents for the owner alone, whatever the umask is; others stay as they are.
+
+    Raises:
+        OSError: the system refused, or a file has the name.
+    """
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        make_folder(folder.parent)
+    try:
+        folder.mkdir(0o700)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        folder.chmod(0o700)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-from unfuse.atomic_files import complete_file
+from unfuse.atomic_files import complete_file, make_folder
 
 
 def cache_home() -> Path:
@@ -33,7 +33,7 @@ def cached_text(name: str, make: Callable[[], str], is_valid: Callable[[str], bo
             return found
     text = make()
     with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(entry, private=False) as partial:
+        make_folder(entry.parent)
+        with complete_file(entry) as partial:
             partial.write_bytes(text.encode())
     return text

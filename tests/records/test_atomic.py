@@ -28,13 +28,14 @@ def test_json_ends_with_a_line_end_and_reads_back(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None], "path": str(tmp_path)}
 
 
-def test_mode_follows_the_umask(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o640)])
+def test_only_a_public_file_follows_the_umask(tmp_path: Path, private: bool, mode: int) -> None:
     before = os.umask(0o027)
     try:
-        write_text_atomic(tmp_path / "a", "")
+        write_text_atomic(tmp_path / "a", "", private=private)
     finally:
         os.umask(before)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])

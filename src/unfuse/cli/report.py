@@ -36,7 +36,7 @@ def report(runs: tuple[Path, ...], output: Path | None) -> int:
 
     from unfuse.report.html import report_html  # loads Altair, so import it only after the runs are read
 
-    write_text_atomic(page, report_html(found, command=command))
+    write_text_atomic(page, report_html(found, command=command), private=False)
     console = Console(highlight=False, soft_wrap=True)
     size = page.stat().st_size / 2**20
     print_line(console, f"{len(found)} run{'s' if len(found) > 1 else ''}, {size:.1f} MiB: {printable(str(page))}")

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from unfuse.atomic_files import make_folder
 from unfuse.errors import FileAccessError, InputError
 from unfuse.feature_store.ledger import Ledger, locked
 
@@ -203,7 +204,7 @@ class StoreFolder:
     def _prepare(self, shard: Path) -> None:
         """Create missing folders, and once a process remove temporary files of killed processes."""
         for folder in (self._tmp, shard):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             if folder.is_symlink():
                 raise OSError(errno.ELOOP, f"{folder.name} is a link")
         if not (self.path / _TAG).exists():
@@ -218,7 +219,7 @@ class StoreFolder:
     def _open(self, *, make: bool) -> None:
         if make:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
             except OSError as error:
                 found = "a file" if self.path.exists() else error.strerror
                 raise FileAccessError(str(self.path), found=found, expected="a folder for encoded scenes") from None
@@ -278,7 +279,8 @@ def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _write_new(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)  # whatever the umask is
         file.write(data)
 
 

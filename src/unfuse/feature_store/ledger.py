@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from unfuse.locks import FileLock, LockedError
+
 _WAIT_S: Final = 10.0
-_POLL_S: Final = 0.002
 
 
 class Ledger:
@@ -42,36 +42,9 @@ def locked(path: Path) -> Iterator[Ledger]:
     Raises:
         OSError: the file cannot be made or locked, or another process holds it for too long.
     """
-    end = time.monotonic() + _WAIT_S
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(descriptor, end)
-            if _has_name(descriptor, path):
-                yield Ledger(descriptor)
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _lock(descriptor: int, end: float) -> None:
-    import fcntl  # POSIX only; the package must import elsewhere too
-
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise TimeoutError(errno.ETIMEDOUT, "another process holds the store's lock") from None
-            time.sleep(_POLL_S)
-
-
-def _has_name(descriptor: int, path: Path) -> bool:
-    """Return whether the locked file still has that name: the folder may have been removed and made again."""
-    opened = os.fstat(descriptor)
     try:
-        named = path.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
+        lock = FileLock(path, wait_s=_WAIT_S)
+    except LockedError:
+        raise TimeoutError(errno.ETIMEDOUT, "another process holds the store's lock") from None
+    with lock:
+        yield Ledger(lock.descriptor)

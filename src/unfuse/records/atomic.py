@@ -12,32 +12,37 @@ from unfuse.errors import RunFolderError
 from unfuse.records.conversion import to_plain
 
 
-def write_text_atomic(path: Path, text: str) -> None:
+def write_text_atomic(path: Path, text: str, *, private: bool = True) -> None:
     """Write ``text`` as UTF-8; lone surrogates become escapes, because UTF-8 cannot hold them.
 
-    Raises:
-        RunFolderError: the file could not be written; it says why.
-    """
-    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` as the whole file.
+    Args:
+        path: the file.
+        text: its content.
+        private: as for ``complete_file``; reports and exports are not.
 
     Raises:
         RunFolderError: the file could not be written; it says why.
     """
-    write_chunks_atomic(path, (data,))
+    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"), private=private)
 
 
-def write_chunks_atomic(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write chunks as the whole file; they need not fit into memory together.
+def write_bytes_atomic(path: Path, data: bytes, *, private: bool = True) -> None:
+    """Write ``data`` as the whole file; see ``write_text_atomic``.
+
+    Raises:
+        RunFolderError: the file could not be written; it says why.
+    """
+    write_chunks_atomic(path, (data,), private=private)
+
+
+def write_chunks_atomic(path: Path, chunks: Iterable[bytes], *, private: bool = True) -> None:
+    """Write chunks as the whole file; they need not fit into memory together. See ``write_text_atomic``.
 
     Raises:
         RunFolderError: the file could not be written; it says why.
     """
     try:
-        with complete_file(path, durable=True, private=False) as partial:
+        with complete_file(path, durable=True, private=private) as partial:
             _write(partial, chunks)
         sync_folder(path.parent)
     except OSError as error:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from unfuse.atomic_files import sync_folder
+from unfuse.atomic_files import complete_file, make_folder, sync_folder
 from unfuse.errors import InputError, RunFolderError
 from unfuse.records.atomic import cannot_write
 from unfuse.records.folder import RunFolder
@@ -107,11 +107,11 @@ class Baselines:
         token = secrets.token_hex(4)
         staging, old = (self.folder / f".{name}.{token}.{end}" for end in ("new", "old"))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            staging.mkdir()
+            make_folder(staging)
             for file in _FILES:
                 if (source.path / file).is_file():
-                    shutil.copyfile(source.path / file, staging / file)
+                    with complete_file(staging / file, private=file != REPORT_FILE) as partial:
+                        shutil.copyfile(source.path / file, partial)
             copy = RunFolder.open(staging)
             copy.records()
             copy.read_probes()

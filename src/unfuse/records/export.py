@@ -96,7 +96,7 @@ def export(table: ExportTable, path: Path) -> None:
         InputError: as ``to_parquet``.
         RunFolderError: the file cannot be written.
     """
-    write_bytes_atomic(path, FORMATS[path.suffix.lower()](table))
+    write_bytes_atomic(path, FORMATS[path.suffix.lower()](table), private=False)
 
 
 def _field(value: Any) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from unfuse.atomic_files import make_folder
 from unfuse.records.atomic import cannot_write, write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class FrameStore:
         if path is None or not frames:
             return
         try:
-            self.path.mkdir(exist_ok=True)
+            make_folder(self.path)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         file = io.BytesIO()
@@ -83,7 +84,7 @@ class FrameStore:
         """
         for strip in sorted(other.path.glob("*.webp")):
             try:
-                self.path.mkdir(exist_ok=True)
+                make_folder(self.path)
                 data = strip.read_bytes()
             except OSError as error:
                 raise cannot_write(self.path, error) from error

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import torch
 import triton
 
+from unfuse.atomic_files import make_folder
 from unfuse.engines.graphed.cuda_graphs import GraphedCall
 from unfuse.engines.graphed.kernels.launch import compiling
 from unfuse.errors import UnfuseError
@@ -93,7 +94,7 @@ class Autotuner:
     def _save(self) -> None:
         # Without the file, the next run only times the configs again.
         with suppress(OSError, UnfuseError):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             write_json_atomic(self._file, self._stored)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from unfuse.atomic_files import make_folder
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
 from unfuse.engines.vllm.logits_recorder import RecorderRegistry
@@ -124,7 +125,7 @@ def _config_folder(config: Mapping[str, Any], cache: Path | None) -> Path:
     """Write ``config.json`` to a folder that is named by its hash: vLLM caches compiled code by the folder's name."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     folder = (cache or cache_home() / "vllm") / digest
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json_atomic(folder / "config.json", config)
     return folder
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from unfuse.atomic_files import complete_file, make_folder
 from unfuse.errors import DatasetError, FileAccessError
 from unfuse.samples.dataset import MANIFEST_NAME, Dataset, read_dataset
 from unfuse.samples.demo.dialogue import describe
@@ -64,7 +65,7 @@ def _cached(part: str, build: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        make_folder(home)
         partial = Path(tempfile.mkdtemp(dir=home, prefix=f".demo-{part}-"))
     except OSError as error:
         raise FileAccessError(
@@ -90,4 +91,5 @@ def _build_recordings(folder: Path) -> None:
     ]
     for row in rows:
         write_events(folder, row)
-    (folder / MANIFEST_NAME).write_text(manifest_of(rows), encoding="utf-8")
+    with complete_file(folder / MANIFEST_NAME) as partial:
+        partial.write_text(manifest_of(rows), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unfuse.atomic_files import complete_file
+from unfuse.atomic_files import complete_file, make_folder
 from unfuse.events import EventStream, event_frames, write_eventgpt_npy
 from unfuse.samples.demo.dialogue import draw_turns
 from unfuse.samples.demo.scenes import demo_scene
@@ -76,7 +76,7 @@ def write_events(out: Path, row: DemoRow) -> tuple[SimulatedScene, Randomness, E
     randomness = draw_randomness(scene)
     stream = simulate_events(scene, randomness)
     target = out / "event_npy" / f"{row.name}.npy"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     write_eventgpt_npy(target, stream)
     return scene, randomness, stream
 
@@ -91,13 +91,13 @@ def write_media(out: Path, row: DemoRow) -> None:
         return
     scene, randomness, stream = write_events(out, row)
     for path in (*pictures, *stills, video):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     for path, frame in zip(pictures, event_frames(stream, _EVENT_FRAMES), strict=True):
         write_picture(path, frame)
     frames = camera_frames(scene, randomness, _CAMERA_FRAMES)
     for path, frame in zip(stills, frames, strict=True):
         write_picture(path, frame)
-    with complete_file(video, private=False) as partial:
+    with complete_file(video) as partial:
         write_frames(partial, frames, _RATE)
 
 
