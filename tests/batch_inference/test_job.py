@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,7 +148,7 @@ def test_another_run_is_not_continued(undisturbed, demo_model, demo_work, change
 
 
 def test_other_questions_are_not_continued(undisturbed, demo_model):
-    with pytest.raises(RunFolderError, match="sha256"):
+    with pytest.raises(RunFolderError, match="row 'demo:0#1': recorded, now missing"):
         answer_dataset(
             RunJob(
                 model=demo_model,
@@ -155,6 +158,75 @@ def test_other_questions_are_not_continued(undisturbed, demo_model):
                 resume=True,
             )
         )
+
+
+@pytest.fixture(scope="module")
+def partly_answered(demo_model, tmp_path_factory):
+    """A run over recordings of its own, with an answer to the first of two."""
+    folder = tmp_path_factory.mktemp("inputs")
+    samples = []
+    for sample in demo_dataset(max_samples=2).samples:
+        path = folder / sample.event_data.name
+        path.write_bytes(sample.event_data.read_bytes())
+        samples.append(replace(sample, event_data=path))
+    work = Work(Dataset(name="two", samples=tuple(samples)))
+    answer_dataset(RunJob(model=demo_model, work=work, settings=SETTINGS, output=folder / "run"))
+    answers = folder / "run" / "answers.jsonl"
+    answers.write_text("".join(line for line in answers.read_text().splitlines(True) if '"demo:0"' in line))
+    return folder, samples
+
+
+def resumed(model, folder, samples, output):
+    shutil.copytree(folder / "run", output)
+    work = Work(Dataset(name="two", samples=tuple(samples)))
+    return answer_dataset(RunJob(model=model, work=work, settings=SETTINGS, output=output, resume=True))
+
+
+@contextmanager
+def flipped_bit(path):
+    """Change a file and not its size or time."""
+    data, before = path.read_bytes(), path.stat()
+    path.write_bytes(data[:-40] + bytes([data[-40] ^ 1]) + data[-39:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    yield
+    path.write_bytes(data)
+
+
+def test_changed_media_of_an_answer_are_refused(partly_answered, demo_model, tmp_path):
+    folder, samples = partly_answered
+    path = samples[0].event_data
+    with (
+        flipped_bit(path),
+        pytest.raises(RunFolderError, match=rf"\(media of 'demo:0' \({path}\): recorded sha256 \w+"),
+    ):
+        resumed(demo_model, folder, samples, tmp_path / "run")
+    assert resumed(demo_model, folder, samples, tmp_path / "again").summary().earlier == 1
+
+
+def test_a_changed_question_of_an_answer_is_refused(partly_answered, demo_model, tmp_path):
+    folder, samples = partly_answered
+    other = [replace(samples[0], question="Which way?"), samples[1]]
+    with pytest.raises(RunFolderError, match=r"\(question of 'demo:0': recorded '.+', now 'Which way\?'\)"):
+        resumed(demo_model, folder, other, tmp_path / "run")
+    for changed in ([samples[0]], [samples[0], replace(samples[1], question="Which way?")]):
+        with pytest.raises(RunFolderError, match="dataset"):
+            resumed(demo_model, folder, changed, tmp_path / f"run {len(changed)}")
+
+
+def test_media_without_an_answer_may_change(partly_answered, demo_model, tmp_path):
+    """Their answer will have the hash of what they hold now."""
+    folder, samples = partly_answered
+    with flipped_bit(samples[1].event_data):
+        assert resumed(demo_model, folder, samples, tmp_path / "run").summary().ok == 2
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "settings_sha256"])
+def test_another_model_is_refused_by_name(partly_answered, demo_model, tmp_path, monkeypatch, name):
+    folder, samples = partly_answered
+    owner = demo_model.adapter if name == "fingerprint" else demo_model
+    monkeypatch.setattr(owner, name, "f" * 64)
+    with pytest.raises(RunFolderError, match=f"model.{name}: recorded .*, now .*ffff"):
+        resumed(demo_model, folder, samples, tmp_path / "run")
 
 
 class _StoppedError(Exception):
@@ -224,7 +296,7 @@ def test_a_failed_sample_is_counted_and_tried_again_when_the_run_goes_on(demo_mo
     assert sorted((each.sample_id, each.status) for each in mended.answers()) == [(f"demo:{i}", "ok") for i in range(3)]
     (tmp_path / "bad.npy").write_bytes(b"something else")
     before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
-    with pytest.raises(RunFolderError, match="'demo:1' with 14 bytes of files, expected the .* answered about"):
+    with pytest.raises(RunFolderError, match=r"media of 'demo:1' \(.*bad\.npy\): recorded sha256 \w{16}, now \w{16}\)"):
         answer_dataset(
             RunJob(model=demo_model, work=Work(work.dataset), settings=SETTINGS, output=tmp_path / "run", resume=True)
         )

@@ -58,7 +58,7 @@ def test_every_model_on_the_same_samples_with_the_same_length(finished):
         assert [record.sample_id for record in part.measured] == ["demo:0", "demo:1", "demo:2"]
         assert {record.output_tokens for record in part.measured} == {3}
     assert sorted(p.name for p in folder.iterdir()) == [
-        "01-demo-decoupled", "02-demo-hooked", "03-random-llava-tiny-decoupled", "04-random-llava-tiny-hooked",
+        ".lock", "01-demo-decoupled", "02-demo-hooked", "03-random-llava-tiny-decoupled", "04-random-llava-tiny-hooked",
         "05-random-video-llava-tiny-decoupled", "06-random-video-llava-tiny-hooked", "comparison.json", "frames",
         "report.html", "report.md", "summary.json",
     ]  # fmt: skip

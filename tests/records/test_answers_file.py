@@ -21,6 +21,7 @@ from unfuse.records.answers_file import (
     remove_failed,
     sound_answers,
 )
+from unfuse.records.inputs import RecordedInput
 
 LINES = st.lists(st.text(max_size=30), min_size=1, max_size=8)
 
@@ -47,13 +48,16 @@ def written(path, records, sound=0):
 def test_what_is_written_is_read(path):
     records = [
         record(0),
-        record(1, "\u2028 \ud800 \n end", media_bytes=7),
+        record(1, "\u2028 \ud800 \n end", media_sha256="7" * 64),
         record(2, None, status="failed", error="no", token_ids=None),
     ]
     writer = written(path, records)
     assert list(read_answers(path)) == records
     begins = sum(len(line) for line in path.read_bytes().splitlines(keepends=True)[:2])
-    assert sound_answers(path) == SoundAnswers({"0": None, "1": 7}, {"2": begins}, path.stat().st_size)
+    answered = {
+        each.sample_id: RecordedInput(question=each.question, media_sha256=each.media_sha256) for each in records[:2]
+    }
+    assert sound_answers(path) == SoundAnswers(answered, {"2": begins}, path.stat().st_size)
     assert path.read_bytes().isascii()
     assert writer.busy_s > 0
 

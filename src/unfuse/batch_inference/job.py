@@ -6,10 +6,12 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -26,12 +28,14 @@ from unfuse.batch_inference.workers import SCENE_SECONDS
 from unfuse.benchmarking.manifest import own_command
 from unfuse.errors import DatasetError, FileAccessError, InputError
 from unfuse.feature_store import FeatureStore
-from unfuse.loading import Placement
+from unfuse.loading import Placement, open_preprocessor
 from unfuse.records import Manifest
 from unfuse.records.answers_file import ANSWERS_FILE, AnswerRecord, read_answers
 from unfuse.records.answers_folder import AnswersFolder
+from unfuse.records.inputs import RecordedInput, first_changed_input
 from unfuse.records.schema import ANSWERS_PROTOCOL
 from unfuse.samples import Dataset, Question, Sample
+from unfuse.samples.inputs import present_inputs
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Generation, Sampling
 
@@ -131,16 +135,17 @@ class Work:
         ids = {question.question_id for _, question in self.rows}
         if len(ids) != len(self.rows):
             raise DatasetError(dataset.name, found="a sample id twice", expected="each once")
-        files = {
-            sample.sample_id: [(path.name, _size(path, dataset)) for path in sample.files] for sample in dataset.samples
-        }
+        sizes: dict[Path, int] = {}
         digest = hashlib.sha256()
         self.media_bytes: dict[str, int] = {}
         """Size of each question's media files, by question ID."""
-        for sample, question in self.rows:
-            names = [name for name, _ in files[sample.sample_id]]
-            digest.update(json.dumps([question.question_id, question.text, names]).encode())
-            self.media_bytes[question.question_id] = sum(size for _, size in files[sample.sample_id])
+        for sample, rows in groupby(self.rows, key=itemgetter(0)):
+            files = sample.files
+            sizes.update((path, _size(path, dataset)) for path in files if path not in sizes)
+            names, num_bytes = [path.name for path in files], sum(sizes[path] for path in files)
+            for _, question in rows:
+                digest.update(json.dumps([question.question_id, question.text, names]).encode())
+                self.media_bytes[question.question_id] = num_bytes
         self.sha256 = digest.hexdigest()
         """Hash of IDs, questions and file names; each answer records the hash of its file contents."""
 
@@ -290,7 +295,7 @@ class _Recorder:
     def run(self, devices: _Devices) -> AnswersRun:
         """Have all open questions answered, and record the answers."""
         job, facts = self._job, devices.facts
-        resume = partial(AnswersFolder.resume, media_bytes=job.work.media_bytes)
+        resume = partial(AnswersFolder.resume, changed_input=partial(_changed_input, job, facts))
         start = resume if job.resume else AnswersFolder.create
         with start(job.output, _manifest(facts, job), self._on_answer) as folder:
             scenes = job.work.scenes(folder.done)
@@ -328,6 +333,16 @@ class _Recorder:
         else:
             self._failed += 1
         folder.append(_record(answer, self._job.work.media_bytes[answer.question.question_id]))
+
+
+def _changed_input(job: RunJob, facts: DeviceFacts, recorded: Mapping[str, RecordedInput]) -> str | None:
+    if not recorded:
+        return None
+    if isinstance(job.model, StagedModel):
+        preprocessor = job.model.adapter.preprocessor
+    else:
+        preprocessor = open_preprocessor(job.model, facts.model["dtype"])
+    return first_changed_input(recorded, present_inputs(job.work.rows, preprocessor.media_sha256))
 
 
 def scene_source(scenes: Iterable[SceneQuestions]) -> NextScene:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from unfuse.benchmarking.drafting import sample_drafters
@@ -22,10 +23,12 @@ from unfuse.measure.isolation import IsolationGuard, guard_for
 from unfuse.measure.timers import timer_for
 from unfuse.records import Isolation, Manifest, Probes, RunFolder, SampleRecord
 from unfuse.records.frames import FRAMES_FOLDER, FrameStore
+from unfuse.records.inputs import RecordedInput, first_changed_input
 from unfuse.records.run_dir import HTML_FILE, REPORT_FILE, TRACE_FILE
 from unfuse.report import Summary, report_markdown, summarise, trace_text
 from unfuse.report.reading import run_of
-from unfuse.samples import Dataset
+from unfuse.samples import Dataset, Question, clean_question
+from unfuse.samples.inputs import present_inputs
 from unfuse.staged_model import StagedModel
 
 
@@ -91,7 +94,8 @@ def bench_model(
         stack.enter_context(settled_heap())
         folder = None
         if options.output is not None:
-            start = RunFolder.resume if options.resume else RunFolder.create
+            resume = partial(RunFolder.resume, changed_input=partial(_changed_input, model, dataset))
+            start = resume if options.resume else RunFolder.create
             folder = stack.enter_context(start(options.output, manifest))
             manifest = folder.manifest
         setup = BenchSetup(
@@ -126,6 +130,14 @@ def bench_model(
         if folder:
             _write_results(folder, run)
     return run
+
+
+def _changed_input(model: StagedModel, dataset: Dataset, recorded: Mapping[str, RecordedInput]) -> str | None:
+    rows = (
+        (sample, Question(question_id=sample.sample_id, text=clean_question(sample.question)))
+        for sample in dataset.samples
+    )
+    return first_changed_input(recorded, present_inputs(rows, model.media_sha256))
 
 
 def read_run(path: Path) -> BenchRun:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from unfuse.benchmarking.bench import BenchRun, bench_model, read_run
-from unfuse.benchmarking.manifest import own_command
+from unfuse.benchmarking.manifest import describe_model, own_command
 from unfuse.benchmarking.options import RunOptions
 from unfuse.benchmarking.settings import BenchSettings
 from unfuse.benchmarking.setup import FAILURES
-from unfuse.errors import CutError
+from unfuse.errors import CutError, RunFolderError
 from unfuse.loading import Placement
 from unfuse.measure.environment import code_version
 from unfuse.records import ComparisonFolder
@@ -87,14 +88,14 @@ class ComparisonRun:
             RunFolderError: the folder exists already or cannot be written.
         """
         names = [(part.model, part.protocol) for part in self.runs]
-        folder = ComparisonFolder.create(path, names, common=self.asked, created=_now(), command=self.command)
-        if self.folder is not None:
-            FrameStore(folder.path / FRAMES_FOLDER).copy_from(FrameStore(self.folder / FRAMES_FOLDER))
-        for index, part in enumerate(self.runs):
-            if part.run is not None:
-                part.run.save(folder.run_folder(index))
-            folder.note(index, "failed" if part.run is None else "ended", part.error, refused=part.refused)
-        _write_results(folder, self.runs, self.result)
+        with ComparisonFolder.create(path, names, common=self.asked, created=_now(), command=self.command) as folder:
+            if self.folder is not None:
+                FrameStore(folder.path / FRAMES_FOLDER).copy_from(FrameStore(self.folder / FRAMES_FOLDER))
+            for index, part in enumerate(self.runs):
+                if part.run is not None:
+                    part.run.save(folder.run_folder(index))
+                folder.note(index, "failed" if part.run is None else "ended", part.error, refused=part.refused)
+            _write_results(folder, self.runs, self.result)
 
 
 def bench_several(
@@ -125,16 +126,18 @@ def bench_several(
         "code": code_version(),
     }
     parts = [(name, protocol) for name in models.names for protocol in protocols]
-    folder = None
-    if options.output is not None:
-        if options.resume:
-            folder = ComparisonFolder.resume(options.output, parts, common=common)
-        else:
-            folder = ComparisonFolder.create(options.output, parts, common=common, created=_now(), command=command)
-    runs = _Comparison(models, dataset, settings, options, folder).run(protocols)
-    result = compare([part.for_report() for part in runs])
-    if folder is not None:
-        _write_results(folder, runs, result)
+    with ExitStack() as stack:
+        folder = None
+        if options.output is not None:
+            if options.resume:
+                folder = ComparisonFolder.resume(options.output, parts, common=common)
+            else:
+                folder = ComparisonFolder.create(options.output, parts, common=common, created=_now(), command=command)
+            stack.enter_context(folder)
+        runs = _Comparison(models, dataset, settings, options, folder).run(protocols)
+        result = compare([part.for_report() for part in runs])
+        if folder is not None:
+            _write_results(folder, runs, result)
     return ComparisonRun(command=command, asked=common, runs=tuple(runs), result=result, folder=options.output)
 
 
@@ -155,8 +158,8 @@ class _Comparison:
                 if (run := self._finished_run(index)) is not None:
                     self.options.listener.part(name, protocol, "finished earlier")
                     finished[protocol] = PartRun(model=name, protocol=protocol, run=run)
-            if todo := {protocol: index for protocol, index in indices.items() if protocol not in finished}:
-                finished |= self._measure_model(name, todo)
+            todo = {protocol: index for protocol, index in indices.items() if protocol not in finished}
+            finished |= self._measure_model(name, todo, [part.run for part in finished.values() if part.run])
             runs += [finished[protocol] for protocol in protocols]
         return runs
 
@@ -166,14 +169,21 @@ class _Comparison:
             return None
         return read_run(self.folder.run_folder(index))
 
-    def _measure_model(self, name: str, indices: dict[str, int]) -> dict[str, PartRun]:
-        """Load a model, measure it under every protocol, and release it."""
+    def _measure_model(self, name: str, indices: dict[str, int], earlier: Sequence[BenchRun]) -> dict[str, PartRun]:
+        """Load a model, measure it under every protocol, and release it.
+
+        Raises:
+            RunFolderError: the model is not the model of the finished runs.
+        """
         try:
             model = self.models.load(name)
         except FAILURES as error:
+            if earlier:  # nothing shows that the finished runs are of this model
+                raise
             return {protocol: self._failed(name, protocol, index, error) for protocol, index in indices.items()}
         finished: dict[str, PartRun] = {}
         with model:
+            _require_same_model(model, earlier)
             for protocol, index in indices.items():
                 try:
                     self.options.listener.part(name, protocol, "measuring")
@@ -203,6 +213,24 @@ class _Comparison:
         if self.folder:
             self.folder.note(index, "failed", reason, refused=refused)
         return PartRun(model=name, protocol=protocol, error=reason, refused=refused)
+
+
+def _require_same_model(model: StagedModel, earlier: Sequence[BenchRun]) -> None:
+    """Refuse finished runs of other weights: their files may have changed since.
+
+    Raises:
+        RunFolderError: names the first difference.
+    """
+    now = describe_model(model)
+    for run in earlier:
+        for name in ("fingerprint", "settings_sha256", "dtype", "device", "engine"):
+            if (before := run.manifest.model.get(name)) != now[name]:
+                raise RunFolderError(
+                    f"run folder {run.folder}",
+                    found=f"a run of another model {model.name} ({name}: recorded {before}, now {now[name]})",
+                    expected="the same model",
+                    fix="undo the change or give another --output",
+                )
 
 
 def _write_results(folder: ComparisonFolder, runs: Sequence[PartRun], result: Comparison) -> None:

@@ -115,6 +115,6 @@ def _refuse(name: str, model: str) -> NoReturn:
 def _stored(store: FeatureStore) -> str:
     """Return whether a scene that was encoded is now in the store."""
     counts = store.counts
-    damaged = "Its entry was damaged and is replaced. " if counts.damaged else ""
+    found = "Its entry was damaged and is replaced." if counts.damaged else "The store had no such scene of this model."
     outcome = f"Stored in {store.path}" if counts.stored else f"Not stored: {store.trouble}"
-    return printable(f"{damaged}{outcome}.")
+    return printable(f"{found} {outcome}.")

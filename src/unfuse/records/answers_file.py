@@ -20,6 +20,7 @@ from typing import Final
 from unfuse.errors import RunFolderError
 from unfuse.records.atomic import cannot_write, write_chunks_atomic
 from unfuse.records.conversion import from_plain, to_plain
+from unfuse.records.inputs import RecordedInput
 from unfuse.records.lines import open_for_append, read_lines, sealed
 from unfuse.records.schema import Status
 
@@ -70,8 +71,8 @@ def read_answers(path: Path) -> Iterator[AnswerRecord]:
 class SoundAnswers:
     """Content of an answers file up to its last whole line."""
 
-    answered: Mapping[str, int | None]
-    """Ids with an answer in their line, with their ``media_bytes``."""
+    answered: Mapping[str, RecordedInput]
+    """Inputs of the answers by ID."""
     failed: Mapping[str, int]
     """Ids with a failure in their line, and the offset of that line."""
     num_bytes: int
@@ -83,7 +84,7 @@ def sound_answers(path: Path) -> SoundAnswers:
     Raises:
         RunFolderError: as ``read_answers``; or an id has two lines.
     """
-    answered: dict[str, int | None] = {}
+    answered: dict[str, RecordedInput] = {}
     failed: dict[str, int] = {}
     num_bytes = 0
     for line in read_lines(path, expected=_CONTENT):
@@ -94,7 +95,7 @@ def sound_answers(path: Path) -> SoundAnswers:
         if fields["status"] == "failed":
             failed[name] = line.start
         else:
-            answered[name] = fields.get("media_bytes")
+            answered[name] = RecordedInput(question=fields["question"], media_sha256=fields.get("media_sha256"))
         num_bytes = line.end
     return SoundAnswers(answered, failed, num_bytes)
 

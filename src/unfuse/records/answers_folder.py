@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -15,8 +16,9 @@ from unfuse.records.answers_file import (
     remove_failed,
     sound_answers,
 )
+from unfuse.records.inputs import RecordedInput
 from unfuse.records.manifest import write_manifest
-from unfuse.records.run_dir import FolderLock, OpenFolder, created_folder, resumed_folder
+from unfuse.records.run_dir import FolderLock, OpenFolder, created_folder, resumed_folder, write_start
 from unfuse.records.schema import Manifest
 
 
@@ -46,7 +48,7 @@ class AnswersFolder(OpenFolder):
             RunFolderError: the folder holds a run or anything else, or cannot be made; nothing is left then.
         """
         path = path.absolute()
-        with created_folder(path, manifest, ANSWERS_FILE) as (lock, created):
+        with created_folder(path, partial(write_start, manifest=manifest, lines_file=ANSWERS_FILE)) as (lock, created):
             folder = cls(path, manifest, lock, AnswersWriter(path / ANSWERS_FILE, sound_bytes=0, on_safe=on_safe))
         folder._created = created
         return folder
@@ -58,7 +60,7 @@ class AnswersFolder(OpenFolder):
         manifest: Manifest,
         on_safe: Callable[[AnswerRecord], None] | None = None,
         *,
-        media_bytes: Mapping[str, int],
+        changed_input: Callable[[Mapping[str, RecordedInput]], str | None],
     ) -> Self:
         """Continue a run: cut off a torn line, keep every answer, and remove failures.
 
@@ -66,22 +68,26 @@ class AnswersFolder(OpenFolder):
             path: the folder.
             manifest: of the run.
             on_safe: as for ``AnswersWriter``.
-            media_bytes: size of each sample's files now.
+            changed_input: returns a phrase that names the first of the recorded inputs that has changed.
 
         Raises:
             RunFolderError: no such run, a damaged one, another process writes to it, ``manifest`` is another run's, or
-                files have changed since their answer.
+                questions or media have changed since their answer; the first changed input is named.
         """
         path = path.absolute()
         answers = path / ANSWERS_FILE
-        with resumed_folder(path, manifest) as (lock, continued):
-            found = sound_answers(answers)
-            _require_unchanged(path, found, media_bytes)
+        found: list[SoundAnswers] = []
+
+        def changed() -> str | None:
+            found.append(sound_answers(answers))
+            return changed_input(found[0].answered)
+
+        with resumed_folder(path, manifest, changed) as (lock, continued):
             write_manifest(path, continued)
-            num_bytes = remove_failed(answers, found)
+            num_bytes = remove_failed(answers, found[0])
             folder = cls(path, continued, lock, AnswersWriter(answers, sound_bytes=num_bytes, on_safe=on_safe))
-        folder.done, folder.failed = frozenset(found.answered), frozenset(found.failed)
-        folder._seen = set(found.answered)
+        folder.done, folder.failed = frozenset(found[0].answered), frozenset(found[0].failed)
+        folder._seen = set(found[0].answered)
         return folder
 
     @property
@@ -110,14 +116,3 @@ class AnswersFolder(OpenFolder):
             RunFolderError: one could not be written.
         """
         self._answers.close()
-
-
-def _require_unchanged(path: Path, found: SoundAnswers, now: Mapping[str, int]) -> None:
-    for name, then in found.answered.items():
-        if then is not None and name in now and now[name] != then:
-            raise RunFolderError(
-                f"run folder {path}",
-                found=f"sample {name!r} with {now[name]} bytes of files",
-                expected=f"the {then} bytes that were answered about",
-                fix="give another --output",
-            )

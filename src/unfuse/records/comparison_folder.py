@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from unfuse.atomic_files import remove_partials
 from unfuse.errors import RunFolderError
-from unfuse.records.atomic import cannot_write, write_json_atomic, write_text_atomic
+from unfuse.records.atomic import write_json_atomic, write_text_atomic
 from unfuse.records.conversion import read_record, to_plain
 from unfuse.records.manifest import COMPARISON_FILE
-from unfuse.records.run_dir import HTML_FILE, REPORT_FILE, SUMMARY_FILE, refuse_occupied
+from unfuse.records.run_dir import HTML_FILE, REPORT_FILE, SUMMARY_FILE, FolderLock, created_folder
 from unfuse.records.schema import SCHEMA_VERSION
 
 
@@ -47,12 +46,13 @@ class ComparisonManifest:
 
 
 class ComparisonFolder:
-    """Several runs on the disk. Made by ``create`` or ``resume``."""
+    """Several runs on the disk, with one writer. Made by ``create`` or ``resume``. A context manager."""
 
-    def __init__(self, path: Path, manifest: ComparisonManifest):
+    def __init__(self, path: Path, manifest: ComparisonManifest, lock: FolderLock):
         """Create the object; use the class methods instead."""
         self.path = path
         self.manifest = manifest
+        self._lock = lock
 
     @classmethod
     def create(
@@ -77,19 +77,13 @@ class ComparisonFolder:
             RunFolderError: the folder holds anything, or cannot be made.
         """
         path = Path(path).absolute()
-        refuse_occupied(path)
         entries = tuple(
             PartEntry(folder=f"{i:02d}-{_slug(model)}-{protocol}", model=model, protocol=protocol)
             for i, (model, protocol) in enumerate(parts, start=1)
         )
-        folder = cls(path, ComparisonManifest(created=created, command=command, parts=entries, asked=common))
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            remove_partials(path)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        folder._write()
-        return folder
+        manifest = ComparisonManifest(created=created, command=command, parts=entries, asked=common)
+        with created_folder(path, lambda folder: write_json_atomic(folder / COMPARISON_FILE, manifest)) as (lock, _):
+            return cls(path, manifest, lock)
 
     @classmethod
     def resume(cls, path: str | Path, parts: Sequence[tuple[str, str]], *, common: Mapping[str, Any]) -> Self:
@@ -100,25 +94,13 @@ class ComparisonFolder:
                 difference is named.
         """
         path = Path(path).absolute()
-        manifest = read_comparison(path)
-        recorded = [(part.model, part.protocol) for part in manifest.parts]
-        if recorded != list(parts):
-            raise RunFolderError(
-                f"run folder {path}",
-                found=f"a comparison of {_named(recorded)}, not of {_named(parts)}",
-                expected="the same models and protocols",
-                fix="undo the change or give another --output",
-            )
-        before, now = (to_plain(each, where="comparison") for each in (manifest.asked, common))
-        if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
-            what = "; ".join(f"{name}: recorded {before.get(name)}, now {now.get(name)}" for name in changed)
-            raise RunFolderError(
-                f"run folder {path}",
-                found=f"a comparison that is not this one ({what})",
-                expected="the same comparison",
-                fix="undo the change or give another --output",
-            )
-        return cls(path, manifest)
+        read_comparison(path)  # before a lock file is made in any folder
+        lock = FolderLock(path)
+        try:
+            return cls(path, _continued(path, parts, common), lock)
+        except BaseException:
+            lock.close()
+            raise
 
     def run_folder(self, index: int) -> Path:
         """Return the run folder of a part."""
@@ -144,11 +126,48 @@ class ComparisonFolder:
             RunFolderError: they cannot be written.
         """
         write_json_atomic(self.path / SUMMARY_FILE, summary)
-        write_text_atomic(self.path / REPORT_FILE, report)
-        write_text_atomic(self.path / HTML_FILE, page)
+        write_text_atomic(self.path / REPORT_FILE, report, private=False)
+        write_text_atomic(self.path / HTML_FILE, page, private=False)
+
+    def close(self) -> None:
+        """Release the folder; a second call does nothing."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _write(self) -> None:
         write_json_atomic(self.path / COMPARISON_FILE, self.manifest)
+
+
+def _continued(path: Path, parts: Sequence[tuple[str, str]], common: Mapping[str, Any]) -> ComparisonManifest:
+    """Return the manifest of a comparison to continue.
+
+    Raises:
+        RunFolderError: it is another comparison; every difference is named.
+    """
+    manifest = read_comparison(path)
+    recorded = [(part.model, part.protocol) for part in manifest.parts]
+    if recorded != list(parts):
+        raise RunFolderError(
+            f"run folder {path}",
+            found=f"a comparison of {_named(recorded)}, not of {_named(parts)}",
+            expected="the same models and protocols",
+            fix="undo the change or give another --output",
+        )
+    before, now = (to_plain(each, where="comparison") for each in (manifest.asked, common))
+    if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+        what = "; ".join(f"{name}: recorded {before.get(name)}, now {now.get(name)}" for name in changed)
+        raise RunFolderError(
+            f"run folder {path}",
+            found=f"a comparison that is not this one ({what})",
+            expected="the same comparison",
+            fix="undo the change or give another --output",
+        )
+    return manifest
 
 
 def read_comparison(folder: str | Path) -> ComparisonManifest:

@@ -7,20 +7,26 @@ trace) are overwritten, each as a whole. One process writes at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from unfuse.errors import RunFolderError
 from unfuse.records.atomic import write_json_atomic, write_text_atomic
 from unfuse.records.conversion import from_plain, is_newer_minor, parse_object
+from unfuse.records.inputs import RecordedInput
 from unfuse.records.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from unfuse.records.run_dir import (
+    HTML_FILE,
     PROBES_FILE,
+    REPORT_FILE,
     SUMMARY_FILE,
     FolderLock,
     OpenFolder,
     created_folder,
     resumed_folder,
+    write_start,
 )
 from unfuse.records.samples_file import SAMPLES_FILE, SamplesRead, SamplesWriter, read_samples
 from unfuse.records.schema import ANSWERS_PROTOCOL, Manifest, Probes, SampleRecord
@@ -43,7 +49,7 @@ class RunFolder(OpenFolder):
             RunFolderError: the folder holds a run or anything else, or cannot be made; nothing is left then.
         """
         path = Path(path).absolute()
-        with created_folder(path, manifest, SAMPLES_FILE) as (lock, created):
+        with created_folder(path, partial(write_start, manifest=manifest, lines_file=SAMPLES_FILE)) as (lock, created):
             run = cls(path, manifest, lock, SamplesWriter(path / SAMPLES_FILE, sound_bytes=0))
         run._created = created
         return run
@@ -67,19 +73,33 @@ class RunFolder(OpenFolder):
         return cls(path, manifest, None, None)
 
     @classmethod
-    def resume(cls, path: str | Path, manifest: Manifest) -> Self:
+    def resume(
+        cls,
+        path: str | Path,
+        manifest: Manifest,
+        changed_input: Callable[[Mapping[str, RecordedInput]], str | None] = lambda recorded: None,
+    ) -> Self:
         """Continue a run that ended early: cut off a torn line, keep every whole line byte for byte.
 
         Args:
             path: the run's folder.
             manifest: of the process that continues the run.
+            changed_input: returns a phrase that names the first of the recorded inputs that has changed.
 
         Raises:
             RunFolderError: the folder holds no run or a damaged one, another process writes to it, or
-                ``manifest`` describes another run; every difference is then named.
+                ``manifest`` or the inputs are of another run; every difference is then named.
         """
         path = Path(path).absolute()
-        with resumed_folder(path, manifest) as (lock, continued):
+
+        def changed() -> str | None:
+            inputs = {
+                record.sample_id: RecordedInput(question=record.question, media_sha256=record.media_sha256)
+                for record in read_samples(path / SAMPLES_FILE).records
+            }
+            return changed_input(inputs)
+
+        with resumed_folder(path, manifest, changed) as (lock, continued):
             read = read_samples(path / SAMPLES_FILE)
             write_manifest(path, continued)
             run = cls(path, continued, lock, SamplesWriter(path / SAMPLES_FILE, sound_bytes=read.sound_bytes))
@@ -169,9 +189,9 @@ class RunFolder(OpenFolder):
         return parse_object(text, where=str(path))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of the run, such as ``report.md``, as a whole.
+        """Write a file of the run, such as ``report.md``, as a whole. Only reports may be readable by others.
 
         Raises:
             RunFolderError: it cannot be written.
         """
-        write_text_atomic(self.path / name, text)
+        write_text_atomic(self.path / name, text, private=name not in (REPORT_FILE, HTML_FILE))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from unfuse.atomic_files import is_partial, remove_partials, sync_folder
+from unfuse.atomic_files import is_partial, make_folder, remove_partials, sync_folder
 from unfuse.errors import RunFolderError
+from unfuse.locks import FileLock, LockedError
 from unfuse.records.answers_file import ANSWERS_FILE
 from unfuse.records.atomic import cannot_write, write_json_atomic, write_text_atomic
 from unfuse.records.manifest import COMPARISON_FILE, MANIFEST_FILE, differences, read_manifest, write_manifest
@@ -25,9 +26,10 @@ HTML_FILE: Final = "report.html"
 PROBES_FILE: Final = "probes.json"
 TRACE_FILE: Final = "trace.json"
 PROFILE_FILE: Final = "profile.json"
-_LOCK_FILE: Final = ".lock"
+LOCK_FILE: Final = ".lock"
 _FILES: Final = (
     MANIFEST_FILE,
+    COMPARISON_FILE,
     SAMPLES_FILE,
     ANSWERS_FILE,
     PROBES_FILE,
@@ -36,14 +38,14 @@ _FILES: Final = (
     HTML_FILE,
     TRACE_FILE,
     PROFILE_FILE,
-    _LOCK_FILE,
+    LOCK_FILE,
 )
 
 
 class FolderLock:
-    """Lock of a run folder, so that it has one writer: an advisory lock that ends with its process.
+    """Lock of a run folder, so that it has one writer.
 
-    The lock file is never removed: else two processes could lock two files of one name.
+    The lock file stays: its folder is renamed with it, and another process may have opened it.
     """
 
     def __init__(self, folder: Path):
@@ -52,31 +54,22 @@ class FolderLock:
         Raises:
             RunFolderError: another process holds it, or the lock file cannot be made.
         """
-        import fcntl  # POSIX only; the package must import elsewhere too, to read runs
-
-        path = folder / _LOCK_FILE
+        path = folder / LOCK_FILE
         try:
-            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._lock = FileLock(path)
+        except LockedError:
+            raise RunFolderError(
+                f"run folder {folder}",
+                found="another process writing to it",
+                expected="one writer",
+                fix="wait for it to end or give another --output",
+            ) from None
         except OSError as error:
-            raise cannot_write(path, error) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            if isinstance(error, BlockingIOError):
-                raise RunFolderError(
-                    f"run folder {folder}",
-                    found="another process writing to it",
-                    expected="one writer",
-                    fix="wait for it to end or give another --output",
-                ) from error
             raise cannot_write(path, error) from error
 
     def close(self) -> None:
         """Release the lock; a second call does nothing."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._lock.release()
 
 
 class LinesWriter(Protocol):
@@ -140,15 +133,14 @@ class OpenFolder:
 
 
 @contextmanager
-def created_folder(path: Path, manifest: Manifest, lines_file: str) -> Iterator[tuple[FolderLock, list[Path]]]:
+def created_folder(path: Path, fill: Callable[[Path], None]) -> Iterator[tuple[FolderLock, list[Path]]]:
     """Create a run's folder; yield its lock and the created folders, innermost first. An error removes them again.
 
     The folder is filled under another name and then renamed, so that no reader sees half of it.
 
     Args:
         path: absolute; nothing is there, or an empty folder.
-        manifest: of the run.
-        lines_file: name of the file that the run will append to.
+        fill: writes the first files into a folder.
 
     Raises:
         RunFolderError: the folder holds a run or anything else, or cannot be made; nothing is left then.
@@ -159,11 +151,9 @@ def created_folder(path: Path, manifest: Manifest, lines_file: str) -> Iterator[
     current = staging
     lock: FolderLock | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
+        make_folder(staging)
         lock = FolderLock(staging)
-        write_manifest(staging, manifest)
-        write_text_atomic(staging / lines_file, "")
+        fill(staging)
         refuse_occupied(path)
         remove_partials(path)
         staging.rename(path)
@@ -179,22 +169,42 @@ def created_folder(path: Path, manifest: Manifest, lines_file: str) -> Iterator[
         raise
 
 
+def write_start(folder: Path, *, manifest: Manifest, lines_file: str) -> None:
+    """Write the first files of a run.
+
+    Args:
+        folder: of the run.
+        manifest: of the run.
+        lines_file: name of the file that the run will append to.
+    """
+    write_manifest(folder, manifest)
+    write_text_atomic(folder / lines_file, "")
+
+
 @contextmanager
-def resumed_folder(path: Path, manifest: Manifest) -> Iterator[tuple[FolderLock, Manifest]]:
+def resumed_folder(
+    path: Path, manifest: Manifest, changed_input: Callable[[], str | None] = lambda: None
+) -> Iterator[tuple[FolderLock, Manifest]]:
     """Lock the folder of a run to continue it; yield the lock and the manifest to write. An error releases the lock.
 
     Args:
         path: absolute.
         manifest: of the process that continues the run.
+        changed_input: returns a phrase that names the first changed question or medium. Called only if nothing else
+            differs, because it reads media.
 
     Raises:
-        RunFolderError: the folder holds no run, another process writes to it, or ``manifest`` is of another run, with
-            every difference.
+        RunFolderError: the folder holds no run, another process writes to it, or ``manifest`` or the inputs are of
+            another run, with every difference.
     """
     recorded = read_manifest(path)
     lock = FolderLock(path)
     try:
-        if found := differences(recorded, manifest):
+        found = differences(recorded, manifest)
+        # The hash of a dataset says that it changed, and not where.
+        if all(each.startswith("dataset.") for each in found) and (changed := changed_input()) is not None:
+            found = (changed,)
+        if found:
             raise RunFolderError(
                 f"run folder {path}",
                 found=f"a run that is not this one ({'; '.join(found)})",
