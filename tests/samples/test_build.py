@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,6 +20,7 @@ from tests.started import wait_for
 from unfuse.cli import run
 from unfuse.errors import DatasetError, InputError
 from unfuse.events import event_frames, read_events, write_eventgpt_npy
+from unfuse.locks import FileLock
 from unfuse.samples import read_dataset
 from unfuse.samples.build import Windowing, parse_time, plan, read_questions, write_dataset
 from unfuse.samples.dataset import MANIFEST_NAME, find_defects
@@ -86,6 +88,7 @@ def test_windows_of_a_sequence_are_a_brute_force_slice(tmp_path):
         assert sample.question == "What are the key elements in this scene?"
     rows = json.loads((out / MANIFEST_NAME).read_text())
     assert {row["split"] for row in rows} == {"test"}
+    assert len({row["window"].pop("source_sha256") for row in rows}) > 1, "each window has pictures of its own"
     assert rows[1]["window"] == {
         "start_us": 50_000,
         "stop_us": 150_000,
@@ -119,8 +122,7 @@ def test_a_killed_build_is_finished_by_the_same_command(tmp_path, files):
     process.wait()
     assert run([*command[3:], "--workers", "1"]) == 0
     write_dataset(whole, plan(find_recordings(tmp_path), Windowing(window_us=20_000)), workers=1)
-    left = {name for name in contents(out) if name.endswith(".partial") or "/." in f"/{name}"}
-    assert {n: d for n, d in contents(out).items() if n not in left} == contents(whole)
+    assert contents(out) == contents(whole), "no temporary file is left"
 
 
 def test_a_folder_with_the_first_temporary_file_of_a_killed_build_is_new(tmp_path):
@@ -158,7 +160,75 @@ def test_a_recording_in_any_format_gives_the_same_windows(tmp_path):
     windowing = Windowing(window_us=70_000)
     write_dataset(tmp_path / "a", plan(find_recordings(tmp_path / "test"), windowing), workers=1)
     write_dataset(tmp_path / "b", plan(find_recordings(tmp_path / "thun_00_a.npy"), windowing), workers=2)
+    rows = []
+    for name in "ab":
+        rows.append(json.loads((tmp_path / name / MANIFEST_NAME).read_text()))
+        (tmp_path / name / MANIFEST_NAME).unlink()
+        assert len({row["window"].pop("source_sha256") for row in rows[-1]}) == 1
+    assert rows[0] == rows[1]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("changed", ["events/left/events.h5", "images/left/rectified/000007.png"])
+def test_a_source_that_changed_is_another_data_set(tmp_path, changed, finished):
+    """Its size and time are those of before: windows of two recordings would stand side by side."""
+    sequence = write_sequence(tmp_path)
+    windowing = Windowing(window_us=100_000)
+    write_dataset(tmp_path / "out", plan(find_recordings(tmp_path / "test"), windowing), workers=1)
+    if not finished:
+        (tmp_path / "out" / MANIFEST_NAME).rename(tmp_path / "out" / ".begun.json")
+    before = (sequence / changed).stat()
+    with (sequence / changed).open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-3, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    os.utime(sequence / changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = plan(find_recordings(tmp_path / "test"), windowing)
+    with pytest.raises(DatasetError, match=r"another data set \(row \d has another (window|\S+_data) than 'thun"):
+        write_dataset(tmp_path / "out", again, workers=1)
+
+
+def test_two_builds_of_one_folder(tmp_path, monkeypatch):
+    write_sequence(tmp_path)
+    found = plan(find_recordings(tmp_path), Windowing(window_us=100_000))
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr("unfuse.samples.writing._CLAIM_S", 0.01)
+    other = FileLock(out / ".begun.lock")
+    with pytest.raises(DatasetError, match="another process writing to it"):
+        write_dataset(out, found, workers=1)
+    other.share()  # the other has claimed the folder, and writes
+    (out / ".begun.json").write_text(json.dumps([]) + "\n")
+    with pytest.raises(DatasetError, match="another data set"):
+        write_dataset(out, found, workers=1)
+    (out / ".begun.json").unlink()
+    (out / "mp4").mkdir()
+    (out / "mp4" / ".other.mp4.0a1b2c3d.partial").touch()
+    (out / "mp4").rename(tmp_path / "mp4")
+    write_dataset(out, found, workers=1)
+    assert (out / ".begun.lock").exists(), "the other still holds it"
+    (tmp_path / "mp4" / ".other.mp4.0a1b2c3d.partial").rename(out / "mp4" / ".other.mp4.0a1b2c3d.partial")
+    (out / MANIFEST_NAME).rename(out / ".begun.json")
+    write_dataset(out, found, workers=1)
+    assert list(out.rglob("*.partial")), "the file that the other is writing is left alone"
+    other.release()
+    (out / MANIFEST_NAME).rename(out / ".begun.json")
+    write_dataset(out, found, workers=1)
+    assert not list(out.rglob(".*")), "no lock and no temporary file is left"
+
+
+def test_processes_end_with_a_killed_build(tmp_path):
+    write_sequence(tmp_path)
+    command = ["unfuse", "dataset", "build", str(tmp_path / "test"), str(tmp_path / "out"), "--window", "1ms"]
+    process = subprocess.Popen([sys.executable, "-m", *command, "--workers", "2"], stdout=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "out").exists() and len(list((tmp_path / "out").rglob("*.npy"))) > 2)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.kill()
+    process.wait()
+    assert len(children) >= 2
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
 def test_rectified_events_are_where_the_map_says(tmp_path):

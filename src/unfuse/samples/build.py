@@ -6,20 +6,22 @@ in any process; windows of a DSEC recording are read by the process that writes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from unfuse.atomic_files import complete_file
+from unfuse.atomic_files import complete_file, make_folder
 from unfuse.errors import DatasetError, InputError
 from unfuse.events import EventStream, event_frames, write_eventgpt_npy
 from unfuse.events.readers import decoder_client
 from unfuse.events.rectify import read_rectify_map
+from unfuse.samples.file_hash import file_sha256
 from unfuse.samples.media import read_image
 from unfuse.samples.question import clean_question
 from unfuse.samples.sources import Recording
@@ -80,6 +82,8 @@ class Window:
     source: Path
     pictures: tuple[Path, ...]
     rate: int
+    source_sha256: str
+    """Hash of everything that the window is made of: the recording, the rectify map, and the pictures in the window."""
     rectify_map: Path | None = None
     stream: EventStream | None = None
     """Events of the window, if already read."""
@@ -196,16 +200,16 @@ def write_window(out: Path, window: Window) -> None:
         stream = read_rectify_map(window.rectify_map)(stream)
     folder = out / "event_image" / window.name
     for path in (target, folder, out / "mp4" / window.name):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     for number, frame in enumerate(event_frames(stream, window.frames)):
         write_picture(folder.with_name(f"{folder.name}_{number}.png"), frame)
     if window.pictures:
         stills = out / "video" / window.name
-        stills.mkdir(parents=True, exist_ok=True)
+        make_folder(stills)
         for picture in window.pictures:
-            with complete_file(stills / picture.name, private=False) as partial:
+            with complete_file(stills / picture.name) as partial:
                 shutil.copyfile(picture, partial)
-        with complete_file(out / "mp4" / f"{window.name}.mp4", private=False) as partial:
+        with complete_file(out / "mp4" / f"{window.name}.mp4") as partial:
             write_frames(partial, map(read_image, window.pictures), window.rate)
     write_eventgpt_npy(target, stream)
 
@@ -230,7 +234,10 @@ def _windows(recording: Recording, windowing: Windowing) -> Iterator[Window]:
         ]
         flat = recording.times([number for first, last in indices for number in (first, last - 1)])
         edges = [(start, end + 1) for start, end in zip(flat[::2], flat[1::2], strict=True)]
+    rectify_map = recording.rectify_map if windowing.rectify else None
+    source_sha256 = _files_sha256([path for path in (recording.events, rectify_map) if path is not None])
     for number, ((start, stop), (first, last)) in enumerate(zip(edges, indices, strict=True)):
+        pictures = recording.camera.between(start, stop)
         yield Window(
             name=f"{recording.name}/{number:06d}",
             split=recording.split,
@@ -240,10 +247,17 @@ def _windows(recording: Recording, windowing: Windowing) -> Iterator[Window]:
             last=last,
             frames=windowing.frames,
             source=recording.events,
-            pictures=recording.camera.between(start, stop),
+            pictures=pictures,
             rate=recording.camera.rate,
-            rectify_map=recording.rectify_map if windowing.rectify else None,
+            source_sha256=_files_sha256(pictures, source_sha256),
+            rectify_map=rectify_map,
         )
+
+
+def _files_sha256(paths: Iterable[Path], before: str = "") -> str:
+    """Return a hash of files and of the hash ``before``."""
+    digests = [before, *(file_sha256(path) for path in paths)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _tasks(found: Plan) -> Iterator[Window]:
@@ -275,6 +289,7 @@ def _entry(window: Window, questions: Sequence[str], number: int) -> dict[str, o
             "stop_us": window.stop_us,
             "events": window.last - window.first,
             "rectified": window.rectify_map is not None,
+            "source_sha256": window.source_sha256,
         },
         "conversations": [{"from": "human", "value": f"<event>\n{questions[number]}"}],
     }
