@@ -136,7 +136,7 @@ def _run(
 
 
 def _command(hold: tuple[str, int] | None, *arguments: str) -> None:
-    from unfuse.cli import main
+    from unfuse.__main__ import main
 
     use_few_repeats(pytest.MonkeyPatch())  # for as long as this process lives
     if hold is not None:

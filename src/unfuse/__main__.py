@@ -8,9 +8,12 @@ import sys
 def main() -> None:
     """Entry point of the ``unfuse`` command."""
     try:
-        from unfuse.cli import main as command_line
+        from unfuse.cli.interrupts import interruptible
 
-        command_line()
+        with interruptible():
+            from unfuse.cli import main as command_line
+
+            command_line()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)

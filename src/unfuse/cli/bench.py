@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
+from unfuse.cli.interrupts import command_line, on_interrupt
 from unfuse.cli.options import placement_options
 from unfuse.loading import DEMO, Placement, check_model
 from unfuse.records import SampleRecord
+from unfuse.records.manifest import COMPARISON_FILE, MANIFEST_FILE
 from unfuse.records.run_dir import HTML_FILE
 from unfuse.report import LiveView, print_comparison, print_line, print_summary, printable, sample_line
 from unfuse.speculation.settings import parse_draft_tokens
@@ -113,6 +116,7 @@ def run_and_show(console: Console, job: BenchJob, *, show_answers: bool = False)
         repeats_s=job.settings.balance_seconds,
     )
     listener = _printer(console, view, job, show_answers)
+    on_interrupt(partial(_stopped, job, click.get_current_context()))
     with view:
         run = run_bench(job, listener)
     if isinstance(run, ComparisonRun):
@@ -127,6 +131,16 @@ def run_and_show(console: Console, job: BenchJob, *, show_answers: bool = False)
         print_line(console, f"Run folder: {job.output}")
         print_line(console, f"Report: {job.output / HTML_FILE}")
     return 0 if valid else 1
+
+
+def _stopped(job: BenchJob, context: click.Context) -> list[str]:
+    """Return how to continue an interrupted benchmark."""
+    started = job.output is not None and any((job.output / name).is_file() for name in (MANIFEST_FILE, COMPARISON_FILE))
+    if not started:
+        return ["Stopped before the first sample."]
+    kept = f"Stopped. Finished samples are kept in {printable(str(job.output))}."
+    again = command_line(context, output=str(job.output), resume=True, models=job.plan.models)
+    return [kept, f"Go on with: {again}"]
 
 
 def _printer(console: Console, view: LiveView, job: BenchJob, show_answers: bool) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
 from rich.console import Console
 
+from unfuse.cli.interrupts import command_line, on_interrupt
 from unfuse.errors import InputError
-from unfuse.report import print_line
+from unfuse.report import print_line, printable
 from unfuse.report.progress import counting_bar
 
 
@@ -38,6 +40,7 @@ def demo(out: Path, count: int, seed: int, workers: int) -> int:
     from unfuse.samples.demo.folder import FIRST_SEED, demo_rows, write_demo_dataset
 
     console = Console(highlight=False, soft_wrap=True)
+    on_interrupt(partial(_stopped, click.get_current_context()))
     with _bar(console, "samples", count) as bar:
         write_demo_dataset(out, demo_rows(count, FIRST_SEED + seed), workers=workers, done=bar)
     print_line(console, f"{count} samples in {out}")
@@ -90,6 +93,7 @@ def build(
     texts = read_questions(questions) if questions else (DEFAULT_QUESTION,)
     found = plan(find_recordings(source), windowing, max_windows)
     console = Console(highlight=False, soft_wrap=True)
+    on_interrupt(partial(_stopped, click.get_current_context()))
     with _bar(console, "windows", found.count) as bar:
         write_dataset(out, found, texts, workers=workers, done=bar)
     print_line(console, f"{found.count} windows, {found.count * len(texts)} samples in {out}")
@@ -131,11 +135,17 @@ def info(folder: Path, picture: Path | None) -> int:
     print_dataset(console, described, sheet)
     if picture is not None:
         try:
-            write_picture(picture, sheet)
+            write_picture(picture, sheet, private=False)
         except OSError as error:
             raise InputError(str(picture), found=error.strerror or error, expected="a writable path") from None
         print_line(console, f"picture in {picture}")
     return 0
+
+
+def _stopped(context: click.Context) -> list[str]:
+    """Return how to continue an interrupted command that writes a folder."""
+    out = printable(str(context.params["out"]))
+    return [f"Stopped. Finished files are kept in {out}.", f"Go on with: {command_line(context)}"]
 
 
 def _at_least(least: int, **values: int) -> None:

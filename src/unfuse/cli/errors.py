@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import click
 
+from unfuse.cli.interrupts import EXIT_CODE, on_interrupt, say_interrupted
 from unfuse.errors import as_ours
 
 
 def exit_code_of(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
     """Run a command and return its exit code."""
+    on_interrupt(None)
     try:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as help_wanted:
@@ -25,8 +27,8 @@ def exit_code_of(command: click.Command, arguments: Sequence[str] | None, name: 
         click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return 130
+        say_interrupted()
+        return EXIT_CODE
     except Exception as error:
         ours = as_ours(error)
         if ours is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import TextColumn
 
 from unfuse.batch_inference.cluster.settings import LOCAL
+from unfuse.cli.interrupts import command_line, on_interrupt, say_interrupted
 from unfuse.cli.options import open_store, placement_options, store_options
 from unfuse.errors import FileAccessError, InputError
 from unfuse.loading import DEMO, Placement, check_model
@@ -122,18 +122,24 @@ def _run_and_show(console: Console, job: RunJob, model: str) -> int:
 
     rows, name = len(job.work.rows), job.work.dataset.name
     print_line(console, f"Loading {model} to answer {rows} questions about {name} ...")
-    answered = _Answered(console)
+    answered, again = (
+        _Answered(console),
+        command_line(click.get_current_context(), output=str(job.output), resume=True, model=model),
+    )
+
+    def stopped() -> list[str]:
+        if not (job.output / MANIFEST_FILE).is_file():
+            return ["Stopped before the first answer."]
+        kept = f"Stopped. {answered.count} answers of this process are kept in {job.output}."
+        return [printable(kept), f"Go on with: {again}"]
+
+    on_interrupt(stopped)
     try:
         with _terminable(), answered:
             run = run_answers(job, on_ready=answered.ready, on_answer=answered.answer)
-    except KeyboardInterrupt as stopped:
-        if (job.output / MANIFEST_FILE).is_file():
-            again = click.get_current_context().params | {"output": str(job.output), "resume": True, "model": model}
-            print_line(console, f"Stopped. {answered.count} answers of this process are kept in {job.output}.")
-            print_line(console, f"Go on with: {_command(again)}")
-        else:
-            print_line(console, "Stopped before the first answer.")
-        return 143 if isinstance(stopped, _TerminatedError) else 130
+    except _TerminatedError:
+        say_interrupted()
+        return 143
     for line in run.summary().lines():
         print_line(console, printable(line))
     print_line(console, f"Answers: {job.output / 'answers.jsonl'}")
@@ -225,14 +231,3 @@ class _Answered:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.stop()
-
-
-def _command(given: dict[str, Any]) -> str:
-    """Return the command line of these options."""
-    words = ["unfuse", "run", given["model"]]
-    for option in run_verb.params:
-        value = given.get(option.name or "")
-        if not isinstance(option, click.Option) or value is None or value == option.default:
-            continue
-        words += [option.opts[0]] if option.is_flag else [option.opts[0], str(value)]
-    return shlex.join(words)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import closing
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -20,6 +22,17 @@ from unfuse.staged_model import StagedModel
 
 _MAX_CONNECTIONS: Final = 1024
 _BACKLOG: Final = 512
+_INTERRUPTED_S: Final = 2
+"""Time that a Ctrl-C leaves to unfinished answers."""
+
+
+class _Server(uvicorn.Server):
+    """A server that SIGTERM lets finish its answers, and Ctrl-C does not for long."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT:
+            self.config.timeout_graceful_shutdown = _INTERRUPTED_S
+        super().handle_exit(sig, frame)
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -65,7 +78,7 @@ def serve(
     store: FeatureStore | None = None,
     started: Callable[[uvicorn.Server, Service], None] = lambda server, service: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; unfinished answers may finish first.
+    """Serve until SIGINT or SIGTERM; unfinished answers may finish first, for ``timeout_s`` or after SIGINT for 2 s.
 
     Args:
         listening: socket from ``bind``.
@@ -90,7 +103,7 @@ def serve(
             timeout_keep_alive=5,
             timeout_graceful_shutdown=max(int(settings.timeout_s), 1),
         )
-        server = uvicorn.Server(config)
+        server = _Server(config)
 
         def failed() -> None:
             server.should_exit = True
