@@ -23,7 +23,8 @@ from unfuse.benchmarking import BenchSettings
 from unfuse.cli import run
 from unfuse.measure.isolation import CpuTimes, IsolationGuard
 from unfuse.measure.nvml import GpuProcess
-from unfuse.records.schema import Ceilings, Finding, Isolation, Manifest, Noise, Probes, SampleRecord, StageTime
+from unfuse.records.schema import Finding, Isolation, Manifest, Noise, Probes, SampleRecord, StageTime
+from unfuse.records.work_records import Ceilings
 from unfuse.report.isolation import RULES
 from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.rules import judge

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.examples import examples
-from unfuse.records.schema import CountedWork, StageProducts
+from unfuse.records.work_records import CountedWork, StageProducts
 from unfuse.report.counted_work import work_problems
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unfuse.records import Probes
-from unfuse.records.schema import Price
+from unfuse.records.work_records import Price
 from unfuse.report import summarise
 from unfuse.report.price import price_line, price_summary
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from unfuse.records.schema import Ceilings, Probes, SampleRecord, StageTime, StageWork
+from unfuse.records.schema import Probes, SampleRecord, StageTime
+from unfuse.records.work_records import Ceilings, StageWork
 from unfuse.report.roofline import roofline
 
 PROBES = Probes(

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from unfuse.records import Manifest, Noise, Probes, SampleRecord, StageTime
-from unfuse.records.schema import CountedWork, Price, Reuse, StageProducts
+from unfuse.records.work_records import CountedWork, Price, Reuse, StageProducts
 from unfuse.report import summarise
 from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.rules import judge

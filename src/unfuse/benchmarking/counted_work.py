@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from unfuse.features import Features
 from unfuse.measure.products import ProductCount, Products, counting_all_threads
-from unfuse.records.schema import CountedWork, StageProducts
+from unfuse.records.work_records import CountedWork, StageProducts
 from unfuse.report.counted_work import ATTENTION
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel

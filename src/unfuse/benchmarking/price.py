@@ -11,7 +11,8 @@ from unfuse import pipeline
 from unfuse.benchmarking.setup import FAILURES, BenchSetup
 from unfuse.measure import host_time
 from unfuse.measure.clock import NoClock, StageClock, paused_gc
-from unfuse.records.schema import Price, SampleRecord
+from unfuse.records.schema import SampleRecord
+from unfuse.records.work_records import Price
 from unfuse.samples import Sample
 
 MOST_SAMPLES: Final = 8

@@ -20,7 +20,8 @@ from unfuse.errors import UnfuseError
 from unfuse.measure.clock import StageClock, paused_gc
 from unfuse.measure.effort import EffortClock, counted
 from unfuse.pipeline import Run
-from unfuse.records.schema import FUSED_STAGE, Effort, Reuse, StageReuse
+from unfuse.records.schema import FUSED_STAGE
+from unfuse.records.work_records import Effort, Reuse, StageReuse
 from unfuse.report.statistics import order_interval
 from unfuse.samples import Sample
 from unfuse.samples.variants import SampleFiles, is_rewritable, used_media, with_frames, with_pixel

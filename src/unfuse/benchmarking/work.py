@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from unfuse.engines.attention import reproducible_attention
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.positions import following
-from unfuse.records.schema import StageWork
+from unfuse.records.work_records import StageWork
 from unfuse.samples import Sample
 from unfuse.staged_model import StagedModel
 

@@ -6,7 +6,7 @@ import functools
 import time
 from typing import TYPE_CHECKING, Final
 
-from unfuse.records.schema import Ceilings
+from unfuse.records.work_records import Ceilings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

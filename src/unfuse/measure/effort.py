@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unfuse.records.schema import Effort
+from unfuse.records.work_records import Effort
 
 _IO: Final = Path("/proc/self/io")
 

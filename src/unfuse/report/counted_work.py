@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from unfuse.records.schema import CountedWork, StageProducts
+from unfuse.records.work_records import CountedWork, StageProducts
 
 WORK_PCT: Final = 2.0
 """Share of the expected work, of a stage or of one key of ``StageProducts``, that may be extra or missing."""

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unfuse.records.schema import Price
+from unfuse.records.work_records import Price
 from unfuse.report.statistics import MIN_PAIRS, order_interval
 
 PRICE_PCT: Final = 2.0

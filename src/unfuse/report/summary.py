@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Final, NamedTuple
 
-from unfuse.records.schema import SCHEMA_VERSION, Ceilings, Manifest, Probes, Profile, SampleRecord, StageMemory
+from unfuse.records.schema import SCHEMA_VERSION, Manifest, Probes, Profile, SampleRecord, StageMemory
+from unfuse.records.work_records import Ceilings
 from unfuse.report.claims import claimed_llm, unsynchronised_vision
 from unfuse.report.energy import EnergySummary, energy_summary
 from unfuse.report.isolation import unseen_rules

@@ -35,7 +35,7 @@ _GREEDY: Final = Sampling()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class OutputComparison:
     """The stages of a model beside its fused call, in one dtype."""
 
     dtype: str
@@ -80,12 +80,12 @@ def same_output(s: Subject) -> CheckResult:
     )
 
 
-def _rule(found: Comparison) -> str:
+def _rule(found: OutputComparison) -> str:
     exact = found.dtype == "float32"
     return f"{found.dtype}: tokens exact{'' if exact else ' but for near ties'}, logits {found.limit:.2g}"
 
 
-def compare(model: StagedModel, prepared: Prepared, max_new_tokens: int) -> Comparison:
+def compare(model: StagedModel, prepared: Prepared, max_new_tokens: int) -> OutputComparison:
     """Compare the stages with the fused call on one sample, in the model's dtype."""
     prefilled = model.prefill(prepared, model.encode(prepared))
     written = model.decode(prefilled, max_new_tokens).token_ids
@@ -106,7 +106,7 @@ def compare(model: StagedModel, prepared: Prepared, max_new_tokens: int) -> Comp
             (near_ties if near else problems).append(f"{'near tie' if near else 'difference'} {text}")
     if not difference <= limit:
         problems.append(f"logits differ by more than {limit:.2g}")
-    return Comparison(
+    return OutputComparison(
         dtype=str(model.dtype).removeprefix("torch."),
         tokens=len(fused.token_ids),
         difference=difference,

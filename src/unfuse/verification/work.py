@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from unfuse.benchmarking.counted_work import count_work
 from unfuse.measure.products import flops_text
-from unfuse.records.schema import CountedWork, StageProducts
 from unfuse.records.verification_file import CheckResult
+from unfuse.records.work_records import CountedWork, StageProducts
 from unfuse.report.counted_work import WORK_PCT, total, work_problems
 from unfuse.verification.checks import Subject
 from unfuse.verification.result import judged

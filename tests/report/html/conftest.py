@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from tests.browsers import chromium, new_context
 from unfuse.records import STAGES, Manifest, Noise, Probes, SampleRecord, StageMemory, StageTime
 from unfuse.records.frames import FrameStore
-from unfuse.records.schema import Ceilings, StageWork
+from unfuse.records.work_records import Ceilings, StageWork
 from unfuse.report.html import report_html
 from unfuse.report.reading import ReportRun, run_of
 

@@ -18,6 +18,7 @@ from torch import nn
 from unfuse.engines.graphed.kernels.attention_common import Heads
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
+from unfuse.measure import products
 
 _STATIC_ROTARY: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary types with frequencies that do not depend on the length of the prompt."""
@@ -260,3 +261,10 @@ def _axes(rotary: Any, pairs: int) -> torch.Tensor:
         # Qwen3-VL interleaves the axes: a step along one axis rotates only the pairs of this axis.
         axes = (sines[0, :, :pairs] != 0).int().argmax(0).to(axes)
     return axes
+
+
+def token_products(llama: Llama) -> products.Products:
+    """Return the work of a pass over one token, without attention. The number of tokens is known on the device only."""
+    joined_weights = (x.weight for layer in llama.layers for x in (layer.qkv, layer.out, layer.gate_up, layer.down))
+    weights = (*joined_weights, llama.head.weight)
+    return sum((products.linear(1, weight.shape[1], len(weight)) for weight in weights), products.Products())

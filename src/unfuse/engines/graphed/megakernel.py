@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from unfuse.engines.graphed.llama import Llama
+from unfuse.engines.graphed.llama import Llama, token_products
 from unfuse.engines.unsupported import Unsupported
-from unfuse.measure.products import Products, declare, linear
+from unfuse.measure.products import declare
 
 _SOURCE: Final = Path(__file__).with_name("kernels") / "decode_step.cu"
 MAX_TOKENS: Final = 16
@@ -178,10 +178,7 @@ class Megakernel:
         self._sizes = sizes
         self._kernel = _compiled(self._sizes, llama)
         self._table, self._norms = _table(llama)
-        weights = [getattr(layer, name).weight for layer in llama.layers for name in _TABLE]
-        products = (linear(1, weight.shape[1], len(weight)) for weight in (*weights, llama.head.weight))
-        self._products = sum(products, Products())
-        """Work of a pass over one token. A pass over more tokens reads their number on the device."""
+        self._products = token_products(llama)
 
     def memory(self) -> MegakernelWorkspace:
         """Allocate a workspace."""
