@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from unfuse.engines.batching import TokenOutput
-from unfuse.errors import DeviceError, FeaturesError
+from unfuse.errors import DeviceError, FeaturesError, NonFiniteError
 from unfuse.samples import Question
 from unfuse.scheduler import ScheduledQuestion, Scheduler
 from unfuse.stages import Generation
@@ -125,3 +125,18 @@ def test_an_aborted_question_leaves_the_batch(scheduler, batch):
     scheduler.close()
     assert batch.closed
     assert scheduler.unfinished == 0
+
+
+def test_a_question_that_fails_leaves_the_batch(scheduler, batch):
+    one, other = scheduled("one"), scheduled("other")
+    scheduler.join([(one, request("one")), (other, request("other"))])
+    error = NonFiniteError("decode", "logits", found="NaN")
+    batch.step = lambda: [
+        TokenOutput(request_id="one", token_id=-1, finished=None, reused_prefix_tokens=0, error=error),
+        TokenOutput(request_id="other", token_id=5, finished="length", reused_prefix_tokens=0),
+    ]
+    assert [(each.question.question_id, each.error) for each in scheduler.step()] == [("one", error), ("other", None)]
+    assert (one.generation, one.token_ids) == (None, [])
+    assert other.generation is not None
+    assert scheduler.unfinished == 0
+    assert batch.aborted == [], "the batch has removed it itself"

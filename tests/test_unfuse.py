@@ -31,6 +31,7 @@ LAYERS = [
         "_version",
         "atomic_files",
         "unavailable",
+        "finite",
         "errors",
         "locks",
         "extras",

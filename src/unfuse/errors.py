@@ -17,6 +17,7 @@
     │   ├── DeviceError            a device, dtype or engine does not exist here
     │   ├── RunFolderError         a run folder is occupied, damaged or belongs to another run
     │   └── MissingPackageError    an optional package is not installed
+    ├── NonFiniteError             features or logits hold NaN or infinity, so there is no answer; exit code 1
     └── VerificationError          a check, verdict or regression failed; exit code 1
 
 A message is one line: the thing, the value found, the value expected, and the way out.
@@ -108,6 +109,25 @@ class RunFolderError(InputError):
 
 class MissingPackageError(InputError):
     """An optional package is not installed."""
+
+
+class NonFiniteError(UnfuseError):
+    """Features or logits hold NaN or infinity, so there is no answer.
+
+    Args:
+        stage: stage in which the values began: ``encode``, ``prefill``, ``decode``, or the fused call.
+        what: the values: ``features`` or ``logits``.
+        found: the values that are not finite.
+    """
+
+    def __init__(self, stage: str, what: str, *, found: object):
+        super().__init__(
+            f"{stage}: {what} are not finite",
+            found=found,
+            expected="finite values",
+            fix="try another --dtype (float16 overflows first), and check the weights for damage",
+        )
+        self.stage = stage
 
 
 class VerificationError(UnfuseError):

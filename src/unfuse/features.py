@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from unfuse.atomic_files import complete_file
 from unfuse.checksum import digest_tensors
-from unfuse.errors import FeaturesError, FileAccessError
+from unfuse.errors import FeaturesError, FileAccessError, NonFiniteError
+from unfuse.finite import FiniteFlag, non_finite_counts
 from unfuse.stages import Provenance
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Features:
     layout: Mapping[str, Any] = field(default_factory=dict)
     """The adapter's own, plain JSON: how the rows were grouped, and sizes that a further question's prompt needs."""
     _digests: dict[tuple[int, ...], str] = field(default_factory=dict, repr=False)
+    _flags: dict[tuple[int, ...], FiniteFlag] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         found = (str(self.tensor.dtype).removeprefix("torch."), tuple(self.tensor.shape))
@@ -60,9 +62,29 @@ class Features:
         Computing a digest makes the host wait for the device. Features of equal provenance are interchangeable, so a
         caller with the features of one pass may derive their digest from the provenance.
         """
-        named = Features(self.tensor, self.provenance, self.layers, self.layout)
+        named = Features(self.tensor, self.provenance, self.layers, self.layout, _flags=self._flags)
         named._digests[named._versions()] = digest
         return named
+
+    def watch_finite(self) -> FiniteFlag:
+        """Return whether all values are finite. The host waits for the device when it reads the flag, not before."""
+        tensors = [tensor for _, tensor in self._named()]
+        if any(tensor.is_inference() for tensor in tensors):
+            return FiniteFlag(tensors)  # torch counts no versions of these, so a change would not be seen
+        versions = self._versions()
+        if versions not in self._flags:
+            self._flags.clear()
+            self._flags[versions] = FiniteFlag(tensors)
+        return self._flags[versions]
+
+    def require_finite(self) -> None:
+        """Refuse NaN and infinity.
+
+        Raises:
+            NonFiniteError: a value is not finite.
+        """
+        if not self.watch_finite():
+            raise NonFiniteError("encode", "features", found=non_finite_counts([tensor for _, tensor in self._named()]))
 
     def to(self, device: str | torch.device, *, non_blocking: bool = False) -> Features:
         """Return these features on another device.
@@ -92,6 +114,7 @@ class Features:
 
         Raises:
             FileAccessError: the file cannot be written.
+            NonFiniteError: a value is not finite.
         """
         data = pack(self)
         try:
@@ -128,8 +151,13 @@ def pack(features: Features, notes: Mapping[str, str] | None = None) -> bytes:
     Args:
         features: on any device.
         notes: kept beside them, under the same checksum.
+
+    Raises:
+        NonFiniteError: a value is not finite.
     """
     from safetensors.torch import save
+
+    features.require_finite()
 
     texts = {
         **(notes or {}),

@@ -28,6 +28,8 @@ class ScheduledQuestion:
     token_ids: list[int] = field(default_factory=list)
     generation: Generation | None = None
     """The complete answer; None until the last token."""
+    error: UnfuseError | None = None
+    """Reason why there will be no complete answer, after the question has joined."""
 
 
 Scheduled = TypeVar("Scheduled", bound=ScheduledQuestion)
@@ -103,12 +105,17 @@ class Scheduler(Generic[Scheduled]):
         return refused + self._add(ready)
 
     def step(self) -> Iterator[Scheduled]:
-        """Run a step of the batch and yield a question after each of its new tokens.
+        """Run a step of the batch and yield a question after each of its new tokens, or when it has failed.
 
         Tokens that the caller does not take from the iterator are lost.
         """
         for output in self._batch.step():
             scheduled = self._in_batch[output.request_id]
+            if output.error is not None:
+                del self._in_batch[output.request_id]
+                scheduled.error = output.error
+                yield scheduled
+                continue
             scheduled.token_ids.append(output.token_id)
             scheduled.reused_prefix_tokens = output.reused_prefix_tokens
             if output.finished is not None:

@@ -13,8 +13,9 @@ from unfuse.adapters.detokenizer import IncrementalDetokenizer
 from unfuse.engines import ENGINES, Engine
 from unfuse.engines.batching import ContinuousBatch, Request
 from unfuse.engines.fused_only import FusedOnly
-from unfuse.errors import CutError, DeviceError, PromptError
+from unfuse.errors import CutError, DeviceError, NonFiniteError, PromptError
 from unfuse.features import Features
+from unfuse.finite import INVALID_TOKEN
 from unfuse.samples import Sample
 from unfuse.speculation.drafter import Drafter, Drafts
 from unfuse.stages import Generation, Loaded, Prefilled, Prepared, Sampling
@@ -95,19 +96,27 @@ class StagedModel:
         return self.adapter.preprocess(loaded, question)
 
     def encode(self, source: Sample | Prepared) -> Features:
-        """Run stage 3 on prepared inputs, or stages 1 to 3 on a sample."""
+        """Run stage 3 on prepared inputs, or stages 1 to 3 on a sample.
+
+        Raises:
+            NonFiniteError: the features are not finite. On a GPU ``prefill`` raises it, which waits for the device.
+        """
         if isinstance(source, Sample):
             source = self.preprocess(self.load(source))
         _require_pixels(source)
         with self.engine.encoding():
-            return self.adapter.encode(source)
+            return _watched(self.adapter.encode(source))
 
     def encode_batch(self, prepared: Sequence[Prepared]) -> list[Features]:
-        """Run stage 3 of several samples, in one batch if the family's tower accepts it."""
+        """Run stage 3 of several samples, in one batch if the family's tower accepts it.
+
+        Raises:
+            NonFiniteError: as ``encode``, if the features of any sample are not finite.
+        """
         for one in prepared:
             _require_pixels(one)
         with self.engine.encoding():
-            return self.adapter.encode_batch(prepared)
+            return [_watched(features) for features in self.adapter.encode_batch(prepared)]
 
     def prefill(
         self, prepared: Prepared, features: Features, sampling: Sampling = _GREEDY, *, reuse: bool = False
@@ -116,9 +125,18 @@ class StagedModel:
 
         Raises:
             FeaturesError: the features belong to another model.
+            NonFiniteError: the features or the logits are not finite.
         """
+        features.watch_finite()
         prompt = self.adapter.prompt(prepared, features, digest=reuse)
-        return self.engine.prefill(prompt, sampling, reuse=reuse)
+        try:
+            prefilled = self.engine.prefill(prompt, sampling, reuse=reuse)
+        except NonFiniteError:
+            features.require_finite()
+            raise
+        # The engine has waited for the device, so the flag is ready.
+        features.require_finite()
+        return prefilled
 
     def drafts(self, prepared: Prepared) -> Drafts | None:
         """Return the drafts of an answer to a prompt; None without a drafter."""
@@ -133,6 +151,9 @@ class StagedModel:
             prefilled: from ``prefill``.
             max_new_tokens: tokens at most.
             drafts: from ``drafts``, for this answer alone; the answer is the same with and without them.
+
+        Raises:
+            NonFiniteError: logits are not finite.
         """
         _require_tokens(max_new_tokens)
         token_ids = tuple(self.engine.decode(prefilled, max_new_tokens, drafts))
@@ -157,9 +178,19 @@ class StagedModel:
         return answer
 
     def fused(self, prepared: Prepared, max_new_tokens: int = 512, sampling: Sampling = _GREEDY) -> Generation:
-        """Run the model's own ``generate`` from pixels, without stages."""
+        """Run the model's own ``generate`` from pixels, without stages.
+
+        Raises:
+            NonFiniteError: logits are not finite.
+        """
         _require_tokens(max_new_tokens)
-        answer = self.adapter.fused_generate([prepared], max_new_tokens=max_new_tokens, sampling=sampling)[0]
+        try:
+            answer = self.adapter.fused_generate([prepared], max_new_tokens=max_new_tokens, sampling=sampling)[0]
+        except NonFiniteError as error:
+            # The call does not show the features. Only a failure is worth a second encode.
+            if error.stage == "prefill" and self.adapter.unsplittable is None:
+                self.encode(prepared).require_finite()
+            raise
         return self.answer(answer.token_ids, prepared.text_tokens + prepared.media_tokens)
 
     def generate_batch(
@@ -170,13 +201,18 @@ class StagedModel:
         max_new_tokens: int = 512,
         sampling: Sampling = _GREEDY,
     ) -> list[Generation]:
-        """Run stage 4 of several prompts together, padded to one length; question i is about features i."""
+        """Run stage 4 of several prompts together, padded to one length; question i is about features i.
+
+        Raises:
+            NonFiniteError: features or logits of a row are not finite; the message names the rows.
+        """
         _require_tokens(max_new_tokens)
         if not questions or len(questions) != len(features):
             raise PromptError("batch", found=f"{len(questions)} questions", expected=f"{len(features)}, one per scene")
         prepared = [self.adapter.tokenize(q, f) for q, f in zip(questions, features, strict=True)]
         prompt = self.adapter.prompt_batch(list(zip(prepared, features, strict=True)))
         answers = self.engine.answer_batch(prompt, sampling, max_new_tokens)
+        _require_rows(answers, features)
         lengths = [p.text_tokens + p.media_tokens for p in prepared]
         return [self.answer(ids, length) for ids, length in zip(answers, lengths, strict=True)]
 
@@ -196,6 +232,7 @@ class StagedModel:
             FeaturesError: the features belong to another model.
         """
         _require_tokens(max_new_tokens)
+        features.watch_finite()
         prepared = self.adapter.tokenize(question, features) if isinstance(question, str) else question
         return Request(
             request_id=request_id,
@@ -203,6 +240,7 @@ class StagedModel:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             reuse=reuse,
+            require_inputs=features.require_finite,
         )
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
@@ -267,6 +305,25 @@ class StagedModel:
 def _require_pixels(prepared: Prepared) -> None:
     if prepared.media_tokens and not prepared.pixel_values.numel():
         raise PromptError("encode", found="a prompt without pixels", expected="what preprocess gives")
+
+
+def _watched(features: Features) -> Features:
+    """Start to look for values that are not finite; on the CPU, where nothing is asynchronous, refuse them at once."""
+    features.watch_finite()
+    if features.tensor.device.type == "cpu":
+        features.require_finite()
+    return features
+
+
+def _require_rows(answers: Sequence[tuple[int, ...]], features: Sequence[Features]) -> None:
+    """Refuse the answers of a batch if a row failed."""
+    bad = [index for index, (ids, each) in enumerate(zip(answers, features, strict=True))
+           if ids[-1] == INVALID_TOKEN or not each.watch_finite()]  # fmt: skip
+    if not bad:
+        return
+    features[bad[0]].require_finite()
+    stage = "prefill" if len(answers[bad[0]]) == 1 else "decode"
+    raise NonFiniteError(stage, "logits", found=f"NaN or infinity in row {', '.join(map(str, bad))} of {len(answers)}")
 
 
 def _require_tokens(max_new_tokens: int) -> None:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import pytest
+import torch
 
 import unfuse
 from unfuse.samples.demo import demo_dataset
@@ -87,3 +88,45 @@ def test_scenes_encoded_together_equal_each_alone(model):
         alone = model.encode(one)
         assert together.provenance == alone.provenance
         assert float((together.tensor - alone.tensor).norm() / alone.tensor.norm()) < 1e-5
+
+
+def test_a_request_that_is_not_finite_fails_alone(model, scenes):
+    bad = scenes[0].clone()
+    bad.tensor[3] = float("nan")
+    requests = [
+        model.request(name, QUESTIONS[0], features, max_new_tokens=4)
+        for name, features in (("one", scenes[0]), ("bad", bad), ("two", scenes[1]))
+    ]
+    batch = model.continuous(2)
+    batch.add(requests)
+    outputs = []
+    while batch.unfinished:
+        outputs += batch.step()
+    (failure,) = [output for output in outputs if output.error is not None]
+    assert (failure.request_id, failure.token_id, failure.finished) == ("bad", -1, None)
+    assert str(failure.error).startswith("encode: features are not finite: found NaN in")
+    for name, features in (("one", scenes[0]), ("two", scenes[1])):
+        alone = model.generate(QUESTIONS[0], features, max_new_tokens=4, reuse=False)
+        assert tuple(output.token_id for output in outputs if output.request_id == name) == alone.token_ids
+
+
+def test_a_later_token_that_is_not_finite_fails_its_request(model, scenes):
+    requests = [model.request(str(i), q, scenes[0], max_new_tokens=6) for i, q in enumerate(QUESTIONS[:2])]
+    head = model.adapter.language.head
+    calls = []
+
+    def spoil(_, __, logits):
+        calls.append(logits)
+        return torch.full_like(logits, float("nan")) if len(calls) == 5 else logits
+
+    batch = model.continuous(2)
+    batch.add(requests)
+    handle = head.register_forward_hook(spoil)
+    try:
+        outputs = []
+        while batch.unfinished:
+            outputs += batch.step()
+    finally:
+        handle.remove()
+    assert [(o.request_id, o.error.stage) for o in outputs if o.error is not None] == [("0", "decode")]
+    assert sum(o.request_id == "1" for o in outputs) > 3

@@ -11,7 +11,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from unfuse.adapters.base import FusedOutput
 from unfuse.engines.attention import reproducible_attention
-from unfuse.errors import PromptError
+from unfuse.errors import NonFiniteError, PromptError
+from unfuse.finite import is_finite
 from unfuse.stages import Sampling
 
 
@@ -51,15 +52,23 @@ def generate_fused(
         arguments: inputs of ``generate``.
         prompt_length: prompt ids at the start of each returned row; 0 if it contains new ids only.
         fused: settings of the call.
+
+    Raises:
+        NonFiniteError: the logits of a token are not finite: of the first one in ``prefill``, else in ``decode``.
+        PromptError: ``generate`` refuses the inputs.
     """
     sampling, logits = fused.sampling, fused.logits
-    processors = None if fused.forced is None else LogitsProcessorList([_ForcedTokens(fused.forced)])
     settings = generation_settings(model, fused.max_new_tokens, sampling)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), reproducible_attention(), torch.no_grad():
         if sampling.temperature:
             torch.manual_seed(sampling.seed)
         settings.return_dict_in_generate, settings.output_logits = True, logits
+        ends = settings.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        watch = _FiniteLogits(ends if sampling.ignore_eos else [])
+        forced = [] if fused.forced is None else [_ForcedTokens(fused.forced)]
+        processors = LogitsProcessorList([watch, *forced])
         try:
             output = model.generate(**arguments, generation_config=settings, logits_processor=processors)
         except ValueError as error:
@@ -67,14 +76,42 @@ def generate_fused(
             raise PromptError(
                 f"{type(model).__name__}.generate", found=found, expected="inputs that it takes"
             ) from None
-    ends = settings.eos_token_id
-    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
     answers = []
+    finite = watch.finite
     for index, row in enumerate(output.sequences[:, prompt_length:].tolist()):
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        if (bad := next((i for i, sound in enumerate(finite[index][:end]) if not sound), None)) is not None:
+            raise NonFiniteError(
+                "decode" if bad else "prefill", "logits", found=f"NaN or infinity at new token {bad + 1} of {end}"
+            )
         chosen_from = torch.stack([step[index].float() for step in output.logits[:end]]) if logits else None
         answers.append(FusedOutput(tuple(row[:end]), chosen_from))
     return answers
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Records whether the logits of each token are finite, and lets ``generate`` choose from finite ones only."""
+
+    def __init__(self, end_ids: list[int]):
+        self._end_ids = end_ids
+        self._steps: list[torch.Tensor] = []
+
+    @property
+    def finite(self) -> list[list[bool]]:
+        """One row for each prompt, with a flag for each new token."""
+        return torch.stack(self._steps, dim=1).tolist() if self._steps else []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        checked = scores
+        if self._end_ids:
+            # A minimum length masks the end tokens by minus infinity, before this call.
+            ends = scores[:, self._end_ids]
+            checked = scores.clone()
+            checked[:, self._end_ids] = ends.masked_fill(ends == float("-inf"), 0.0)
+        finite = is_finite(checked)
+        self._steps.append(finite)
+        # Drawing from NaN would end the CUDA context of the process.
+        return torch.where(finite[:, None], scores, 0.0)
 
 
 def generation_settings(model: Any, max_new_tokens: int, sampling: Sampling) -> GenerationConfig:

@@ -273,11 +273,12 @@ class Flow:
 
     def _step(self) -> None:
         for running in self._scheduler.step():
-            if running.generation is not None:
+            outcome = running.generation if running.error is None else Unavailable(reason_of(running.error))
+            if outcome is not None:
                 self._emit(
                     Answer(
                         question=running.question,
-                        generation=running.generation,
+                        generation=outcome,
                         media_sha256=running.media_sha256,
                         features_cached=running.features_cached,
                     )

@@ -61,6 +61,9 @@ class Engine(Protocol):
             prompt: one prompt.
             sampling: for all tokens, the first included.
             reuse: cache this prompt's keys and values, and reuse cached ones as far as tokens and features agree.
+
+        Raises:
+            NonFiniteError: logits are not finite.
         """
 
     def counted_rows(self, prompt: Prompt) -> CountedRows | Unavailable:
@@ -76,13 +79,19 @@ class Engine(Protocol):
         ``prefilled`` may be decoded again once this iterator is exhausted or closed.
 
         Args:
-            prefilled: from ``prefill``.
+            prefilled: from ``prefill``. With another ``sampling`` in it, the later tokens are chosen by that.
             max_new_tokens: tokens at most.
             drafts: guesses of the next tokens of this answer. They change the number of passes, but no token.
+
+        Raises:
+            NonFiniteError: logits are not finite.
         """
 
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
-        """Return the new tokens of every row of a padded batch, each up to its end token."""
+        """Return the new tokens of every row of a padded batch, each up to its end token.
+
+        A row whose logits are not finite ends with ``INVALID_TOKEN``.
+        """
 
     def continuous(self, capacity: int | None = None, *, interleave: bool = False) -> ContinuousBatch:
         """Return a continuous batch.

@@ -5,10 +5,12 @@ Orca (Yu et al., OSDI 2022) calls it iteration-level scheduling: the batch is fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from unfuse.errors import NonFiniteError
+from unfuse.finite import INVALID_TOKEN
 from unfuse.stages import Prompt, Sampling, StopReason
 
 
@@ -23,6 +25,9 @@ class Request:
     sampling: Sampling
     reuse: bool = False
     """Reuse keys and values of an earlier request as far as tokens and features agree."""
+    require_inputs: Callable[[], None] | None = None
+    """Raises ``NonFiniteError`` if the features in the prompt are not finite. It waits until the device has computed
+    them, so an engine calls it after the prefill."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +36,30 @@ class TokenOutput:
 
     request_id: str
     token_id: int
+    """``INVALID_TOKEN`` if the request has failed."""
     finished: StopReason | None
     """Reason why this token is the last; None for any other token."""
     reused_prefix_tokens: int
     """Reused positions of the prompt; equal for all tokens of a request."""
+    error: NonFiniteError | None = None
+    """Reason why the request has failed and left the batch."""
+
+
+def input_error(request: Request) -> NonFiniteError | None:
+    """Return the fault of the features in a prompt; None if they are finite. Call it after the prefill."""
+    try:
+        if request.require_inputs is not None:
+            request.require_inputs()
+    except NonFiniteError as error:
+        return error
+    return None
+
+
+def failed(request: Request, error: NonFiniteError) -> TokenOutput:
+    """Return the last output of a request that has failed."""
+    return TokenOutput(
+        request_id=request.request_id, token_id=INVALID_TOKEN, finished=None, reused_prefix_tokens=0, error=error
+    )
 
 
 class ContinuousBatch(Protocol):

@@ -16,8 +16,9 @@ from unfuse.engines.batching import ContinuousBatch
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.positions import following, sampling_positions
 from unfuse.engines.prefix import common_prefix
-from unfuse.engines.sampling import TokenChooser
+from unfuse.engines.sampling import TokenChooser, require_valid
 from unfuse.engines.sequential import SequentialBatch
+from unfuse.finite import INVALID_TOKEN
 from unfuse.speculation.drafter import Drafts
 from unfuse.speculation.reference import verified
 from unfuse.stages import Prefilled, Prompt, Sampling
@@ -27,7 +28,6 @@ from unfuse.unavailable import Unavailable
 @dataclass(frozen=True, slots=True)
 class _State:
     cache: DynamicCache
-    choose: TokenChooser
     position: torch.Tensor | None
     """Rotary position of the first token after the prompt; None counts from 0."""
     sampling_position: torch.Tensor
@@ -70,17 +70,16 @@ class EagerEngine:
             logits = self._language.prompt_logits(prompt, cache, reused)[0].float()
         if reuse and not prompt.decoder_inputs:
             self._last = _LastPrompt(prompt.token_keys, prompt.features_digest, _layers(cache))
-        choose = TokenChooser(sampling, self._end_ids, logits.device)
         position = following(prompt.position_ids)
         sampling_position = sampling_positions(position, prompt)[0]
-        token = choose(logits, sampling_position)
+        token = TokenChooser(sampling, self._end_ids, logits.device)(logits, sampling_position)
         return Prefilled(
-            token_id=int(token),
+            token_id=require_valid(int(token), "prefill", logits),
             logits=logits,
             prompt_tokens=prompt.length,
             reused_prefix_tokens=reused,
             sampling=sampling,
-            state=_State(cache, choose, position, sampling_position),
+            state=_State(cache, position, sampling_position),
         )
 
     def counted_rows(self, prompt: Prompt) -> CountedRows | Unavailable:
@@ -94,6 +93,7 @@ class EagerEngine:
 
     def _decode(self, prefilled: Prefilled, max_new_tokens: int) -> Generator[int]:
         state: _State = prefilled.state
+        choose = TokenChooser(prefilled.sampling, self._end_ids, prefilled.logits.device)
         token = prefilled.token_id
         try:
             for count in range(1, max_new_tokens + 1):
@@ -101,7 +101,7 @@ class EagerEngine:
                 if self.is_end(token) or count == max_new_tokens:
                     return
                 logits = self._step(token, state, count - 1)
-                token = int(state.choose(logits, state.sampling_position + count))
+                token = require_valid(int(choose(logits, state.sampling_position + count)), "decode", logits)
         finally:
             # Remove the positions of the answer, so that the prompt can be decoded again.
             _crop(state.cache, prefilled.prompt_tokens)
@@ -122,12 +122,12 @@ class EagerEngine:
             chosen = torch.stack([choose(row.float(), at) for row, at in rows_chosen])
             for answer, token in zip(answers, chosen.tolist(), strict=True):
                 # A row that has ended is computed on until the last row ends.
-                if not answer or not self.is_end(answer[-1]):
+                if not answer or not self._is_last(answer[-1]):
                     answer.append(token)
-            if len(answers[0]) == max_new_tokens or all(self.is_end(answer[-1]) for answer in answers):
+            if len(answers[0]) == max_new_tokens or all(self._is_last(answer[-1]) for answer in answers):
                 break
             mask = None if mask is None else torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
-            embeds = self._language.embed(chosen.unsqueeze(1))
+            embeds = self._language.embed(chosen.clamp(min=0).unsqueeze(1))
             with reproducible_attention():
                 logits = self._language.logits(embeds, cache, position_ids=position, attention_mask=mask)
             position = None if position is None else position + 1
@@ -150,6 +150,9 @@ class EagerEngine:
     def is_end(self, token_id: int) -> bool:
         """See ``Engine.is_end``."""
         return token_id in self._language.end_ids
+
+    def _is_last(self, token_id: int) -> bool:
+        return token_id == INVALID_TOKEN or self.is_end(token_id)
 
     def close(self) -> None:
         """Free the cached prompt."""

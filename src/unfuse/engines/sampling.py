@@ -6,6 +6,8 @@ from typing import Final
 
 import torch
 
+from unfuse.errors import NonFiniteError
+from unfuse.finite import INVALID_TOKEN, is_finite, non_finite_counts
 from unfuse.stages import Sampling
 
 _STEP: Final = -0x61C8864680B583EB
@@ -33,13 +35,17 @@ class TokenChooser:
 
     def set(self, sampling: Sampling) -> None:
         """Use other numbers of the same kind: both greedy or both sampled, with the same ``ignore_eos``."""
-        self._temperature.fill_(sampling.temperature)
+        # A temperature or top_p that float32 rounds to 0 or infinity would make the probabilities NaN, or all 0.
+        limits = torch.finfo(torch.float32)
+        self._temperature.fill_(min(max(sampling.temperature, limits.tiny), limits.max))
         # A sum of all probabilities may be a little under or over 1, so a top_p of 1 must not cut the tail.
-        self._top_p.fill_(sampling.top_p if sampling.top_p < 1 else 2)
+        self._top_p.fill_(max(sampling.top_p, limits.tiny) if sampling.top_p < 1 else 2)
         self._seed_key.fill_(hashed_seed(sampling.seed))
 
     def __call__(self, logits: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         """Return token ids, int64 ``[...]``, on the device of the logits and without waiting for them.
+
+        The token of a row with NaN or infinity is ``INVALID_TOKEN``, whichever token these values would choose.
 
         Temperature is applied first, then the nucleus: the smallest set of tokens with a probability of at least
         ``top_p`` in sum (Holtzman et al., arXiv 1904.09751). A token is drawn as the argmax of the probabilities over
@@ -49,11 +55,20 @@ class TokenChooser:
             logits: ``[..., V]``.
             positions: int ``[...]``: rotary position that each chosen token gets.
         """
+        # Before the mask, whose infinity is intended.
+        finite = is_finite(logits)
         if self._eos_masked is not None:
             logits = logits.index_fill(-1, self._eos_masked, float("-inf"))
+        return torch.where(finite, self._chosen(logits, positions), INVALID_TOKEN)
+
+    def _chosen(self, logits: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        """Return the token ids of finite logits."""
         if self._greedy:
             return logits.argmax(-1)
-        probabilities = torch.softmax(logits.float() / self._temperature, dim=-1)
+        logits = logits.float()
+        # The largest is 0 before the division, so no quotient is NaN at any temperature.
+        scaled = (logits - logits.amax(-1, keepdim=True)) / self._temperature
+        probabilities = torch.softmax(scaled, dim=-1)
         ordered, order = probabilities.sort(dim=-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= self._top_p
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
@@ -62,6 +77,23 @@ class TokenChooser:
         if self._index_steps is None or len(self._index_steps) != logits.shape[-1]:
             self._index_steps = index_steps(logits.shape[-1], logits.device)
         return (probabilities / exponential_noise(self._seed_key, positions, self._index_steps)).argmax(-1)
+
+
+def require_valid(token: int, stage: str, logits: torch.Tensor | None = None) -> int:
+    """Return a token that the host has read.
+
+    Args:
+        token: from ``TokenChooser``, or a kernel that chooses tokens.
+        stage: stage that computed its logits.
+        logits: of the token, for the message; None if they are overwritten by now.
+
+    Raises:
+        NonFiniteError: the token is ``INVALID_TOKEN``.
+    """
+    if token != INVALID_TOKEN:
+        return token
+    found = "NaN or infinity" if logits is None else non_finite_counts([logits])
+    raise NonFiniteError(stage, "logits", found=found)
 
 
 def hashed_seed(seed: int) -> int:

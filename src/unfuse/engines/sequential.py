@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from unfuse.engines.base import Engine
-from unfuse.engines.batching import Request, TokenOutput
+from unfuse.engines.batching import Request, TokenOutput, failed, input_error
+from unfuse.errors import NonFiniteError
 from unfuse.stages import StopReason
 
 _T = TypeVar("_T")
@@ -45,11 +46,14 @@ class SequentialBatch:
 
     def step(self) -> list[TokenOutput]:
         """See ``ContinuousBatch.step``."""
+        failures: list[TokenOutput] = []
         while self._waiting and len(self._running) < self.capacity:
-            self._join(self._waiting.popleft())
+            request = self._waiting.popleft()
+            if (error := self._join(request)) is not None:
+                failures.append(failed(request, error))
             if self._interleave:
                 break
-        return [self._next(*entry) for entry in list(self._running.values())]
+        return failures + [self._next(*entry) for entry in list(self._running.values())]
 
     def abort(self, request_id: str) -> None:
         """See ``ContinuousBatch.abort``."""
@@ -66,17 +70,28 @@ class SequentialBatch:
         self._running.clear()
         self._counts.clear()
 
-    def _join(self, request: Request) -> None:
-        prefilled = self._timed(
-            "prefill", lambda: self._engine.prefill(request.prompt, request.sampling, reuse=request.reuse)
-        )
+    def _join(self, request: Request) -> NonFiniteError | None:
+        """Prefill a request; return the reason why it has failed, or None."""
+        try:
+            prefilled = self._timed(
+                "prefill", lambda: self._engine.prefill(request.prompt, request.sampling, reuse=request.reuse)
+            )
+        except NonFiniteError as error:
+            return input_error(request) or error
+        if (fault := input_error(request)) is not None:
+            return fault
         tokens = self._engine.decode(prefilled, request.max_new_tokens)
         self._running[request.request_id] = request, tokens, prefilled.reused_prefix_tokens
         self._counts[request.request_id] = 0
+        return None
 
     def _next(self, request: Request, tokens: Iterator[int], reused: int) -> TokenOutput:
         name = request.request_id
-        token = self._timed("decode", lambda: next(tokens))
+        try:
+            token = self._timed("decode", lambda: next(tokens))
+        except NonFiniteError as error:
+            self.abort(name)
+            return failed(request, error)
         self._counts[name] += 1
         finished: StopReason | None = None
         if self._engine.is_end(token):

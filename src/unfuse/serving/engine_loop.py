@@ -177,7 +177,8 @@ class EngineLoop:
                 scheduler.close()
             self._fail_all(EngineStoppedError("the server is shutting down"))
         except BaseException as error:
-            self._fail_all(EngineStoppedError(f"the engine failed ({type(error).__name__})"))
+            reason = str(error) if isinstance(error, UnfuseError) else type(error).__name__
+            self._fail_all(EngineStoppedError(f"the engine failed ({reason})"))
             self._on_loop(self.on_failure)
             raise
         finally:
@@ -205,6 +206,8 @@ class EngineLoop:
                 raise error
             while scheduler.unfinished and not self._stopping:
                 deque(scheduler.step(), maxlen=0)
+            if answer.error is not None:
+                raise answer.error
             scheduler.abort(answer)
 
     def _round(self, scheduler: Scheduler[StreamedAnswer]) -> None:
@@ -272,9 +275,12 @@ class EngineLoop:
         )
 
     def _delta(self, answer: StreamedAnswer) -> AnswerDelta:
-        """Return the text of the answer's new token."""
+        """Return the text of the answer's new token, or its failure."""
         assert answer.text is not None
         answer.last_s = time.perf_counter()
+        if answer.error is not None:
+            self._unfinished.discard(answer)
+            return AnswerDelta("", answer.error)
         if len(answer.token_ids) == 1:
             answer.first_s = answer.last_s
         text = answer.text.add(answer.token_ids[-1])
@@ -289,6 +295,8 @@ class EngineLoop:
             prepared = self.model.preprocess(loaded)
         with clock.stage("encode"):
             features = self.model.encode(prepared)
+        # The clock has waited for the device; a scene of NaN must not be cached.
+        features.require_finite()
         return Encoded(
             features=features,
             on_host=features.to("cpu") if host_copy else None,

@@ -235,7 +235,7 @@ class _Turn:
             failure = as_request_error(error)
             self._service.metrics.errors.labels(failure.code).inc()
             yield json.dumps(failure.body)
-            if failure.status == 500:
+            if failure.code == "internal_error":
                 raise
         finally:
             self._service.engine.abort(self._answer)

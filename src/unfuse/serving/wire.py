@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unfuse.errors import FeaturesError, MissingPackageError, UnfuseError
+from unfuse.errors import FeaturesError, MissingPackageError, NonFiniteError, UnfuseError
 from unfuse.scheduler import ScheduledQuestion
 from unfuse.serving.engine_loop import BusyError
 from unfuse.serving.scenes import CachedScene
@@ -63,6 +63,8 @@ def as_request_error(error: Exception) -> RequestError:
         return RequestError(504, "timeout", "the request took longer than this server allows")
     if isinstance(error, MissingPackageError):
         return RequestError(501, "format_not_installed", str(error))
+    if isinstance(error, NonFiniteError):
+        return RequestError(500, "not_finite", str(error))
     if isinstance(error, UnfuseError):
         code = "features_error" if isinstance(error, FeaturesError) else "bad_input"
         return RequestError(400, code, str(error))

@@ -18,7 +18,7 @@ from unfuse.engines.graphed import slots
 from unfuse.engines.graphed.engine import GraphedEngine
 from unfuse.engines.graphed.prefill import PrefillRunner
 from unfuse.engines.graphed.prefix_cache import KVCachePool
-from unfuse.errors import DeviceError
+from unfuse.errors import DeviceError, NonFiniteError
 from unfuse.stages import Prompt, Sampling
 
 pytestmark = pytest.mark.usefixtures("few_programs")
@@ -284,3 +284,67 @@ def test_a_closed_engine_forgets_its_requests(model, tmp_path):
     engine.close()
     assert batch.unfinished == 0
     batch.close()
+
+
+# The interpreter takes the maximum of nothing but NaN through numpy.
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+@pytest.mark.parametrize("sampling", [FREE, replace(FREE, temperature=1.5, seed=2)], ids=["greedy", "drawn"])
+def test_a_request_of_nan_fails_alone(model, batch, sampling):
+    """Its neighbours in the pass and in the step, and the next owner of its KV cache, get their tokens."""
+
+    def of_nan(request):
+        embeds = request.prompt.inputs_embeds.clone()
+        embeds[:, 2] = float("nan")
+        return replace(request, prompt=replace(request.prompt, inputs_embeds=embeds))
+
+    good = [make_request(model, str(seed), 9, seed, 3, sampling) for seed in range(3)]
+    bad = of_nan(make_request(model, "bad", 9, 5, 3, sampling))
+    later = make_request(model, "later", 9, 6, 3, sampling)
+    batch.add([good[0], bad, good[1], good[2]])
+    ids, errors = defaultdict(list), {}
+    while batch.unfinished:
+        for output in batch.step():
+            assert output.request_id not in errors
+            if output.error is None:
+                ids[output.request_id].append(output.token_id)
+            else:
+                errors[output.request_id] = output
+                batch.add([later])
+    assert errors.keys() == {"bad"}
+    assert (errors["bad"].token_id, errors["bad"].error.stage) == (-1, "prefill")
+    assert ids == {request.request_id: alone(model, request) for request in (*good, later)}
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+def test_a_request_whose_later_logits_are_nan_fails_alone(model, batch):
+    good, bad = make_request(model, "good", 9, 0, 5), make_request(model, "bad", 9, 1, 5)
+    tokens = {each.request_id: alone(model, each) for each in (good, bad)}
+    second = tokens["bad"][1]
+    assert second not in {*tokens["good"], tokens["bad"][0]}
+    weight = model.embed.weight
+    before = weight.detach()[second].clone()
+    batch.add([good, bad])
+    weight.data[second] = float("nan")
+    try:
+        outputs = []
+        while batch.unfinished:
+            outputs += batch.step()
+    finally:
+        weight.data[second] = before
+    assert [o.token_id for o in outputs if o.request_id == "good"] == tokens["good"]
+    *sound, last = [o for o in outputs if o.request_id == "bad"]
+    assert [o.token_id for o in sound] == tokens["bad"][:2]
+    assert (last.token_id, last.finished, last.error.stage) == (-1, None, "decode")
+
+
+def test_features_that_are_not_finite_fail_their_request(model, batch):
+    def refuse():
+        raise NonFiniteError("encode", "features", found="NaN")
+
+    good = make_request(model, "good", 9, 0, 2)
+    batch.add([good, replace(make_request(model, "bad", 9, 1, 2), require_inputs=refuse)])
+    outputs = []
+    while batch.unfinished:
+        outputs += batch.step()
+    assert [o.error.stage for o in outputs if o.request_id == "bad"] == ["encode"]
+    assert [o.token_id for o in outputs if o.request_id == "good"] == alone(model, good)

@@ -10,6 +10,7 @@ import torch
 
 from unfuse.engines.graphed.speculation import SpeculativeRun, SpeculativeStep
 from unfuse.engines.sampling import TokenChooser
+from unfuse.errors import NonFiniteError
 from unfuse.stages import Sampling
 
 V, H, HALF, END = 64, 64, 4, 2
@@ -234,3 +235,23 @@ def test_a_kernel_that_accepts_one_token_too_many_is_noticed(table, monkeypatch)
 
     monkeypatch.setattr(SpeculativeRun, "_wait", shifted)
     assert [7, *SpeculativeRun(step, prefilled_of(), 60, Guess(expected)).tokens()] != expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=4)], ids=["greedy", "drawn"])
+def test_logits_that_are_not_finite_end_the_answer(table, value, sampling):
+    """At every token of an answer, within a draft or after it; the tokens before are given."""
+    answer = answer_of(table, 30, sampling=sampling)
+    for bad in (1, 2, 7, 16, 20):
+        rows, place = table.rows, (answer[bad - 1], (PROMPT + bad - 1) % 97, 5)
+        before = float(rows[place])
+        rows[place] = value
+        try:
+            step = step_of(table, sampling if sampling.temperature else None)
+            run = SpeculativeRun(step, prefilled_of(sampling=sampling), len(answer), Guess(answer, wrong=0.1))
+            tokens = []
+            with pytest.raises(NonFiniteError, match="^decode: logits are not finite"):
+                tokens.extend(run.tokens())
+        finally:
+            rows[place] = before
+        assert tokens == answer[1:bad]

@@ -15,6 +15,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -95,6 +96,12 @@ class SamplingParams:
 class AdapterLogitsProcessor(ABC):
     def __init__(self, vllm_config, device, is_pin_memory):
         self.device = device
+        self.req_info = {}
+
+    def apply(self, logits):
+        for row, bound in self.req_info.items():
+            logits[row] = bound(logits[row])
+        return logits
 
     @abstractmethod
     def is_argmax_invariant(self): ...
@@ -178,6 +185,7 @@ class _Request:
     cache_salt: str | None
     params: SamplingParams
     watch: list[Any]
+    """Of each processor: its own for this request, or None."""
     cache: DynamicCache = field(default_factory=DynamicCache)
     output: list[int] = field(default_factory=list)
     cached: int = 0
@@ -225,9 +233,7 @@ class LLMEngine:
         assert 0 < len(embeds) <= self.model_config.max_model_len
         watch = [p.new_req_logits_processor(params) for p in self._processors]
         generator = None if params.seed is None else torch.Generator().manual_seed(params.seed)
-        request = _Request(
-            request_id, embeds, prompt.get("cache_salt"), params, [w for w in watch if w], generator=generator
-        )
+        request = _Request(request_id, embeds, prompt.get("cache_salt"), params, watch, generator=generator)
         request.keys = self._core.request_block_hasher(request)
         self._waiting.append(request)
         return request_id
@@ -295,8 +301,10 @@ class LLMEngine:
         params = request.params
         if len(request.output) < params.min_tokens:
             logits[params.stop_token_ids] = float("-inf")
-        for watch in request.watch:
-            logits = watch(request.output, logits)
+        for processor, watch in zip(self._processors, request.watch, strict=True):
+            # A batch of one row, whose list of new tokens is bound to the request's processor.
+            processor.req_info = {} if watch is None else {0: partial(watch, request.output)}
+            logits = processor.apply(logits[None])[0]
         if params.temperature == 0:
             return int(logits.argmax())
         probabilities = torch.softmax(logits / params.temperature, -1)

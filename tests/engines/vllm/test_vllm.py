@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from unfuse.engines.unsupported import Unsupported
 from unfuse.engines.vllm.builder import memory_arguments
 from unfuse.engines.vllm.engine import VllmEngine
 from unfuse.engines.vllm.weights import text_config, text_weights
-from unfuse.errors import DeviceError, MissingPackageError
+from unfuse.errors import DeviceError, MissingPackageError, NonFiniteError
 from unfuse.loading import check_engine, load
 from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
@@ -571,3 +572,78 @@ def test_a_small_cache_is_not_profiled(monkeypatch, model, free, positions, meas
     assert (given["kv_cache_memory_bytes"] is None) == measured
     assert measured or needed <= given["kv_cache_memory_bytes"] <= free * 2**30 / 8
     assert 0 < given["gpu_memory_utilization"] * 80 < free
+
+
+# Logits that are not finite
+
+
+@pytest.fixture
+def nan_after(engine):
+    """While the body runs, the logits after a token are NaN."""
+
+    @contextmanager
+    def spoilt(token):
+        embedding = engine._engine.model.embedding.data
+        before = embedding[token].clone()
+        embedding[token] = float("nan")
+        try:
+            yield
+        finally:
+            embedding[token] = before
+
+    return spoilt
+
+
+def test_logits_of_the_prompt_that_are_not_finite(engine, model):
+    given = prompt(model, 20)
+    bad = replace(given, inputs_embeds=torch.full_like(given.inputs_embeds, float("nan")))
+    with pytest.raises(NonFiniteError, match="^prefill: logits are not finite: found NaN in 40 of 40"):
+        engine.prefill(bad, FREE)
+    batch = engine.continuous()
+    batch.add([make_request("bad", bad), make_request("good", given)])
+    outputs = []
+    while batch.unfinished:
+        outputs += batch.step()
+    (failure,) = [output for output in outputs if output.error is not None]
+    assert (failure.request_id, failure.token_id, failure.error.stage) == ("bad", -1, "prefill")
+    assert [o.token_id for o in outputs if o.request_id == "good"] == alone(engine, given, 6)
+
+
+@pytest.mark.parametrize("sampling", [FREE, Sampling(), replace(DRAWN, ignore_eos=True)], ids=str)
+def test_logits_of_a_later_token_that_are_not_finite(engine, model, nan_after, sampling):
+    given = prompt(model, 20)
+    tokens = alone(engine, given, 6, sampling)
+    prefilled = engine.prefill(given, sampling)
+    assert tokens[0] != tokens[1], "the second is to fail"
+    with nan_after(tokens[1]):
+        seen = engine.decode(prefilled, 6)
+        assert [next(seen), next(seen)] == tokens[:2]
+        with pytest.raises(NonFiniteError, match="^decode: logits are not finite"):
+            list(seen)
+        assert not engine._engine.has_unfinished_requests() or not engine._engine.running
+    with nan_after(tokens[0]):
+        batch = engine.continuous()
+        other = make_request("other", prompt(model, 9, seed=4), 1)
+        batch.add([make_request("bad", given, sampling=sampling), other])
+        outputs = []
+        while batch.unfinished:
+            outputs += batch.step()
+        mine = [(o.token_id, o.error) for o in outputs if o.request_id == "bad"]
+        assert mine[0][0] >= 0
+        assert (mine[-1][0], mine[-1][1].stage) == (-1, "decode")
+        assert [o.error for o in outputs if o.request_id == "other"] == [None]
+    assert alone(engine, given, 6, sampling) == tokens
+
+
+def test_features_that_are_not_finite_fail_their_request(engine, model):
+    def refuse():
+        raise NonFiniteError("encode", "features", found="NaN")
+
+    batch = engine.continuous()
+    given = prompt(model, 20)
+    batch.add([make_request("bad", given, require_inputs=refuse), make_request("good", given)])
+    outputs = []
+    while batch.unfinished:
+        outputs += batch.step()
+    assert [o.error.stage for o in outputs if o.request_id == "bad"] == ["encode"]
+    assert [o.token_id for o in outputs if o.request_id == "good"] == alone(engine, given, 6)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unfuse.engines.batching import Request, TokenOutput
+from unfuse.engines.batching import Request, TokenOutput, failed, input_error
 from unfuse.engines.graphed.cuda_graphs import outside_inference_mode, set_device
 from unfuse.engines.graphed.in_flight import InFlightStep, RunningRequest, max_positions, seconds_between
 from unfuse.engines.graphed.kernels.argmax import argmax
@@ -25,7 +25,8 @@ from unfuse.engines.graphed.slots import Slots
 from unfuse.engines.graphed.workspace import MAX_BATCH
 from unfuse.engines.sampling import TokenChooser
 from unfuse.engines.sequential import SequentialBatch
-from unfuse.errors import DeviceError
+from unfuse.errors import DeviceError, NonFiniteError
+from unfuse.finite import INVALID_TOKEN
 from unfuse.stages import StopReason
 
 _Joining = tuple[RunningRequest, PromptRows]
@@ -245,6 +246,10 @@ class GraphedBatch:
         for running, token in zip(step.requests, step.tokens.tolist(), strict=True):
             if running.ended:
                 continue
+            if (fault := _fault(running, token, step.stage)) is not None:
+                self._finish(running)
+                yield failed(running.request, fault)
+                continue
             running.received += 1
             finished: StopReason | None = None
             if token in self._ends:
@@ -277,3 +282,10 @@ class GraphedBatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _fault(running: RunningRequest, token: int, stage: str) -> NonFiniteError | None:
+    """Return the reason why a request has failed at a token, or None."""
+    if running.received == 0 and (error := input_error(running.request)) is not None:
+        return error
+    return NonFiniteError(stage, "logits", found="NaN or infinity") if token == INVALID_TOKEN else None

@@ -35,9 +35,11 @@ from unfuse.engines.graphed.workspace import row_bucket
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.padding import unpadded
 from unfuse.engines.prefix import common_prefix
-from unfuse.engines.sampling import TokenChooser
+from unfuse.engines.sampling import TokenChooser, require_valid
 from unfuse.engines.sequential import SequentialBatch
 from unfuse.engines.unsupported import Unsupported
+from unfuse.errors import NonFiniteError
+from unfuse.finite import INVALID_TOKEN
 from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
 from unfuse.unavailable import Unavailable
@@ -124,6 +126,12 @@ class GraphedEngine:
         set_device(self._runner.llama.device)
         if not self._prefill.supports(prompt):
             return self._eager.prefill(prompt, sampling, reuse=reuse)
+        prefilled = self._prefilled(prompt, sampling, reuse=reuse)
+        require_valid(prefilled.token_id, "prefill", prefilled.logits)
+        return prefilled
+
+    def _prefilled(self, prompt: Prompt, sampling: Sampling, *, reuse: bool = False) -> Prefilled:
+        """Prefill a prompt that ``PrefillRunner`` supports; its token may be ``INVALID_TOKEN``."""
         keys, length = prompt.token_keys if reuse else (), prompt.length
         cache = self._cache_for(keys, prompt.features_digest, length)
         reused = cache.length
@@ -187,6 +195,7 @@ class GraphedEngine:
             if written < max_new_tokens:
                 run.submit()
             (token,) = run.retire()
+            require_valid(token, "decode")
             yield token
             if self.is_end(token):
                 return
@@ -197,7 +206,8 @@ class GraphedEngine:
         if not self._prefill.supports(prompt):
             return self._eager.answer_batch(prompt, sampling, max_new_tokens)
         self._answer_positions = min(max(_MIN_ANSWER, max_new_tokens), _MAX_ANSWER)
-        rows = [self.prefill(row, sampling) for row in unpadded(prompt)]
+        set_device(self._runner.llama.device)
+        rows = [self._prefilled(row, sampling) for row in unpadded(prompt)]
         groups = (rows[at : at + MAX_SKINNY_ROWS] for at in range(0, len(rows), MAX_SKINNY_ROWS))
         return list(itertools.chain.from_iterable(self._decode_together(group, max_new_tokens) for group in groups))
 
@@ -330,8 +340,11 @@ class GraphedEngine:
     def _decode_together(self, rows: Sequence[Prefilled], max_new_tokens: int) -> list[tuple[int, ...]]:
         answers = [[row.token_id] for row in rows]
 
+        def ended(answer: list[int]) -> bool:
+            return answer[-1] == INVALID_TOKEN or self.is_end(answer[-1])
+
         def all_ended() -> bool:
-            return all(self.is_end(answer[-1]) for answer in answers)
+            return all(map(ended, answers))
 
         if max_new_tokens > 1 and not all_ended():
             run = self._decode_run(rows, max_new_tokens)
@@ -341,7 +354,7 @@ class GraphedEngine:
                     run.submit()
                 for answer, token in zip(answers, run.retire(), strict=True):
                     # A row that has ended is computed on until the last row ends.
-                    if not self.is_end(answer[-1]):
+                    if not ended(answer):
                         answer.append(token)
                 if all_ended():
                     break
@@ -371,8 +384,11 @@ class GraphedEngine:
 
         eager = self._eager
         for length, reuse in ((len(ids) - 2, True), (len(ids), True)):
-            ours = self.score(self.prefill(prompt(length), sampling, reuse=reuse), tokens)
-            theirs = eager.score(eager.prefill(prompt(length), sampling), tokens)
+            try:
+                ours = self.score(self.prefill(prompt(length), sampling, reuse=reuse), tokens)
+                theirs = eager.score(eager.prefill(prompt(length), sampling), tokens)
+            except NonFiniteError as error:
+                raise Unsupported(str(error)) from None
             distance = float((ours - theirs).norm() / theirs.norm())
             # True for NaN as well.
             if not distance <= _TOLERANCE[weight.dtype]:

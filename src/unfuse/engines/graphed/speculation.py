@@ -35,13 +35,15 @@ from unfuse.engines.graphed.kernels.speculation import (
 from unfuse.engines.graphed.kv_cache import KVCache
 from unfuse.engines.graphed.llama import Llama
 from unfuse.engines.graphed.megakernel import MAX_TOKENS, Megakernel, MegakernelWorkspace
-from unfuse.engines.sampling import TokenChooser
+from unfuse.engines.sampling import TokenChooser, require_valid
+from unfuse.finite import INVALID_TOKEN
 from unfuse.speculation.drafter import Draft, Drafts
 from unfuse.stages import Prefilled, Sampling
 
 _GROWTH: Final = 512
 """Positions by which a full KV cache grows."""
 _MAX_FORCED: Final = 4096
+_INVALID_WORD: Final = INVALID_TOKEN & 0xFFFFFFFF
 _LOOKS: Final = 10_000_000
 """Reads of pinned memory, of some nanoseconds each, after which the host waits for the end of a pass instead."""
 
@@ -294,7 +296,7 @@ class SpeculativeRun:
                     if ahead and self._waiting:
                         self._publish(draft)
                 self._drafts.record(result.drafted, len(result.tokens) - 1)
-                yield from result.tokens
+                yield from (require_valid(token, "decode") for token in result.tokens)
                 if result.finished:
                     return
         finally:
@@ -349,7 +351,7 @@ class SpeculativeRun:
         step.number += 1
         row = (words & 0xFFFFFFFF).tolist()
         head = row[0]
-        tokens = row[1 : 1 + (head & 0xFF)]
+        tokens = [INVALID_TOKEN if word == _INVALID_WORD else word for word in row[1 : 1 + (head & 0xFF)]]
         self._last = tokens[-1]
         self._read += len(tokens)
         return PassResult(tokens, drafted=(head >> 8 & 0xFF) - 1, finished=bool(head >> 16))

@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from unfuse.engines.batching import Request, TokenOutput
+from unfuse.engines.batching import Request, TokenOutput, failed, input_error
 from unfuse.engines.sequential import SequentialBatch
-from unfuse.engines.vllm.client import VllmClient
+from unfuse.engines.vllm.client import VllmClient, VllmToken
 from unfuse.engines.vllm.host_prompt import PreparedPrompt
+from unfuse.errors import NonFiniteError
+from unfuse.finite import INVALID_TOKEN
 
 
 @dataclass(slots=True)
@@ -127,6 +129,11 @@ class VllmBatch:
                     prefill_rows += running.prompt_tokens - token.cached_tokens
                 else:
                     decode_rows += 1
+                if (fault := _fault(running, token)) is not None:
+                    self._client.abort(name)
+                    del self._running[name]
+                    outputs.append(failed(running.request, fault))
+                    break
                 running.received += 1
                 outputs.append(
                     TokenOutput(
@@ -143,3 +150,11 @@ class VllmBatch:
         self._busy["prefill"] += prefill_share * seconds
         self._busy["decode"] += (1 - prefill_share) * seconds
         return outputs
+
+
+def _fault(running: _Running, token: VllmToken) -> NonFiniteError | None:
+    """Return the reason why a request has failed at a token, or None."""
+    if running.received == 0 and (error := input_error(running.request)) is not None:
+        return error
+    stage = "decode" if running.received else "prefill"
+    return NonFiniteError(stage, "logits", found="NaN or infinity") if token.token_id == INVALID_TOKEN else None

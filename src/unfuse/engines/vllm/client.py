@@ -13,8 +13,10 @@ from typing import Any, Final
 
 import torch
 
+from unfuse.engines.vllm.finite_watch import FiniteWatch
 from unfuse.engines.vllm.logits_recorder import KEY, LogitsRecorder, RecorderRegistry
 from unfuse.engines.vllm.prefix_hash import PrefixHasher, PrefixKey
+from unfuse.finite import INVALID_TOKEN
 from unfuse.stages import Sampling, StopReason
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0
@@ -27,6 +29,7 @@ class VllmToken:
     """One new token of one request."""
 
     token_id: int
+    """``INVALID_TOKEN`` if its logits were not finite; the request must be aborted then."""
     finished: StopReason | None
     """Reason why this is the last token; None for others."""
     cached_tokens: int
@@ -41,6 +44,8 @@ class VllmClient:
         self._recorders = recorders
         self._end_ids = list(end_ids)
         self._queues: dict[str, deque[VllmToken]] = {}
+        self._num_tokens: dict[str, int] = {}
+        """New tokens of each request so far."""
         self._names = map(str, itertools.count())
         self._hasher = PrefixHasher(engine)
 
@@ -75,8 +80,7 @@ class VllmClient:
         from vllm.sampling_params import RequestOutputKind
 
         name = next(self._names)
-        if recorder is not None:
-            self._recorders[name] = recorder
+        self._recorders[name] = FiniteWatch() if recorder is None else recorder
         chosen: dict[str, Any] = {"temperature": 0.0}
         if sampling.temperature:
             chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
@@ -87,12 +91,13 @@ class VllmClient:
             stop_token_ids=self._end_ids if recorder is None else [],
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            extra_args={KEY: name} if recorder is not None else None,
+            extra_args={KEY: name},
             **chosen,
         )
         with self._hasher.using(prefix):
             self._engine.add_request(name, embeds_input(prompt_embeds=embeds, cache_salt=prefix.salt), params)
         self._queues[name] = deque()
+        self._num_tokens[name] = 0
         return name
 
     def step(self) -> None:
@@ -103,8 +108,12 @@ class VllmClient:
             (answer,) = output.outputs
             finished = _STOP_REASONS[answer.finish_reason] if output.finished else None
             last = len(answer.token_ids) - 1
+            name = output.request_id
             for index, token in enumerate(answer.token_ids):
                 cached = output.num_cached_tokens or 0
+                if not self._recorders.finite(name, self._num_tokens[name]):
+                    token = INVALID_TOKEN
+                self._num_tokens[name] += 1
                 queue.append(VllmToken(int(token), finished if index == last else None, cached))
 
     def take(self, name: str) -> list[VllmToken]:
@@ -134,5 +143,5 @@ class VllmClient:
             self._engine.abort_request([name])
 
     def _forget(self, name: str) -> None:
-        del self._queues[name]
+        del self._queues[name], self._num_tokens[name]
         self._recorders.discard(name)

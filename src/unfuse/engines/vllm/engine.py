@@ -27,6 +27,7 @@ from unfuse.engines.graphed.autotune import Autotuner
 from unfuse.engines.graphed.vision import CapturedVision
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.padding import unpadded
+from unfuse.engines.sampling import require_valid
 from unfuse.engines.sequential import SequentialBatch
 from unfuse.engines.unsupported import Unsupported
 from unfuse.engines.vllm.batch import VllmBatch
@@ -35,6 +36,8 @@ from unfuse.engines.vllm.client import MAX_TEMPERATURE, MIN_TEMPERATURE, VllmCli
 from unfuse.engines.vllm.host_prompt import HostPrompt, PreparedPrompt
 from unfuse.engines.vllm.logits_recorder import LogitsRecorder, RecorderRegistry
 from unfuse.engines.vllm.prefix_hash import PrefixKey
+from unfuse.errors import NonFiniteError
+from unfuse.finite import INVALID_TOKEN, is_finite
 from unfuse.speculation.drafter import Drafts
 from unfuse.stages import Prefilled, Prompt, Sampling
 from unfuse.unavailable import Unavailable
@@ -126,8 +129,9 @@ class VllmEngine:
         recorder = LogitsRecorder(eos_masked=self._end_ids if sampling.ignore_eos else None)
         name = self._client.submit(prepared.host.embeds(), sampling, 1, prefix=prepared.prefix, recorder=recorder)
         (first,) = self._client.follow(name)
+        token = first.token_id if bool(is_finite(recorder[0])) else INVALID_TOKEN
         return Prefilled(
-            token_id=first.token_id,
+            token_id=require_valid(token, "prefill", recorder[0]),
             logits=recorder[0],
             prompt_tokens=prepared.host.length,
             reused_prefix_tokens=first.cached_tokens if reuse else 0,
@@ -155,7 +159,7 @@ class VllmEngine:
         sampling = replace(prefilled.sampling, seed=_decode_seed(prefilled.sampling.seed))
         name = self._client.submit(embeds, sampling, remaining, prefix=prepared.prefix.then(token))
         for each in self._client.follow(name):
-            yield each.token_id
+            yield require_valid(each.token_id, "decode")
 
     @torch.no_grad()
     def answer_batch(self, prompt: Prompt, sampling: Sampling, max_new_tokens: int) -> list[tuple[int, ...]]:
@@ -275,8 +279,11 @@ class VllmEngine:
         sampling, tokens = Sampling(ignore_eos=True), ids[:3].tolist()
         for length in _COMPARED:
             prompt = Prompt(inputs_embeds=self._language.embed(ids[:length].to(weight.device))[None])
-            ours = self.score(self.prefill(prompt, sampling, reuse=True), tokens)
-            theirs = self._eager.score(self._eager.prefill(prompt, sampling), tokens)
+            try:
+                ours = self.score(self.prefill(prompt, sampling, reuse=True), tokens)
+                theirs = self._eager.score(self._eager.prefill(prompt, sampling), tokens)
+            except NonFiniteError as error:
+                raise Unsupported(str(error)) from None
             distance = float((ours - theirs).norm() / theirs.norm())
             # True for NaN as well.
             if not distance <= _TOLERANCE[weight.dtype]:

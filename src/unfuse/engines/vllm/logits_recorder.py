@@ -11,8 +11,10 @@ from typing import Any, Final
 
 import torch
 
+from unfuse.engines.vllm.finite_watch import FiniteWatch, StepFlags
+
 KEY: Final = "unfuse_recorder"
-"""Key of ``SamplingParams.extra_args``: the name of the request's recorder."""
+"""Key of ``SamplingParams.extra_args``: the name of the request."""
 
 
 class LogitsRecorder:
@@ -47,13 +49,18 @@ class LogitsRecorder:
 
 
 class RecorderRegistry:
-    """The recorders of one engine's requests, by request name."""
+    """The recorders and watches of one engine's requests, by request name."""
 
     def __init__(self) -> None:
-        self._recorders: dict[str, LogitsRecorder] = {}
+        self._recorders: dict[str, LogitsRecorder | FiniteWatch] = {}
 
-    def __setitem__(self, name: str, recorder: LogitsRecorder) -> None:
+    def __setitem__(self, name: str, recorder: LogitsRecorder | FiniteWatch) -> None:
         self._recorders[name] = recorder
+
+    def finite(self, name: str, num_tokens: int) -> bool:
+        """Return whether a request's logits after so many new tokens were finite; True if nothing watches them."""
+        watch = self._recorders.get(name)
+        return not isinstance(watch, FiniteWatch) or watch.take(num_tokens)
 
     def discard(self, name: str) -> None:
         """Forget a request's recorder, if it has one."""
@@ -69,7 +76,17 @@ class RecorderRegistry:
             def is_argmax_invariant(self) -> bool:
                 return False
 
-            def new_req_logits_processor(self, params: Any) -> LogitsRecorder | None:
+            def new_req_logits_processor(self, params: Any) -> LogitsRecorder | FiniteWatch | None:
                 return recorders.get((params.extra_args or {}).get(KEY, ""))
+
+            def apply(self, logits: torch.Tensor) -> torch.Tensor:
+                flags = StepFlags(logits)
+                for row, bound in self.req_info.items():
+                    # vLLM binds the list of the request's new tokens to the processor.
+                    if isinstance(bound.func, FiniteWatch):
+                        bound.func.add(len(bound.args[-1]), flags, row)
+                    else:
+                        logits[row] = bound(logits[row])
+                return logits
 
         return RecordingProcessor

@@ -81,15 +81,38 @@ def test_a_step_embeds_in_fragment_order(dtype):
 @pytest.mark.parametrize("ends", [(), (7,), (39, 2)], ids=str)
 def test_argmax(vocabulary, ends):
     """Logits of few bits, so that the largest is there several times: the first of them is chosen, as by torch."""
-    logits = torch.randint(-9, 9, (6, vocabulary)).float().to(DEVICE)
+    logits = torch.randint(-9, 9, (4, vocabulary)).float().to(DEVICE)
     logits[2, 7] = logits[3, 39] = 20
-    logits[4] = float("-inf")
-    logits[5, 3] = float("nan")
-    eos_masked = torch.tensor([True, False, True, False, True, False], device=DEVICE)
+    eos_masked = torch.tensor([True, False, True, False], device=DEVICE)
     end_ids = torch.tensor(ends, dtype=torch.int64, device=DEVICE)
-    memory = torch.full((7,), -1, device=DEVICE)
+    memory = torch.full((5,), 99, device=DEVICE)
     argmax(memory[1:], logits, end_ids, eos_masked)
-    wanted = logits.nan_to_num(float("-inf"), neginf=float("-inf"))
-    for row in (0, 2, 4):
+    wanted = logits.clone()
+    for row in (0, 2):
         wanted[row, end_ids] = float("-inf")
-    assert memory.tolist() == [-1, *wanted.argmax(-1).tolist()]
+    assert memory.tolist() == [99, *wanted.argmax(-1).tolist()]
+
+
+@pytest.mark.parametrize("vocabulary", [40, 16384, 16385])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_argmax_of_logits_that_are_not_finite_is_invalid(vocabulary, value):
+    """A single value makes its row invalid, wherever it is: also on an end token, which the mask would hide."""
+    places = (0, 7, vocabulary - 1)
+    logits = torch.randn(len(places) + 1, vocabulary, device=DEVICE)
+    for row, place in enumerate(places):
+        logits[row, place] = float(value)
+    eos_masked = torch.ones(len(logits), dtype=torch.bool, device=DEVICE)
+    token = torch.zeros(len(logits), dtype=torch.int64, device=DEVICE)
+    argmax(token, logits, torch.tensor([7], device=DEVICE), eos_masked)
+    assert token[:-1].tolist() == [-1] * len(places)
+    assert token[-1] >= 0
+
+
+def test_an_invalid_token_is_embedded_as_0():
+    embedding, x = normal(5, 16), torch.empty(2, 16, device=DEVICE)
+    inv_freq = normal(8)
+    begin_step(
+        x, *torch.empty(2, 2, 8, device=DEVICE), whole(0, 0), whole(-1, 3, dtype=torch.int64), whole(0, 1),
+        whole(0, 1), whole(9, 9), embedding, inv_freq, torch.zeros_like(whole(*[0] * 8)), 1.0,
+    )  # fmt: skip
+    assert torch.equal(x, embedding[[0, 3]])

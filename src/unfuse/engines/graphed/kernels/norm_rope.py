@@ -131,7 +131,9 @@ def _begin_step(
         gdc_launch_dependents()
     _store_cos_sin(cosine, sine, position, inv_freq, axes, scaling, row, 0, HALF, HALF_BLOCK)
     at = tl.arange(0, BLOCK)
-    value = tl.load(embedding + tl.load(token + row).to(tl.int64) * H + at, mask=at < H, other=0.0)
+    # An invalid token is -1. The host has not read it yet, and will drop all later tokens of the row.
+    embedded = tl.maximum(tl.load(token + row).to(tl.int64), 0)
+    value = tl.load(embedding + embedded * H + at, mask=at < H, other=0.0)
     stored_at = at
     if FRAGMENTS:
         # The inverse of ``megakernel.fragment_order``.
@@ -172,7 +174,7 @@ def begin_step(
         cosine: ``[B, D / 2]``, out.
         sine: ``[B, D / 2]``, out.
         write_position: int32 ``[B]``, out: cache position of this step's keys and values.
-        token: int64 ``[B]``.
+        token: int64 ``[B]``; an invalid one (-1) is embedded as 0.
         length: int32 ``[B]``, number of cached positions; incremented.
         position: int32 ``[B]``, rotary position of the token on every axis; incremented.
         capacity: int32 ``[B]``, capacity of the cache in positions.

@@ -92,7 +92,8 @@ def _accept_tokens(
         picked = tl.load(chosen + at)
         given = written + at
         picked = tl.load(forced + given, mask=given < tl.load(num_forced), other=picked)
-        ends = at < 0
+        # A token of logits that are not finite is -1, and ends the answer.
+        ends = picked < 0
         for end in tl.static_range(ENDS):
             ends = ends | (picked == tl.load(end_ids + end))
         following = tl.load(tokens + at + 1, mask=at + 1 < computed, other=-1)
@@ -104,7 +105,7 @@ def _accept_tokens(
         out = results + (number % RESULTS) * (TOKENS + 1)
         tag = number.to(tl.int64) << 32
         tl.store(out, fresh.to(tl.int64) | (computed.to(tl.int64) << 8) | (finished.to(tl.int64) << 16) | tag)
-        tl.store(out + 1 + at, tl.where(at < fresh, picked, 0) | tag)
+        tl.store(out + 1 + at, tl.where(at < fresh, picked & 0xFFFFFFFF, 0) | tag)
         length, position = tl.load(state), tl.load(state + 1)
         # Every thread must have read the state before it changes.
         tl.debug_barrier()
@@ -210,7 +211,8 @@ def accept_tokens(
         num_forced: int32, entries of ``forced`` in use.
         results: int64 ``[RESULTS, T + 1]`` in pinned memory, out: row ``pass % RESULTS``. The upper 32 bits of each
             word are the number of the pass. The lower ones of word 0 are the number of new tokens, plus 256 times the
-            tokens of the pass, plus 65536 if the answer has ended; those of the next words are the new tokens.
+            tokens of the pass, plus 65536 if the answer has ended; those of the next words are the new tokens. An
+            invalid token ends the answer, and its word has 32 ones.
     """
     launch(
         _accept_tokens, (1,), tokens, chosen, count, state, end_ids, forced, num_forced, results,
