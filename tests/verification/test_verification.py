@@ -183,6 +183,7 @@ def test_whole_verification_names_the_failed_check(demo_model, demo_sample):
         "store-hit",
         "golden",
         "backward-compatible",
+        "sampling",
         "speculation-equal",
         "timing-additive",
         "hooks-agree",

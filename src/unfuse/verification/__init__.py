@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from unfuse.errors import CutError, FeaturesError
+from unfuse.errors import CutError, FeaturesError, NonFiniteError
 from unfuse.measure.timers import DeviceTimer, timer_for
 from unfuse.records.verification_file import CheckResult
 from unfuse.samples import Sample
@@ -14,6 +14,7 @@ from unfuse.verification.golden import GoldenSet, golden
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.result import Verification, judged, skipped
 from unfuse.verification.same_output import same_output
+from unfuse.verification.sampling import sampling
 from unfuse.verification.scenes import scenes_apart
 from unfuse.verification.speculation import speculation_equal
 from unfuse.verification.steady import steady
@@ -53,6 +54,7 @@ def verify_model(
         "store-hit": lambda: store_hit(subject),
         "golden": lambda: _golden(model, reference),
         "backward-compatible": lambda: checks.backward_compatible(subject),
+        "sampling": lambda: sampling(subject),
         "speculation-equal": lambda: speculation_equal(subject),
         "timing-additive": lambda: timing_additive(model, sample, clock, max_new_tokens),
         "hooks-agree": lambda: hooks_agree(model, subject.prepared, clock),
@@ -64,7 +66,7 @@ def verify_model(
             result = check()
         except CutError as error:
             result = skipped(name, str(error), expected="a model that can be split")
-        except FeaturesError as error:
+        except (FeaturesError, NonFiniteError) as error:
             result = judged(name, False, expected="the check to run", observed=str(error))
         results.append(result)
         if on_result:
