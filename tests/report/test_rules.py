@@ -168,3 +168,27 @@ def test_reused_results(manifest: Manifest, make_run: MakeRun) -> None:
     assert f"results were reused: {finding}" in verdict.reasons
     unknown = replace(QUIET, reuse=Reuse(sample_id="s0", reason="the sample has no media"))
     assert statuses(manifest, make_run(), unknown)["nothing reused"] == "skip"
+
+
+def test_an_impossible_number_makes_a_run_invalid(manifest: Manifest, make_run: MakeRun) -> None:
+    records = make_run(6)
+    assert "possible numbers" not in {row.rule for row in judge_all(manifest, records) if row.outcome == "fail"}
+    twice = [*records, records[0]]
+    (row,) = [row for row in judge_all(manifest, twice) if row.rule == "possible numbers"]
+    assert (row.outcome, row.value) == ("fail", "1 impossible")
+    assert row.sentences == ("impossible: 1 samples have more than one line: s0",)
+
+
+def judge_all(manifest: Manifest, records: list[SampleRecord]) -> tuple[RuleRow, ...]:
+    return judge(MeasuredRun(manifest=manifest, records=records, probes=QUIET)).rules
+
+
+def test_a_finding_counts_runs_and_not_findings(manifest: Manifest, make_run: MakeRun) -> None:
+    """Both reasons of throttling are findings of one rule: they are in all 6 runs, not in 12 of 6."""
+    both = ("gpu-throttled: clocks held down by heat for 3 % of 1.0 s", "gpu-throttled: clocks held down by power")
+    records = make_run(6, disturbances=both)
+    (found,) = MeasuredRun(manifest=manifest, records=records, probes=QUIET).disturbances
+    assert found.endswith("(6 of 6 runs, first at sample s0)")
+    half = [replace(record, disturbances=()) if index % 2 else record for index, record in enumerate(records)]
+    (found,) = MeasuredRun(manifest=manifest, records=half, probes=QUIET).disturbances
+    assert found.endswith("(3 of 6 runs, first at sample s0)")

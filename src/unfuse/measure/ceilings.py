@@ -35,16 +35,21 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings | Non
         buffer = torch.empty(size // 4, dtype=torch.float32, device=device).normal_()
         other = torch.empty_like(buffer)
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        read = _fastest(lambda: buffer.sum(), device)
-        copied = _fastest(lambda: other.copy_(buffer), device)
-        multiplied = _fastest(lambda: a @ b, device)
+        read = _times(lambda: buffer.sum(), device)
+        copied = _times(lambda: other.copy_(buffer), device)
+        multiplied = _times(lambda: a @ b, device)
     except torch.OutOfMemoryError:
         return None
-    return Ceilings(bytes_per_s=max(size / read, 2 * size / copied), flops_per_s=2 * side**3 / multiplied)
+    moved = min((min(read) / size, read), (min(copied) / (2 * size), copied))
+    return Ceilings(
+        bytes_per_s=1 / moved[0],
+        flops_per_s=2 * side**3 / min(multiplied),
+        error_pct=max(100 * (max(times) / min(times) - 1) for times in (moved[1], multiplied)),
+    )
 
 
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Return the time of the fastest repeat, in s."""
+def _times(work: Callable[[], object], device: torch.device) -> list[float]:
+    """Return the times of the repeats, in s."""
     import torch
 
     def wait() -> None:
@@ -59,4 +64,4 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
         work()
         wait()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times

@@ -174,7 +174,8 @@ class IsolationGuard:
         if before is None or now is None or now.at_s <= before.at_s:
             return
         others = (now.busy_s - before.busy_s) - (now.own_s - before.own_s)
-        pct = 100 * others / (self.host.cores * (now.at_s - before.at_s))
+        # Ticks of the system's counters may amount to a little more than the time between two checks.
+        pct = min(100.0, 100 * others / (self.host.cores * (now.at_s - before.at_s)))
         if pct > BUSY_CPU_PCT:
             yield Finding(
                 rule="cpu-busy", detail=f"others took {pct:.0f} % of {self.host.cores} cores (limit {BUSY_CPU_PCT:g} %)"
@@ -207,7 +208,7 @@ class IsolationGuard:
         if before is None or now <= before[0]:
             return
         for reason, seconds in so_far.items():
-            pct = 100 * (seconds - before[1].get(reason, 0.0)) / (now - before[0])
+            pct = min(100.0, 100 * (seconds - before[1].get(reason, 0.0)) / (now - before[0]))
             if pct > THROTTLED_PCT:
                 yield Finding(
                     rule="gpu-throttled",

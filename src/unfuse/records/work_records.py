@@ -54,6 +54,8 @@ class Ceilings:
     """Bandwidth of reading or copying a large buffer."""
     flops_per_s: float
     """Throughput of a large matrix product in the model's dtype."""
+    error_pct: float | None = None
+    """Spread of the repeats in % of the fastest one, the larger of both ceilings; None in older runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,9 @@ def isolation_findings(manifest: Manifest, records: Sequence[SampleRecord], prob
     seen = [(record.sample_id, text) for record in records for text in record.disturbances]
     for rule in dict.fromkeys(text.partition(":")[0] for _, text in seen):
         mine = [(sample_id, text) for sample_id, text in seen if text.partition(":")[0] == rule]
-        where = f"{len(mine)} of {len(records)} runs, first at sample {mine[0][0]}"
+        # A record may have several findings of a rule: one for each reason of throttling.
+        runs = sum(any(text.partition(":")[0] == rule for text in record.disturbances) for record in records)
+        where = f"{runs} of {len(records)} runs, first at sample {mine[0][0]}"
         found.append(f"not isolated: {mine[0][1]} ({where})")
     end = probes.isolation.findings if probes.isolation else ()
     found += [f"not isolated after the samples: {each.rule}: {each.detail}" for each in end]

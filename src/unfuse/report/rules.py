@@ -13,6 +13,7 @@ from unfuse.report import lengths
 from unfuse.report.claims import hooked_spans
 from unfuse.report.counted_work import WORK_PCT, total, work_problems
 from unfuse.report.device_clock import DEVICE_STAGES, MIN_READINGS, copied_clock
+from unfuse.report.impossible import impossible_numbers
 from unfuse.report.measured_run import MeasuredRun
 from unfuse.report.price import PRICE_PCT
 from unfuse.report.statistics import (
@@ -36,7 +37,7 @@ _NOTHING_MEASURED = "nothing measured"
 
 def judge(run: MeasuredRun) -> Verdict:
     """Evaluate every rule."""
-    work = [_samples(run), _answers(run), _lengths(run), _same_tokens(run)]
+    work = [_samples(run), _answers(run), _lengths(run), _same_tokens(run), _possible(run)]
     times = [_nothing_reused(run), _balance(run), _price(run), _device_clock(run)]
     machine = [_noise(run), _outliers(run), _resolution(run), _first_sample(run), _drift(run), _isolation(run)]
     return Verdict(rules=(*_protocol(run), *work, *times, *machine))
@@ -180,6 +181,12 @@ def _device_clock(run: MeasuredRun) -> RuleRow:
         return _skip("device clock", limit, f"{readings} device times of a stage; at least {MIN_READINGS} are needed")
     copied = copied_clock(run.ok)
     return _row("device clock", copied is None, limit, f"{readings} device times of a stage", [copied or ""])
+
+
+def _possible(run: MeasuredRun) -> RuleRow:
+    found = impossible_numbers(run)
+    limit = "no number that cannot be true"
+    return _row("possible numbers", not found, limit, f"{len(found)} impossible", found)
 
 
 def _noise(run: MeasuredRun) -> RuleRow:
