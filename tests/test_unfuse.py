@@ -48,7 +48,7 @@ LAYERS = [
     {"samples", "records"},
     {"measure"},
     {"models", "engines", "testing"},
-    {"adapters", "staged_model"},
+    {"adapters", "engine_choice", "staged_model"},
     {"drafters"},
     {"pipeline", "loading", "feature_store", "scheduler"},
     {"report"},

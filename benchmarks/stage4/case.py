@@ -13,9 +13,10 @@ from unfuse.adapters.base import SceneInfo
 from unfuse.adapters.eventgpt import EventGPTAdapter
 from unfuse.adapters.eventgpt_loading import random_config
 from unfuse.adapters.eventgpt_preprocessor import EventGPTPreprocessor
+from unfuse.engine_choice import pick_engine
 from unfuse.models.eventgpt import EventChatConfig, EventChatModel
 from unfuse.models.eventgpt.prompt import EVENT_INDEX
-from unfuse.staged_model import StagedModel, pick_engine
+from unfuse.staged_model import StagedModel
 from unfuse.stages import Prepared, Sampling
 
 FRAMES, NEW_TOKENS, FEW, MANY = 5, 46, 2, 34

@@ -206,7 +206,8 @@ def _load(name: str, placement: Placement, speculation: SpeculationSettings) -> 
     torch_device, torch_dtype = resolve_placement(placement.device, placement.dtype)
 
     from unfuse.drafters import pick_drafter
-    from unfuse.staged_model import StagedModel, pick_engine
+    from unfuse.engine_choice import pick_engine
+    from unfuse.staged_model import StagedModel
 
     adapter, settings = _adapter(ref, torch_device, torch_dtype)
     engine, notes = pick_engine(placement.engine, adapter)

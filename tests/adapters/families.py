@@ -15,7 +15,8 @@ import transformers as hf
 from unfuse.adapters.hf import HFAdapter
 from unfuse.adapters.split_check import find_language_model
 from unfuse.adapters.video_llava import VideoLlavaAdapter
-from unfuse.staged_model import StagedModel, pick_engine
+from unfuse.engine_choice import pick_engine
+from unfuse.staged_model import StagedModel
 from unfuse.stages import Loaded
 
 H, LAYERS, HEADS, VOCAB = 64, 3, 4, 128

@@ -12,10 +12,11 @@ from unfuse.adapters.split_check import find_language_model
 from unfuse.adapters.split_point import run_to_decoder
 from unfuse.adapters.structure import find_decoder, find_projectors, find_towers
 from unfuse.benchmarking import PROTOCOLS, BenchSettings, ModelSource, bench_model, bench_several
+from unfuse.engine_choice import pick_engine
 from unfuse.errors import CutError, UnfuseError
 from unfuse.report.comparison_tables import remarks
 from unfuse.samples import Dataset, Sample
-from unfuse.staged_model import StagedModel, pick_engine
+from unfuse.staged_model import StagedModel
 from unfuse.unavailable import Unavailable
 
 PARTS = {

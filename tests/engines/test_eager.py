@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from unfuse.engine_choice import pick_engine
 from unfuse.errors import DeviceError, PromptError
-from unfuse.staged_model import StagedModel, pick_engine
+from unfuse.staged_model import StagedModel
 from unfuse.stages import Sampling
 
 

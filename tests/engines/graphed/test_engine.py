@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from tests.engines.graphed.small import DEVICE, HIDDEN, KINDS, SIZES, VOCABULARY, language, prompt
+from unfuse.engine_choice import pick_engine
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.graphed import decoding
@@ -27,7 +28,6 @@ from unfuse.engines.graphed.llama import find_llama
 from unfuse.engines.language_model import LanguageModel
 from unfuse.engines.unsupported import Unsupported
 from unfuse.measure.products import counting_all_threads, linear
-from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 from unfuse.verification.speculation import GuessedDrafts
 

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaModel, Qwen2VLTextConfig, Qwen2VLText
 
 from tests.engines.graphed.small import HIDDEN, KINDS, SIZES, VOCABULARY, language, prompt
 from tests.engines.vllm import fake
+from unfuse.engine_choice import pick_engine
 from unfuse.engines.batching import Request
 from unfuse.engines.eager import EagerEngine
 from unfuse.engines.language_model import LanguageModel
@@ -28,7 +29,6 @@ from unfuse.engines.vllm.engine import VllmEngine
 from unfuse.engines.vllm.weights import text_config, text_weights
 from unfuse.errors import DeviceError, MissingPackageError, NonFiniteError
 from unfuse.loading import check_engine, load
-from unfuse.staged_model import pick_engine
 from unfuse.stages import Prompt, Sampling
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in for vLLM computes on the CPU")

@@ -23,7 +23,7 @@ from unfuse.engines.graphed.cuda_graphs import GraphedCall, outside_inference_mo
 from unfuse.engines.graphed.decoding import DecodeRun, DecodeStep, SequenceState
 from unfuse.engines.graphed.kernels.argmax import argmax
 from unfuse.engines.graphed.kernels.skinny_gemm import MAX_SKINNY_ROWS
-from unfuse.engines.graphed.kv_cache import KVCache, new_kv_cache
+from unfuse.engines.graphed.kv_cache import KVCache, free_cache_bytes, new_kv_cache
 from unfuse.engines.graphed.llama import find_llama
 from unfuse.engines.graphed.megakernel import Megakernel
 from unfuse.engines.graphed.model_runner import ModelRunner, extend_bucket
@@ -50,9 +50,6 @@ _COMPARED: Final = MAX_SKINNY_ROWS + 8
 """Rows of the prompts on which a new engine is compared: some passes use skinny GEMMs, others cuBLAS."""
 _MIN_ANSWER: Final = 64
 """Positions that are allocated for an answer at least, and for the first answer: its limit is not known yet."""
-_CACHE_BYTES_ON_HOST: Final = 2**30
-_RESERVED_BYTES: Final = 3 * 2**30
-"""Device memory that a continuous batch leaves free for encoding and prefill."""
 _MAX_ANSWER: Final = 1024
 """Positions that are allocated for an answer at most; a longer answer grows its KV cache. Most answers end early."""
 
@@ -220,7 +217,7 @@ class GraphedEngine:
             self._slots_for,
             SequentialBatch(self._eager, capacity, interleave=interleave),
             self._end_ids,
-            BatchSettings(capacity=capacity, interleave=interleave, max_cache_bytes=_free_cache_bytes(device)),
+            BatchSettings(capacity=capacity, interleave=interleave, max_cache_bytes=free_cache_bytes(device)),
         )
         self._batches.add(batch)
         return batch
@@ -395,12 +392,3 @@ class GraphedEngine:
                 raise Unsupported(f"its logits are {distance:.2g} from the model's own")
         self._last = None
         eager.close()
-
-
-def _free_cache_bytes(device: torch.device) -> int:
-    """Return the bytes that a continuous batch may allocate for KV caches."""
-    if device.type != "cuda":
-        return _CACHE_BYTES_ON_HOST
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(0, int((free + cached - _RESERVED_BYTES) * 0.95))

@@ -12,6 +12,9 @@ from unfuse.engines.graphed.llama import Llama
 
 _STEP: Final = 64
 """Capacities are multiples of this many positions."""
+_CACHE_BYTES_ON_HOST: Final = 2**30
+_RESERVED_BYTES: Final = 3 * 2**30
+"""Device memory that a continuous batch leaves free for encoding and prefill."""
 
 
 @dataclass(slots=True)
@@ -69,3 +72,12 @@ def _buffer_like(buffer: torch.Tensor, positions: int) -> torch.Tensor:
     shape = list(buffer.shape)
     shape[3] = rounded_capacity(positions)
     return buffer.new_empty(shape)
+
+
+def free_cache_bytes(device: torch.device) -> int:
+    """Return the bytes that a continuous batch may allocate for KV caches."""
+    if device.type != "cuda":
+        return _CACHE_BYTES_ON_HOST
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, int((free + cached - _RESERVED_BYTES) * 0.95))

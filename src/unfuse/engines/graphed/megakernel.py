@@ -235,10 +235,8 @@ def megakernel_sizes(llama: Llama) -> Sizes | None:
     device, heads = llama.device, llama.heads
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < _HOPPER or llama.dtype != torch.bfloat16:
         return None
-    if any(n % 256 for n in (llama.hidden, llama.inner, heads.num_heads * heads.head_dim)) or heads.head_dim not in (
-        64,
-        128,
-    ):
+    widths = llama.hidden, llama.inner, heads.num_heads * heads.head_dim
+    if any(width % 256 for width in widths) or heads.head_dim not in (64, 128):
         return None
     weights = [linear.weight for layer in llama.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
     if any(weight.data_ptr() % 16 or not weight.is_contiguous() for weight in (*weights, llama.head.weight)):
