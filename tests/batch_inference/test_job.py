@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from jsonschema import Draft202012Validator
 
 import unfuse
-from tests import forked
 from unfuse.batch_inference.job import RunJob, RunSettings, Work, answer_dataset
 from unfuse.batch_inference.times import bottleneck
 from unfuse.engines.fused_only import FusedOnly
@@ -343,15 +340,6 @@ def test_wrong_input_is_refused_before_a_model_is_loaded(tmp_path, demo_work, mo
     (tmp_path / "files" / "a").touch()
     with pytest.raises(RunFolderError, match="no run"):
         unfuse.run("demo", output=tmp_path / "files")
-
-
-def test_killed_twenty_times_and_resumed(undisturbed, tmp_path):
-    """``kills.py`` does it in a process of its own: its forks have the model loaded and start at once."""
-    folder = tmp_path / "run"
-    done = forked.run([sys.executable, Path(__file__).with_name("kills.py"), folder])
-    assert done.returncode == 0, done.stderr
-    assert by_id(folder) == by_id(undisturbed.folder)
-    assert len(read_manifest(folder).resumed) >= 5
 
 
 def test_an_unsplittable_model_is_refused(demo_model, demo_work, tmp_path, monkeypatch):

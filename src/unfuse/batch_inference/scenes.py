@@ -15,6 +15,7 @@ from unfuse.adapters.base import Preprocessor, SceneInfo
 from unfuse.errors import UnfuseError
 from unfuse.features import Features
 from unfuse.samples import Question, Sample, clean_question
+from unfuse.samples.sample import media_key
 from unfuse.stages import Loaded, Prepared
 from unfuse.unavailable import Unavailable
 
@@ -67,7 +68,7 @@ def scenes_of(rows: Iterable[tuple[Sample, Question]]) -> list[SceneQuestions]:
     """
     found: dict[Hashable, tuple[Sample, list[Question]]] = {}
     for sample, question in rows:
-        found.setdefault(sample.media_key, (sample, []))[1].append(question)
+        found.setdefault(media_key(sample), (sample, []))[1].append(question)
     return [
         SceneQuestions(sample=sample, questions=tuple(questions[start : start + MAX_QUESTIONS]))
         for sample, questions in found.values()

@@ -7,7 +7,7 @@ from functools import partial
 
 from unfuse.records.inputs import PresentInput
 from unfuse.samples.question import Question
-from unfuse.samples.sample import Sample
+from unfuse.samples.sample import Sample, media_key
 
 
 def present_inputs(
@@ -22,7 +22,7 @@ def present_inputs(
     hashes: dict[Hashable, str] = {}
 
     def hash_of(sample: Sample) -> str:
-        key = sample.media_key
+        key = media_key(sample)
         if key not in hashes:
             hashes[key] = media_sha256(sample)
         return hashes[key]

@@ -108,17 +108,17 @@ class Sample:
         return tuple(sorted(path for path in self.video_frames.glob("*") if path.suffix.lower() in _IMAGES))
 
     @property
-    def media_key(self) -> Hashable:
-        """A key that samples of the same media share."""
-        files = (self.event_data, self.event_image, self.video, self.video_frames, self.image)
-        # Samples of text alone share nothing.
-        own = self.sample_id if not any(files) and not self.frames else None
-        return (*files, self.window, tuple(id(frame) for frame in self.frames), own)
-
-    @property
     def has_events(self) -> bool:
         """True if the sample has events, as a recording or as event frames."""
         return bool(self.frames or self.event_image or self.event_data is not None)
+
+
+def media_key(sample: Sample) -> Hashable:
+    """Return a key that samples of the same media share."""
+    files = (sample.event_data, sample.event_image, sample.video, sample.video_frames, sample.image)
+    # Samples of text alone share nothing.
+    own = sample.sample_id if not any(files) and not sample.frames else None
+    return (*files, sample.window, tuple(id(frame) for frame in sample.frames), own)
 
 
 def media_sha256(files: Sequence[Path], representation: str, window: TimeWindow | None = None) -> str:
