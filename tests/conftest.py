@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.examples import register_profiles
-from tests.forked import fork_instead
-from tests.repeats import use_few_repeats
-from unfuse import processes
-from unfuse.measure import host_time
-from unfuse.testing import FakeTime
+
+# With this variable, which images of containers set, each of the many processes would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 register_profiles()
-
-if not torch.cuda.is_available():
-    # Kernels run in Triton's interpreter, one program after the other. Set before triton is imported.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-# Most objects of a test die without the collector, which takes a tenth of the time with the usual thresholds.
-gc.set_threshold(50_000, 20, 20)
-
-# Threads that wait for each other stall when another program takes a core from one of them.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 LONG = (
     "training", "engines/graphed", "batch_inference", "benchmarks", "cli", "benchmarking", "serving", "docs",
     "test_api.py", "report/html",
 )  # fmt: skip
 """The longest tests start first, so that no core waits for them at the end."""
+HEAVY = (
+    "torch", "transformers", "torchao", "accelerate", "playwright.sync_api", "fastapi", "altair", "openai",
+    "scipy.stats", "sympy",
+)  # fmt: skip
+"""Packages that take longest to compile. Two workers start at the two ends, so that each compiles one half."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(pluginmanager):
+    """Prepare this process as soon as this file is loaded, before the ``conftest.py`` of a folder imports triton."""
+    options = pluginmanager.get_plugin("pytestconfig").known_args_namespace
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not worker and (getattr(options, "numprocesses", None) or getattr(options, "tx", None)):
+        return  # the controller of xdist runs no test, and needs no package
+    if worker:
+        for name in HEAVY if int(worker.removeprefix("gw")) % 2 == 0 else reversed(HEAVY):
+            importlib.import_module(name)
+    import torch
+
+    if not torch.cuda.is_available():
+        # Kernels run in Triton's interpreter, one program after the other. Set before triton is imported.
+        os.environ["TRITON_INTERPRET"] = "1"
+    # Most objects of a test die without the collector, which takes a tenth of the time with the usual thresholds.
+    gc.set_threshold(50_000, 20, 20)
+    # Threads that wait for each other stall when another program takes a core from one of them.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 def pytest_runtest_setup(item):
@@ -66,6 +81,8 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def few_repeats():
     """Repeat measurements rarely by default."""
+    from tests.repeats import use_few_repeats
+
     with pytest.MonkeyPatch.context() as patch:
         use_few_repeats(patch)
         yield
@@ -74,6 +91,9 @@ def few_repeats():
 @pytest.fixture(scope="session", autouse=True)
 def forked_processes():
     """Fork the processes of ``unfuse run`` after their imports; other tests cover their start."""
+    from tests.forked import fork_instead
+    from unfuse import processes
+
     with pytest.MonkeyPatch.context() as patch:
         fork_instead(patch, processes, programs=("unfuse.batch_inference.",))
         yield
@@ -82,6 +102,9 @@ def forked_processes():
 @pytest.fixture
 def fake_time(monkeypatch):
     """Time of every stage clock, moved only by the test."""
+    from unfuse.measure import host_time
+    from unfuse.testing import FakeTime
+
     made = FakeTime()
     monkeypatch.setattr(host_time, "now_ns", made.perf_counter_ns)
     return made
