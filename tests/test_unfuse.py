@@ -36,6 +36,7 @@ LAYERS = [
         "locks",
         "extras",
         "stages",
+        "text_encoding",
         "user_cache",
         "checksum",
         "features",

@@ -16,6 +16,7 @@ from tests.examples import examples
 from unfuse.adapters import pixels as module
 from unfuse.adapters.pixels import ClipPixels
 from unfuse.adapters.resample import bicubic_axis
+from unfuse.errors import MediaError
 from unfuse.events import event_frames, read_events
 
 
@@ -24,8 +25,8 @@ def processor(edge=48, crop=None, **settings):
     return CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": height, "width": width}, **settings)
 
 
-def reference(chosen, frames):
-    return chosen(list(frames), return_tensors="np")["pixel_values"]
+def reference(chosen, frames, **options):
+    return chosen(list(frames), return_tensors="np", **options)["pixel_values"]
 
 
 @examples(150)
@@ -97,3 +98,25 @@ def test_an_axis_looks_inside_and_its_weights_are_one(length, resized):
     assert (axis.start + axis.first + used.max(axis=1) < length).all()
     assert np.abs(axis.weights.sum(axis=1) - (1 << 22)).max() <= axis.weights.shape[1]
     assert all(a <= b for a, b in pairwise(axis.first.tolist()))
+
+
+@pytest.mark.parametrize("shape", [(2, 300), (300, 2), (1, 50), (50, 1), (3, 40), (40, 3), (4, 90), (1, 1), (3, 3)])
+def test_strips_are_cropped_before_they_are_enlarged(shape):
+    """Also three rows, which are no three channels."""
+    chosen = processor(48)
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert_array_equal(ClipPixels(chosen)([frame]), reference(chosen, [frame], input_data_format="channels_last"))
+
+
+@pytest.mark.parametrize("shape", [(2, 20_000), (20_000, 2), (1, 500_000)])
+def test_a_strip_takes_no_more_memory(shape, monkeypatch):
+    fast = ClipPixels(processor(112))
+    monkeypatch.setattr(fast, "_by_processor", lambda _: pytest.fail("it enlarges the whole strip"))
+    assert fast([np.full((*shape, 3), 255, np.uint8)]).shape == (1, 3, 112, 112)
+
+
+def test_a_strip_for_another_processor_is_refused():
+    slow = ClipPixels(processor(48, resample=Image.Resampling.BILINEAR))
+    with pytest.raises(MediaError, match="20000 x 2 pixels, expected no side over 200 times"):
+        slow([np.zeros((2, 20_000, 3), np.uint8)])
+    assert slow([np.zeros((2, 400, 3), np.uint8)]).shape == (1, 3, 48, 48)

@@ -153,9 +153,14 @@ def test_a_registered_family_gets_its_adapter_with_the_checkpoints_own_processor
         pass
 
     monkeypatch.setitem(hf_loading._ADAPTERS, "llava", Own)
-    monkeypatch.setattr(hf_loading, "_processor", lambda folder: hf.LlavaProcessor(
-        hf.CLIPImageProcessorPil(**PICTURE), hf.AutoTokenizer.from_pretrained(folder), patch_size=14,
-    ))  # fmt: skip
+
+    class AutoProcessor:
+        @staticmethod
+        def from_pretrained(folder, **_):
+            words = hf.AutoTokenizer.from_pretrained(folder)
+            return hf.LlavaProcessor(hf.CLIPImageProcessorPil(**PICTURE), words, patch_size=14)
+
+    monkeypatch.setattr(hf_loading, "AutoProcessor", AutoProcessor)
     with load(str(checkpoint), device="cpu", dtype="float32") as model:
         assert type(model.adapter) is Own
         assert model.adapter.takes == "image"

@@ -11,7 +11,7 @@ def test_options_are_frozen():
     assert options == {
         "ask": [
             "device", "draft_tokens", "dtype", "engine", "events", "history", "max_new_tokens", "model", "questions",
-            "seed", "speculate", "store", "store_gib", "temperature",
+            "seed", "speculate", "store", "store_gib", "temperature", "time_unit",
         ],
         "bench": [
             "balance_seconds", "dataset", "device", "draft_tokens", "dtype", "energy_seconds", "engine", "history",
@@ -41,8 +41,8 @@ def test_options_are_frozen():
     parts = cli.commands["dataset"].commands
     assert {name: sorted(p.name for p in verb.params) for name, verb in parts.items()} == {
         "build": [
-            "events", "frames", "max_windows", "out", "questions", "rectify", "source", "stride", "window",
-            "workers",
+            "events", "frames", "max_windows", "out", "questions", "rectify", "source", "stride", "time_unit",
+            "window", "workers",
         ],
         "check": ["folder"],
         "demo": ["count", "out", "seed", "workers"],

@@ -24,6 +24,7 @@ def write(path, *, index=True, columns="xytp"):
                 values = getattr(STREAM, name).astype(dtype)
                 file.create_dataset(f"events/{name}", data=values, chunks=(4096,), **hdf5plugin.Blosc(cname="zstd"))
         file["t_offset"] = np.int64(50_000_000_000)
+        file.attrs.update(width=640, height=480)
         if index:
             last = int(STREAM.t[-1]) // 1000
             file["ms_to_idx"] = np.searchsorted(STREAM.t, np.arange(last + 1) * 1000).astype("u8")
@@ -160,3 +161,61 @@ def test_columns_of_other_files_are_refused(tmp_path, how):
             file["events/t"] = h5py.SoftLink("/there/t")
     with pytest.raises(EventFileError, match="in another file"):
         read_events(path)
+
+
+def other_sensor(path, reach, *, names="xytp", offset=None, attributes=None, **datasets):
+    """DSEC's layout from another sensor; every event of a small grid."""
+    n, (width, height) = 4000, reach
+    columns = {
+        "x": np.arange(n, dtype="u2") * 13 % width, "y": np.arange(n, dtype="u2") * 7 % height,
+        "t": np.arange(n, dtype="u4") * 10, "p": (np.arange(n) % 2).astype("u1"),
+    }  # fmt: skip
+    with h5py.File(path, "w") as file:
+        for name, column in zip(names, columns.values(), strict=True):
+            file[f"events/{name}"] = column
+        for name, value in datasets.items():
+            file[f"events/{name}"] = value
+        file["events"].attrs.update(attributes or {})
+        if offset is not None:
+            file["t_offset"] = np.int64(offset)
+        file["ms_to_idx"] = np.searchsorted(columns["t"], np.arange(41) * 1000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "more", "size"),
+    [
+        (1280, 720, {}, (1280, 720)),
+        (1280, 720, {"offset": 5}, (1280, 720)),
+        (346, 260, {}, (346, 260)),
+        (346, 260, {"offset": 5}, (346, 260)),
+        (240, 180, {"offset": 5}, (240, 180)),
+        (100, 90, {"height": 720, "width": 1280}, (1280, 720)),
+        (100, 90, {"attributes": {"width": 346, "height": 260}}, (346, 260)),
+        (100, 90, {"attributes": {"sensor_resolution": np.array([260, 346])}}, (346, 260)),
+        (100, 90, {"height": np.array([480]), "width": np.array([640])}, (640, 480)),
+        (600, 90, {"offset": 5}, (640, 480)),
+    ],
+)
+def test_the_size_of_another_sensor(tmp_path, width, height, more, size):
+    stream = read_events(other_sensor(tmp_path / "events.h5", (width, height), **more))
+    assert stream.sensor_size == size
+    said = any("the reach of the events, is used" in note for note in stream.notes)
+    assert said == (size == (width, height))
+
+
+def test_a_stated_size_that_is_too_small(tmp_path):
+    path = other_sensor(tmp_path / "events.h5", (346, 260), width=240, height=180)
+    with pytest.raises(EventStreamError, match="expected 0 to 239"):
+        read_events(path)
+    for wrong in ({"width": 0, "height": 0}, {"width": np.arange(3), "height": 3}, {"width": 2.5, "height": 3}):
+        assert read_events(other_sensor(tmp_path / "events.h5", (346, 260), **wrong)).sensor_size == (346, 260)
+
+
+def test_other_names_of_the_columns(tmp_path):
+    stream = read_events(other_sensor(tmp_path / "events.h5", (346, 260), names=("xs", "ys", "timestamp", "polarity")))
+    assert len(stream) == 4000
+    with pytest.raises(EventFileError, match=r"events/t_ns in ns, expected microseconds"):
+        read_events(other_sensor(tmp_path / "events.h5", (346, 260), names=("x", "y", "t_ns", "p")))
+    with pytest.raises(EventFileError, match="both"):
+        read_events(other_sensor(tmp_path / "events.h5", (9, 9), names=("x", "y", "ts", "p"), time=np.arange(3)))

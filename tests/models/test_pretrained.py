@@ -9,11 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers import GenerationConfig as Generation
 
-from unfuse.errors import CheckpointError
-from unfuse.loading import load
+from tests.adapters import test_processors
+from unfuse.errors import CheckpointError, MissingPackageError, PromptError
+from unfuse.loading import load, open_preprocessor
 from unfuse.models.eventgpt import EventChatModel, EventGPTProcessor
 from unfuse.models.pretrained import from_pretrained
 from unfuse.samples.demo import demo_checkpoint
@@ -24,6 +26,8 @@ FILES = {
     "tokenizer_config.json": ("AutoTokenizer", "AutoProcessor"),
     "processor_config.json": ("AutoProcessor", "AutoImageProcessor"),
     "preprocessor_config.json": ("AutoImageProcessor", "AutoProcessor", "AutoFeatureExtractor"),
+    "image_processor_config.json": ("AutoImageProcessor",),
+    "feature_extractor_config.json": ("AutoFeatureExtractor", "AutoProcessor"),
     "video_preprocessor_config.json": ("AutoVideoProcessor",),
     "generation_config.json": ("AutoModel", "custom_generate"),
 }
@@ -70,6 +74,30 @@ def test_an_auto_map_beside_a_known_class_is_not_needed(bait, name):
     with load(str(folder), device="cpu") as model:
         assert model.adapter is not None
     assert from_pretrained(EventGPTProcessor, folder) is not None
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_of_another_family(bait, tmp_path_factory, name):
+    """LLaVA's classes are transformers' own; what a file wants to add to them is not run."""
+    llava = test_processors.folder(tmp_path_factory.mktemp("base") / "llava", "llava", "CLIPImageProcessor")
+    folder, mark = bait(llava)
+    ask_for_code(folder / name, FILES[name])
+    with load(str(folder), device="cpu", dtype="float32") as model:
+        assert model.family == "llava"
+    assert open_preprocessor(str(folder), "float32") is not None
+    assert not mark.exists()
+
+
+def test_a_processor_that_only_its_code_knows(bait, tmp_path_factory):
+    """A family whose processor is ``AutoProcessor``'s to find: the file that asks is named."""
+    folder, mark = bait(
+        test_processors.folder(tmp_path_factory.mktemp("base") / "llava", "llava", "StrangeImageProcessor")
+    )
+    names = ("AutoImageProcessor", "AutoProcessor")
+    ask_for_code(folder / "preprocessor_config.json", names, processor_class="StrangeProcessor")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config.json: found code of the checkpoint's own"):
+        load(str(folder), device="cpu", dtype="float32")
     assert not mark.exists()
 
 
@@ -155,8 +183,57 @@ def test_a_kernel_for_one_part_of_the_model(bait):
         load(str(folder), device="cpu")
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(OSError, match="generation_config"):
+class Failing:
+    """A class of transformers whose loading fails."""
+
+    error: BaseException = ValueError()
+
+    @classmethod
+    def from_pretrained(cls, *_, **__):
+        raise cls.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no file"), ValueError("a\nb"), KeyError("x"), TypeError(), AttributeError("x"), RuntimeError("size"),
+        Exception("untagged enum"), MemoryError(), RecursionError(), ZeroDivisionError(), AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_every_error_of_loading_is_one_line(tmp_path, error):
+    Failing.error = error
+    with pytest.raises(CheckpointError, match="found no loadable model") as caught:
+        from_pretrained(Failing, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_that_are_no_fault_of_the_checkpoint(tmp_path):
+    for error in (PromptError("x"), torch.OutOfMemoryError("device"), KeyboardInterrupt()):
+        Failing.error = error
+        with pytest.raises(type(error)):
+            from_pretrained(Failing, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "package"),
+    [
+        ("Using `bitsandbytes` 4-bit requires bitsandbytes: `pip install -U bitsandbytes>=0.46.1`", "bitsandbytes"),
+        ("Loading AWQ needs gptqmodel. Please install it with `pip install gptqmodel`", "gptqmodel"),
+        ("requires the Torchvision library but it was not found", "torchvision"),
+    ],
+)
+def test_a_missing_package_is_named(tmp_path, message, package):
+    Failing.error = ImportError(message)
+    with pytest.raises(MissingPackageError, match=f"found no {package}, expected this package.* {package}$"):
+        from_pretrained(Failing, tmp_path)
+    Failing.error = ImportError("cannot import name x")
+    with pytest.raises(MissingPackageError, match="a package that cannot be imported"):
+        from_pretrained(Failing, tmp_path)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="generation_config"):
         from_pretrained(Generation, tmp_path)
 
 

@@ -22,7 +22,7 @@ from unfuse.errors import DatasetError, InputError
 from unfuse.events import event_frames, read_events, write_eventgpt_npy
 from unfuse.locks import FileLock
 from unfuse.samples import read_dataset
-from unfuse.samples.build import Windowing, parse_time, plan, read_questions, write_dataset
+from unfuse.samples.build import Windowing, parse_time, plan, write_dataset
 from unfuse.samples.dataset import MANIFEST_NAME, find_defects
 from unfuse.samples.description import contact_sheet, describe_dataset
 from unfuse.samples.media import read_image
@@ -342,7 +342,7 @@ def test_description(tmp_path, capsys):
         (["--frames", "0"], "frames"),
         (["--max-windows", "0"], "max-windows"),
         (["--workers", "-1"], "workers"),
-        (["--questions", "none.txt"], "no readable questions"),
+        (["--questions", "none.txt"], "a file of questions"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, capsys, arguments, message):
@@ -369,18 +369,6 @@ def test_a_damaged_sequence(tmp_path, change, message):
     change(sequence)
     with pytest.raises(InputError, match=message):
         plan(find_recordings(tmp_path), Windowing(window_us=100_000))
-
-
-def test_questions(tmp_path):
-    path = tmp_path / "q"
-    path.write_text("What moves?\n\nWhere?\n")
-    assert read_questions(path) == ("What moves?", "Where?")
-    path.write_text('["What moves?"]')
-    assert read_questions(path) == ("What moves?",)
-    for text in ("", "[]", "[1]", "[", "\n"):
-        path.write_text(text)
-        with pytest.raises(DatasetError):
-            read_questions(path)
 
 
 def test_times():

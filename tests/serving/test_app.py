@@ -241,6 +241,15 @@ def test_states_and_metrics(served: Served, file_id: str) -> None:
     assert served.metric("unfuse_requests_running") == served.metric("unfuse_requests_waiting") == 0
 
 
+def test_head_is_get_without_a_body(served: Served, file_id: str) -> None:
+    for path in ("/", "/health", "/ready", "/metrics", "/v1/models", "/v1/models/demo", f"/v1/files/{file_id}"):
+        head = served.http.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == served.http.get(path).headers["content-type"]
+    assert served.http.head("/v1/chat/completions").status_code == 405
+    assert served.http.head("/v1/nothing").status_code == 404
+
+
 def test_every_reply_is_closed_to_other_sites(served: Served) -> None:
     for path in ("/", "/health", "/v1/models", "/v1/nothing"):
         headers = served.http.get(path).headers

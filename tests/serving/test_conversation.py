@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -53,4 +55,65 @@ def test_one_message_is_no_dialogue() -> None:
 def test_scenes_that_are_not_one(parts: list[Any], code: str) -> None:
     with pytest.raises(RequestError) as caught:
         read_conversation(messages({"role": "user", "content": parts}), "q", max_bytes=1000)
+    assert caught.value.code == code
+
+
+RAW = bytes(range(256)) * 3 + b"\xfb\xff\xfe"
+PLAIN = base64.b64encode(RAW).decode()
+HEAD = "data:application/octet-stream;base64,"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        PLAIN,
+        base64.encodebytes(RAW).decode(),
+        base64.encodebytes(RAW).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(RAW).decode(),
+        PLAIN.rstrip("="),
+        base64.urlsafe_b64encode(RAW).decode().rstrip("="),
+        f" {PLAIN}\n",
+        HEAD + PLAIN,
+        HEAD + " " + PLAIN,
+        HEAD.upper() + PLAIN,
+        "Data:image/png;BASE64," + PLAIN,
+        "data:;base64," + PLAIN,
+        "data:image/png;charset=utf-8;base64," + PLAIN,
+        "data:image/png; base64, " + PLAIN,
+        'data:image/png;name="a.png";base64,' + PLAIN,
+        HEAD + quote(PLAIN),
+        "\n" + HEAD + base64.encodebytes(RAW).decode(),
+    ],
+)
+@pytest.mark.parametrize("kind", ["file", "image_url"])
+def test_forms_of_base64(value: str, kind: str) -> None:
+    part = {"type": "file", "file": {"file_data": value}}
+    if kind == "image_url":
+        if not value.lower().lstrip().startswith("data:"):
+            return
+        part = {"type": "image_url", "image_url": {"url": value}}
+    found = read_conversation(messages({"role": "user", "content": [part]}), "q", max_bytes=10_000)
+    assert found.files == (RAW,)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("http://example.com/a.png", "remote_url"),
+        ("HTTPS://example.com/a.png", "remote_url"),
+        ("file:///etc/passwd", "remote_url"),
+        ("data:image/png,abc", "bad_content"),
+        ("DATA:text/plain;charset=utf-8,abc", "bad_content"),
+        (HEAD + "????", "bad_content"),
+        (HEAD + "AAA=AAAA", "bad_content"),
+        (HEAD + "A", "bad_content"),
+        (HEAD, "bad_content"),
+        (HEAD + "äöü", "bad_content"),
+        ("data:" + ";a" * 5000, "bad_content"),
+    ],
+)
+def test_urls_that_are_no_data(value: str, code: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": value}}
+    with pytest.raises(RequestError) as caught:
+        read_conversation(messages({"role": "user", "content": [part]}), "q", max_bytes=100_000)
     assert caught.value.code == code

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin
 
+from unfuse.adapters.chat_prompt import default_template
 from unfuse.adapters.processors import ClipProcessor
 from unfuse.errors import CheckpointError
 from unfuse.models.pretrained import from_pretrained
@@ -23,7 +24,8 @@ def clip_processor_of_folder(folder: Path, config: Any) -> ClipProcessor | None:
     settings = _clip_settings(folder)
     if settings is None:
         return None
-    return clip_processor(config, from_pretrained(AutoTokenizer, folder), settings, _chat_template(folder))
+    tokenizer = from_pretrained(AutoTokenizer, folder)
+    return clip_processor(config, tokenizer, settings, _chat_template(folder, tokenizer))
 
 
 def clip_processor(config: Any, tokenizer: Any, settings: dict[str, Any], template: str | None) -> ClipProcessor:
@@ -54,15 +56,15 @@ def _clip_settings(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _chat_template(folder: Path) -> str | None:
-    plain = folder / "chat_template.jinja"
-    if plain.is_file():
-        return plain.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        found = _json(folder / name).get("chat_template")
-        if isinstance(found, str):
-            return found
-    return None
+def _chat_template(folder: Path, tokenizer: Any) -> str | None:
+    """Return the template of the processor's files, else the tokenizer's, as transformers finds them."""
+    try:
+        settings, _ = ProcessorMixin.get_processor_dict(folder)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"chat template of {folder}", found=f"{type(error).__name__} ({error})", expected="a readable template"
+        ) from None
+    return default_template(settings.get("chat_template") or getattr(tokenizer, "chat_template", None), str(folder))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from unfuse.adapters.base import SceneInfo
+from unfuse.adapters.chat_prompt import ControlTokens
 from unfuse.adapters.media import event_frames_sha256, load_event_frames
 from unfuse.adapters.pixels import ClipPixels
 from unfuse.errors import MediaError, PromptError
@@ -41,6 +42,7 @@ class EventGPTPreprocessor:
         self._dtype = dtype
         self._num_patches = config.num_patches
         self._max_positions = config.tokenizer_model_max_length
+        self._control = ControlTokens(tokenizer)
 
     def media_sha256(self, sample: Sample) -> str:
         """See ``Preprocessor.media_sha256``."""
@@ -110,6 +112,7 @@ class EventGPTPreprocessor:
 
     def _ids(self, question: str) -> tuple[int, ...]:
         with span("tokenize"):
+            self._control.refuse(question)
             return tuple(tokenize_prompt(build_prompt(question), self.tokenizer))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -28,8 +27,7 @@ from unfuse.adapters.random_weights import RandomShape, require_memory, tokenize
 from unfuse.adapters.split_check import find_language_model
 from unfuse.adapters.video_llava import VideoLlavaAdapter
 from unfuse.engines.language_model import LanguageModel
-from unfuse.errors import CheckpointError, CutError, MissingPackageError
-from unfuse.extras import install_command
+from unfuse.errors import CheckpointError, CutError
 from unfuse.models.fingerprint import model_fingerprint, with_pixels
 from unfuse.models.pretrained import from_pretrained
 from unfuse.models.tensors import own_tensors
@@ -37,8 +35,6 @@ from unfuse.unavailable import Unavailable
 
 _ADAPTERS: Final[dict[str, type[HFAdapter]]] = {"llava": LlavaAdapter, "video_llava": VideoLlavaAdapter}
 """By ``model_type``: adapters other than ``HFAdapter``."""
-_MAX_REASON: Final = 300
-"""Characters of an error message that are quoted."""
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype, notes: tuple[str, ...] = ()) -> HFAdapter:
@@ -71,10 +67,9 @@ def preprocessor_of_folder(folder: Path, dtype: torch.dtype) -> HFPreprocessor:
     try:
         config: Any = from_pretrained(AutoConfig, folder)
         network = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            str(folder), found=f"no config of an image-text model ({_reason_of(error)})", expected="a whole checkpoint"
-        ) from None
+    except KeyError:
+        found = f"a config of {type(config).__name__.removesuffix('Config')}"
+        raise CheckpointError(str(folder), found=found, expected="an image-text model") from None
     processor, video = _processor_of(folder, config, network)
     return _adapter_class(config).preprocessor_class(processor, config, dtype, takes_video=video)
 
@@ -88,7 +83,7 @@ def _processor_of(folder: Path, config: Any, network: Any) -> tuple[Processor, b
     adapter_class = _adapter_class(config)
     if (own := adapter_class.own_processor(folder, config)) is not None:
         return own, adapter_class.takes_video
-    processor = _processor(folder)
+    processor = from_pretrained(AutoProcessor, folder)
     video = "video" in (network.input_modalities or ()) and getattr(processor, "video_processor", None) is not None
     return CheckpointProcessor(processor, video=video), video
 
@@ -173,12 +168,6 @@ def _random_parts(shape: str) -> tuple[Any, ClipProcessor]:
     return config, clip_processor(config, tokenizer, settings, None)
 
 
-def _reason_of(error: BaseException) -> str:
-    """Return an error's message as one line, shortened: some errors list every known class."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
-
-
 def _language_or_reason(model: Any) -> LanguageModel | Unavailable:
     try:
         return find_language_model(model)
@@ -187,33 +176,9 @@ def _language_or_reason(model: Any) -> LanguageModel | Unavailable:
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
-    try:
-        loaded: Any = from_pretrained(AutoModelForImageTextToText, folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = _reason_of(error)
-        raise CheckpointError(
-            str(folder), found=f"no loadable model ({reason})", expected="a whole checkpoint"
-        ) from None
-    model, report = loaded
+    model, report = from_pretrained(AutoModelForImageTextToText, folder, dtype=dtype, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise CheckpointError(str(folder), found=f"{len(missing)} tensors missing ({names})", expected="all tensors")
     return model
-
-
-def _processor(folder: Path) -> Any:
-    try:
-        return from_pretrained(AutoProcessor, folder)
-    except ImportError as error:
-        reason = _reason_of(error)
-        package = "torchvision" if "torchvision" in reason.lower() else reason
-        raise MissingPackageError(
-            f"processor of {folder}", found=f"no {package}", expected="this package, for the family's processor",
-            fix=f"run: {install_command('torchvision')}" if package == "torchvision" else None,
-        ) from None  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
-        reason = _reason_of(error)
-        raise CheckpointError(
-            str(folder), found=f"no loadable processor ({reason})", expected="a processor that transformers can load"
-        ) from None

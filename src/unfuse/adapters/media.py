@@ -17,13 +17,15 @@ from unfuse.measure.clock import span
 from unfuse.samples import Sample, clean_question
 from unfuse.samples.media import read_image
 from unfuse.samples.sample import frames_sha256, media_sha256
-from unfuse.samples.video import count_frames, read_frames
+from unfuse.samples.video import select_frames
 from unfuse.stages import Loaded
 
 Takes = Literal["events", "video", "image"]
 """Medium that a model takes."""
 EVENT_FRAMES: Final = 5
 """Frames per recording, of equal event count (EventGPT's published inference code)."""
+_DECODING: Final = "decoding 2"
+"""Changes with the pixels that files give, so that features of other pixels are not taken for theirs."""
 _PUBLISHED_LIMIT_US: Final = 100_000
 
 Pick = Callable[[int], list[int]]
@@ -51,13 +53,14 @@ def selected_frames_sha256(sample: Sample, pick: Pick) -> str:
     Raises:
         FileAccessError: a file is missing or unreadable.
     """
-    rule = pick.__name__
+    rule = f"{pick.__name__}, {_DECODING}"
     if sample.image is not None:
-        return media_sha256((sample.image,), "image")
+        return media_sha256((sample.image,), f"image, {_DECODING}")
     if sample.video is not None:
         return media_sha256((sample.video,), rule)
     if sample.video_frames is not None:
-        files = sample.video_files
+        if not (files := sample.video_files):
+            raise MediaError(str(sample.video_frames), found="no pictures", expected="a folder of PNG or JPEG frames")
         return media_sha256([files[i] for i in pick(len(files))], rule)
     if sample.has_events:
         return hashlib.sha256(f"{event_frames_sha256(sample)} {rule}".encode()).hexdigest()
@@ -69,9 +72,10 @@ def event_frames_sha256(sample: Sample) -> str:
     if sample.frames:
         return frames_sha256(sample.frames)
     if sample.event_image:
-        return media_sha256(sample.event_image, "image files")
+        return media_sha256(sample.event_image, f"image files, {_DECODING}")
     assert sample.event_data is not None
-    return media_sha256((sample.event_data,), f"{EVENT_FRAMES} equal-count frames", sample.window)
+    unit = "" if sample.time_unit is None else f", times in {sample.time_unit}"
+    return media_sha256((sample.event_data,), f"{EVENT_FRAMES} equal-count frames{unit}", sample.window)
 
 
 def load_frames(sample: Sample, pick: Pick) -> Loaded:
@@ -106,8 +110,7 @@ def _frames(sample: Sample, sha256: str, *, pick: Pick) -> Loaded:
     if sample.image is not None:
         return Loaded(frames=[read_image(sample.image)], media="image", media_sha256=sha256, question=question)
     if sample.video is not None:
-        indices = pick(count_frames(sample.video))
-        frames = read_frames(sample.video, indices)
+        frames = select_frames(sample.video, pick)
         return Loaded(frames=frames, media="video", media_sha256=sha256, question=question)
     if sample.video_frames is not None:
         paths = [sample.video_files[i] for i in pick(len(sample.video_files))]
@@ -137,7 +140,7 @@ def _event_frames(sample: Sample, sha256: str) -> Loaded:
         return Loaded(frames=frames, media="event_image", media_sha256=sha256, question=question)
     assert sample.event_data is not None
     with span("read"):
-        stream = read_events(sample.event_data, window=sample.window)
+        stream = read_events(sample.event_data, window=sample.window, time_unit=sample.time_unit)
     with span("rasterise"):
         frames = list(event_frames(stream, EVENT_FRAMES))
     return Loaded(
@@ -146,7 +149,7 @@ def _event_frames(sample: Sample, sha256: str) -> Loaded:
         media_sha256=sha256,
         question=question,
         num_events=len(stream),
-        notes=_length_note(stream.duration_us),
+        notes=(*stream.notes, *_length_note(stream.duration_us)),
     )
 
 

@@ -16,11 +16,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unfuse.adapters.resample import bicubic_axis, resize_crop
+from unfuse.errors import MediaError
 
 _TEST_SIZES: Final = ((48, 64), (57, 41), (480, 640))
 """Height and width of the images on which both are compared."""
+_MAX_ASPECT: Final = 200
+"""Longer over shorter side, as Qwen2-VL's processor has it."""
 _UNSHARED: Final = 2
 """``sys.getrefcount`` of an array that one variable refers to: the variable and the function's argument."""
+
+
+def require_aspect(frames: Sequence[NDArray[Any]]) -> None:
+    """Refuse strips, which processors that scale the shorter side would enlarge to gigabytes.
+
+    Raises:
+        MediaError: a side of a frame ``[H, W, 3]`` is over ``_MAX_ASPECT`` times the other.
+    """
+    for frame in frames:
+        height, width = frame.shape[:2]
+        if max(height, width) > _MAX_ASPECT * min(height, width):
+            raise MediaError(
+                "picture", found=f"{width} x {height} pixels", expected=f"no side over {_MAX_ASPECT} times the other"
+            )
 
 
 class ClipPixels:
@@ -48,6 +65,7 @@ class ClipPixels:
     def __call__(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Convert RGB frames, uint8 ``[H, W, 3]`` of any sizes, to float32 ``[F, 3, h, w]``."""
         if not self._edge or not all(map(self._supports, frames)):
+            require_aspect(frames)
             return self._by_processor(frames)
         pixels = self._output(len(frames))
         for frame, out in zip(frames, pixels, strict=True):
@@ -64,18 +82,14 @@ class ClipPixels:
         return pixels
 
     def _by_processor(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        pixels: NDArray[np.float32] = self._processor(list(frames), return_tensors="np")["pixel_values"]
+        # A frame of three rows could also be three channels.
+        last = {"input_data_format": "channels_last"} if all(f.ndim == 3 and f.shape[2] == 3 for f in frames) else {}
+        pixels: NDArray[np.float32] = self._processor(list(frames), return_tensors="np", **last)["pixel_values"]
         return np.ascontiguousarray(pixels)
 
     def _supports(self, frame: NDArray[np.uint8]) -> bool:
-        """Return whether a frame is clearly RGB with channels last, and Pillow 13 resizes it in the same order."""
-        if (
-            frame.dtype != np.uint8
-            or frame.ndim != 3
-            or frame.shape[2] != 3
-            or frame.shape[0] <= 4
-            or not frame.shape[1]
-        ):
+        """Return whether a frame is RGB with channels last, and Pillow 13 resizes it in the same order."""
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
             return False
         (height, width), (rows, columns) = frame.shape[:2], self._resized(frame)
         return not (rows < height and height - rows > 2 * (width - columns))

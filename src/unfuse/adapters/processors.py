@@ -7,6 +7,7 @@ neither torchvision nor a video library is needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unfuse.adapters.pixels import ClipPixels
-from unfuse.errors import PromptError
+from unfuse.adapters.chat_prompt import ChatPrompt, ControlTokens, Messages, default_template
+from unfuse.adapters.pixels import ClipPixels, require_aspect
+from unfuse.errors import CheckpointError, PromptError
 from unfuse.measure.clock import span
 
 Frames = Sequence[NDArray[np.uint8]]
@@ -50,6 +52,8 @@ class ClipProcessor:
         self._token = media_token
         self._patches = patches
         self._template = template
+        self._chat = None if template is None else ChatPrompt(self._render, tokenizer, "video" if video else "image")
+        self._control = ControlTokens(tokenizer, template=template)
 
     def inputs(self, frames: Frames, question: str) -> Tensors:
         """Return ``input_ids`` and ``pixel_values`` or ``pixel_values_videos``."""
@@ -64,27 +68,27 @@ class ClipProcessor:
         """Return ``input_ids``: the number of positions is known without pixels."""
         items = min(len(frame_sizes), 1) if self.video else len(frame_sizes)
         with span("tokenize"):
-            text = self._chat(items, question)
+            self._control.refuse(question)
+            text = self._prompt(items, question)
             if text.count(self._token) != items:
                 raise PromptError("prompt", found=f"{text.count(self._token)} {self._token}", expected=str(items))
             if items:
                 text = text.replace(self._token, self._token * (media_tokens // items))
-            return {"input_ids": torch.tensor([self._tokenizer(text).input_ids])}
+            special = self._chat is None or self._chat.adds_special_tokens(text)
+            return {"input_ids": torch.tensor([self._tokenizer(text, add_special_tokens=special).input_ids])}
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def _chat(self, items: int, question: str) -> str:
-        if self._template is None:
+    def _prompt(self, items: int, question: str) -> str:
+        if self._chat is None:
             return _PLAIN_CHAT.format(media=f"{self._token}\n" * items, question=question)
-        return str(
-            self._tokenizer.apply_chat_template(
-                _messages(["video" if self.video else "image"] * items, question),
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+        return self._chat.text(["video" if self.video else "image"] * items, question)
+
+    def _render(self, messages: Messages) -> Any:
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
         )
 
 
@@ -102,6 +106,9 @@ class CheckpointProcessor:
         """The whole processor: its settings determine the pixels."""
         self._processor = processor
         self._video = video
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self._chat = self._chat_prompt(tokenizer)
+        self._control = ControlTokens(tokenizer, template=self._template, processor=processor)
 
     def inputs(self, frames: Frames, question: str) -> Tensors:
         """Return all tensors of the processor."""
@@ -120,23 +127,46 @@ class CheckpointProcessor:
 
     def _call(self, frames: Frames, question: str) -> Tensors:
         media: dict[str, Any] = {}
+        require_aspect(frames)
         if frames and self._video:
             media = {"videos": [np.stack(list(frames))]}
         elif frames:
             media = {"images": [Image.fromarray(frame) for frame in frames]}
-        outputs = self._processor(text=[self._text(len(frames), question)], return_tensors="pt", **media)
+        self._control.refuse(question)
+        text, options = self._text(len(frames), question)
+        outputs = self._processor(text=[text], return_tensors="pt", **media, **options)
         return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
 
-    def _text(self, frames: int, question: str) -> str:
+    def _text(self, frames: int, question: str) -> tuple[str, dict[str, Any]]:
+        """Return the prompt, and options for the tokenizer."""
         kinds = ["video"] * min(frames, 1) if self._video else ["image"] * frames
-        if getattr(self._processor, "chat_template", None):
-            messages = _messages(kinds, question)
-            return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        if self._chat is not None:
+            text = self._chat.text(kinds, question)
+            return text, {} if self._chat.adds_special_tokens(text) else {"add_special_tokens": False}
         # Without a template the processor inserts the placeholders (PaliGemma), or has an attribute with the token.
         token = getattr(self._processor, f"{kinds[0]}_token", "") if kinds else ""
-        return f"{token * len(kinds)}{question}"
+        return f"{token * len(kinds)}{question}", {}
 
+    def _chat_prompt(self, tokenizer: Any) -> ChatPrompt | None:
+        """Return the prompts of the processor's template, else of the tokenizer's if this template shows media."""
+        kind = "video" if self._video else "image"
+        where = str(getattr(tokenizer, "name_or_path", "") or "the checkpoint")
+        self._template = default_template(getattr(self._processor, "chat_template", None), where)
+        if self._template:
+            return ChatPrompt(self._render, tokenizer, kind)
+        with suppress(CheckpointError):  # a template for text alone
+            self._template = default_template(getattr(tokenizer, "chat_template", None), where)
+            placeholder = getattr(self._processor, f"{kind}_token", None)
+            if (
+                self._template
+                and placeholder
+                and placeholder in (chat := ChatPrompt(self._render, tokenizer, kind)).trial
+            ):
+                return chat
+        self._template = None
+        return None
 
-def _messages(kinds: Sequence[str], question: str) -> list[dict[str, Any]]:
-    content = [{"type": kind} for kind in kinds]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    def _render(self, messages: Messages) -> Any:
+        return self._processor.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )

@@ -129,6 +129,8 @@ class Work:
             InputError: a question with special tokens, a duplicate ID, or a missing file.
         """
         self.dataset = dataset
+        self.notes = dataset.notes if questions is None else ()
+        """Decisions about the questions of the rows."""
         if questions is not None and not questions:
             raise InputError("questions", found="none", expected="at least one")
         self.rows: list[tuple[Sample, Question]] = list(questions_of(dataset.samples, questions))

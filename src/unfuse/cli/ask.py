@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import click
 from rich.console import Console
 
-from unfuse.cli.options import open_store, placement_options, speculation_options, store_options
+from unfuse.cli.options import open_store, placement_options, speculation_options, store_options, time_unit_option
 from unfuse.errors import FileAccessError, MediaError, PromptError
+from unfuse.events.time_units import TimeUnit
 from unfuse.feature_store import FeatureStore
 from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line, printable
 from unfuse.speculation.drafter import SpeculationCounts
 from unfuse.speculation.settings import SpeculationSettings
-from unfuse.stages import DEFAULT_QUESTION
+from unfuse.stages import DEFAULT_QUESTION, Generation
 
 
 @click.command(short_help="Ask questions about one recording, encoded once.")
@@ -27,6 +29,7 @@ from unfuse.stages import DEFAULT_QUESTION
 @click.option("--max-new-tokens", type=int, default=None, help="Default: 512; 64 for the demo model.")
 @click.option("--temperature", type=float, default=0.0, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, help="For sampled answers.")
+@time_unit_option
 @click.argument("events", required=False)
 @click.argument("questions", nargs=-1)
 def ask(
@@ -38,6 +41,7 @@ def ask(
     max_new_tokens: int | None,
     temperature: float,
     seed: int,
+    time_unit: TimeUnit | None,
     events: str | None,
     questions: tuple[str, ...],
 ) -> int:
@@ -60,7 +64,9 @@ def ask(
     sample = demo_sample(name) if name.startswith("demo:") else Sample.from_file(name)
     if ref.wants_events and not sample.has_events:
         _refuse(name, model)
-    Dataset(name=name, samples=(sample,)).check_media(events=ref.wants_events, video=not ref.wants_events)
+    sample = replace(sample, time_unit=time_unit)
+    data = Dataset(name=name, samples=(sample,))
+    decided = data.check_media(events=ref.wants_events, video=not ref.wants_events)
     scenes = open_store(store, store_gib)
 
     from unfuse.api.defaults import default_tokens
@@ -69,7 +75,7 @@ def ask(
     tokens = default_tokens(model) if max_new_tokens is None else max_new_tokens
     with placement.load(model, speculation) as loaded:
         print_line(console, f"{model} on {loaded.device}, asked about {name}")
-        for note in loaded.notes:
+        for note in (*loaded.notes, *decided):
             print_line(console, f"Note: {note}")
         started = time.perf_counter()
         features, hit = (loaded.encode(sample), False) if scenes is None else scenes.features(loaded, sample)
@@ -83,16 +89,19 @@ def ask(
         for question in cleaned:
             started = time.perf_counter()
             answer = loaded.generate(question, features, max_new_tokens=tokens, sampling=sampling)
-            seconds = time.perf_counter() - started
-            print_line(console, f"\nQ: {question}")
-            print_line(console, f"A: {printable(answer.text)}")
-            print_line(
-                console,
-                f"   {answer.output_tokens} tokens in {seconds:.2f} s ({answer.stop_reason}); "
-                f"{answer.reused_prefix_tokens} of {answer.prompt_tokens} prompt positions reused"
-                f"{_passes(answer.speculation)}",
-            )
+            _print_answer(console, question, answer, time.perf_counter() - started)
     return 0
+
+
+def _print_answer(console: Console, question: str, answer: Generation, seconds: float) -> None:
+    print_line(console, f"\nQ: {question}")
+    print_line(console, f"A: {printable(answer.text)}")
+    print_line(
+        console,
+        f"   {answer.output_tokens} tokens in {seconds:.2f} s ({answer.stop_reason}); "
+        f"{answer.reused_prefix_tokens} of {answer.prompt_tokens} prompt positions reused"
+        f"{_passes(answer.speculation)}",
+    )
 
 
 def _passes(counts: SpeculationCounts | None) -> str:

@@ -96,6 +96,8 @@ def show_bench(console: Console, models: Sequence[str], *, show_answers: bool = 
 
     def checking(data: Dataset) -> None:
         print_line(console, f"Checking {len(data.samples)} samples of {data.name} ...")
+        for note in data.notes:
+            print_line(console, f"Note: {note}")
 
     job = prepare_bench(models, BenchOptions(**given), on_check=checking)
     return run_and_show(console, job, show_answers=show_answers)

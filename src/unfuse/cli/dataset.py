@@ -11,7 +11,9 @@ import click
 from rich.console import Console
 
 from unfuse.cli.interrupts import command_line, on_interrupt
+from unfuse.cli.options import time_unit_option
 from unfuse.errors import InputError
+from unfuse.events.time_units import TimeUnit
 from unfuse.report import print_line, printable
 from unfuse.report.progress import counting_bar
 
@@ -60,6 +62,7 @@ def demo(out: Path, count: int, seed: int, workers: int) -> int:
     help="File with one question per line, or a JSON list; default: the default question.",
 )
 @click.option("--rectify", is_flag=True, help="Rectify the events with rectify_map.h5.")
+@time_unit_option
 @click.option("--max-windows", type=int, help="Only the first N windows of each recording.")
 @click.option("--workers", type=int, default=0, help="Processes; default: one per core.")
 def build(
@@ -71,6 +74,7 @@ def build(
     frames: int,
     rectify: bool,
     questions: Path | None,
+    time_unit: TimeUnit | None,
     max_windows: int | None,
     workers: int,
 ) -> int:
@@ -79,8 +83,9 @@ def build(
     if max_windows is not None:
         _at_least(1, **{"max-windows": max_windows})
 
-    from unfuse.samples.build import Windowing, parse_time, plan, read_questions, write_dataset
+    from unfuse.samples.build import Windowing, parse_time, plan, write_dataset
     from unfuse.samples.sources import find_recordings
+    from unfuse.samples.text_file import read_questions
     from unfuse.stages import DEFAULT_QUESTION
 
     if events is None:
@@ -91,12 +96,14 @@ def build(
         length, step = None, int(stride) if stride else None
     windowing = Windowing(window_us=length, events=events, stride=step, frames=frames, rectify=rectify)
     texts = read_questions(questions) if questions else (DEFAULT_QUESTION,)
-    found = plan(find_recordings(source), windowing, max_windows)
+    found = plan(find_recordings(source, time_unit), windowing, max_windows)
     console = Console(highlight=False, soft_wrap=True)
     on_interrupt(partial(_stopped, click.get_current_context()))
     with _bar(console, "windows", found.count) as bar:
         write_dataset(out, found, texts, workers=workers, done=bar)
     print_line(console, f"{found.count} windows, {found.count * len(texts)} samples in {out}")
+    for note in found.notes:
+        print_line(console, f"Note: {note}")
     if found.left_out:
         print_line(console, f"{found.left_out} windows with fewer than {frames} events are left out")
     return 0
@@ -106,7 +113,7 @@ def build(
 @click.argument("folder", type=click.Path(path_type=Path))
 def check(folder: Path) -> int:
     """Read all files in a data set's FOLDER and report every defect; exit code 1 if there is one."""
-    from unfuse.samples.dataset import find_defects, read_rows
+    from unfuse.samples.dataset import chat_notes, find_defects, read_rows
 
     console = Console(highlight=False, soft_wrap=True)
     total = len(read_rows(folder))
@@ -114,6 +121,8 @@ def check(folder: Path) -> int:
         defects = find_defects(folder, bar)
     for defect in defects:
         print_line(console, str(defect))
+    for note in chat_notes(folder):
+        print_line(console, f"Note: {note}")
     print_line(console, f"{total} rows, {len(defects)} defects")
     return 1 if defects else 0
 

@@ -71,6 +71,15 @@ def store_options(function: _F) -> _F:
     return function
 
 
+def time_unit_option(function: _F) -> _F:
+    """Add ``--time-unit``."""
+    return click.option(
+        "--time-unit",
+        type=click.Choice(("s", "ms", "us", "ns")),
+        help="Unit of the times in a text, .npy or .npz file; default: what the file says, else decided and printed.",
+    )(function)
+
+
 def open_store(store: Path | None, store_gib: float | None) -> FeatureStore | None:
     """Open the store of ``store_options``, before anything is loaded.
 

@@ -17,7 +17,6 @@ from rich.progress import TextColumn
 from unfuse.batch_inference.cluster.settings import LOCAL
 from unfuse.cli.interrupts import command_line, on_interrupt, say_interrupted
 from unfuse.cli.options import open_store, placement_options, store_options
-from unfuse.errors import FileAccessError, InputError
 from unfuse.loading import DEMO, Placement, check_model
 from unfuse.report import print_line, printable
 from unfuse.report.progress import counting_bar
@@ -107,6 +106,7 @@ def run_verb(
     settings["store"] = open_store(store, store_gib)
 
     from unfuse.api.answering import AnsweringOptions, prepare_run
+    from unfuse.samples.text_file import read_questions
 
     lines = None if questions is None else read_questions(questions)
     options = AnsweringOptions(
@@ -120,8 +120,10 @@ def _run_and_show(console: Console, job: RunJob, model: str) -> int:
     from unfuse.api.answering import run_answers
     from unfuse.records.manifest import MANIFEST_FILE
 
-    rows, name = len(job.work.rows), job.work.dataset.name
-    print_line(console, f"Loading {model} to answer {rows} questions about {name} ...")
+    rows, data = len(job.work.rows), job.work.dataset
+    print_line(console, f"Loading {model} to answer {rows} questions about {data.name} ...")
+    for note in job.work.notes:
+        print_line(console, f"Note: {note}")
     answered, again = (
         _Answered(console),
         command_line(click.get_current_context(), output=str(job.output), resume=True, model=model),
@@ -144,24 +146,6 @@ def _run_and_show(console: Console, job: RunJob, model: str) -> int:
         print_line(console, printable(line))
     print_line(console, f"Answers: {job.output / 'answers.jsonl'}")
     return 1 if run.summary().failed else 0
-
-
-def read_questions(path: Path) -> list[str]:
-    """Read the questions of a file, one a line; skip empty lines.
-
-    Raises:
-        FileAccessError: the file cannot be read.
-        InputError: the file is no text, or has no question.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileAccessError(str(path), found=error.strerror, expected="a file of questions") from None
-    except UnicodeDecodeError:
-        raise InputError(str(path), found="no UTF-8 text", expected="one question per line") from None
-    if not (lines := [line.strip() for line in text.splitlines() if line.strip()]):
-        raise InputError(str(path), found="no question", expected="one question per line")
-    return lines
 
 
 class _TerminatedError(KeyboardInterrupt):

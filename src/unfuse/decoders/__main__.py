@@ -52,7 +52,7 @@ def _decoded(request: dict[str, Any]) -> Iterator[Message]:
             for column in columns:
                 _write(file, column.tobytes())
             yield {"batch": len(columns[0])}, ()
-    yield {"sensor_size": decoded.sensor_size, "span": decoded.span}, ()
+    yield {"sensor_size": decoded.sensor_size, "usual_size": decoded.usual_size, "span": decoded.span}, ()
 
 
 def _write(file: IO[bytes], data: bytes) -> None:

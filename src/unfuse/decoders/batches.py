@@ -23,6 +23,8 @@ class Decoded:
     """(width, height) if the file states it."""
     span: tuple[int, int] | None = None
     """First and last time of the recording, if known without reading it."""
+    usual_size: tuple[int, int] | None = None
+    """(width, height) of the sensor that such files come from, if the file states none and looks like one of them."""
 
 
 class RefusedError(Exception):

@@ -14,6 +14,7 @@ import hdf5plugin  # noqa: F401  # importing registers the Blosc filter
 import numpy as np
 
 from unfuse.decoders.batches import Batch, Decoded, RefusedError, batch
+from unfuse.decoders.columns import find_columns
 
 _COLUMNS: Final = ("x", "y", "t", "p")
 _CHUNK: Final = 1 << 16
@@ -22,6 +23,11 @@ _MAX_CHUNK_BYTES: Final = 256 << 20
 _MAX_EXPANSION: Final = 2000
 """Bytes read for each stored byte: a few kilobytes can claim terabytes of one value."""
 SENSOR_SIZE: Final = (640, 480)
+_SMALLER: Final = (346, 260)
+"""DAVIS346, the largest common sensor that is smaller than DSEC's."""
+_SAMPLE: Final = 1024
+_SIZE_NAMES: Final = (("width", "height"), ("sensor_width", "sensor_height"), ("Width", "Height"), ("res_x", "res_y"))
+_PAIR_NAMES: Final = ("sensor_resolution", "sensor_size", "resolution", "image_size")
 
 
 def decode(path: str, start: int | None, stop: int | None) -> Decoded:
@@ -31,13 +37,14 @@ def decode(path: str, start: int | None, stop: int | None) -> Decoded:
     first, last = 0, length
     if start is not None and stop is not None:
         first, last = indices(file, columns["t"], length, [start, stop])
-    return Decoded(_batches(columns, first, last), SENSOR_SIZE, span)
+    return Decoded(_batches(columns, first, last), _stated_size(file), span, _usual_size(file, columns, length))
 
 
 def decode_events(path: str, first: int, last: int) -> Decoded:
     """Return events ``first`` to ``last`` by their number."""
-    _, columns, length = _opened(path)
-    return Decoded(_batches(columns, min(first, length), min(last, length)), SENSOR_SIZE)
+    file, columns, length = _opened(path)
+    batches = _batches(columns, min(first, length), min(last, length))
+    return Decoded(batches, _stated_size(file), usual_size=_usual_size(file, columns, length))
 
 
 def inspect(path: str, edges: list[int], numbers: list[int]) -> dict[str, Any]:
@@ -75,14 +82,59 @@ def indices(file: h5py.File, times: Any, length: int, edges: list[int]) -> list[
 def _opened(path: str) -> tuple[h5py.File, dict[str, Any], int]:
     file = h5py.File(path, "r")
     events = file.get("events")
-    if not isinstance(events, h5py.Group) or any(not isinstance(events.get(n), h5py.Dataset) for n in _COLUMNS):
+    try:
+        named = find_columns(events) if isinstance(events, h5py.Group) else {}
+    except ValueError as error:
+        raise RefusedError(f"events with {error}", "each column once") from None
+    if any(name not in named or not isinstance(events.get(named[name].name), h5py.Dataset) for name in _COLUMNS):
         raise RefusedError(f"groups {sorted(file)[:8]}", "events/{x, y, t, p}")
-    columns = {name: events[name] for name in _COLUMNS}
+    if (unit := named["t"].unit) not in (None, "us"):
+        raise RefusedError(f"events/{named['t'].name} in {unit}", "microseconds")
+    columns = {name: events[named[name].name] for name in _COLUMNS}
     for name, column in columns.items():
         # An untrusted recording could name other files of this machine: by links, or as raw bytes.
         if column.file.filename != file.filename or column.external or column.is_virtual:
             raise RefusedError(f"events/{name} in another file", "a file that is complete in itself")
     return file, columns, _length(columns)
+
+
+def _stated_size(file: h5py.File) -> tuple[int, int] | None:
+    """Return the sensor's (width, height) from attributes or single numbers beside the events."""
+    for group in (file["events"], file):
+        for names in _SIZE_NAMES:
+            sides = [_number(group, name) for name in names]
+            if all(sides):
+                return sides[0] or 0, sides[1] or 0
+        for name in _PAIR_NAMES:
+            pair = group.attrs.get(name)
+            if isinstance(pair, np.ndarray) and pair.shape == (2,) and pair.dtype.kind in "iu" and pair.min() > 0:
+                # Writers disagree on the order; every event sensor is at least as wide as high.
+                return int(pair.max()), int(pair.min())
+    return None
+
+
+def _number(group: Any, name: str) -> int | None:
+    value = group.attrs.get(name)
+    if value is None:
+        dataset = group.get(name)
+        # One number of this file; a link could lead to another file of the machine.
+        own = isinstance(dataset, h5py.Dataset) and dataset.size == 1 and dataset.file.filename == group.file.filename
+        if not own or dataset.external or dataset.is_virtual or dataset.dtype.kind not in "iu":
+            return None
+        value = dataset[()]
+    number = np.asarray(value)
+    return int(number.flat[0]) if number.size == 1 and number.dtype.kind in "iu" and number.flat[0] > 0 else None
+
+
+def _usual_size(file: h5py.File, columns: dict[str, Any], length: int) -> tuple[int, int] | None:
+    """Return DSEC's size for a file with DSEC's ``t_offset``, unless a smaller sensor could have written its events."""
+    if "t_offset" not in file or not length:
+        return None
+    for first in (0, max(length - _SAMPLE, 0)):
+        reach = tuple(int(columns[name][first : first + _SAMPLE].max()) + 1 for name in ("x", "y"))
+        if any(side > limit for side, limit in zip(reach, _SMALLER, strict=True)):
+            return SENSOR_SIZE
+    return None
 
 
 def _length(columns: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,14 +21,17 @@ from numpy.typing import NDArray
 from unfuse.errors import EventFileError, UnsafeFileError
 
 _RECONSTRUCT: Final = frozenset({"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"})
+_SCALAR: Final = frozenset({"numpy.core.multiarray scalar", "numpy._core.multiarray scalar"})
 _NDARRAY: Final = "numpy ndarray"
 _DTYPE: Final = "numpy dtype"
 _ENCODE: Final = "_codecs encode"
-_GLOBALS: Final = _RECONSTRUCT | {_NDARRAY, _DTYPE, _ENCODE}
+_GLOBALS: Final = _RECONSTRUCT | _SCALAR | {_NDARRAY, _DTYPE, _ENCODE}
 """Protocol 2 writes bytes as a call of ``_codecs.encode``."""
 
 _MAX_OPS: Final = 100_000
 _MAX_DEPTH: Final = 8
+_OPAQUE: Final = re.compile(r"(?:[SVUMm]|c)(\d{1,6})")
+"""Texts, times and complex numbers beside the events: their bytes are skipped, never interpreted."""
 _PLAIN_DTYPES: Final = frozenset({"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"})
 
 
@@ -269,14 +273,15 @@ class _Builder:
             raise self._unsafe("containers nested too deep or too large", "a dict of arrays")
         if isinstance(value, _Call):
             if id(value) not in self._arrays:
-                self._arrays[id(value)] = self._array(value, depth)
+                build = self._scalar if value.name in _SCALAR else self._array
+                self._arrays[id(value)] = build(value, depth)
             return self._arrays[id(value)]
         if isinstance(value, (int, float, str, bytes)) or value is None:
             return value
         if isinstance(value, dict):
-            if not all(isinstance(key, str) for key in value):
+            if not all(isinstance(key, (str, int)) for key in value):
                 raise self._corrupt("keys that are no names", "x, y, t and p")
-            return {key: self.value(item, depth + 1) for key, item in value.items()}
+            return {str(key): self.value(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.value(item, depth + 1) for item in value]
         raise self._unsafe(f"a bare {getattr(value, 'name', 'mark')!r}", "a dict of arrays")
@@ -300,15 +305,29 @@ class _Builder:
             # np.save pickles an object array whole; its items become a list here, so that no object array ever exists.
             return [self.value(item, depth + 1) for item in raw]
         dtype = self._dtype(dtype_call, nested=False)
-        if isinstance(raw, _Call):
-            raw = self._latin1(raw)
-        if not isinstance(raw, bytes):
-            raise self._unsafe(f"array contents of type {type(raw).__name__}", "bytes")
+        raw = self._bytes(raw)
         if (size := dtype.itemsize * math.prod(shape)) != len(raw):
             raise self._corrupt(f"{len(raw)} bytes for shape {list(shape)} of {dtype}", f"{size}")
         if not size:
-            raise self._corrupt(f"an array of shape {list(shape)}", "events")
+            return np.empty(0, np.uint8)
         return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+
+    def _scalar(self, call: _Call, depth: int) -> Any:
+        match call.arguments:
+            case (_Call() as dtype_call, raw):
+                dtype = self._dtype(dtype_call, nested=False)
+            case _:
+                raise self._unsafe("a scalar of another form", "(dtype, bytes)")
+        if len(raw := self._bytes(raw)) != dtype.itemsize or not raw:
+            raise self._corrupt(f"{len(raw)} bytes for a scalar of {dtype}", f"{dtype.itemsize}")
+        return None if dtype.kind == "V" else np.frombuffer(raw, dtype)[0].item()
+
+    def _bytes(self, raw: Any) -> bytes:
+        if isinstance(raw, _Call):
+            return self._latin1(raw)
+        if not isinstance(raw, bytes):
+            raise self._unsafe(f"array contents of type {type(raw).__name__}", "bytes")
+        return raw
 
     def _latin1(self, call: _Call) -> bytes:
         match call:
@@ -325,6 +344,8 @@ class _Builder:
             case (name, (str() as code, *_), (int(), str() as order, None, None, None, *_)) if name == _DTYPE:
                 if code in _PLAIN_DTYPES and order in ("<", ">", "|", "="):
                     return np.dtype(("<" if order == "|" else order) + code)
+                if found := _OPAQUE.fullmatch(code):
+                    return np.dtype(f"V{int(found[1]) * (4 if code[0] == 'U' else 1)}")
                 raise self._unsafe(f"dtype {order}{code!r:.40}", "integers or floats")
             case (
                 name,
@@ -335,13 +356,13 @@ class _Builder:
         raise self._unsafe("a dtype that is neither plain nor a flat record", "integers or floats")
 
     def _record(self, code: str, names: tuple[Any, ...], fields: dict[Any, Any]) -> np.dtype[Any]:
-        if not code.startswith("V") or not code[1:].isdecimal() or len(code) > 6 or len(names) != len(fields):
+        if not code.startswith("V") or not code[1:].isdecimal() or len(code) > 6 or len(names) > len(fields):
             raise self._unsafe(f"record dtype {code!r:.40}", "fields of integers or floats")
         itemsize = int(code[1:])
         formats, offsets = [], []
         for name in names:
             match fields.get(name):
-                case (_Call() as inner, int() as offset) if isinstance(name, str):
+                case (_Call() as inner, int() as offset, *_) if isinstance(name, str):  # and a title
                     dtype = self._dtype(inner, nested=True)
                     if not 0 <= offset <= itemsize - dtype.itemsize:
                         raise self._unsafe(f"field {name!r:.40} outside its record", "inside it")

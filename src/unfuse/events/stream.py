@@ -52,6 +52,8 @@ class EventStream:
     """1 for brighter, 0 for darker."""
     sensor_size: tuple[int, int] | None = None
     """(width, height) if the source states it."""
+    notes: tuple[str, ...] = ()
+    """Decisions of the reader, such as the unit of times that the source does not state."""
 
     @classmethod
     def from_arrays(
@@ -108,7 +110,7 @@ class EventStream:
     def slice(self, start: int, stop: int) -> Self:
         """Return events ``start`` to ``stop``, without copying."""
         return type(self)(
-            self.x[start:stop], self.y[start:stop], self.t[start:stop], self.p[start:stop], self.sensor_size
+            self.x[start:stop], self.y[start:stop], self.t[start:stop], self.p[start:stop], self.sensor_size, self.notes
         )
 
     def window(self, window: TimeWindow) -> Self:

@@ -9,12 +9,18 @@ prompt on stdin, ``echo y |`` included, and the second without one. All loading 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from unfuse.errors import CheckpointError
+import torch
 
+from unfuse.errors import CheckpointError, MissingPackageError, UnfuseError
+from unfuse.extras import install_command
+
+_MAX_REASON: Final = 300
+"""Characters of an error message that are quoted."""
 _CONFIGS: Final = (
     "config.json",
     "tokenizer_config.json",
@@ -44,21 +50,49 @@ def from_pretrained(kind: Any, folder: str | Path, **kwargs: Any) -> Any:
         **kwargs: passed on.
 
     Raises:
-        CheckpointError: the checkpoint needs code of its own; the message names the file that says so.
+        CheckpointError: the checkpoint cannot be loaded, or needs code of its own; the message names the file that
+            says so.
+        MissingPackageError: the checkpoint needs a package that is not installed.
     """
     refuse_kernels(folder)
     try:
         return kind.from_pretrained(folder, **(kwargs | {"trust_remote_code": False}))
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        path, classes = _own_code(folder, kind.__name__)
+    except (UnfuseError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise _missing_package(error, kind, folder) from None
+    # Files of a stranger: transformers, tokenizers and safetensors raise errors of any class, plain ones included.
+    except Exception as error:  # noqa: BLE001
+        if "trust_remote_code" in str(error):
+            raise _own_code(folder, kind.__name__) from None
         raise CheckpointError(
-            path,
-            found=f"code of the checkpoint's own ({classes})",
-            expected="classes that transformers brings: a checkpoint's code is never run",
-            fix="Use a checkpoint of the same model that loads without trust_remote_code",
+            str(folder),
+            found=f"no loadable {_noun(kind)} ({reason_of(error)})",
+            expected="a whole checkpoint",
         ) from None
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's message as one line, shortened: some errors list every known class."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
+
+
+def _missing_package(error: ImportError, kind: Any, folder: str | Path) -> MissingPackageError:
+    reason = reason_of(error)
+    named = re.search(r"pip install (?:-\S+ )*['\"`]?([A-Za-z][\w.-]*)", reason)
+    package = "torchvision" if "torchvision" in reason.lower() else named[1] if named else error.name
+    return MissingPackageError(
+        f"{_noun(kind)} of {folder}",
+        found=f"no {package}" if package else f"a package that cannot be imported ({reason})",
+        expected="this package, which the checkpoint needs",
+        fix=f"run: {install_command(package)}" if package else None,
+    )
+
+
+def _noun(kind: Any) -> str:
+    name = kind.__name__
+    return next((noun for noun in ("tokenizer", "processor", "config") if noun in name.lower()), "model")
 
 
 def refuse_kernels(folder: str | Path) -> None:
@@ -80,8 +114,8 @@ def refuse_kernels(folder: str | Path) -> None:
                 )
 
 
-def _own_code(folder: str | Path, kind: str) -> tuple[str, str]:
-    """Return the file with an ``auto_map`` for a class, and the target of the mapping."""
+def _own_code(folder: str | Path, kind: str) -> CheckpointError:
+    """Return the error with the file of an ``auto_map`` for a class, and the target of the mapping."""
     found = [
         (path, key, value)
         for path, config in _configs(folder)
@@ -90,10 +124,14 @@ def _own_code(folder: str | Path, kind: str) -> tuple[str, str]:
         for key, value in mapped.items()
     ]
     best = [entry for entry in found if entry[1] == kind] or found
-    if not best:
-        return str(folder), "an auto_map"
-    classes = ", ".join(f"{key}: {value}" for path, key, value in best if path == best[0][0])
-    return best[0][0], f"auto_map {classes}"
+    path = best[0][0] if best else str(folder)
+    classes = ", ".join(f" {key}: {value}" for each, key, value in best if each == path)
+    return CheckpointError(
+        path,
+        found=f"code of the checkpoint's own (auto_map{classes})",
+        expected="classes that transformers brings: a checkpoint's code is never run",
+        fix="Use a checkpoint of the same model that loads without trust_remote_code",
+    )
 
 
 def _configs(folder: str | Path) -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,8 @@ def print_dataset(console: Console, described: DatasetDescription, sheet: NDArra
         f"{described.references} reference answers, {described.with_frames} with event frames, "
         f"{described.with_video} with video",
     )
+    for note in described.notes:
+        print_line(console, f"Note: {note}")
     sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in described.file_bytes.items() if size)
     print_line(console, f"files: {sizes}")
     if described.recordings:

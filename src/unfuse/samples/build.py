@@ -7,7 +7,6 @@ in any process; windows of a DSEC recording are read by the process that writes 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,6 @@ from unfuse.events.readers import decoder_client
 from unfuse.events.rectify import read_rectify_map
 from unfuse.samples.file_hash import file_sha256
 from unfuse.samples.media import read_image
-from unfuse.samples.question import clean_question
 from unfuse.samples.sources import Recording
 from unfuse.samples.video import write_frames
 from unfuse.samples.writing import write_folder, write_picture
@@ -97,6 +95,18 @@ class Plan:
     left_out: int
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Decisions of the readers, and the pictures that no window holds."""
+        notes: list[str] = []
+        for recording, windows in self.windows:
+            total = len(recording.camera.files)
+            held = {picture for window in windows for picture in window.pictures}
+            notes += recording.notes
+            if len(held) < total:
+                notes.append(f"{recording.name}: {len(held)} of {total} pictures fall into a window")
+        return tuple(dict.fromkeys(notes))
+
+    @property
     def count(self) -> int:
         """Number of windows to write."""
         return sum(len(windows) for _, windows in self.windows)
@@ -113,27 +123,6 @@ def parse_time(text: str) -> int:
     if value < 1 or value != round(value):
         raise InputError("time", found=repr(text), expected='a length such as "1s", "500ms" or "250us"')
     return round(value)
-
-
-def read_questions(path: Path) -> tuple[str, ...]:
-    """Read a JSON list of questions, or one question per line.
-
-    Raises:
-        DatasetError: no such file, no questions, or no text.
-        PromptError: a question with special tokens.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = (
-            json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line.strip()]
-        )
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            str(path), found=f"no readable questions ({error})", expected="one question per line, or a JSON list"
-        ) from None
-    if not found or not all(isinstance(one, str) and one.strip() for one in found):
-        raise DatasetError(str(path), found="no questions", expected="one question per line, or a JSON list")
-    return tuple(clean_question(one) for one in found)
 
 
 def plan(recordings: Sequence[Recording], windowing: Windowing, max_windows: int | None = None) -> Plan:

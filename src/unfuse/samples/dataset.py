@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from unfuse.errors import DatasetError, InputError, MediaError
-from unfuse.events import read_events
+from unfuse.events import EventStream, read_events
+from unfuse.samples.chat import read_chat
 from unfuse.samples.file_hash import file_sha256
 from unfuse.samples.media import read_image
 from unfuse.samples.media_folder import MediaFolder
 from unfuse.samples.question import clean_question
 from unfuse.samples.sample import Sample
-from unfuse.samples.video import count_frames
+from unfuse.samples.text_file import read_text
+from unfuse.samples.video import check_video, count_frames
 
 MANIFEST_NAME: Final = "EventGPT_Instruction_Subset.json"
 
@@ -35,6 +39,11 @@ class Dataset:
     name: str
     samples: tuple[Sample, ...]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Decisions about the chats of the rows, each with its number of rows, such as rows of the default question."""
+        return _counted([sample.notes for sample in self.samples])
+
     def sha256(self) -> str:
         """Return the hash of every file used, the ids, the questions and the reference answers."""
         digest = hashlib.sha256()
@@ -44,8 +53,8 @@ class Dataset:
                 digest.update(file_sha256(path).encode())
         return digest.hexdigest()
 
-    def check_media(self, *, events: bool = True, video: bool = False) -> None:
-        """Read every medium that a run will read, once.
+    def check_media(self, *, events: bool = True, video: bool = False) -> tuple[str, ...]:
+        """Read every medium that a run will read, once, and return the readers' decisions, each once.
 
         Args:
             events: for models with event input.
@@ -55,15 +64,17 @@ class Dataset:
             InputError: the first defect, and the number of defects.
         """
         defects: list[InputError] = []
+        notes: dict[str, None] = {}
         for sample in self.samples:
             try:
-                _check(sample, events=events, video=video)
+                notes |= dict.fromkeys(_check(sample, events=events, video=video))
             except InputError as error:
                 defects.append(error)
         if len(defects) == 1:
             raise defects[0]
         if defects:
             raise DatasetError(f"{defects[0]} (the first of {len(defects)} defects in {self.name})")
+        return tuple(notes)
 
 
 def read_dataset(folder: str | Path, *, max_samples: int | None = None) -> Dataset:
@@ -100,7 +111,7 @@ def read_rows(root: Path) -> list[Any]:
     if not manifest.is_file():
         raise DatasetError(str(root), found=f"no {MANIFEST_NAME}", expected="the instruction-set layout")
     try:
-        rows = json.loads(manifest.read_text(encoding="utf-8"))
+        rows = json.loads(read_text(manifest))
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(str(manifest), found=f"malformed JSON ({error})", expected="a list of rows") from None
     if not isinstance(rows, list):
@@ -138,11 +149,29 @@ def find_defects(folder: str | Path, done: Callable[[int], None] = lambda number
     return defects
 
 
+def chat_notes(folder: str | Path) -> tuple[str, ...]:
+    """Return ``Dataset.notes`` of the rows whose chat can be read.
+
+    Raises:
+        DatasetError: no such folder or JSON, or not a list.
+    """
+    notes: list[tuple[str, ...]] = []
+    for index, row in enumerate(read_rows(Path(folder))):
+        with suppress(DatasetError):
+            notes.append(read_chat(row, f"row {index}").notes if isinstance(row, dict) else ())
+    return _counted(notes)
+
+
+def _counted(notes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    counts = Counter(note for of_row in notes for note in of_row)
+    return tuple(f"{count} of {len(notes)} rows have {note}" for note, count in sorted(counts.items()))
+
+
 def _defects(sample: Sample) -> Iterator[InputError]:
     """Yield the defects of every medium, including media that no model reads if there is a better one."""
     checks: list[Callable[[], object]] = []
     if sample.event_data is not None:
-        checks.append(partial(read_events, sample.event_data, window=sample.window))
+        checks.append(partial(_read_events, sample))
     checks += [partial(read_image, path) for path in (*sample.event_image, *sample.video_files)]
     if sample.video is not None:
         checks.append(partial(count_frames, sample.video))
@@ -176,15 +205,16 @@ def _sample(media: _Media, row: Any, index: int, seen: dict[str, int]) -> Sample
     video_frames = media.stills.path(row.get("video_data"), f"{where} video_data")
     if not (event_data or event_image or video or video_frames):
         raise DatasetError(where, found="no media", expected="event_image, event_data, mp4_data or video_data")
-    human, reply = _turns(row.get("conversations"), where)
+    chat = read_chat(row, where)
     return Sample(
         sample_id=sample_id,
-        question=clean_question(human),
+        question=clean_question(chat.question),
         event_data=event_data,
         event_image=event_image,
         video=video,
         video_frames=video_frames,
-        reference=reply,
+        reference=chat.reference,
+        notes=chat.notes,
     )
 
 
@@ -203,31 +233,19 @@ def _text_list(value: Any, where: str) -> list[str]:
     return value
 
 
-def _turns(value: Any, where: str) -> tuple[str, str | None]:
-    if value is None:
-        return "", None
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise DatasetError(f"{where} conversations", found=type(value).__name__, expected="a list of turns")
-    human, reply = (_first(value, who, where) for who in ("human", "gpt"))
-    return human or "", reply
+def _read_events(sample: Sample) -> EventStream:
+    assert sample.event_data is not None
+    return read_events(sample.event_data, window=sample.window, time_unit=sample.time_unit)
 
 
-def _first(turns: Iterable[dict[str, Any]], who: str, where: str) -> str | None:
-    for turn in turns:
-        if turn.get("from") == who:
-            if not isinstance(text := turn.get("value"), str):
-                raise DatasetError(f"{where} conversations", found=type(text).__name__, expected="text")
-            return text
-    return None
-
-
-def _check(sample: Sample, *, events: bool, video: bool) -> None:
+def _check(sample: Sample, *, events: bool, video: bool) -> tuple[str, ...]:
     seen = False
+    notes: tuple[str, ...] = ()
     if video and sample.image is not None:
         read_image(sample.image)
         seen = True
     elif video and sample.video is not None:
-        count_frames(sample.video)
+        check_video(sample.video)
         seen = True
     elif video and sample.video_frames is not None:
         if not sample.video_files:
@@ -239,6 +257,7 @@ def _check(sample: Sample, *, events: bool, video: bool) -> None:
         raise MediaError(f"sample {sample.sample_id}", found="no events", expected="event_image or event_data")
     if events or not seen:
         if sample.event_data is not None and not sample.event_image:
-            read_events(sample.event_data, window=sample.window)
+            notes = _read_events(sample).notes
         for path in sample.event_image:
             read_image(path)
+    return notes

@@ -47,6 +47,8 @@ class DatasetDescription:
     questions: int
     """Number of different questions."""
     references: int
+    notes: tuple[str, ...]
+    """``Dataset.notes``."""
     with_frames: int
     with_video: int
     file_bytes: dict[str, int]
@@ -70,7 +72,7 @@ def describe_dataset(folder: str | Path) -> DatasetDescription:
     for number, sample in enumerate(data.samples):
         frame = None
         if sample.event_data is not None and (sample.event_data not in seen or number in chosen):
-            stream = read_events(sample.event_data, window=sample.window)
+            stream = read_events(sample.event_data, window=sample.window, time_unit=sample.time_unit)
             if sample.event_data not in seen:
                 sizes["event_npy"] += sample.event_data.stat().st_size
                 reach = int(stream.x.max()) + 1, int(stream.y.max()) + 1
@@ -91,6 +93,7 @@ def describe_dataset(folder: str | Path) -> DatasetDescription:
         samples=count,
         questions=len({sample.question for sample in data.samples}),
         references=sum(sample.reference is not None for sample in data.samples),
+        notes=data.notes,
         with_frames=sum(bool(sample.event_image) for sample in data.samples),
         with_video=sum(bool(sample.video or sample.video_frames) for sample in data.samples),
         file_bytes=sizes,

@@ -30,7 +30,7 @@ def clean_question(text: str | None) -> str:
     Raises:
         PromptError: the question has another special token; it would change the prompt and its measurement.
     """
-    question = _LEADING.sub("", text or "", count=1).strip()
+    question = _LEADING.sub("", (text or "").lstrip("\ufeff"), count=1).strip()
     if not question:
         return DEFAULT_QUESTION
     if special := _SPECIAL.search(question):

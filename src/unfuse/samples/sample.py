@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from unfuse.errors import MediaError
-from unfuse.events import TimeWindow
+from unfuse.events import TimeUnit, TimeWindow
 from unfuse.samples.file_hash import file_sha256
+from unfuse.samples.frame_files import IMAGE_SUFFIXES, frame_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
 
-_IMAGES: Final = frozenset({".png", ".jpg", ".jpeg"})
 _VIDEOS: Final = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"})
 
 
@@ -37,17 +37,21 @@ class Sample:
     """An event file."""
     window: TimeWindow | None = None
     """Part of the event file, in its own clock; None is all of it."""
+    time_unit: TimeUnit | None = None
+    """Unit of the times in a text, ``.npy`` or ``.npz`` file; None decides as ``read_events`` does."""
     event_image: tuple[Path, ...] = ()
     """Event frames as image files, in order."""
     video: Path | None = None
     """A video file."""
     video_frames: Path | None = None
-    """A folder of a video's frames as image files, ordered by name."""
+    """A folder of a video's frames as image files, in the order of the numbers in their names."""
     image: Path | None = None
     frames: tuple[NDArray[np.uint8], ...] = ()
     """RGB arrays ``[H, W, 3]`` given in memory."""
     reference: str | None = None
     """Reference answer of the dataset, if any."""
+    notes: tuple[str, ...] = ()
+    """Parts of the row's chat that the model does not get, or that the row lacks."""
 
     @classmethod
     def from_events(cls, path: PathLike, question: str | None = None, *, window: TimeWindow | None = None) -> Self:
@@ -92,7 +96,9 @@ class Sample:
         file = Path(path)
         if file.is_dir() or file.suffix.lower() in _VIDEOS:
             return cls.from_video(file, question)
-        return cls.from_image(file, question) if file.suffix.lower() in _IMAGES else cls.from_events(file, question)
+        return (
+            cls.from_image(file, question) if file.suffix.lower() in IMAGE_SUFFIXES else cls.from_events(file, question)
+        )
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -102,10 +108,8 @@ class Sample:
 
     @property
     def video_files(self) -> tuple[Path, ...]:
-        """Frames of the video folder, ordered by name."""
-        if self.video_frames is None:
-            return ()
-        return tuple(sorted(path for path in self.video_frames.glob("*") if path.suffix.lower() in _IMAGES))
+        """Frames of the video folder, in the order of the numbers in their names."""
+        return () if self.video_frames is None else frame_files(self.video_frames)
 
     @property
     def has_events(self) -> bool:
@@ -118,7 +122,7 @@ def media_key(sample: Sample) -> Hashable:
     files = (sample.event_data, sample.event_image, sample.video, sample.video_frames, sample.image)
     # Samples of text alone share nothing.
     own = sample.sample_id if not any(files) and not sample.frames else None
-    return (*files, sample.window, tuple(id(frame) for frame in sample.frames), own)
+    return (*files, sample.window, sample.time_unit, tuple(id(frame) for frame in sample.frames), own)
 
 
 def media_sha256(files: Sequence[Path], representation: str, window: TimeWindow | None = None) -> str:

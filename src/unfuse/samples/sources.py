@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from unfuse.errors import DatasetError, FileAccessError
-from unfuse.events import EventStream, read_events
+from unfuse.events import EventStream, TimeUnit, read_events
 from unfuse.events.readers import decoder_client
+from unfuse.samples.frame_files import frame_files
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _SPLITS: Final = ("train", "test", "val")
@@ -34,6 +35,8 @@ class Camera:
     files: tuple[Path, ...]
     times_us: tuple[int, ...]
     """Times on the clock of the events."""
+    notes: tuple[str, ...] = ()
+    """Decisions about the clocks."""
 
     def between(self, start_us: int, stop_us: int) -> tuple[Path, ...]:
         """Return the images taken in ``[start, stop)``."""
@@ -58,6 +61,8 @@ class Recording:
     events: Path
     folder: Path | None = None
     """Folder of the sequence, if the recording is one."""
+    time_unit: TimeUnit | None = None
+    """Unit of the times, as for ``read_events``."""
 
     @cached_property
     def is_dsec(self) -> bool:
@@ -85,7 +90,7 @@ class Recording:
     @cached_property
     def stream(self) -> EventStream:
         """All events, for formats without random access."""
-        return read_events(self.events)
+        return read_events(self.events, time_unit=self.time_unit)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -111,11 +116,12 @@ class Recording:
         """Images of the recording's frame camera, on the clock of the events; empty without images.
 
         Raises:
-            DatasetError: the numbers of times and images differ, or a time is no number.
+            DatasetError: the numbers of times and images differ, a time is no number, or the clocks of events and
+                images differ.
         """
         if self.folder is None:
             return Camera((), ())
-        files = next((found for name in _PICTURES if (found := sorted((self.folder / name).glob("*.png")))), [])
+        files = next((found for name in _PICTURES if (found := frame_files(self.folder / name))), ())
         if not files:
             return Camera((), ())
         timestamps = next((self.folder / name for name in _TIMESTAMPS if (self.folder / name).is_file()), None)
@@ -128,18 +134,44 @@ class Recording:
                 found=f"{len(words)} times for {len(files)} pictures",
                 expected="a whole number a picture",
             )
+        return self._aligned(files, [int(word) for word in words], timestamps)
+
+    def _aligned(self, files: tuple[Path, ...], times: list[int], timestamps: Path) -> Camera:
+        """Return the camera with times on the clock of the events; converted recordings hold t_offset in them."""
+        first, last = self.facts["span"] or (0, -1)
         offset = int(self.facts["t_offset"])
-        return Camera(tuple(files), tuple(int(word) - offset for word in words))
+        for shift in (offset, 0):
+            if any(first <= time - shift <= last for time in times):
+                added = f"{self.name}: the event times include t_offset, so it is not subtracted from the pictures'"
+                return Camera(files, tuple(time - shift for time in times), (added,) if shift != offset else ())
+        if last < first:
+            return Camera(files, tuple(time - offset for time in times))
+        raise DatasetError(
+            str(timestamps),
+            found=f"0 of {len(times)} pictures fall into a window; clocks differ by "
+            f"{abs(times[0] - offset - first) / 1e6:.0f} s",
+            expected=f"times between {first + offset} and {last + offset} us",
+            fix="correct the times or events.h5's t_offset, or move the folder images away to do without pictures",
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Decisions of the readers."""
+        return (*self.camera.notes, *(() if self.is_dsec else self.stream.notes))
 
 
-def find_recordings(source: Path) -> list[Recording]:
+def find_recordings(source: Path, time_unit: TimeUnit | None = None) -> list[Recording]:
     """Return one event file, one DSEC sequence, or all sequences below a folder, in the order of their names.
+
+    Args:
+        source: file or folder.
+        time_unit: unit of the times of an event file, as for ``read_events``.
 
     Raises:
         DatasetError: there is no such recording.
     """
     if source.is_file():
-        return [Recording(_name(source.stem), "test", source)]
+        return [Recording(_name(source.stem), "test", source, time_unit=time_unit)]
     if not source.is_dir():
         raise DatasetError(str(source), found="no such file or folder", expected="a recording or a DSEC folder")
     found = sorted(source.glob("**/events/left/events.h5")) or sorted(source.glob("**/events.h5"))

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from sse_starlette.sse import AppStatus
@@ -51,6 +52,9 @@ def build_app(service: Service) -> Guard:
     _add_files(app, service)
     _add_chat(app, service)
     _add_states(app, service)
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")  # probes of load balancers; the server drops the body
 
     def observe(path: str, status: int) -> None:
         counted = next((p for p in _COUNTED if path == p or path.startswith(f"{p}/")), "/" if path == "/" else "other")

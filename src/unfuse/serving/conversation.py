@@ -13,18 +13,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from unfuse.samples import Question
+from unfuse.serving.neutral_fields import MAX_STOPS, without_neutral
 from unfuse.serving.wire import RequestError
 
-_DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w.+=-]{1,100})*;base64,", re.ASCII)
+_DATA_URL: Final = re.compile(r'\s*data:[\w.+/-]{0,100}(?:\s*;\s*[\w.+="-]{1,100})*\s*;\s*base64\s*,', re.ASCII | re.I)
+_DATA: Final = "data:"
+_MAX_HEAD: Final = 2000
+"""Characters in which the head of a data: URL ends."""
+_STANDARD: Final = str.maketrans("-_", "+/")
+"""From the alphabet for addresses to the usual one (RFC 4648)."""
 _MAX_MESSAGES: Final = 1000
 _MAX_PARTS: Final = 1000
 _MAX_QUESTION: Final = 20_000
 """Characters: the engine's thread tokenises a question between two steps of all answers."""
-_MAX_STOPS: Final = 4
 _TEXT: Final = frozenset({"text", "input_text", "output_text", "refusal"})
 _MEDIA: Final = {
     "file": "file", "input_file": None, "image_url": "image_url", "input_image": None, "video_url": "video_url",
@@ -60,6 +66,12 @@ class ChatRequest(BaseModel):
     """``POST /v1/chat/completions``. A parameter that would change the answer and is not supported is an error."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral_fields(cls, body: Any) -> Any:
+        return without_neutral(body) if isinstance(body, dict) else body
+
     model: StrictStr
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     stream: StrictBool | None = None
@@ -71,7 +83,7 @@ class ChatRequest(BaseModel):
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     """Random by default."""
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=_MAX_STOPS)] | None = None
+    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=MAX_STOPS)] | None = None
     ignore_eos: StrictBool | None = None
     """An extension to OpenAI's API: answers have exactly ``max_tokens``, for equal work in a benchmark."""
     n: Annotated[StrictInt, Field(ge=1, le=1)] | None = None
@@ -207,7 +219,7 @@ def _source(part: dict[str, Any]) -> tuple[str, str, str]:
             return "data", inner["file_data"], shown
         url = inner.get("url", inner.get("file_url"))
         if isinstance(url, str):
-            if not url.startswith("data:"):
+            if not _is_data(url):
                 raise RequestError(
                     400,
                     "remote_url",
@@ -220,13 +232,24 @@ def _source(part: dict[str, Any]) -> tuple[str, str, str]:
     )
 
 
+def _is_data(value: str) -> bool:
+    return value[:100].lstrip()[: len(_DATA)].lower() == _DATA
+
+
 def _decoded(value: str) -> bytes:
-    """Decode base64, with or without the head of a data: URL."""
-    head = _DATA_URL.match(value)
-    if head is None and value.startswith("data:"):
+    """Decode base64, with or without the head of a data: URL.
+
+    Line breaks and spaces, the alphabet for addresses, and absent padding are accepted, as by vLLM and OpenAI.
+    """
+    head = _DATA_URL.match(value[:_MAX_HEAD])
+    if head is None and _is_data(value):
         raise RequestError(400, "bad_content", "data: URL: expected one in base64", param="messages")
+    text = value[head.end() :] if head else value
+    if head and "%" in text:
+        text = unquote(text)
+    text = "".join(text.split()).translate(_STANDARD).rstrip("=")
     try:
-        data = base64.b64decode(value[head.end() :] if head else value, validate=True)
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(400, "bad_content", "file data: expected base64", param="messages") from None
     if not data:

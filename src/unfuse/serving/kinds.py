@@ -26,13 +26,14 @@ Kind = Literal["events", "image", "video"]
 HEAD_BYTES: Final = 16
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8\xff"
+_GIFS: Final = (b"GIF87a", b"GIF89a")
 _MATROSKA: Final = b"\x1aE\xdf\xa3"
 MAX_PICTURES: Final = 32
 
 
 def kind_of(head: bytes) -> Kind:
     """Return the medium of a file's first ``HEAD_BYTES``; an unknown one is read as events."""
-    if head.startswith((_PNG, _JPEG)) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    if head.startswith((_PNG, _JPEG, *_GIFS)) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return "image"
     if head[4:8] == b"ftyp" or head.startswith(_MATROSKA) or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return "video"

@@ -265,3 +265,68 @@ def test_mutations_end_in_one_typed_error(tmp_path):
             outcomes["refused"] += 1
     assert outcomes["ok"] > 0
     assert outcomes["refused"] > 1000
+
+
+def placed(names, formats, offsets, size):
+    names, formats = names.split(), formats.split()
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        placed("x y p t", "<u2 <u2 <i2 <i8", [0, 2, 4, 8], 16),  # Metavision's EventCD
+        np.dtype([("x", "u2"), ("y", "u2"), ("p", "u1"), ("t", "i8")], align=True),
+        placed("t x y p", "<i8 <u2 <u2 ?", [3, 11, 15, 20], 32),
+        np.dtype([("timestamp", "<i8"), ("x", ">u2"), ("y", "<i4"), ("polarity", "?")]),
+        np.dtype([(("time of the event", "t"), "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "i1")]),
+        np.dtype([("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "i1"), ("flow", "<f4", (2,)), ("label", "S5")]),
+        np.dtype([("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "i1"), ("box", [("a", "<f4"), ("b", "<u8")])]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("pickled", [False, True])
+def test_records_with_gaps_and_further_fields(tmp_path, dtype, pickled):
+    names = {"timestamp": "t", "polarity": "p"}
+    records = np.zeros(20, dtype)
+    for name in dtype.names:
+        if names.get(name, name) in COLUMNS:
+            records[name] = COLUMNS[names.get(name, name)]
+    if pickled and any(dtype[name].subdtype or dtype[name].names for name in dtype.names):
+        return
+    check(read_events(put(tmp_path, wrapped(records)) if pickled else saved(tmp_path, records)))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"time_start": np.uint16(3), "num_events": np.int64(20), "fps": np.float32(3), "valid": np.bool_(True)},
+        {"camera": "left", "size": (346, 260), "notes": [1, "a", None, 2.5, {"b": 1}], 7: "a number as key"},
+        {"names": np.array(["a", "bc"]), "raw": np.array([b"a"]), "c": np.complex64(1), "matrix": np.eye(3)},
+        {"at": np.datetime64("2020-01-01"), "for": np.timedelta64(3, "s")},
+    ],
+)  # fmt: skip
+def test_metadata_beside_the_columns(tmp_path, more, protocol):
+    check(read_events(put(tmp_path, wrapped(COLUMNS | more, protocol))))
+
+
+def test_other_names(tmp_path):
+    names = {"x": "x", "y": "y", "t": "ts", "p": "pol"}
+    check(read_events(saved(tmp_path, {names[k]: v for k, v in COLUMNS.items()})))
+    nanoseconds = COLUMNS["t"].astype("i8") * 1000
+    check(read_events(saved(tmp_path, COLUMNS | {"t": nanoseconds}), time_unit="ns"))
+    check(read_events(saved(tmp_path, {k: v for k, v in COLUMNS.items() if k != "t"} | {"t_ns": nanoseconds})))
+
+
+def test_metadata_cannot_bring_code_or_stand_for_a_column(tmp_path):
+    with pytest.raises(UnsafeFileError, match="posix.system"):
+        read_events(put(tmp_path, wrapped(COLUMNS | {"meta": Calls(os.system, "true")})))
+    for wrong in (np.int64(3), np.array("a"), np.datetime64("2020-01-01"), None, np.array(["a"] * 20)):
+        with pytest.raises(UnfuseError):
+            read_events(put(tmp_path, wrapped(COLUMNS | {"t": wrong})))
+
+
+def test_empty_arrays_beside_the_columns(tmp_path):
+    check(read_events(put(tmp_path, wrapped(COLUMNS | {"none": np.zeros((0, 2)), "triggers": np.array([], "i8")}))))
+    with pytest.raises(UnfuseError, match="no events"):
+        read_events(put(tmp_path, wrapped({name: column[:0] for name, column in COLUMNS.items()})))

@@ -12,6 +12,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,14 +61,29 @@ def decode(kind: str, path: Path, window: TimeWindow | None, sensor_size: tuple[
     columns, reply = _request(kind, path, {"start": edges[0], "stop": edges[1]})
     if not len(columns["t"]) and window is not None:
         raise empty_window(path, window, reply.get("span"))
-    size = sensor_size or reply.get("sensor_size")
-    return EventStream.from_arrays(**columns, sensor_size=tuple(size) if size else None, source=str(path))
+    return _stream(kind, path, columns, reply, sensor_size)
 
 
 def decode_events(path: Path, first: int, last: int) -> EventStream:
     """Return events ``first`` to ``last`` of a DSEC recording, by their number; errors as ``decode``."""
     columns, reply = _request("dsec", path, {"start": first, "stop": last, "numbered": True})
-    return EventStream.from_arrays(**columns, sensor_size=tuple(reply["sensor_size"]), source=str(path))
+    return _stream("dsec", path, columns, reply, None)
+
+
+def _stream(
+    kind: str, path: Path, columns: dict[str, NDArray[Any]], reply: dict[str, Any], size: tuple[int, int] | None
+) -> EventStream:
+    """Validate events; a DSEC file without the size of its sensor has DSEC's sensor, or the reach of the events."""
+    stated = size or reply.get("sensor_size")
+    stream = EventStream.from_arrays(**columns, sensor_size=tuple(stated) if stated else None, source=str(path))
+    if stated or kind != "dsec":
+        return stream
+    reach = int(stream.x.max()) + 1, int(stream.y.max()) + 1
+    usual = tuple(reply.get("usual_size") or (0, 0))
+    if reach[0] <= usual[0] and reach[1] <= usual[1]:
+        return replace(stream, sensor_size=(usual[0], usual[1]))
+    note = f"the file does not state the sensor's size; {reach[0]} x {reach[1]}, the reach of the events, is used"
+    return replace(stream, sensor_size=reach, notes=(note,))
 
 
 def inspect(path: Path, edges: Sequence[int] = (), numbers: Sequence[int] = ()) -> dict[str, Any]:

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.lib.format import descr_to_dtype
 from numpy.typing import NDArray
 
+from unfuse.decoders.columns import FIELDS, find_columns
 from unfuse.errors import EventFileError, UnsafeFileError
 from unfuse.events.pickled_arrays import load_pickled_arrays
 from unfuse.events.stream import EventStream
+from unfuse.events.time_units import TimeUnit, to_microseconds
 
 MAGIC: Final = b"\x93NUMPY"
-_FIELDS: Final = ("x", "y", "t", "p")
 _MAX_HEADER: Final = 10_000
 
 
-def read_npy(path: Path) -> EventStream:
-    """Read and validate one recording.
+def read_npy(path: Path, time_unit: TimeUnit | None = None) -> EventStream:
+    """Read and validate one recording; ``time_unit`` is the unit of its times, by default the unit in their name.
 
     Raises:
         UnsafeFileError: the pickle holds anything but plain arrays.
@@ -32,7 +34,7 @@ def read_npy(path: Path) -> EventStream:
         EventStreamError: the columns are not a valid stream.
     """
     source = str(path)
-    return stream_of(parse_npy(path.read_bytes(), source), source)
+    return stream_of(parse_npy(path.read_bytes(), source), source, time_unit)
 
 
 def parse_npy(data: bytes, source: str) -> Any:
@@ -49,8 +51,10 @@ def parse_npy(data: bytes, source: str) -> Any:
     return _array(descr, shape, data, start, source)
 
 
-def stream_of(value: Any, source: str) -> EventStream:
+def stream_of(value: Any, source: str, time_unit: TimeUnit | None = None) -> EventStream:
     """Return the events of a dict or record of x, y, t and p, or of a list of them in time order (EventBench's bins).
+
+    ``decoders.columns`` lists other names of these columns. Further columns and fields are left out.
 
     Raises:
         EventFileError: another type, or without x, y, t and p.
@@ -59,11 +63,11 @@ def stream_of(value: Any, source: str) -> EventStream:
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, list) and value:
-        bins = [_columns(part, source) for part in value]
-        columns = {name: np.concatenate([part[name] for part in bins]) for name in _FIELDS}
+        bins = [_columns(part, source, time_unit) for part in value]
+        columns = {name: np.concatenate([part[name] for part in bins]) for name in FIELDS}
     else:
-        columns = _columns(value, source)
-    return EventStream.from_arrays(*(columns[name] for name in _FIELDS), source=source)
+        columns = _columns(value, source, time_unit)
+    return EventStream.from_arrays(*(columns[name] for name in FIELDS), source=source)
 
 
 def _header(data: bytes, source: str) -> tuple[dict[str, Any], int]:
@@ -89,16 +93,14 @@ def _header(data: bytes, source: str) -> tuple[dict[str, Any], int]:
 
 def _array(descr: Any, shape: Any, data: bytes, start: int, source: str) -> NDArray[np.generic]:
     plain = isinstance(descr, str) and re.fullmatch(r"[<>|=]?[iub][1248]", descr)
-    record = isinstance(descr, list) and all(
-        isinstance(field, tuple) and len(field) == 2 and all(isinstance(part, str) for part in field) for field in descr
-    )
-    if not plain and not record:
+    if not plain and not isinstance(descr, list):
         raise EventFileError(source, found=f"dtype {descr!r:.60}", expected="a dict or record of x, y, t and p")
     try:
-        dtype = np.dtype(descr)
-    except (TypeError, ValueError):
+        # Gaps between the fields of a record are unnamed fields here; np.dtype would name them.
+        dtype = descr_to_dtype(descr)
+    except (TypeError, ValueError, KeyError, IndexError, RecursionError, OverflowError):
         raise EventFileError(source, found=f"dtype {descr!r:.60}", expected="fields x, y, t and p") from None
-    if any(dtype[name].kind not in "iub" for name in dtype.names or ()):
+    if dtype.hasobject:
         raise UnsafeFileError(source, found=f"dtype {dtype}"[:120], expected="integer fields")
     if not (isinstance(shape, tuple) and len(shape) == 1 and isinstance(shape[0], int) and shape[0] >= 0):
         raise EventFileError(source, found=f"shape {shape!r:.60}", expected="one dimension")
@@ -110,22 +112,28 @@ def _array(descr: Any, shape: Any, data: bytes, start: int, source: str) -> NDAr
     return np.frombuffer(data, dtype=dtype, count=shape[0], offset=start)
 
 
-def _columns(value: Any, source: str) -> dict[str, NDArray[np.generic]]:
+def _columns(value: Any, source: str, time_unit: TimeUnit | None) -> dict[str, NDArray[Any]]:
     if isinstance(value, dict):
         names: tuple[str, ...] = tuple(value)
     elif isinstance(value, np.ndarray) and value.dtype.names:
         names = value.dtype.names
     else:
         raise EventFileError(source, found=type(value).__name__, expected="a dict or record of x, y, t and p")
-    if missing := [name for name in _FIELDS if name not in names]:
+    try:
+        found = find_columns(names)
+    except ValueError as error:
+        raise EventFileError(source, found=str(error), expected="each column once") from None
+    if missing := [name for name in FIELDS if name not in found]:
         raise EventFileError(
             source,
             found=f"fields {', '.join(map(str, names))[:80] or 'none'}",
             expected=f"also {', '.join(missing)}",
         )
-    columns = {name: value[name] for name in _FIELDS}
+    columns = {name: value[found[name].name] for name in FIELDS}
     for name, column in columns.items():
         if not isinstance(column, np.ndarray) or column.ndim != 1:
-            found = f"{column.ndim} dimensions" if isinstance(column, np.ndarray) else type(column).__name__
-            raise EventFileError(f"{source}: {name}", found=found, expected="an array of one dimension")
+            kind = f"{column.ndim} dimensions" if isinstance(column, np.ndarray) else type(column).__name__
+            raise EventFileError(f"{source}: {name}", found=kind, expected="an array of one dimension")
+    if columns["t"].dtype.kind in "iu":
+        columns["t"] = to_microseconds(columns["t"], time_unit or found["t"].unit, source)
     return columns

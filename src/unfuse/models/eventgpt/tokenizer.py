@@ -26,14 +26,7 @@ def load_tokenizer(path: str | Path, config: EventChatConfig, **kwargs: Any) -> 
     written = _tokenizer_config(path)
     # transformers 4.37 reads an absent `legacy` as true, 5.x as false, and the ids differ.
     legacy = True if written.get("legacy") is None else bool(written["legacy"])
-    try:
-        tokenizer = from_pretrained(AutoTokenizer, path, legacy=legacy, **kwargs)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            str(path),
-            found=f"no readable tokenizer ({str(error).splitlines()[0]})",
-            expected="tokenizer.model",
-        ) from None
+    tokenizer = from_pretrained(AutoTokenizer, path, legacy=legacy, **kwargs)
     tokenizer.legacy = legacy
     if config.mm_use_im_patch_token:
         tokenizer.add_tokens([PATCH_TOKEN], special_tokens=True)
