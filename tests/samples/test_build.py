@@ -170,8 +170,14 @@ def test_a_recording_in_any_format_gives_the_same_windows(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize("changed", ["events/left/events.h5", "images/left/rectified/000007.png"])
-def test_a_source_that_changed_is_another_data_set(tmp_path, changed, finished):
+@pytest.mark.parametrize(
+    ("changed", "at"),
+    [
+        ("events/left/events.h5", -8),
+        ("images/left/rectified/000007.png", -3),
+    ],  # the lowest byte of t_offset, a checksum
+)
+def test_a_source_that_changed_is_another_data_set(tmp_path, changed, at, finished):
     """Its size and time are those of before: windows of two recordings would stand side by side."""
     sequence = write_sequence(tmp_path)
     windowing = Windowing(window_us=100_000)
@@ -180,9 +186,9 @@ def test_a_source_that_changed_is_another_data_set(tmp_path, changed, finished):
         (tmp_path / "out" / MANIFEST_NAME).rename(tmp_path / "out" / ".begun.json")
     before = (sequence / changed).stat()
     with (sequence / changed).open("r+b") as file:
-        file.seek(-3, os.SEEK_END)
+        file.seek(at, os.SEEK_END)
         byte = file.read(1)[0]
-        file.seek(-3, os.SEEK_END)
+        file.seek(at, os.SEEK_END)
         file.write(bytes([byte ^ 1]))
     os.utime(sequence / changed, ns=(before.st_atime_ns, before.st_mtime_ns))
     again = plan(find_recordings(tmp_path / "test"), windowing)
