@@ -24,11 +24,9 @@ LONG = (
     "test_api.py", "report/html",
 )  # fmt: skip
 """The longest tests start first, so that no core waits for them at the end."""
-HEAVY = (
-    "torch", "transformers", "torchao", "accelerate", "playwright.sync_api", "fastapi", "altair", "openai",
-    "scipy.stats", "sympy",
-)  # fmt: skip
-"""Packages that take longest to compile. Two workers start at the two ends, so that each compiles one half."""
+WITH_TORCH = "torch", "transformers", "torchao", "accelerate"
+OTHERS = "playwright.sync_api", "fastapi", "altair", "openai", "scipy.stats", "sympy"
+"""Packages that take longest to compile. One worker starts with these and one with torch: each compiles one half."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -38,19 +36,26 @@ def pytest_addoption(pluginmanager):
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if not worker and (getattr(options, "numprocesses", None) or getattr(options, "tx", None)):
         return  # the controller of xdist runs no test, and needs no package
-    if worker:
-        for name in HEAVY if int(worker.removeprefix("gw")) % 2 == 0 else reversed(HEAVY):
-            importlib.import_module(name)
-    import torch
-
-    if not torch.cuda.is_available():
-        # Kernels run in Triton's interpreter, one program after the other. Set before triton is imported.
-        os.environ["TRITON_INTERPRET"] = "1"
+    import_large_packages(worker)
     # Most objects of a test die without the collector, which takes a tenth of the time with the usual thresholds.
     gc.set_threshold(50_000, 20, 20)
     # Threads that wait for each other stall when another program takes a core from one of them.
-    torch.set_num_threads(1)
+    sys.modules["torch"].set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+
+def import_large_packages(worker):
+    """Import torch; in a worker of xdist, import all large packages, in an order that differs between two workers."""
+    others_first = worker and int(worker.removeprefix("gw")) % 2
+    for name in OTHERS if others_first else ():
+        importlib.import_module(name)
+    import torch
+
+    if not torch.cuda.is_available():
+        # Kernels run in Triton's interpreter, one program after the other. Set before a package imports triton.
+        os.environ["TRITON_INTERPRET"] = "1"
+    for name in (*WITH_TORCH, *(() if others_first else OTHERS)) if worker else ():
+        importlib.import_module(name)
 
 
 def pytest_runtest_setup(item):
