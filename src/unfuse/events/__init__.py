@@ -4,7 +4,6 @@ from unfuse.events.frames import event_frame, event_frames
 from unfuse.events.readers import read_events
 from unfuse.events.representations import event_histogram, time_surface, voxel_grid
 from unfuse.events.stream import EventStream, TimeWindow
-from unfuse.events.time_units import TIME_UNITS, TimeUnit
 from unfuse.events.windows import (
     slice_by_event_count,
     slice_by_time,
@@ -15,9 +14,7 @@ from unfuse.events.windows import (
 from unfuse.events.write import write_eventgpt_npy
 
 __all__ = [
-    "TIME_UNITS",
     "EventStream",
-    "TimeUnit",
     "TimeWindow",
     "event_frame",
     "event_frames",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unfuse.errors import EventStreamError
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
-TIME_UNITS: Final[tuple[TimeUnit, ...]] = get_args(TimeUnit)
+"""Unit of times in a file."""
 _MICROSECONDS: Final[Mapping[str, float]] = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _WORDS: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _EPOCH_NS: Final = (1e17, 1e19)
@@ -62,7 +62,7 @@ def to_microseconds(times: NDArray[Any], unit: str | None, source: str) -> NDArr
 
     Args:
         times: integers or floats.
-        unit: one of ``TIME_UNITS``; None is microseconds.
+        unit: a ``TimeUnit``; None is microseconds.
         source: name for messages.
 
     Raises:

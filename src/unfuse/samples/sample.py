@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from unfuse.errors import MediaError
-from unfuse.events import TimeUnit, TimeWindow
+from unfuse.events import TimeWindow
+from unfuse.events.time_units import TimeUnit
 from unfuse.samples.file_hash import file_sha256
 from unfuse.samples.frame_files import IMAGE_SUFFIXES, frame_files
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from unfuse.errors import DatasetError, FileAccessError
-from unfuse.events import EventStream, TimeUnit, read_events
+from unfuse.events import EventStream, read_events
 from unfuse.events.readers import decoder_client
+from unfuse.events.time_units import TimeUnit
 from unfuse.samples.frame_files import frame_files
 
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
