@@ -122,3 +122,14 @@ def test_a_png_that_claims_gigabytes(tmp_path):
     (tmp_path / "a.png").write_bytes(data[: at - 4] + b"\xff\xff\xff\xf0" + data[at:])
     with suppress(MediaError):  # never a MemoryError
         assert np.array_equal(read_image(tmp_path / "a.png"), PICTURE)
+
+
+def test_a_picture_that_takes_too_much_memory(tmp_path, monkeypatch):
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("unfuse.samples.media._rgb", full)
+    with pytest.raises(MediaError, match="found a picture that takes too much memory"):
+        read_image(tmp_path / "a.png")

@@ -61,11 +61,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ValueError,
         EOFError,
         OverflowError,
-        MemoryError,
         struct.error,
         zlib.error,
     ) as error:
         raise MediaError(str(path), found=f"no readable image ({error})", expected="an undamaged PNG or JPEG") from None
+    except MemoryError:
+        found, expected = "a picture that takes too much memory", "a smaller picture"
+        raise MediaError(str(path), found=found, expected=expected) from None
     array.setflags(write=False)
     return array
 
