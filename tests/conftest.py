@@ -95,12 +95,14 @@ def few_repeats():
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_processes():
-    """Fork the processes of ``unfuse run`` after their imports; other tests cover their start."""
-    from tests.forked import fork_instead
+    """Fork the processes of ``unfuse run`` and of pools after their imports; other tests cover their start."""
+    from tests.forked import fork_instead, fork_pools
     from unfuse import processes
+    from unfuse.samples import writing
 
     with pytest.MonkeyPatch.context() as patch:
         fork_instead(patch, processes, programs=("unfuse.batch_inference.",))
+        fork_pools(patch, writing)
         yield
 
 

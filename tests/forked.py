@@ -7,6 +7,7 @@ limited address space, interpreter options or modules that are not yet imported 
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import runpy
 import signal
@@ -179,6 +180,14 @@ def fork_instead(
     forking.__dict__.update(subprocess.__dict__, Popen=started, run=run_captured)
     for module in modules:
         patch.setattr(module, "subprocess", forking)
+
+
+def fork_pools(patch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
+    """Fork the processes of pools in these modules, which import ``multiprocessing`` and request spawned processes."""
+    forking = ModuleType("multiprocessing")
+    forking.__dict__.update(multiprocessing.__dict__, get_context=lambda _: FORKS)
+    for module in modules:
+        patch.setattr(module, "multiprocessing", forking)
 
 
 def _run(

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import unfuse.models.eventgpt  # noqa: F401, registers the family
+from tests.forked import fork_pools
 from training import evaluate
 from unfuse.events import event_frames, read_events
 from unfuse.report.quality import proportion
@@ -24,6 +25,7 @@ ABOUT_THE_QUESTION = {"absent", "shown"}
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
+        fork_pools(patch, evaluate)
         patch.setattr(evaluate, "_FUSED", FUSED)
         patch.setattr(evaluate, "_IN_BFLOAT16", IN_BFLOAT16)
         folder = tmp_path_factory.mktemp("scenes")
