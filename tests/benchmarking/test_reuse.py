@@ -70,9 +70,20 @@ def test_a_memo_is_found(small_model, small_sample, name):
 def test_a_memo_of_the_bytes_of_files_is_found(small_model, small_sample, monkeypatch):
     """It parses and draws the events each time."""
     import io
+    import os
     from pathlib import Path
 
     copies, opened = {}, Path.open
+
+    class Copy(io.BytesIO):
+        def __init__(self, path):
+            super().__init__(copies[path])
+            self._path = path
+
+        def fileno(self):
+            return files.setdefault(self._path, os.open(self._path, os.O_RDONLY))
+
+    files = {}
 
     def opens(path, mode="r", *given, **named):
         if mode != "rb" or path.suffix != ".npy":
@@ -80,7 +91,7 @@ def test_a_memo_of_the_bytes_of_files_is_found(small_model, small_sample, monkey
         if path not in copies:
             with opened(path, mode) as file:
                 copies[path] = file.read()
-        return io.BytesIO(copies[path])
+        return Copy(path)
 
     monkeypatch.setattr(Path, "open", opens)
     findings = of(small_model, small_sample).findings
@@ -90,7 +101,7 @@ def test_a_memo_of_the_bytes_of_files_is_found(small_model, small_sample, monkey
 def test_a_memo_of_prefill_is_found(small_model, small_sample):
     model = disguised(small_model, EventGPTAdapter, disguises.PrefillByPrompt)
     (finding,) = of(model, small_sample).findings
-    assert finding.startswith("prefill of a measured sample has 8 of the")
+    assert finding.startswith("prefill of a measured sample has 10 of the")
 
 
 def test_a_memo_of_the_fused_call_is_found(small_model, small_sample):

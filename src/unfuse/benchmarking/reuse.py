@@ -24,7 +24,7 @@ from unfuse.records.schema import FUSED_STAGE
 from unfuse.records.work_records import Effort, Reuse, StageReuse
 from unfuse.report.statistics import order_interval
 from unfuse.samples import Sample
-from unfuse.samples.variants import SampleFiles, is_rewritable, used_media, with_frames, with_pixel
+from unfuse.samples.variants import SampleFiles, is_rewritable, used_media, with_frames, with_square
 from unfuse.stages import Loaded
 
 _TOKENS: Final = 2
@@ -164,7 +164,7 @@ class _Comparison:
 
     def _pixel(self, index: int) -> Sample:
         frames = self.loaded.frames
-        return with_frames(self.sample, with_pixel(frames, len(frames) - 1, seed=1000 + index))
+        return with_frames(self.sample, with_square(frames, len(frames) - 1, seed=1000 + index))
 
 
 def _faster(ratios: Mapping[str, Sequence[float]]) -> Iterator[str]:

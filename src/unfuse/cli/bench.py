@@ -118,7 +118,7 @@ def run_and_show(console: Console, job: BenchJob, *, show_answers: bool = False)
         repeats_s=job.settings.balance_seconds,
     )
     listener = _printer(console, view, job, show_answers)
-    on_interrupt(partial(_stopped, job, click.get_current_context()))
+    on_interrupt(partial(_stopped, job, click.get_current_context(silent=True)))
     with view:
         run = run_bench(job, listener)
     if isinstance(run, ComparisonRun):
@@ -135,12 +135,14 @@ def run_and_show(console: Console, job: BenchJob, *, show_answers: bool = False)
     return 0 if valid else 1
 
 
-def _stopped(job: BenchJob, context: click.Context) -> list[str]:
+def _stopped(job: BenchJob, context: click.Context | None) -> list[str]:
     """Return how to continue an interrupted benchmark."""
     started = job.output is not None and any((job.output / name).is_file() for name in (MANIFEST_FILE, COMPARISON_FILE))
     if not started:
         return ["Stopped before the first sample."]
     kept = f"Stopped. Finished samples are kept in {printable(str(job.output))}."
+    if context is None:
+        return [kept]
     again = command_line(context, output=str(job.output), resume=True, models=job.plan.models)
     return [kept, f"Go on with: {again}"]
 

@@ -1,4 +1,4 @@
-"""Variants of a sample: other files with equal frames, one other pixel, or other content in every frame.
+"""Variants of a sample: other files with equal frames, one other square, or other content in every frame.
 
 A variant has the id and the question of its sample, and frames of equal sizes: a cache that is keyed by anything but
 the content takes it for the sample.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from unfuse.atomic_files import make_folder
 from unfuse.errors import MediaError
 from unfuse.events import EventStream, read_events, write_eventgpt_npy
 from unfuse.samples.sample import Sample
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Frames = Sequence[NDArray[np.uint8]]
+    Square = tuple[slice, slice]
 
 _NO_MEDIA: Final[dict[str, Any]] = {
     "event_data": None, "window": None, "event_image": (), "video": None, "video_frames": None, "image": None,
@@ -32,6 +34,11 @@ _IGNORE_TAIL: Final = frozenset({".png", ".jpg", ".jpeg", ".h5", ".hdf5"})
 _MP4: Final = frozenset({".mp4", ".m4v", ".mov"})
 _TAIL: Final = 16
 """Bytes that are appended."""
+_SQUARES: Final = 28
+"""Squares side by side on the shorter side of a frame."""
+_GREY: Final = 127.5
+_VISIBLE: Final = 8.0
+"""Difference in brightness that a resize and the rounding to 8 bits show."""
 
 
 def with_frames(sample: Sample, frames: Frames) -> Sample:
@@ -53,39 +60,48 @@ def inverted(frames: Frames) -> list[NDArray[np.uint8]]:
     return [255 - frame for frame in frames]
 
 
-def with_pixel(frames: Frames, index: int, seed: int = 0) -> list[NDArray[np.uint8]]:
-    """Return frames with one inverted pixel in frame ``index``, in the middle that no crop removes."""
+def with_square(frames: Frames, index: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    """Return frames with one square of frame ``index`` made black or white, in the middle that no crop removes.
+
+    The square has a 28th of the shorter side, so a resize to 28 pixels or more shows it.
+    """
     changed = [frame.copy() for frame in frames]
-    row, column = _middle_pixels(frames[index], seed)[0]
-    changed[index][row, column] = 255 - changed[index][row, column]
+    square = next(_middle_squares(frames[index], seed))
+    changed[index][square] = 0 if changed[index][square].mean() > _GREY else 255
     return changed
 
 
 def with_exchange(frames: Frames, index: int, seed: int = 0) -> list[NDArray[np.uint8]] | None:
-    """Return frames with two different pixels of frame ``index`` exchanged: equal sum, mean and histogram.
+    """Return frames with two squares of frame ``index`` exchanged: equal sum, mean and histogram.
 
-    Return None if all pixels in the middle of the frame are equal.
+    Return None if there are no two squares of clearly different brightness in the middle of the frame.
     """
     changed = [frame.copy() for frame in frames]
-    frame = changed[index]
-    pixels = _middle_pixels(frame, seed)
-    first = pixels[0]
-    other = next((pixel for pixel in pixels if (frame[pixel] != frame[first]).any()), None)
-    if other is None:
+    frame, original = changed[index], frames[index]
+    squares = list(_middle_squares(frame, seed))
+    first = max(squares, key=lambda square: float(original[square].mean()))
+    other = min(squares, key=lambda square: float(original[square].mean()))
+    if original[first].mean() - original[other].mean() < _VISIBLE or _overlap(first, other):
         return None
-    frame[first], frame[other] = frames[index][other], frames[index][first]
+    frame[first], frame[other] = original[other], original[first]
     return changed
 
 
-def _middle_pixels(frame: NDArray[np.uint8], seed: int) -> list[tuple[int, int]]:
-    """Return pixels of the middle third of both axes in random order; a thousand at most."""
+def _overlap(one: Square, other: Square) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+
+
+def _middle_squares(frame: NDArray[np.uint8], seed: int) -> Iterator[Square]:
+    """Yield a hundred squares of the middle third of both axes, in random order."""
     import numpy as np
 
     height, width = frame.shape[:2]
+    side = max(1, min(height, width) // _SQUARES)
     rng = np.random.default_rng(seed)
-    rows = rng.integers(height // 3, max(2 * height // 3, height // 3 + 1), 1000)
-    columns = rng.integers(width // 3, max(2 * width // 3, width // 3 + 1), 1000)
-    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True)]
+    rows = rng.integers(height // 3, max(2 * height // 3, height // 3 + 1), 100)
+    columns = rng.integers(width // 3, max(2 * width // 3, width // 3 + 1), 100)
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        yield slice(row, row + side), slice(column, column + side)
 
 
 def stream_of(sample: Sample) -> EventStream:
@@ -158,7 +174,7 @@ class SampleFiles:
         """Make a folder that no sample has used."""
         self._count += 1
         folder = self.folder / f"{self._count:03d}"
-        folder.mkdir()
+        make_folder(folder)
         return folder
 
     def _with_files(self, sample: Sample, copy: Callable[[Path, Path], object]) -> Sample:
@@ -179,7 +195,8 @@ class SampleFiles:
 
 
 def _copy_marked(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+    with source.open("rb") as given, target.open("wb") as copied:
+        shutil.copyfileobj(given, copied)
     if source.suffix.lower() in _IGNORE_TAIL:
         tail = secrets.token_bytes(_TAIL)
     elif source.suffix.lower() in _MP4:

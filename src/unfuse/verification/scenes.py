@@ -19,7 +19,7 @@ import torch
 from unfuse.features import Features
 from unfuse.records.verification_file import CheckResult
 from unfuse.samples import Sample
-from unfuse.samples.variants import inverted, with_exchange, with_frames, with_pixel
+from unfuse.samples.variants import inverted, with_exchange, with_frames, with_square
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Loaded, Prepared, Sampling
 from unfuse.verification.checks import PATHS_CAP, Subject
@@ -157,8 +157,8 @@ def _blind(s: Subject, loaded: Loaded, first: _Visit) -> Iterator[str]:
     frames = loaded.frames
     last = len(frames) - 1
     indices = dict.fromkeys(round(i * last / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES))
-    changes = {f"one pixel of frame {index}": with_pixel(frames, index, seed=index) for index in indices}
-    changes["two exchanged pixels"] = with_exchange(frames, last) or with_pixel(frames, last, seed=last + 1)
+    changes = {f"one square of frame {index}": with_square(frames, index, seed=index) for index in indices}
+    changes["two exchanged squares"] = with_exchange(frames, last) or with_square(frames, last, seed=last + 1)
     if last and not all(a.shape == b.shape and (a == b).all() for a, b in zip(frames, reversed(frames), strict=True)):
         changes["the order of the frames"] = list(reversed(frames))
     unseen: dict[str, list[str]] = {"preprocess": [], "encode": []}

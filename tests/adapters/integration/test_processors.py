@@ -152,6 +152,6 @@ def test_missing_torchvision_is_one_line(tmp_path):
     )
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(
-        MissingPackageError, match="torchvision, expected this package, for the family's processor. Run: "
+        MissingPackageError, match="torchvision, expected this package, which the checkpoint needs. Run: "
     ):
         load(str(tmp_path), device="cpu")
