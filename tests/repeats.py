@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from unfuse.benchmarking import BenchSettings, pairs, reuse
+from unfuse.benchmarking import BenchSettings, pairs, price, reuse
 from unfuse.verification.hooks import hooks_agree
 from unfuse.verification.steady import steady
 from unfuse.verification.timing import timing_additive
@@ -18,6 +18,7 @@ from unfuse.verification.timing import timing_additive
 def use_few_repeats(patch: pytest.MonkeyPatch) -> None:
     """Make benchmarks and clock checks repeat a sample only as often as every code path needs."""
     patch.setitem(BenchSettings.__init__.__kwdefaults__, "noise_repeats", 1)
+    patch.setattr(price, "TURNS", 2)  # too few to judge: other work on the machine would decide
     patch.setattr(reuse, "PAIRS", 0)
     patch.setattr(reuse, "ROUNDS", 1)
     patch.setattr(pairs, "is_steady", lambda totals_ms, minimum: len(totals_ms) >= minimum)
