@@ -14,6 +14,7 @@ from unfuse.adapters.eventgpt import EventGPTAdapter
 from unfuse.benchmarking import PROTOCOLS, BenchSettings, reuse
 from unfuse.benchmarking.reuse import reuse_of
 from unfuse.benchmarking.setup import BenchSetup
+from unfuse.events import read_events, write_eventgpt_npy
 from unfuse.loading import load
 from unfuse.measure.clock import NoClock
 from unfuse.measure.timers import HostTimer
@@ -181,3 +182,12 @@ def test_a_run_with_a_memo_is_invalid(small_model, small_sample, guard, tmp_path
     assert "results were reused: encode" in (tmp_path / "run" / "report.md").read_text()
     sound = bench(small_model, data, guard, noise_repeats=5)
     assert not any("reused" in reason for reason in sound.summary().verdict.reasons)
+
+
+@pytest.mark.parametrize("number", [5, 7, 20])
+def test_a_recording_of_a_few_events_reuses_nothing(small_model, small_sample, tmp_path, number):
+    """Few random polarities may equal those of the recording; the last event never does."""
+    stream = read_events(small_sample.event_data)
+    few = replace(stream, **{column: getattr(stream, column)[:number] for column in "xytp"})
+    write_eventgpt_npy(tmp_path / "few.npy", few)
+    assert of(small_model, Sample.from_events(tmp_path / "few.npy")).findings == ()

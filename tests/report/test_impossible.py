@@ -114,11 +114,13 @@ def test_lines_that_are_there_twice(record):
     assert found([record, warm, replace(warm, staged_host_ms=2 * warm.staged_host_ms)]) == ()
 
 
-def roofed(reached_pct, error_pct=None):
+def roofed(reached_pct, error_pct=None, *, gigabytes=100.0, output_tokens=None):
     """A stage that takes 100 ms, and its share of a roof."""
-    record = SampleRecord(sample_id="s0", status="ok", stages={"decode": StageTime(host_ms=100.0)})
-    work = StageWork(flops=1, least_bytes=int(reached_pct * 1e6))
-    ceilings = Ceilings(bytes_per_s=1e9, flops_per_s=1e9, error_pct=error_pct)
+    record = SampleRecord(
+        sample_id="s0", status="ok", stages={"decode": StageTime(host_ms=100.0)}, output_tokens=output_tokens
+    )
+    work = StageWork(flops=1, least_bytes=int(reached_pct * gigabytes * 1e7))
+    ceilings = Ceilings(bytes_per_s=gigabytes * 1e10, flops_per_s=1e9, error_pct=error_pct)
     return [record], Probes(work={"decode": work}, work_sample_id="s0", ceilings=ceilings)
 
 
@@ -132,6 +134,12 @@ def test_a_roof_is_exceeded_by_no_more_than_its_own_error(reached, error, wrong)
     assert bool(sentences) is wrong
     if wrong:
         assert f"decode reached {reached:.0f} % of the roof (memory)" in sentences[0]
+
+
+def test_a_pass_over_few_bytes_may_read_a_cache():
+    """13 GB of weights a pass exceed every cache; those of a small model fit into one."""
+    assert found(*roofed(200, gigabytes=10.0, output_tokens=11))
+    assert not found(*roofed(200, gigabytes=0.1, output_tokens=11))
 
 
 def energy(joules, calls=10, seconds=5.0):

@@ -61,6 +61,13 @@ class Stops(EagerEngine):
         return super().decode(prefilled, min(max_new_tokens, 5), drafts)
 
 
+class Silent(EagerEngine):
+    """Gives no token."""
+
+    def decode(self, prefilled, max_new_tokens, drafts=None):
+        return iter(())
+
+
 class GoesOn(EagerEngine):
     """Goes on after the end token."""
 
@@ -99,7 +106,7 @@ def test_a_sound_model_passes(model, demo_sample):
     assert "not compared" not in result.observed
 
 
-@pytest.mark.parametrize("engine", [Stops, GoesOn, WrongLater, OtherToken, Noisy])
+@pytest.mark.parametrize("engine", [Silent, Stops, GoesOn, WrongLater, OtherToken, Noisy])
 def test_a_broken_engine_fails(model, demo_sample, engine):
     # Long enough for the end token of the answer, which has 20 tokens.
     result = checked(model, demo_sample, engine=engine, tokens=24)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.verification import disguises
 from tests.verification.disguises import disguised
 from unfuse.adapters.eventgpt import EventGPTAdapter
+from unfuse.events import read_events, write_eventgpt_npy
 from unfuse.loading import load
 from unfuse.samples import Sample
 from unfuse.samples.demo import demo_sample as demo
+from unfuse.samples.variants import with_frames
+from unfuse.verification import scenes
 from unfuse.verification.checks import prepare_subject
 from unfuse.verification.scenes import scenes_apart
 
@@ -102,3 +107,33 @@ def test_frames_in_memory_and_pictures_pass(small_model, small_sample, tmp_path)
 def test_a_sample_without_media_is_skipped():
     with load("random:llava-tiny", device="cpu") as model:
         assert check(model, Sample(sample_id="text", question="What is it?")).status == "skip"
+
+
+def cut(sample, folder, name, part):
+    """Return a recording of some events of a sample's."""
+    stream = read_events(sample.event_data)
+    columns = {column: getattr(stream, column)[part] for column in "xytp"}
+    write_eventgpt_npy(folder / name, replace(stream, **columns))
+    return Sample.from_events(folder / name)
+
+
+@pytest.mark.parametrize("number", [5, 6, 7, 11, 20])
+def test_a_recording_of_a_few_events_passes(demo_model, demo_sample, tmp_path, number):
+    """Its frames are small or thin, and alike where a crop leaves them."""
+    assert check(demo_model, cut(demo_sample, tmp_path, "few.npy", slice(number))).status == "pass"
+
+
+def test_rows_about_one_recording_pass(small_model, small_sample):
+    """A data set asks several questions about a scene; one of them is the question of this check."""
+    for question in scenes._FURTHER_QUESTIONS:
+        rows = [replace(small_sample, sample_id=str(index), question=question) for index in range(2)]
+        result = check(small_model, *rows)
+        assert result.status == "pass", result
+
+
+def test_windows_that_share_frames_pass(small_model, small_sample):
+    frames = small_model.load(small_sample).frames
+    windows = [with_frames(small_sample, frames[part]) for part in (slice(0, 4), slice(1, 5))]
+    shared = [with_frames(small_sample, [*frames[:3], frame]) for frame in frames[3:]]
+    for first, second in (windows, shared):
+        assert check(small_model, first, second).status == "pass"

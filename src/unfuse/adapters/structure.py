@@ -59,6 +59,12 @@ def find_projectors(model: Any) -> dict[str, nn.Module]:
     return found
 
 
+def quantisation(model: Any) -> str | None:
+    """Return the method by which the weights are quantised; None for weights in their own dtype."""
+    method = getattr(model, "quantization_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
 def find_decoder(model: Any) -> nn.Module:
     """Return the text decoder: the network that takes ``inputs_embeds``.
 

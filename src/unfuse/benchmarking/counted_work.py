@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from unfuse.adapters.structure import quantisation
 from unfuse.features import Features
 from unfuse.measure.products import ProductCount, Products, counting_all_threads
 from unfuse.records.work_records import CountedWork, StageProducts
@@ -23,11 +24,15 @@ _SAMPLING: Final = Sampling(ignore_eos=True)
 def count_work(model: StagedModel, sample: Sample, *, tokens: int = TOKENS) -> CountedWork:
     """Run the stages once on a sample, untimed, and count their matrix products and convolutions.
 
+    The kernels of quantised weights are of many kinds, so their work is not counted.
+
     Args:
         model: loaded, with separate stages.
         sample: the sample.
         tokens: new tokens.
     """
+    if (method := quantisation(model.adapter.model)) is not None:
+        return CountedWork(reason=f"the weights are quantised by {method}")
     model.preprocess(model.load(sample))  # a first call may build tables
     load, loaded = _counted(lambda: model.load(sample))
     preprocess, prepared = _counted(lambda: model.preprocess(loaded))

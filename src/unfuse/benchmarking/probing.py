@@ -11,7 +11,7 @@ from unfuse.benchmarking.energy import stage_energy
 from unfuse.benchmarking.pairs import Pairs
 from unfuse.benchmarking.price import price_of
 from unfuse.benchmarking.profiling import profile_sample
-from unfuse.benchmarking.setup import BenchSetup
+from unfuse.benchmarking.setup import FAILURES, BenchSetup
 from unfuse.benchmarking.steps import step_passes, typical_samples
 from unfuse.measure.ceilings import measure_ceilings
 from unfuse.measure.isolation import IsolationGuard
@@ -19,7 +19,9 @@ from unfuse.measure.memory import MemoryClock, memory_meter
 from unfuse.records import RunFolder
 from unfuse.records.run_dir import PROFILE_FILE
 from unfuse.records.schema import Probes, Profile, SampleRecord, StageMemory
+from unfuse.records.work_records import CountedWork
 from unfuse.samples import Dataset, Sample
+from unfuse.staged_model import StagedModel
 
 _TOKENS: Final = 4
 """New tokens of the run that counts encoder calls."""
@@ -60,9 +62,7 @@ class Prober:
             isolation=self.guard.check(),
         )
         if protocol == "decoupled":
-            # These import torch, so they wait until the input is checked.
-            from unfuse.benchmarking.counted_work import count_work
-            from unfuse.benchmarking.work import stage_work
+            from unfuse.benchmarking.work import stage_work  # imports torch, so it waits until the input is checked
 
             by_id = {record.sample_id: record for record in records if record.status == "ok" and not record.warmup}
             record = by_id[typical[0]]
@@ -72,7 +72,7 @@ class Prober:
                 work=stage_work(model, median, record.output_tokens or 0, record.decode_passes),
                 work_sample_id=median.sample_id,
                 price=price_of(setup, measured, by_id),
-                counted_work=count_work(model, median),
+                counted_work=_counted_work(model, median),
                 ceilings=measure_ceilings(model.device, model.dtype),
             )
         if settings.profile:
@@ -93,6 +93,19 @@ class Prober:
 
     def _sample(self, sample_id: str) -> Sample:
         return next(sample for sample in self.dataset.samples if sample.sample_id == sample_id)
+
+
+def _counted_work(model: StagedModel, sample: Sample) -> CountedWork:
+    """Return the work of the stages, or why it was not counted: a profiler around the benchmark, or too little memory.
+
+    A failure here must not lose the measurements.
+    """
+    from unfuse.benchmarking.counted_work import count_work  # imports torch
+
+    try:
+        return count_work(model, sample)
+    except FAILURES as error:
+        return CountedWork(reason=f"it could not be counted: {' '.join(str(error).split())}")
 
 
 def stage_memory(setup: BenchSetup, sample: Sample) -> tuple[dict[str, StageMemory], str | None]:

@@ -1,8 +1,8 @@
 """Find results that a model reuses between runs: a repeat of a sample must cost as much as new media.
 
 After the samples, a measured sample runs again, and so do variants of equal shape: files with other bytes, one other
-pixel, and other values of every pixel. A model that keeps frames, pixels, features or answers does less for the repeat,
-and a model that keeps them under a key of too little gives a variant the results of the sample.
+square, and other values of every pixel. A model that keeps frames, pixels, features or answers does less for the
+repeat, and a model that keeps them under a key of too little gives a variant the results of the sample.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unfuse.records.schema import FUSED_STAGE
 from unfuse.records.work_records import Effort, Reuse, StageReuse
 from unfuse.report.statistics import order_interval
 from unfuse.samples import Sample
-from unfuse.samples.variants import SampleFiles, is_rewritable, used_media, with_frames, with_square
+from unfuse.samples.variants import SampleFiles, equal_frames, is_rewritable, used_media, with_frames, with_square
 from unfuse.stages import Loaded
 
 _TOKENS: Final = 2
@@ -77,7 +77,7 @@ class _Comparison:
     files: SampleFiles
     fresh: dict[str, list[Effort]] = field(default_factory=dict)
     changed: dict[str, list[Effort]] = field(default_factory=dict)
-    """Of a single changed pixel."""
+    """Of one changed square."""
     again: dict[str, list[Effort]] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
 
@@ -88,7 +88,7 @@ class _Comparison:
         for index in range(ROUNDS):
             self._load(index)
             other = self._count(self._other(index), self.fresh)
-            self._count(self._pixel(index), self.changed)
+            self._count(self._square(index), self.changed)
             self._compare(other, self._count(self.sample, self.again))
         ratios = self._time_ratios()
         stages = {
@@ -112,8 +112,7 @@ class _Comparison:
                 frames = self.setup.model.load(sample).frames
             with counted() as hashing:
                 self.setup.model.media_sha256(sample)
-            same = any(map(np.array_equal, frames, self.loaded.frames))
-            if sample is new and is_rewritable(used) and same:
+            if sample is new and is_rewritable(used) and equal_frames(frames, self.loaded.frames):
                 self.stale.append("load gives other events the frames of a measured sample")
             efforts.setdefault("load", []).append(_without(loading[0], hashing[0]))
 
@@ -136,8 +135,8 @@ class _Comparison:
             self.stale.append("encode gives other media the features of a measured sample")
 
     def _less(self) -> Iterator[str]:
-        """Yield the stages in which a repeat, or one changed pixel, had less work than new media."""
-        for efforts, name in ((self.again, "a measured sample"), (self.changed, "one other pixel")):
+        """Yield the stages in which a repeat, or one changed square, had less work than new media."""
+        for efforts, name in ((self.again, "a measured sample"), (self.changed, "one other square")):
             for stage, found in efforts.items():
                 for unit, text in _UNITS.items():
                     new, most = _values(self.fresh[stage], unit), _values(found, unit)
@@ -162,7 +161,7 @@ class _Comparison:
     def _other(self, index: int) -> Sample:
         return with_frames(self.sample, [frame ^ np.uint8(_MASKS[index]) for frame in self.loaded.frames])
 
-    def _pixel(self, index: int) -> Sample:
+    def _square(self, index: int) -> Sample:
         frames = self.loaded.frames
         return with_frames(self.sample, with_square(frames, len(frames) - 1, seed=1000 + index))
 

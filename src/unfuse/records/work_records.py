@@ -34,9 +34,11 @@ class StageProducts:
 class CountedWork:
     """Work of all threads in one untimed pass, beside the work that the model's definition asks for."""
 
-    stages: Mapping[str, StageProducts]
-    output_tokens: int
-    source: str
+    reason: str | None = None
+    """Reason why nothing was counted."""
+    stages: Mapping[str, StageProducts] = field(default_factory=dict)
+    output_tokens: int | None = None
+    source: str | None = None
     """Origin of the expected numbers: the config, or the model's own modules."""
     attention_counted: bool = True
     """False if kernels outside of torch compute attention."""

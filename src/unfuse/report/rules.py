@@ -84,8 +84,8 @@ def _encode_once(calls: int | None, sentences: Sequence[str]) -> RuleRow:
 def _work(run: MeasuredRun) -> RuleRow:
     limit = f"each stage executes its own work within {WORK_PCT:g} %"
     counted = run.probes.counted_work
-    if counted is None:
-        return _skip("work", limit, _NOT_RECORDED)
+    if counted is None or counted.reason is not None:
+        return _skip("work", limit, _NOT_RECORDED if counted is None else counted.reason or "")
     problems = work_problems(counted)
     executed = sum(total(stage.executed) for stage in counted.stages.values())
     return _row("work", not problems, limit, f"{executed / 1e9:.4g} GFLOP in {len(counted.stages)} stages", problems)

@@ -55,6 +55,13 @@ def used_media(sample: Sample, media: str) -> Sample:
     return replace(sample, **{**_NO_MEDIA, **{name: getattr(sample, name) for name in fields}})
 
 
+def equal_frames(one: Frames, other: Frames) -> bool:
+    """Return whether two scenes have equal frames: number, sizes and pixels."""
+    return len(one) == len(other) and all(
+        a.shape == b.shape and (a == b).all() for a, b in zip(one, other, strict=True)
+    )
+
+
 def inverted(frames: Frames) -> list[NDArray[np.uint8]]:
     """Return frames in which every pixel has another value."""
     return [255 - frame for frame in frames]
@@ -92,14 +99,17 @@ def _overlap(one: Square, other: Square) -> bool:
 
 
 def _middle_squares(frame: NDArray[np.uint8], seed: int) -> Iterator[Square]:
-    """Yield a hundred squares of the middle third of both axes, in random order."""
+    """Yield a hundred squares in random order, from the middle third of the square that a central crop leaves."""
     import numpy as np
 
     height, width = frame.shape[:2]
-    side = max(1, min(height, width) // _SQUARES)
+    shorter = min(height, width)
+    side = max(1, shorter // _SQUARES)
     rng = np.random.default_rng(seed)
-    rows = rng.integers(height // 3, max(2 * height // 3, height // 3 + 1), 100)
-    columns = rng.integers(width // 3, max(2 * width // 3, width // 3 + 1), 100)
+    shifts = rng.integers(-(shorter // 6), shorter // 6 + 1, (2, 100))
+    rows, columns = (
+        np.clip(size // 2 + shift, 0, size - side) for size, shift in zip((height, width), shifts, strict=True)
+    )
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         yield slice(row, row + side), slice(column, column + side)
 
@@ -117,10 +127,12 @@ def with_other_polarity(stream: EventStream) -> EventStream:
 
 
 def with_random_polarity(stream: EventStream, seed: int) -> EventStream:
-    """Return the stream with random polarities: frames and file have equal sizes."""
+    """Return the stream with random polarities, and another one of the last event, which every frame of it shows."""
     import numpy as np
 
-    return replace(stream, p=np.random.default_rng(seed).integers(0, 2, len(stream), dtype=np.uint8))
+    p = np.random.default_rng(seed).integers(0, 2, len(stream), dtype=np.uint8)
+    p[-1:] = 1 - stream.p[-1:]
+    return replace(stream, p=p)
 
 
 def in_reverse(stream: EventStream) -> EventStream:

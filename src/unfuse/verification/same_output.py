@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from unfuse.adapters.base import FusedOutput
+from unfuse.adapters.structure import quantisation
 from unfuse.engines.eager import EagerEngine
 from unfuse.errors import UnfuseError
 from unfuse.measure.memory import available_bytes
@@ -93,6 +94,8 @@ def compare(model: StagedModel, prepared: Prepared, max_new_tokens: int) -> Outp
     limit = logit_limit(model, prepared, fused)
     problems: list[str] = []
     near_ties: list[str] = []
+    if not written:
+        written, problems = (prefilled.token_id,), ["decode gives no token"]
     difference = _largest_difference(model.engine.score(prefilled, fused.token_ids), fused.logits)
     if written != fused.token_ids:
         if problem := _wrong_length(written, max_new_tokens, model.adapter.end_ids):
@@ -141,8 +144,8 @@ def logit_limit(model: StagedModel, prepared: Prepared, fused: FusedOutput) -> f
 def float32_copy(model: StagedModel) -> StagedModel | Unavailable:
     """Return a copy of a model with float32 weights and engine ``eager``, or the reason why there is none."""
     network = model.adapter.model
-    if getattr(network, "quantization_method", None) is not None:
-        return Unavailable("the weights are quantised")
+    if (method := quantisation(network)) is not None:
+        return Unavailable(f"the weights are quantised by {method}")
     if len({parameter.device for parameter in network.parameters()}) > 1:
         return Unavailable("the weights are on several devices")
     # The copy is made in the model's dtype, and then widened one tensor after the other.

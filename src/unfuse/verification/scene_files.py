@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from unfuse.adapters.media import load_event_frames
 from unfuse.samples import Sample
-from unfuse.samples.variants import SampleFiles, in_reverse, inverted, stream_of, with_other_polarity
+from unfuse.samples.variants import SampleFiles, equal_frames, in_reverse, inverted, stream_of, with_other_polarity
 from unfuse.stages import Loaded
 
 if TYPE_CHECKING:
     from unfuse.verification.checks import Subject
-
-Frames = Sequence[np.ndarray[Any, np.dtype[np.uint8]]]
 
 
 def file_faults(s: Subject, loaded: Loaded, folder: Path) -> Iterator[str]:
@@ -48,30 +44,26 @@ def file_faults(s: Subject, loaded: Loaded, folder: Path) -> Iterator[str]:
         ]
         yield from _apart(s, loaded, scenes)
         replaced = files.pictures(s.sample, frames, as_video=as_video, folder=one)
-        if not _equal(s.model.load(replaced).frames, frames):
+        if not equal_frames(s.model.load(replaced).frames, frames):
             yield "load: not the frames of pictures at the paths of other ones"
-    if s.sample.files and not _equal(s.model.load(files.copy(s.sample)).frames, loaded.frames):
+    if s.sample.files and not equal_frames(s.model.load(files.copy(s.sample)).frames, loaded.frames):
         yield "load: other frames of equal bytes at a new path"
 
 
 def _apart(s: Subject, loaded: Loaded, scenes: Sequence[Sample]) -> Iterator[str]:
     """Yield whether two files of one name have each other's frames."""
     first, second, again = (s.model.load(scenes[index]).frames for index in (0, 1, 0))
-    if not _equal(first, loaded.frames):
+    if not equal_frames(first, loaded.frames):
         yield "load: other frames of equal content in another file"
-    if any(_equal([a], [b]) for a, b in zip(first, second, strict=False)):
+    if any(equal_frames([a], [b]) for a, b in zip(first, second, strict=False)):
         yield "load: frames of a file of the same name in another folder"
-    if not _equal(first, again):
+    if not equal_frames(first, again):
         yield "load: other frames of a file after one of the same name"
 
 
 def _events(s: Subject, sample: Sample, name: str) -> Iterator[str]:
     """Compare with the frames as EventGPT draws them."""
-    if s.model.adapter.takes == "events" and not _equal(s.model.load(sample).frames, load_event_frames(sample).frames):
+    if s.model.adapter.takes == "events" and not equal_frames(
+        s.model.load(sample).frames, load_event_frames(sample).frames
+    ):
         yield f"load: not the frames of {name}"
-
-
-def _equal(one: Frames, other: Frames) -> bool:
-    return len(one) == len(other) and all(
-        a.shape == b.shape and (a == b).all() for a, b in zip(one, other, strict=True)
-    )

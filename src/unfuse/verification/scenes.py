@@ -19,7 +19,7 @@ import torch
 from unfuse.features import Features
 from unfuse.records.verification_file import CheckResult
 from unfuse.samples import Sample
-from unfuse.samples.variants import inverted, with_exchange, with_frames, with_square
+from unfuse.samples.variants import equal_frames, inverted, with_exchange, with_frames, with_square
 from unfuse.staged_model import StagedModel
 from unfuse.stages import Loaded, Prepared, Sampling
 from unfuse.verification.checks import PATHS_CAP, Subject
@@ -29,7 +29,8 @@ from unfuse.verification.scene_files import file_faults
 _EXPECTED: Final = (
     "first, second and first scene: own frames, pixels, features and logits; every frame and pixel matters"
 )
-_FURTHER_QUESTION: Final = "What moves, and where does it go?"
+_FURTHER_QUESTIONS: Final = "What moves, and where does it go?", "Is the camera moving?"
+"""The first one that differs from the question of the scene is asked."""
 _MOST_FRAMES: Final = 8
 """Frames of which a pixel is changed, evenly spaced."""
 _TOKENS: Final = 6
@@ -43,7 +44,8 @@ def scenes_apart(s: Subject, others: Sequence[Sample] = ()) -> CheckResult:
 
     Args:
         s: the first scene.
-        others: other scenes of the dataset, beside the one that is derived from the first.
+        others: other samples of the dataset, beside the scene that is derived from the first. Samples of the same
+            media, with other questions, are left out.
     """
     loaded = s.model.load(s.sample)
     if not loaded.frames:
@@ -65,9 +67,12 @@ def _faults(s: Subject, loaded: Loaded, others: Sequence[Sample]) -> Iterator[st
     derived = with_frames(s.sample, inverted(loaded.frames))
     first = _visit(s, s.sample)
     yield from first.faults("the first scene")
-    for other in (derived, *(replace(each, question=loaded.question) for each in others)):
+    own = [each for each in others if s.model.media_sha256(each) != loaded.media_sha256]
+    for other in (derived, *(replace(each, question=loaded.question) for each in own)):
         visited = _visit(s, other)
         yield from visited.faults("the second scene")
+        if other is derived:
+            yield from _same_frames(first, visited)
         yield from _not_apart(first, visited)
         again = _visit(s, s.sample)
         yield from again.faults("the first scene again")
@@ -97,7 +102,8 @@ class _Visit:
             yield f"prefill: logits of {name} are not those of its fused call"
         if answer and not _likely(model.engine.score(prefilled, answer), answer, cap):
             yield f"decode: tokens of {name} are not those of its logits"
-        further = model.adapter.tokenize(_FURTHER_QUESTION, self.features)
+        question = next(text for text in _FURTHER_QUESTIONS if text != self.prepared.question)
+        further = model.adapter.tokenize(question, self.features)
         expected = model.prefill(further, self.features).logits.clone()
         if torch.equal(expected, logits):
             yield f"prefill: another question about {name} gives equal logits"
@@ -113,13 +119,19 @@ def _visit(s: Subject, sample: Sample) -> _Visit:
     return _Visit(s.model, loaded, prepared, features, min(s.max_new_tokens, _TOKENS))
 
 
-def _not_apart(first: _Visit, second: _Visit) -> Iterator[str]:
-    """Yield the stages whose results of two scenes have a part in common that depends on their content."""
+def _same_frames(first: _Visit, second: _Visit) -> Iterator[str]:
+    """Yield the frames of the first scene that a scene of other frames has."""
     pairs = zip(first.loaded.frames, second.loaded.frames, strict=False)
-    if same := [str(index) for index, (a, b) in enumerate(pairs) if a.shape == b.shape and (a == b).all()]:
+    if same := [str(index) for index, (a, b) in enumerate(pairs) if equal_frames([a], [b])]:
         yield f"load: the second scene has the first one's frame {', '.join(same)}"
+
+
+def _not_apart(first: _Visit, second: _Visit) -> Iterator[str]:
+    """Yield the stages that give two scenes equal results. Windows of one recording may share some frames."""
     if first.loaded.media_sha256 == second.loaded.media_sha256:
         yield "load: both scenes have one media hash"
+    if equal_frames(first.loaded.frames, second.loaded.frames):
+        return
     if _equal(first.prepared.pixel_values, second.prepared.pixel_values):
         yield "preprocess: the second scene has the first one's pixels"
     if _equal(first.features.tensor, second.features.tensor):
@@ -128,10 +140,7 @@ def _not_apart(first: _Visit, second: _Visit) -> Iterator[str]:
 
 def _not_equal(first: _Visit, again: _Visit) -> Iterator[str]:
     """Yield the stages whose results of one scene changed."""
-    frames = first.loaded.frames, again.loaded.frames
-    if len(frames[0]) != len(frames[1]) or not all(
-        a.shape == b.shape and (a == b).all() for a, b in zip(*frames, strict=True)
-    ):
+    if not equal_frames(first.loaded.frames, again.loaded.frames):
         yield "load: the first scene has other frames after the second"
     if not _equal(first.prepared.pixel_values, again.prepared.pixel_values):
         yield "preprocess: the first scene has other pixels after the second"
@@ -159,14 +168,17 @@ def _blind(s: Subject, loaded: Loaded, first: _Visit) -> Iterator[str]:
     indices = dict.fromkeys(round(i * last / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES))
     changes = {f"one square of frame {index}": with_square(frames, index, seed=index) for index in indices}
     changes["two exchanged squares"] = with_exchange(frames, last) or with_square(frames, last, seed=last + 1)
-    if last and not all(a.shape == b.shape and (a == b).all() for a, b in zip(frames, reversed(frames), strict=True)):
-        changes["the order of the frames"] = list(reversed(frames))
+    visits = {name: (_visit(s, with_frames(s.sample, changed)), first) for name, changed in changes.items()}
+    if last:
+        # The frames of a scene may look alike where a crop leaves them, so one of them is marked.
+        marked = with_square(frames, 0)
+        one, other = (_visit(s, with_frames(s.sample, each)) for each in (marked, list(reversed(marked))))
+        visits["the order of the frames"] = one, other
     unseen: dict[str, list[str]] = {"preprocess": [], "encode": []}
-    for name, changed in changes.items():
-        visit = _visit(s, with_frames(s.sample, changed))
-        if _equal(visit.prepared.pixel_values, first.prepared.pixel_values):
+    for name, (one, other) in visits.items():
+        if _equal(one.prepared.pixel_values, other.prepared.pixel_values):
             unseen["preprocess"].append(name)
-        if _equal(visit.features.tensor, first.features.tensor):
+        if _equal(one.features.tensor, other.features.tensor):
             unseen["encode"].append(name)
     if (exchanged := _exchanged(first.prepared)) and _equal(s.model.encode(exchanged).tensor, first.features.tensor):
         unseen["encode"].append("two exchanged pixel values")

@@ -8,7 +8,7 @@ from unfuse.records.verification_file import CheckResult
 from unfuse.records.work_records import CountedWork, StageProducts
 from unfuse.report.counted_work import WORK_PCT, total, work_problems
 from unfuse.verification.checks import Subject
-from unfuse.verification.result import judged
+from unfuse.verification.result import judged, skipped
 
 
 def work(s: Subject) -> CheckResult:
@@ -18,6 +18,8 @@ def work(s: Subject) -> CheckResult:
     there, and missing work in ``encode``.
     """
     counted = count_work(s.model, s.sample)
+    if counted.reason is not None:
+        return skipped("work", counted.reason, expected="the work of the model's definition")
     problems = work_problems(counted)
     return judged(
         "work",

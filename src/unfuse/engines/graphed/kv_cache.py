@@ -9,6 +9,7 @@ import torch
 
 from unfuse.engines.graphed.kernels.launch import UNIT
 from unfuse.engines.graphed.llama import Llama
+from unfuse.measure.memory import available_bytes
 
 _STEP: Final = 64
 """Capacities are multiples of this many positions."""
@@ -78,6 +79,6 @@ def free_cache_bytes(device: torch.device) -> int:
     """Return the bytes that a continuous batch may allocate for KV caches."""
     if device.type != "cuda":
         return _CACHE_BYTES_ON_HOST
-    free, _ = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(0, int((free + cached - _RESERVED_BYTES) * 0.95))
+    available = available_bytes(device)
+    assert available is not None, "CUDA says it"
+    return max(0, int((available - _RESERVED_BYTES) * 0.95))
