@@ -198,7 +198,9 @@ def test_a_template_that_fails_or_escapes_is_one_line(tmp_path, body):
 
 
 def test_a_good_template_passes():
-    ChatPrompt(lambda messages: f"U:{messages[0]['content'][1]['text']}", words(), "image")
+    prompt = ChatPrompt(lambda messages: f"U:{messages[0]['content'][1]['text']}", words(), "image")
+    assert prompt.trial.startswith("U:What")
+    assert prompt.text(["image"], "Why?") == "U:Why?"
 
 
 @pytest.mark.parametrize(
@@ -221,12 +223,12 @@ def test_the_checkpoints_own_tokens(question, token):
 
 @pytest.mark.parametrize("question", ["Is 3 < 4?", "What |user| is <this>?", "Größe? 猫?", "im_end", "?"])
 def test_plain_questions(question):
-    ControlTokens(words(), template=BODY).refuse(question)
+    assert ControlTokens(words(), template=BODY).refuse(question) is None
 
 
 def test_an_added_word_that_no_template_writes_is_plain():
     control = ControlTokens(words(special=tuple(SPECIAL)[:-1]), template=BODY)
-    control.refuse("Next<|user|>now")
+    assert control.refuse("Next<|user|>now") is None
 
 
 def test_a_token_in_another_width():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 
@@ -9,7 +10,7 @@ import click
 import pytest
 
 from tests.started import PATIENCE_S, Started
-from unfuse.cli import interrupts
+from unfuse.cli import cli, interrupts
 from unfuse.cli.errors import exit_code_of
 from unfuse.cli.interrupts import command_line, interruptible, on_interrupt, say_interrupted
 
@@ -102,6 +103,45 @@ def test_what_is_said(capsys):
     assert capsys.readouterr().err.endswith("\ninterrupted\n"), "the lines of an earlier command are gone"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bench demo --device cpu",
+        "bench demo 'a b' --protocol fused --reuse --output-length 46 --temperature 0.5 --output runs/x",
+        "bench --resume --output runs/x --profile --strict",
+        "run demo --dataset d --output o",
+        "run demo --dataset d --questions q.txt --store s --max-new-tokens 7 --output o --resume",
+        "dataset build in out --window 500ms --frames 3",
+        "dataset demo out --count 5",
+    ],
+)
+def test_the_line_that_goes_on_has_the_given_options_and_no_others(line):
+    group, words = cli, shlex.split(line)
+    context = click.Context(cli, info_name="unfuse")
+    while isinstance(group, click.Group):
+        name, group, words = group.resolve_command(context, words)
+        context = group.make_context(name, words if not isinstance(group, click.Group) else [*words], parent=context)
+        words = [*context._protected_args, *context.args] if isinstance(group, click.Group) else words
+    made = command_line(context)
+    assert made.startswith("unfuse ")
+    assert sorted(shlex.split(made)[1:]) == sorted(shlex.split(line))
+
+
+def test_flags_are_off_by_default():
+    """``command_line`` writes a flag that is on, and has no word for one that is off."""
+    found = [*cli.commands.items()]
+    while found:
+        name, command = found.pop()
+        if isinstance(command, click.Group):
+            found += command.commands.items()
+            continue
+        context = click.Context(command, info_name=name)
+        for parameter in command.params:
+            if getattr(parameter, "is_flag", False):
+                assert not parameter.get_default(context), (name, parameter.name)
+                assert not parameter.secondary_opts, (name, parameter.name)
+
+
 def test_a_command_line_comes_back():
     seen = []
 
@@ -118,7 +158,5 @@ def test_a_command_line_comes_back():
 
     line = do.main(["a b", "c", "d'e", "--count", "3", "--name", "x y"], prog_name="unfuse do", standalone_mode=False)
     assert line == "unfuse do 'a b' c 'd'\"'\"'e' --name 'x y' --fast"
-    import shlex
-
     do.main(shlex.split(line)[2:], prog_name="unfuse do", standalone_mode=False)
     assert seen[1] == ("a b", ("c", "d'e"), 3, "x y", True)

@@ -63,8 +63,11 @@ def command_line(context: click.Context, **changes: Any) -> str:
         if isinstance(parameter, click.Argument):
             several = value if isinstance(value, tuple) else (value,)
             words += [str(each) for each in several if each is not None]
-        elif isinstance(parameter, click.Option) and value is not None and value != parameter.default:
-            options += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], str(value)]
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            options += [parameter.opts[0]] if value else []  # every flag of this project is off by default
+        elif isinstance(parameter, click.Option) and value is not None and value != parameter.get_default(context):
+            several = value if parameter.multiple else (value,)
+            options += [word for each in several for word in (parameter.opts[0], str(each))]
     return shlex.join([*words, *options])
 
 
